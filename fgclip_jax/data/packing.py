@@ -1,0 +1,249 @@
+"""Captions of a batch packed into rows of fixed length, and the batch as the step takes it.
+
+The text tower is causal and a caption is read at its first end-of-text token, so nothing after
+that token matters: captions are cut there and laid side by side, each attending to itself alone.
+The padded form is the same with one caption per row. Shapes are static: the number of rows is the
+smallest of a ladder of budgets that holds the batch, and its last rung holds any batch.
+"""
+
+import bisect
+import dataclasses
+import math
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+
+from fgclip_jax.data.record import MAX_NEGATIVES
+
+NONE = -1  # an end that is not there
+
+
+@dataclasses.dataclass(frozen=True)
+class Caption:
+  """One caption as token ids, from start-of-text to its first end-of-text token, and its position table."""
+
+  ids: tuple[int, ...]
+  long: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """One decoded training example.
+
+  Attributes:
+    image: uint8 [S, S, 3].
+    short, long: its captions; `long` is None where the model has no long path.
+    boxes: float32 [n, 4], xyxy in 0..1.
+    regions: the caption of each box.
+    negatives: the hard negatives of each box, none for most.
+    record: the record's number in its data set.
+  """
+
+  image: np.ndarray
+  short: Caption
+  long: Caption | None = None
+  boxes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 4), np.float32))
+  regions: tuple[Caption, ...] = ()
+  negatives: tuple[tuple[Caption, tuple[Caption, ...]] | None, ...] = ()
+  record: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+  """The static shapes of a batch.
+
+  Attributes:
+    boxes: K, boxes per image; 0 leaves regions out.
+    row_length: L, tokens per row; at least the longest caption.
+    short_length, long_length: longest captions of the two position tables.
+    ladder: budgets of rows per data shard, ascending; empty: exactly as many rows as needed (not static).
+    packed: False gives every caption a row of its own.
+  """
+
+  boxes: int = 4
+  row_length: int = 256
+  short_length: int = 77
+  long_length: int | None = 248
+  ladder: tuple[int, ...] = ()
+  packed: bool = True
+
+  def __post_init__(self):
+    longest = max(self.short_length, self.long_length or 0)
+    if self.row_length < longest:
+      raise ValueError(f"row_length {self.row_length} must hold the longest caption, {longest} tokens")
+
+
+def captions_per_image(layout: Layout) -> tuple[int, int]:
+  """The most short-table and long-table captions that one image can bring."""
+  return 1 + layout.boxes * (2 + MAX_NEGATIVES), int(layout.long_length is not None)
+
+
+def budget_ladder(layout: Layout, images: int, growth: float = 1.125, start: int = 1) -> tuple[int, ...]:
+  """Row budgets for `images` per shard: growing by a constant factor up to what holds any batch."""
+  short, long = captions_per_image(layout)
+  if layout.packed:
+    # any two rows of a best-fit packing hold more than one row's tokens together
+    tokens = short * layout.short_length + long * (layout.long_length or 0)
+    per_row = layout.row_length // layout.short_length
+    worst = min(math.ceil(2 * images * tokens / layout.row_length) + 1, images * (math.ceil(short / per_row) + long))
+  else:
+    worst = images * (short + long)
+  rungs, rung = [], max(start, 1)
+  while rung < worst:
+    rungs.append(rung)
+    rung = max(rung + 1, math.ceil(rung * growth))
+  return (*rungs, worst)
+
+
+def best_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
+  """Places pieces of these lengths into rows, longest first, each where the least room is left over.
+
+  Returns:
+    (row, offset) of each piece. Deterministic.
+  """
+  places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
+  open_rows: list[tuple[int, int]] = []  # (room, row), ascending
+  rows = 0
+  for piece in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+    length = lengths[piece]
+    at = bisect.bisect_left(open_rows, (length, -1))
+    if at < len(open_rows):
+      room, row = open_rows.pop(at)
+    else:
+      room, row = row_length, rows
+      rows += 1
+    places[piece] = (row, row_length - room)
+    if room > length:
+      bisect.insort(open_rows, (room - length, row))
+  return places
+
+
+class _Rows:
+  """Collects the captions of one shard, equal ones once, and lays them out."""
+
+  def __init__(self, layout: Layout):
+    self.layout = layout
+    self.index: dict[Caption, int] = {}
+
+  def add(self, caption: Caption) -> int:
+    """The caption's number."""
+    if not self.layout.packed:  # the padded form encodes every caption, as the published code does
+      self.index[caption, len(self.index)] = len(self.index)  # type: ignore[index]
+      return len(self.index) - 1
+    return self.index.setdefault(caption, len(self.index))
+
+  def captions(self) -> list[Caption]:
+    return list(self.index) if self.layout.packed else [key[0] for key in self.index]  # type: ignore[index]
+
+  def place(self) -> list[tuple[int, int]]:
+    lengths = [len(caption.ids) for caption in self.captions()]
+    if not self.layout.packed:
+      return [(row, 0) for row in range(len(lengths))]
+    return best_fit(lengths, self.layout.row_length)
+
+
+def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[str, np.ndarray]:
+  """Makes a batch of examples, split evenly over data shards.
+
+  Args:
+    examples: a multiple of `shards`; consecutive ones share a shard.
+    shards: G, the data shards that this process feeds.
+    layout: the static shapes.
+
+  Returns:
+    The batch: see docs/design.md for its keys.
+
+  Raises:
+    ValueError: the batch does not divide, or a caption is longer than its table.
+  """
+  if len(examples) % shards:
+    raise ValueError(f"{len(examples)} examples do not divide over {shards} data shards")
+  per_shard, boxes = len(examples) // shards, layout.boxes
+  parts = [_shard(examples[g * per_shard : (g + 1) * per_shard], layout) for g in range(shards)]
+  needed = max(rows for _, rows in parts)
+  rows = needed
+  if layout.ladder:
+    at = bisect.bisect_left(layout.ladder, needed)
+    if at == len(layout.ladder):
+      raise ValueError(f"the batch needs {needed} rows of {layout.row_length} tokens, the ladder ends at {layout.ladder[-1]}")
+    rows = layout.ladder[at]
+  batch = {
+    key: np.stack([part[key] for part, _ in parts]) for key in parts[0][0] if key not in ("captions", "places")
+  }
+  shape = (shards, rows, layout.row_length)
+  tokens, segment, position = (np.zeros(shape, np.int32) for _ in range(3))
+  for g, (part, _) in enumerate(parts):
+    in_row = [0] * rows
+    for caption, (row, offset) in zip(part["captions"], part["places"], strict=True):
+      at = slice(offset, offset + len(caption.ids))
+      in_row[row] += 1
+      tokens[g, row, at] = caption.ids
+      segment[g, row, at] = in_row[row]
+      first = layout.short_length if caption.long else 0
+      position[g, row, at] = np.arange(first, first + len(caption.ids))
+  return batch | {"tokens": tokens, "segment": segment, "position": position}
+
+
+def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
+  """One shard's arrays without the text rows; its captions with their places; and the rows they need."""
+  images, boxes = len(examples), layout.boxes
+  rows = _Rows(layout)
+  numbers = {
+    "short_end": np.full(images, NONE, np.int32),
+    "long_end": np.full(images, NONE, np.int32),
+    "region_end": np.full((images, boxes), NONE, np.int32),
+    "hard_end": np.full((images * boxes, 1 + MAX_NEGATIVES), NONE, np.int32),
+  }
+  box_array = np.zeros((images, boxes, 4), np.float32)
+  box_count = np.zeros(images, np.int32)
+  region_caption = np.zeros((images, boxes), np.int32)
+  hard_box = np.full(images * boxes, NONE, np.int32)
+  hard = 0
+  for i, example in enumerate(examples):
+    numbers["short_end"][i] = rows.add(example.short)
+    if example.long is not None:
+      numbers["long_end"][i] = rows.add(example.long)
+    count = min(len(example.regions), boxes)
+    box_count[i] = count
+    box_array[i, :count] = example.boxes[:count]
+    for k in range(count):
+      numbers["region_end"][i, k] = rows.add(example.regions[k])
+      region_caption[i, k] = zlib.crc32(np.asarray(example.regions[k].ids, np.int32).tobytes()) >> 1
+      if k < len(example.negatives) and example.negatives[k]:
+        truth, wrong = example.negatives[k]
+        hard_box[hard] = i * boxes + k
+        for column, caption in enumerate((truth, *wrong[:MAX_NEGATIVES])):
+          numbers["hard_end"][hard, column] = rows.add(caption)
+        hard += 1
+  captions, places = rows.captions(), rows.place()
+  _check_lengths(captions, layout)
+  last = np.asarray(
+    [row * layout.row_length + at + len(c.ids) - 1 for c, (row, at) in zip(captions, places, strict=True)] + [NONE],
+    np.int32,
+  )
+  part = {
+    "image": np.stack([example.image for example in examples]),
+    "boxes": box_array,
+    "box_count": box_count,
+    "region_caption": region_caption,
+    "hard_box": hard_box,
+    "record": np.asarray([example.record for example in examples], np.int64),
+    **{key: last[number] for key, number in numbers.items()},  # NONE picks the last, which is NONE
+    "captions": captions,
+    "places": places,
+  }
+  return part, max((row for row, _ in places), default=-1) + 1
+
+
+def _check_lengths(captions: Sequence[Caption], layout: Layout) -> None:
+  for caption in captions:
+    longest = layout.long_length if caption.long else layout.short_length
+    if not caption.ids or longest is None or len(caption.ids) > longest:
+      kind = "long" if caption.long else "short"
+      raise ValueError(f"a {kind} caption has {len(caption.ids)} tokens, its position table {longest}: truncate it first")
+
+
+def packing_efficiency(batch: dict[str, np.ndarray]) -> float:
+  """The share of token slots that hold a caption's token."""
+  return float(np.mean(batch["segment"] > 0))

@@ -1,0 +1,137 @@
+"""FG-CLIP, the dual encoder: two towers, their projections, three temperatures (arXiv 2505.05071)."""
+
+import itertools
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.models.roi_align import roi_align
+from fgclip_jax.models.text import TextTower
+from fgclip_jax.models.transformer import Runtime, linear
+from fgclip_jax.models.vision import VisionTower
+
+
+@flax.struct.dataclass
+class Embeddings:
+  """What the losses compare: unit-length float32 embeddings and masks. B images, K boxes each, H hard boxes.
+
+  `long` is None for a plain CLIP; the region and hard-negative fields are None where K = 0.
+  A hard box's first text is the true one, the others are its negatives; `hard_row` is its place among all B*K
+  boxes. Equal numbers in `region_caption` stand for equal captions.
+  """
+
+  image: Float[Array, "B D"]
+  short: Float[Array, "B D"]
+  long: Float[Array, "B D"] | None = None
+  region_image: Float[Array, "B K D"] | None = None
+  region_text: Float[Array, "B K D"] | None = None
+  region_valid: Bool[Array, "B K"] | None = None
+  region_caption: Int[Array, "B K"] | None = None
+  hard_image: Float[Array, "H D"] | None = None
+  hard_text: Float[Array, "H T D"] | None = None
+  hard_valid: Bool[Array, "H T"] | None = None
+  hard_row: Int[Array, "H"] | None = None  # noqa: F821
+
+
+def unit_length(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+  """x / |x| in float32; a zero vector stays zero and has zero gradient."""
+  x = x.astype(jnp.float32)
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-30))
+
+
+class FGCLIP(nnx.Module):
+  """The model. Features are not normalised unless said; see `__call__` for what training compares."""
+
+  def __init__(self, config: ModelConfig, runtime: Runtime = Runtime(), *, rngs: nnx.Rngs):
+    self.config = config
+    self.vision = VisionTower(config.vision, runtime, rngs=rngs)
+    self.text = TextTower(config.text, runtime, rngs=rngs)
+
+    def projection(width):
+      return linear(width, config.embedding_width, width**-0.5, runtime.dtype, rngs, use_bias=False)
+
+    self.vision_projection = projection(config.vision.width)
+    self.short_projection = projection(config.text.width)
+    names = ["global"]
+    if config.fine_grained:
+      self.long_projection = projection(config.text.width)
+      names += ["regional", "hard_negative"]
+    init = jnp.asarray(config.temperature_init, jnp.float32)
+    self.temperature = nnx.Dict({name: nnx.Param(init) for name in names})
+
+  def image_features(
+    self, image: Float[Array, "B S S 3"]
+  ) -> tuple[Float[Array, "B D"], Float[Array, "B h w D"]]:
+    """Features of whole images and of their patches (the dense ones, for regions)."""
+    pooled, dense = self.vision(image)
+    return self.vision_projection(pooled), self.vision_projection(dense)
+
+  def text_features(
+    self,
+    tokens: Int[Array, "R L"],
+    segment: Int[Array, "R L"],
+    position: Int[Array, "R L"],
+    row: Int[Array, "N"],  # noqa: F821
+    end: Int[Array, "N"],  # noqa: F821
+    long: bool = False,
+  ) -> Float[Array, "N D"]:
+    """Features of N captions that end at `[row, end]` of packed rows, all of one kind."""
+    hidden = self.text(tokens, segment, position)
+    projection = self.long_projection if long else self.short_projection
+    return projection(self.text.final_norm(hidden[row, end]))
+
+  def __call__(self, batch: dict[str, Array]) -> Embeddings:
+    """Embeds a batch (see docs/design.md for its keys; images already normalised, [G, b, S, S, 3] float)."""
+    shards, per_shard = batch["image"].shape[:2]
+    images = shards * per_shard
+    image, dense = self.image_features(batch["image"].reshape(images, *batch["image"].shape[2:]))
+
+    regions = batch["boxes"].shape[2] if self.config.fine_grained else 0
+    ends = {"short": batch["short_end"]}
+    if self.config.fine_grained:
+      ends["long"] = batch["long_end"]
+    if regions:
+      ends["region"] = batch["region_end"]
+      ends["hard"] = batch["hard_end"]
+    read = self._read_ends(batch, ends)
+    embeddings = Embeddings(image=unit_length(image), short=unit_length(self.short_projection(read["short"])))
+    if self.config.fine_grained:
+      embeddings = embeddings.replace(long=unit_length(self.long_projection(read["long"])))
+    if not regions:
+      return embeddings
+
+    boxes = batch["boxes"].reshape(images, regions, 4)
+    region_image = unit_length(roi_align(dense, boxes))
+    hard_box = jnp.maximum(batch["hard_box"], 0)
+    by_shard = region_image.reshape(shards, per_shard * regions, -1)
+    hard_image = jnp.take_along_axis(by_shard, hard_box[..., None], axis=1)
+    first_row = jnp.arange(shards, dtype=hard_box.dtype)[:, None] * (per_shard * regions)
+    hard_text = unit_length(self.short_projection(read["hard"]))
+    return embeddings.replace(
+      region_image=region_image,
+      region_text=unit_length(self.short_projection(read["region"])).reshape(images, regions, -1),
+      region_valid=(batch["region_end"] >= 0).reshape(images, regions),
+      region_caption=batch["region_caption"].reshape(images, regions),
+      hard_image=hard_image.reshape(-1, hard_image.shape[-1]),
+      hard_text=hard_text,
+      hard_valid=((batch["hard_end"] >= 0) & (batch["hard_box"] >= 0)[..., None]).reshape(-1, ends["hard"].shape[-1]),
+      hard_row=(first_row + hard_box).reshape(-1),
+    )
+
+  def _read_ends(
+    self, batch: dict[str, Array], ends: dict[str, Int[Array, "G ..."]]
+  ) -> dict[str, Float[Array, "..."]]:
+    """Encodes the batch's rows and reads, for each array of ends, the normed vectors: shard axis folded."""
+    shards, rows, length = batch["tokens"].shape
+    packed = (batch[key].reshape(shards * rows, length) for key in ("tokens", "segment", "position"))
+    hidden = self.text(*packed).reshape(shards, rows * length, -1)
+    flat = {name: end.reshape(shards, -1) for name, end in ends.items()}
+    index = jnp.maximum(jnp.concatenate(list(flat.values()), axis=1), 0)
+    vectors = self.text.final_norm(jnp.take_along_axis(hidden, index[..., None], axis=1))
+    starts = list(itertools.accumulate(end.shape[1] for end in flat.values()))[:-1]
+    parts = dict(zip(flat, jnp.split(vectors, starts, axis=1), strict=True))
+    return {name: part.reshape(-1, *ends[name].shape[2:], part.shape[-1]) for name, part in parts.items()}

@@ -1,0 +1,57 @@
+"""RoIAlign with a 1x1 output, as two small matrices.
+
+Averaging bilinear samples over a regular grid separates into a weight per row and a weight per
+column, so a box's feature is `sum_hw rows[h] * columns[w] * features[h, w]`. Exactly
+torchvision's `roi_align(features, boxes, output_size=(1, 1), spatial_scale=1,
+sampling_ratio=-1, aligned=True)`: as many samples per side as the box covers cells, rounded up;
+samples more than one cell outside the map count as zero; an empty box gives zero.
+"""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+
+def axis_weights(low: Float[Array, "*B"], high: Float[Array, "*B"], size: int) -> Float[Array, "*B {size}"]:
+  """The weight of each of `size` cells in the average over [low, high], along one axis.
+
+  Args:
+    low, high: the box's extent in cells (0 is the first cell's outer edge).
+    size: the number of cells.
+  """
+  # the barrier keeps the compiler from fusing the scaling of the box into these differences: a
+  # fused multiply-add rounds once less, and the number of samples would differ from torchvision's
+  low, high = jax.lax.optimization_barrier((low, high))
+  start, extent = low - 0.5, (high - 0.5) - (low - 0.5)
+  count = jnp.maximum(jnp.ceil(extent), 0.0)
+  spacing = extent / jnp.maximum(count, 1.0)
+  # only samples in [-1, size] weigh anything; they are at least half a cell apart (or just one),
+  # so that many, from the first that can be inside, are enough for a box of any size
+  samples = 2 * size + 4
+  first = jnp.maximum(jnp.floor((-1.0 - start) / jnp.where(spacing > 0, spacing, 1.0) - 0.5), 0.0)
+  index = first[..., None] + jnp.arange(samples, dtype=low.dtype)
+  position = start[..., None] + (index + 0.5) * spacing[..., None]
+  counted = (index < count[..., None]) & (position >= -1.0) & (position <= size)
+  position = jnp.clip(position, 0.0, size - 1.0)
+  cells = jnp.arange(size, dtype=low.dtype)
+  tent = jnp.maximum(1.0 - jnp.abs(position[..., None] - cells), 0.0)
+  return jnp.where(counted[..., None], tent, 0.0).sum(-2) / jnp.maximum(count, 1.0)[..., None]
+
+
+def roi_align(features: Float[Array, "B h w D"], boxes: Float[Array, "B K 4"]) -> Float[Array, "B K D"]:
+  """The feature of each box.
+
+  Args:
+    features: the feature map; pooled in float32.
+    boxes: xyxy, normalised to 0..1 of width and height.
+
+  Returns:
+    float32 features; zero for a box of no size. No gradient flows to the boxes.
+  """
+  height, width = features.shape[1:3]
+  x1, y1, x2, y2 = jnp.moveaxis(jax.lax.stop_gradient(boxes).astype(jnp.float32), -1, 0)
+  rows = axis_weights(y1 * height, y2 * height, height)
+  columns = axis_weights(x1 * width, x2 * width, width)
+  return jnp.einsum(
+    "bhwd,bkh,bkw->bkd", features.astype(jnp.float32), rows, columns, precision=jax.lax.Precision.HIGHEST
+  )

@@ -1,0 +1,52 @@
+"""The causal text tower over packed rows, with FG-CLIP's short and long position tables."""
+
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Int
+
+from fgclip_jax.models.presets import TextConfig
+from fgclip_jax.models.transformer import Runtime, Transformer, layer_norm
+
+
+def packed_causal_mask(segment: Int[Array, "R L"]) -> Bool[Array, "R 1 L L"]:
+  """True where a token may attend: to itself and earlier tokens of its own segment."""
+  same = segment[:, :, None] == segment[:, None, :]
+  causal = jnp.tri(segment.shape[1], dtype=bool)
+  return (same & causal)[:, None]
+
+
+class TextTower(nnx.Module):
+  """Rows of packed captions to hidden vectors; a caption is read at its end-of-text token."""
+
+  def __init__(self, config: TextConfig, runtime: Runtime = Runtime(), *, rngs: nnx.Rngs):
+    self.config, self.runtime = config, runtime
+
+    def table(rows, std):
+      return nnx.Param(nnx.initializers.normal(std)(rngs.params(), (rows, config.width), jnp.float32))
+
+    self.token_embedding = table(config.vocab_size, 0.02)
+    self.short_positions = table(config.short_length, 0.01)
+    if config.long_length is not None:
+      self.long_positions = table(config.long_length, 0.01)
+    self.transformer = Transformer(config, runtime, rngs=rngs)
+    self.final_norm = layer_norm(config.width, config.layer_norm_eps, rngs)
+
+  def __call__(
+    self, tokens: Int[Array, "R L"], segment: Int[Array, "R L"], position: Int[Array, "R L"]
+  ) -> Float[Array, "R L W"]:
+    """Encodes rows of captions.
+
+    Args:
+      tokens: token ids.
+      segment: which caption of its row a token belongs to, 1, 2, ...; 0 is empty space.
+      position: the row of the position tables: 0..76 in the short one, from 77 on in the long one.
+
+    Returns:
+      The last block's output, *before* the final LayerNorm: apply `final_norm` to what is read.
+    """
+    tables = [self.short_positions[...]]
+    if self.config.long_length is not None:
+      tables.append(self.long_positions[...])
+    embedded = self.token_embedding[...][tokens] + jnp.concatenate(tables)[position]
+    hidden, _ = self.transformer(embedded.astype(self.runtime.dtype), packed_causal_mask(segment))
+    return hidden

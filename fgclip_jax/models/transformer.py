@@ -1,0 +1,172 @@
+"""The pre-norm transformer block that both towers share, stacked and scanned over depth."""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jaxtyping import Array, Bool, Float
+
+from fgclip_jax.models.presets import TowerConfig
+
+Dtype = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+  """How a model computes, as opposed to what it is. Changes no result beyond rounding.
+
+  Attributes:
+    dtype: of activations and matrix products; softmax and LayerNorm are always float32.
+    remat: what the backward pass keeps of a block: `none` (everything), `dots` (matrix products
+      without a batch axis), `full` (nothing but the block's input), or `save:NAME,...` with the
+      names `qkv`, `attention`, `mlp_up`, `mlp_down`.
+    unroll: how many blocks of the scan over depth are unrolled; 0 unrolls all.
+  """
+
+  dtype: Dtype = jnp.float32
+  remat: str = "none"
+  unroll: int = 1
+
+  def __post_init__(self):
+    remat_policy(self.remat)
+
+
+_SAVE_NAMES = ("qkv", "attention", "mlp_up", "mlp_down")
+
+
+def remat_policy(name: str) -> Callable | None:
+  """The `jax.checkpoint` policy of that name (see `Runtime.remat`); None where nothing is recomputed."""
+  policies = jax.checkpoint_policies
+  if name == "none":
+    return None
+  if name == "dots":
+    return policies.dots_with_no_batch_dims_saveable
+  if name == "full":
+    return policies.nothing_saveable
+  names = name.removeprefix("save:").split(",")
+  if name.startswith("save:") and set(names) <= set(_SAVE_NAMES):
+    return policies.save_only_these_names(*names)
+  raise ValueError(f"remat must be 'none', 'dots', 'full' or 'save:' with names of {_SAVE_NAMES}, got {name!r}")
+
+
+def activation(name: str) -> Callable[[Array], Array]:
+  """`quick_gelu` or the exact `gelu`."""
+  if name == "gelu":
+    return lambda x: jax.nn.gelu(x, approximate=False)
+  return lambda x: x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x)
+
+
+def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
+  """LayerNorm in float32 whatever the input's dtype; the two-pass variance is the accurate one."""
+  return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
+
+
+def linear(inputs: int, outputs: int, std: float, dtype: Dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
+  """A linear layer with float32 parameters, computing in `dtype`."""
+  init = nnx.initializers.normal(std)
+  return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+
+class Attention(nnx.Module):
+  """Multi-head self-attention."""
+
+  def __init__(self, config: TowerConfig, runtime: Runtime, *, rngs: nnx.Rngs):
+    width, std = config.width, config.width**-0.5
+    self.heads = config.heads
+    self.query = linear(width, width, std, runtime.dtype, rngs)
+    self.key = linear(width, width, std, runtime.dtype, rngs)
+    self.value = linear(width, width, std, runtime.dtype, rngs)
+    self.out = linear(width, width, std * (2 * config.depth) ** -0.5, runtime.dtype, rngs)
+
+  def __call__(
+    self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None
+  ) -> Float[Array, "B T W"]:
+    """Attends where `mask` is true, or everywhere without one."""
+
+    def split_heads(y):
+      return checkpoint_name(y, "qkv").reshape(*y.shape[:-1], self.heads, -1)
+
+    query, key, value = split_heads(self.query(x)), split_heads(self.key(x)), split_heads(self.value(x))
+    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+    scores = scores * (query.shape[-1] ** -0.5)
+    if mask is not None:
+      scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(x.shape[:-1] + (-1,))
+    return self.out(checkpoint_name(mixed, "attention"))
+
+  def without_mixing(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
+    """Each token attends to itself alone: the value and output projections."""
+    return self.out(self.value(x))
+
+
+class MLP(nnx.Module):
+  """Two linear layers with the tower's activation between."""
+
+  def __init__(self, config: TowerConfig, runtime: Runtime, *, rngs: nnx.Rngs):
+    width = config.width
+    self.up = linear(width, config.mlp_width, (2 * width) ** -0.5, runtime.dtype, rngs)
+    self.down = linear(config.mlp_width, width, width**-0.5 * (2 * config.depth) ** -0.5, runtime.dtype, rngs)
+    self.activation = activation(config.activation)
+
+  def __call__(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
+    return checkpoint_name(self.down(self.activation(checkpoint_name(self.up(x), "mlp_up"))), "mlp_down")
+
+
+class Block(nnx.Module):
+  """Pre-norm attention and MLP, each with a residual connection."""
+
+  def __init__(self, config: TowerConfig, runtime: Runtime, *, rngs: nnx.Rngs):
+    self.norm1 = layer_norm(config.width, config.layer_norm_eps, rngs)
+    self.attention = Attention(config, runtime, rngs=rngs)
+    self.norm2 = layer_norm(config.width, config.layer_norm_eps, rngs)
+    self.mlp = MLP(config, runtime, rngs=rngs)
+
+  def __call__(
+    self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None
+  ) -> Float[Array, "B T W"]:
+    x = x + self.attention(self.norm1(x), mask)
+    return x + self.mlp(self.norm2(x))
+
+  def without_mixing(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
+    """The block with every token attending to itself alone (FG-CLIP's dense feature path)."""
+    x = x + self.attention.without_mixing(self.norm1(x))
+    return x + self.mlp(self.norm2(x))
+
+
+class Transformer(nnx.Module):
+  """`depth` blocks whose parameters are stacked along a leading axis and scanned over."""
+
+  def __init__(self, config: TowerConfig, runtime: Runtime, *, rngs: nnx.Rngs):
+    @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
+    def make_blocks(rngs):
+      return Block(config, runtime, rngs=rngs)
+
+    self.blocks = make_blocks(rngs.fork(split=config.depth))
+    self.depth, self.runtime = config.depth, runtime
+
+  def __call__(
+    self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None
+  ) -> tuple[Float[Array, "B T W"], Float[Array, "B T W"]]:
+    """Returns the last block's output and its input (which the dense path starts from)."""
+
+    def run(block, x):
+      return block(x, mask)
+
+    if (policy := remat_policy(self.runtime.remat)) is not None:
+      run = jax.checkpoint(run, policy=policy, prevent_cse=False)
+
+    def step(carry, block):
+      x, _ = carry
+      return (run(block, x), x), None
+
+    (x, penultimate), _ = jax.lax.scan(step, (x, x), self.blocks, unroll=self.runtime.unroll or self.depth)
+    return x, penultimate
+
+  def last_block(self) -> Block:
+    """The last block, cut from the stack."""
+    return jax.tree.map(lambda leaf: leaf[-1], self.blocks)

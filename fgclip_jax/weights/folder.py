@@ -1,0 +1,34 @@
+"""Model folders of any known format."""
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.weights import huggingface, native
+
+FORMATS = {"pytorch": huggingface, "jax": native}
+
+
+def detect(folder: str) -> str:
+  """Which format a folder has: `pytorch` or `jax`.
+
+  Raises:
+    FileNotFoundError: it is neither, or not there.
+  """
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(f"no model folder at {folder!r}")
+  for name, file in (("jax", native.MODEL_FILE), ("pytorch", huggingface.CONFIG_FILE)):
+    if os.path.exists(os.path.join(folder, file)):
+      return name
+  raise FileNotFoundError(
+    f"{folder!r} is no model folder: it has neither {huggingface.CONFIG_FILE} (PyTorch format) "
+    f"nor {native.MODEL_FILE} (a model or run folder of ours)"
+  )
+
+
+def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]:
+  """Reads a folder of either format: the model's size, flat parameters as stored, and its source."""
+  return FORMATS[detect(folder)].read(folder)

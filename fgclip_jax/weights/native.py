@@ -1,0 +1,72 @@
+"""Our own model folders: `model.json` beside an Orbax checkpoint of the parameters; and run folders."""
+
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from orbax.checkpoint import v1 as ocp
+
+from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
+from fgclip_jax.models.presets import ModelConfig
+
+MODEL_FILE = "model.json"
+PARAMS_FOLDER = "params"
+FORMAT = 1
+
+
+def write(
+  folder: str, config: ModelConfig, flat: Mapping[str, np.ndarray], source: Mapping[str, Any] | None = None
+) -> list[str]:
+  """Writes a model folder; `source` is kept so that a conversion back gives the same files. Returns the paths."""
+  os.makedirs(folder, exist_ok=True)
+  paths = [os.path.join(folder, MODEL_FILE), os.path.join(folder, PARAMS_FOLDER)]
+  ocp.save(os.path.abspath(paths[1]), unflatten({k: np.asarray(v) for k, v in flat.items()}), overwrite=True)
+  write_model_file(folder, config, source)
+  return paths
+
+
+def write_model_file(folder: str, config: ModelConfig, source: Mapping[str, Any] | None = None) -> None:
+  """Writes `model.json` alone (a run folder has one beside its checkpoints)."""
+  with open(os.path.join(folder, MODEL_FILE), "w", encoding="utf-8") as file:
+    json.dump({"format": FORMAT, "model": config.to_dict(), "source": source}, file, indent=2)
+    file.write("\n")
+
+
+def read_model_file(folder: str) -> tuple[ModelConfig, dict[str, Any] | None]:
+  """Reads `model.json`: the model's size and its source."""
+  path = os.path.join(folder, MODEL_FILE)
+  with open(path, encoding="utf-8") as file:
+    values = json.load(file)
+  if values.get("format") != FORMAT:
+    raise ValueError(f"{path!r} has format {values.get('format')!r}; this version reads {FORMAT}")
+  return ModelConfig.from_dict(values["model"]), values["source"]
+
+
+def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]:
+  """Reads a model folder, or the newest checkpoint of a run folder: size, flat parameters (as stored), source."""
+  config, source = read_model_file(folder)
+  params = os.path.join(folder, PARAMS_FOLDER)
+  if os.path.isdir(params):
+    tree = ocp.load(os.path.abspath(params), _abstract(os.path.abspath(params)))
+  else:
+    from fgclip_jax.train.checkpoint import read_params  # a run folder; avoids a cycle
+
+    tree = read_params(folder)
+  flat = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
+  expected = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
+  found = {name: leaf.shape for name, leaf in flat.items()}
+  if expected != found:
+    different = sorted(set(expected.items()) ^ set(found.items()))
+    raise ValueError(f"{folder!r}: the parameters do not fit {MODEL_FILE}: {different}")
+  return config, flat, source
+
+
+def _abstract(path: str):
+  """The stored tree's shapes and dtypes, to be read onto one local device."""
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  return jax.tree.map(
+    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), ocp.metadata(path).metadata
+  )
