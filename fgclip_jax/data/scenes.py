@@ -160,9 +160,9 @@ def make_record(seed: int, index: int, split: str) -> record.Record:
   """One scene with its texts, as it is written.
 
   The long caption names all attributes and the quadrant of every object, the short one colours and
-  shapes; each in an order of its own. A region of the training split has ten negatives on one of
-  the three objects, none of them a held-out combination (else held-out texts would be learnt as
-  "always wrong"); of the validation split ten of all 17 on every object.
+  shapes; each has an order of its own. In training one of the three regions has ten negatives, none
+  of them a held-out combination (else held-out texts would be learnt as "always wrong"). In
+  validation every region has ten, drawn from all 17.
   """
   image, objects = render(seed, index, split)
   rng = _rng(seed, index, split, stream=1)

@@ -222,6 +222,8 @@ def test_records_do_not_depend_on_the_number_of_processes(tmp_path, written):
 def test_splits_and_seeds_differ():
   images = [scenes.render(*key)[0] for key in [(0, 0, "train"), (1, 0, "train"), (0, 1, "train"), (0, 0, "validation")]]
   assert len({image.tobytes() for image in images}) == 4
+  streams = [(0, 0, "train", 0), (1, 0, "train", 0), (0, 1, "train", 0), (0, 0, "validation", 0), (0, 0, "train", 1)]
+  assert len({scenes._rng(*key).random() for key in streams}) == 5
   np.testing.assert_array_equal(images[0], scenes.render(0, 0, "train")[0])
 
 
