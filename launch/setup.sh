@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# Makes .venv in the repository and installs what the program needs (with --dev: what its tests need, too).
+# Runs again at no cost: it installs only when a requirements file has changed.
+#
+#   bash launch/setup.sh [--dev]            PYTHON=python3.12 bash launch/setup.sh    picks the Python
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+files=(requirements.txt)
+case "${1:-}" in
+  "") ;;
+  --dev) files+=(requirements-dev.txt) ;;
+  *) echo "usage: bash launch/setup.sh [--dev]" >&2; exit 2 ;;
+esac
+
+supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
+
+if [[ -e .venv/bin/python ]] && ! .venv/bin/python -c "$supported"; then
+  echo "setup: .venv has no working Python 3.11, 3.12 or 3.13; remove the folder .venv and run this again" >&2
+  exit 1
+fi
+
+if ! { [[ -e .venv/bin/python ]] && .venv/bin/python -m pip --version; } >/dev/null 2>&1; then
+  python=""
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11 python}; do
+    if "$candidate" -c "$supported; import ensurepip, venv" >/dev/null 2>&1; then python="$candidate"; break; fi
+  done
+  if [[ -z "$python" ]]; then
+    echo "setup: found no Python 3.11, 3.12 or 3.13 with the venv module." >&2
+    echo "setup: install one (Debian, Ubuntu: apt install python3 python3-venv) or name one: PYTHON=/path/to/python3" >&2
+    exit 1
+  fi
+  echo "setup: making .venv with $("$python" --version) ($python)"
+  "$python" -m venv --clear .venv
+fi
+
+# The stamp is a hash of the installed requirements; a --dev installation serves the plain one as well.
+stamp() { cat "$@" | .venv/bin/python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'; }
+wanted="$(stamp "${files[@]}")"
+everything="$(stamp requirements.txt requirements-dev.txt)"
+installed="$(cat .venv/installed.sha256 2>/dev/null || true)"
+if [[ "$installed" == "$wanted" || "$installed" == "$everything" ]]; then
+  echo "setup: .venv is up to date with ${files[*]}"
+  exit 0
+fi
+
+echo "setup: installing ${files[*]} into .venv (a few minutes the first time)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check "${files[@]/#/--requirement=}"
+echo "$wanted" > .venv/installed.sha256
+echo "setup: done"

@@ -1,0 +1,17 @@
+#!/usr/bin/env bash
+# Checks the code and runs the tests, from a bare clone with nothing but Python 3.11 to 3.13.
+#
+#   bash launch/test.sh                              everything
+#   bash launch/test.sh tests/data -k tokenizer      arguments go to pytest
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+
+bash launch/setup.sh --dev
+
+echo "test: ruff check"
+.venv/bin/ruff check .
+
+# One process per core, up to eight; a file stays in one process, so that its fixtures are made once.
+workers="$(.venv/bin/python -c 'import os; print(min(os.cpu_count() or 1, 8))')"
+echo "test: pytest in $workers processes"
+exec .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@"

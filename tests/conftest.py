@@ -1,0 +1,45 @@
+"""Set up for every test: JAX on eight CPU devices with strict dtypes, and the optional test material."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported; processes that tests start inherit it
+
+import hypothesis
+import jax
+import pytest
+from absl import flags
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+jax.config.update("jax_num_cpu_devices", 8)
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags, which only absl's own main parses
+
+hypothesis.settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
+hypothesis.settings.load_profile("tests")
+
+
+@pytest.fixture(scope="session")
+def root() -> pathlib.Path:
+  """The repository."""
+  return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+  """The folder of optional test material beside the repository; a test that needs it skips without it."""
+  path = ROOT.parent / "shared"
+  if not path.is_dir():
+    pytest.skip(f"needs the test material in {path}")
+  return path
+
+
+@pytest.fixture(scope="session")
+def oracle(shared: pathlib.Path) -> pathlib.Path:
+  """The recorded inputs and outputs of the published implementation; a test that needs them skips without them."""
+  path = shared / "oracle"
+  if not path.is_dir():
+    pytest.skip(f"needs the recorded reference in {path}")
+  return path
