@@ -1,0 +1,109 @@
+"""FineHARD's annotations: one JSON object per image, with two captions and boxes with captions of their own.
+
+```
+{"f_path": "grit-20m/data-12m/coyo_image_0/00069/000699825.jpg", "caption": LONG, "short_caption": SHORT,
+ "bbox_info": [{"bbox": [x1, y1, x2, y2, score], "short_expr": SHORT, "long_expr": LONG,
+                "flag_short_neg": 1, "short_expr_negs": {"0": WRONG, ..., "9": WRONG}}, ...]}
+```
+"""
+
+import os
+
+from fgclip_jax.data import fields
+from fgclip_jax.data.record import MAX_NEGATIVES, Record, RecordError, Region
+
+SUFFIXES = (".json", ".jsonl")
+PREFIXES = ("grit-20m/data-12m/", "data/down-grit-12m/", "data/grit-12m/")  # what released annotations begin with
+
+
+def find_annotations(path: str) -> tuple[str, ...]:
+  """The annotation files that `path` means: a folder's .json and .jsonl files in the order of their names, those that
+  a .txt file lists (absolute, or relative to its folder or to the current one), or the file itself.
+
+  Raises:
+    FileNotFoundError: there is none, or one of a list is missing.
+  """
+  if os.path.isdir(path):
+    files = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.lower().endswith(SUFFIXES)]
+    if not files:
+      raise FileNotFoundError(f"no .json or .jsonl file in {path!r} (folders in it are not searched)")
+    return tuple(files)
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f"no annotation file or folder at {path!r}")
+  if not path.lower().endswith(".txt"):
+    return (path,)
+  with open(path, encoding="utf-8-sig") as file:
+    lines = [line.strip() for line in file if line.strip()]
+  if not lines:
+    raise FileNotFoundError(f"{path!r} lists no annotation file")
+  return tuple(_find_listed(line, path) for line in lines)
+
+
+def _find_listed(line: str, path: str) -> str:
+  for candidate in (os.path.join(os.path.dirname(path), line), line):
+    if os.path.isfile(candidate):
+      return candidate
+  raise FileNotFoundError(f"{path!r} lists {line!r}, which is no file")
+
+
+def parse(value: object, tell: fields.Tell) -> tuple[Record, tuple[str, ...]]:
+  """Makes a record, without its image, of one annotation.
+
+  Args:
+    value: the parsed JSON object.
+    tell: called with everything left out of the record, or merely worth a note.
+
+  Returns:
+    The record and the paths, relative to the images folder, at which its image may lie; its id is the first.
+
+  Raises:
+    RecordError: the record cannot be used.
+  """
+  annotation = fields.get_mapping(value, "record")
+  f_path = fields.get_text(annotation, "f_path", "f_path", tell)
+  paths = find_paths(f_path)
+  long = fields.get_text(annotation, "caption", "caption", tell)
+  short = fields.get_text(annotation, "short_caption", "short_caption", tell)
+  regions = []
+  for index, box in enumerate(fields.get_list(annotation.get("bbox_info"), "bbox_info", "bbox_info", tell, "region")):
+    try:
+      regions.append(_parse_region(box, f"bbox_info[{index}]", tell))
+    except RecordError as error:
+      tell("region", error)
+  fields.note_region_count(len(regions), "bbox_info", tell)
+  return Record(id=paths[0], image=b"", short=short, long=long, regions=tuple(regions)), paths
+
+
+def find_paths(f_path: str) -> tuple[str, ...]:
+  """The paths under the images folder that an `f_path` may mean: without its known prefix, and as it is."""
+  path = fields.check_path(f_path, "f_path")
+  for prefix in PREFIXES:
+    if path.startswith(prefix):
+      return path.removeprefix(prefix), path
+  return (path,)
+
+
+def _parse_region(value: object, field: str, tell: fields.Tell) -> Region:
+  annotation = fields.get_mapping(value, field, "region")
+  box = fields.get_box(annotation.get("bbox"), f"{field}.bbox", tell)
+  short = fields.get_text(annotation, "short_expr", f"{field}.short_expr", tell)
+  long = fields.get_text(annotation, "long_expr", f"{field}.long_expr", tell, optional=True)
+  if not long:
+    tell("note", RecordError("long_expr_empty", f"{field}.long_expr", "is missing or empty"))
+  return Region(box=box, short=short, long=long, negatives=_parse_negatives(annotation, short, field, tell))
+
+
+def _parse_negatives(annotation: dict, positive: str, field: str, tell: fields.Tell) -> tuple[str, ...]:
+  flag = annotation.get("flag_short_neg", 0)
+  if flag not in (0, 1):
+    message = f"must be 0 or 1, got {flag!r}; the region's negatives are left out"
+    tell("negative", RecordError("flag_short_neg_wrong", f"{field}.flag_short_neg", message))
+  if flag != 1:
+    return ()
+  field = f"{field}.short_expr_negs"
+  found = annotation.get("short_expr_negs")
+  values = list(found.values()) if isinstance(found, dict) else found  # in the order of the keys in the file
+  values = fields.get_list(values, field, "short_expr_negs", tell, "negative")
+  if not values:
+    tell("note", RecordError("negatives_none", field, "flag_short_neg is 1 but there are no negatives"))
+  return fields.keep_negatives(values, positive, field, MAX_NEGATIVES, tell)

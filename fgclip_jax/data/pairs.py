@@ -1,0 +1,64 @@
+"""Images with captions in a plain form: JSON lines, a JSON list, or CSV.
+
+```
+{"image": "a/1.jpg", "short": SHORT, "long": LONG, "regions": [{"box": [x1, y1, x2, y2], "short": SHORT,
+ "long": LONG, "negatives": [WRONG, ...]}, ...]}
+```
+`image` and `short` (or `caption`) are needed, the rest is optional. Boxes are fractions of the image's width and
+height. A CSV file has the columns image, short (or caption) and long, named in its first line, and no regions.
+"""
+
+import os
+
+from fgclip_jax.data import fields, streams
+from fgclip_jax.data.record import MAX_NEGATIVES, Record, RecordError, Region
+
+FIELDS = ("image", "short", "caption", "long", "regions")
+
+
+def check_captions(path: str) -> str:
+  """Returns the path of a captions file; raises `FileNotFoundError` or, for an unknown ending, `ValueError`."""
+  if not os.path.isfile(path):
+    raise FileNotFoundError(f"no captions file at {path!r}")
+  if not path.lower().endswith(streams.SUFFIXES):
+    raise ValueError(f"{path!r} must end in one of {', '.join(streams.SUFFIXES)}: the ending tells its form")
+  return path
+
+
+def parse(value: object, tell: fields.Tell) -> tuple[Record, tuple[str, ...]]:
+  """Makes a record, without its image, of one annotation.
+
+  Args:
+    value: the parsed JSON object or CSV row.
+    tell: called with everything left out of the record, or merely worth a note.
+
+  Returns:
+    The record and the one path, relative to the images folder, of its image, which is also its id.
+
+  Raises:
+    RecordError: the record cannot be used.
+  """
+  annotation = fields.get_mapping(value, "record")
+  path = fields.check_path(fields.get_text(annotation, "image", "image", tell), "image")
+  key = "caption" if "caption" in annotation and "short" not in annotation else "short"
+  short = fields.get_text(annotation, key, key, tell)
+  long = fields.get_text(annotation, "long", "long", tell, optional=True)
+  for unknown in sorted(set(annotation) - set(FIELDS)):
+    tell("note", RecordError("field_unknown", unknown, f"is not read; the fields are {', '.join(FIELDS)}"))
+  regions = []
+  for index, region in enumerate(fields.get_list(annotation.get("regions"), "regions", "regions", tell, "region")):
+    try:
+      regions.append(_parse_region(region, f"regions[{index}]", tell))
+    except RecordError as error:
+      tell("region", error)
+  return Record(id=path, image=b"", short=short, long=long, regions=tuple(regions)), (path,)
+
+
+def _parse_region(value: object, field: str, tell: fields.Tell) -> Region:
+  annotation = fields.get_mapping(value, field, "region")
+  box = fields.get_box(annotation.get("box"), f"{field}.box", tell)
+  short = fields.get_text(annotation, "short", f"{field}.short", tell, name="region_short")
+  long = fields.get_text(annotation, "long", f"{field}.long", tell, name="region_long", optional=True)
+  values = fields.get_list(annotation.get("negatives"), f"{field}.negatives", "negatives", tell, "negative")
+  negatives = fields.keep_negatives(values, short, f"{field}.negatives", MAX_NEGATIVES, tell)
+  return Region(box=box, short=short, long=long, negatives=negatives)

@@ -1,0 +1,173 @@
+"""The plan of a conversion: which records of which annotation files make which shard.
+
+It depends on the input and the arguments only, never on the number of processes.
+"""
+
+import dataclasses
+import itertools
+import json
+import os
+from collections.abc import Callable
+
+from fgclip_jax.data import fields, pool, record, streams
+from fgclip_jax.data.record import RecordError
+
+VERSION = 1  # counts changes of what is written, so that shards of an older program are not continued
+RECORDS_PER_SHARD = 8192
+MAX_SHARDS = 1000  # chosen by default: a reader keeps all shards open, and 1024 open files is a usual limit
+STRIDE = 256  # records between two noted offsets
+
+
+class PrepareError(ValueError):
+  """The data set cannot be prepared; the message says why and what to do."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+  """What to convert and where to.
+
+  Attributes:
+    form: the name of the annotations' form, e.g. `finehard`.
+    parse: its parser, see `finehard.parse`.
+    files: the annotation files, in order.
+    images: the folder of the images.
+    output: the folder of the data set.
+    name: the data set's name.
+    split: the split to write.
+    shards: how many shards; None chooses by the number of records.
+    check_images: decode every image to find those that are broken.
+    strict: stop at the first thing that would be left out.
+  """
+
+  form: str
+  parse: Callable[[object, fields.Tell], tuple[record.Record, tuple[str, ...]]]
+  files: tuple[str, ...]
+  images: str
+  output: str
+  name: str
+  split: str = "train"
+  shards: int | None = None
+  check_images: bool = True
+  strict: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class Piece:
+  """Records `index` to `index + count` of a file; `skip` records lie between `offset` and the first of them."""
+
+  file: str
+  offset: int
+  skip: int
+  index: int
+  count: int
+
+
+def get_arguments(job: Job) -> dict:
+  """What decides what is written, as the plan keeps it."""
+  return {
+    "version": VERSION,
+    "form": job.form,
+    "images": os.path.abspath(job.images),
+    "name": job.name,
+    "shards": job.shards,
+    "check_images": job.check_images,
+    "annotations": [
+      {"path": os.path.abspath(path), "size": os.stat(path).st_size, "changed": os.stat(path).st_mtime_ns}
+      for path in job.files
+    ],
+  }
+
+
+def compare(old: dict, new: dict) -> list[str]:
+  """Says in words what differs between the arguments of two plans."""
+  changes = [
+    f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if key != "annotations" and old.get(key) != new[key]
+  ]
+  before = {entry["path"]: entry for entry in old["annotations"]}
+  after = {entry["path"]: entry for entry in new["annotations"]}
+  for word, paths in (
+    ("gone", [path for path in before if path not in after]),
+    ("new", [path for path in after if path not in before]),
+    ("changed", [path for path in after if path in before and before[path] != after[path]]),
+  ):
+    if paths:
+      more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
+      changes.append(f"annotation file {paths[0]}{more} is {word}")
+  if not changes and old != new:
+    changes.append("the annotation files are in another order")
+  return changes
+
+
+def make(job: Job, state: str, workers: int) -> dict:
+  """Reads all annotation files, and makes and saves the plan.
+
+  Returns:
+    `arguments`, and `files`: of each its number of `records`, the byte `offsets` of every 256th, and where it is
+    `broken` (kind, place and reason; None for a whole file).
+
+  Raises:
+    PrepareError: there is no record, or, where the job is strict, a file is broken.
+  """
+  plan = {"arguments": get_arguments(job), "files": [None] * len(job.files)}
+  size = sum(entry["size"] for entry in plan["arguments"]["annotations"])
+  tasks = [(index, path, job.strict) for index, path in enumerate(job.files)]
+  for index, found in pool.run(_index_file, tasks, workers, total=size, label="reading annotations", unit="B"):
+    plan["files"][index] = found
+  count = sum(found["records"] for found in plan["files"])
+  if count == 0:
+    broken = next((found["broken"][1:] for found in plan["files"] if found["broken"]), None)
+    reason = f": {job.files[0]}, {broken[0]}: {broken[1]}" if broken else ""
+    raise PrepareError(f"no record in {len(job.files)} annotation files{reason}")
+  save_json(os.path.join(state, "plan.json"), plan)
+  return plan
+
+
+def _index_file(task: tuple[int, str, bool]) -> tuple[int, dict]:
+  """Counts a file's records; `broken` tells kind, place and reason where the file breaks off."""
+  number, path, strict = task
+  found = {"records": 0, "offsets": [], "broken": None}
+  done = 0
+  try:
+    for offset, _ in streams.scan(path):
+      if found["records"] % STRIDE == 0:
+        found["offsets"].append(offset)
+        pool.tick(offset - done)
+        done = offset
+      found["records"] += 1
+  except RecordError as error:
+    if strict:
+      raise PrepareError(f"--strict: {path}, record {found['records']}: {error}") from error
+    found["broken"] = [error.kind, error.field, error.message]
+  pool.tick(os.path.getsize(path) - done)
+  return number, found
+
+
+def cut(job: Job, plan: dict) -> list[list[Piece]]:
+  """Cuts the records of all files, one after the other, into shards of equal length."""
+  counts = [found["records"] for found in plan["files"]]
+  total = sum(counts)
+  shards = min(job.shards or min(-(-total // RECORDS_PER_SHARD), MAX_SHARDS), total)
+  starts = list(itertools.accumulate(counts, initial=0))
+  cuts = [total * index // shards for index in range(shards + 1)]
+  pieces, first = [], 0
+  for begin, end in itertools.pairwise(cuts):
+    pieces.append([])
+    while starts[first + 1] <= begin:
+      first += 1
+    for number in range(first, len(counts)):
+      if starts[number] >= end:
+        break
+      index = max(begin - starts[number], 0)
+      count = min(end - starts[number], counts[number]) - index
+      if count:
+        offset = plan["files"][number]["offsets"][index // STRIDE]
+        pieces[-1].append(Piece(job.files[number], offset, index % STRIDE, index, count))
+  return pieces
+
+
+def save_json(path: str, value: dict) -> None:
+  """Writes a JSON file that is complete from the moment it exists."""
+  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
+    json.dump(value, file, indent=1, ensure_ascii=False)
+    file.write("\n")
+  os.replace(f"{path}.tmp", path)

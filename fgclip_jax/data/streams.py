@@ -1,0 +1,197 @@
+"""Reads annotation files record by record, never whole: JSON lists, JSON lines, CSV.
+
+`scan` finds the records and their byte offsets, `load` parses one. Reading can start at any offset
+that `scan` gave earlier, so that processes share a file.
+"""
+
+import csv
+import json
+import os
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from fgclip_jax.data.record import RecordError
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+CHUNK = 1 << 20  # bytes read at a time
+MAX_RECORD = 64 << 20  # bytes; a longer record means that the file is broken
+_SPACE = " \t\n\r"
+_BOUNDARIES = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)  # finds ends; values are thrown away
+
+Raw = bytes | tuple[list[str], list[str]]  # JSON text, or a CSV file's header and one row
+
+
+def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Raw]]:
+  """Yields the byte offset of each record and the record, from an offset yielded earlier (0: from the start).
+
+  Raises:
+    RecordError: the file breaks off or is not what its name says (kinds `annotation_truncated`,
+      `annotation_not_json`, `annotation_not_csv`); every record before the break has been yielded.
+    OSError: the file cannot be read.
+  """
+  suffix = os.path.splitext(path)[1].lower()
+  with open(path, "rb") as file:
+    if suffix in (".csv", ".tsv"):
+      yield from _scan_csv(file, offset, "\t" if suffix == ".tsv" else ",")
+    elif (start := _find_list(file, lines=suffix == ".jsonl")) is None:
+      yield from _scan_lines(file, offset)
+    else:
+      yield from _scan_list(file, start, offset)
+
+
+def load(raw: Raw) -> object:
+  """Parses what `scan` yielded; NaN and Infinity are numbers.
+
+  Raises:
+    RecordError: kinds `record_not_json`, `record_not_utf8`, `row_wrong_width`.
+  """
+  if isinstance(raw, tuple):
+    header, row = raw
+    if len(row) != len(header):
+      raise RecordError("row_wrong_width", "row", f"has {len(row)} columns, the header {len(header)}")
+    return dict(zip(header, row, strict=True))
+  try:
+    return json.loads(raw.decode(), strict=False)
+  except UnicodeDecodeError as error:
+    raise RecordError("record_not_utf8", "record", f"is not UTF-8 text ({error})") from error
+  except (ValueError, RecursionError) as error:
+    raise RecordError("record_not_json", "record", f"is not JSON ({error})") from error
+
+
+def _find_list(file: BinaryIO, lines: bool) -> int | None:
+  """The offset of the `[` that opens the list, or None for JSON lines; the file is left at its text's start."""
+  mark = file.read(3)
+  if mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    raise RecordError("annotation_not_json", "byte 0", "is UTF-16 text; save the file as UTF-8")
+  file.seek(3 if mark == b"\xef\xbb\xbf" else 0)
+  start = file.tell()
+  while (head := file.read(1)) and head in _SPACE.encode():
+    pass
+  place = file.tell() - 1
+  if head == b"[":
+    return place
+  if not head and not lines:
+    raise RecordError("annotation_truncated", "byte 0", "the file is empty")
+  file.seek(start)
+  if not lines:
+    file.seek(place)
+    try:
+      json.loads(file.readline(MAX_RECORD))
+    except (ValueError, RecursionError) as error:
+      raise RecordError("annotation_not_json", f"byte {place}", "neither a JSON list nor JSON lines") from error
+    file.seek(place)
+  return None
+
+
+def _scan_lines(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
+  if offset:
+    file.seek(offset)
+  place = file.tell()
+  while line := file.readline(MAX_RECORD):
+    if len(line) == MAX_RECORD:
+      raise RecordError("annotation_not_json", f"byte {place}", f"a line is longer than {MAX_RECORD} bytes")
+    if line.strip():
+      yield place, line
+    place += len(line)
+
+
+def _scan_list(file: BinaryIO, start: int, offset: int) -> Iterator[tuple[int, bytes]]:
+  window = _Window(file, offset or start + 1)
+  while (head := window.peek()) != "]":
+    if not head:
+      raise RecordError("annotation_truncated", f"byte {window.place}", "the file ends inside the list")
+    place = window.place
+    yield place, window.take_value()
+    head = window.peek()
+    if head == ",":
+      window.position += 1
+    elif head and head != "]":
+      raise RecordError("annotation_not_json", f"byte {window.place}", f"needs ',' or ']' after a record, got {head!r}")
+  window.position += 1
+  if window.peek():
+    raise RecordError("annotation_not_json", f"byte {window.place}", "there is more text after the end of the list")
+
+
+class _Window:
+  """The part of a file in memory, as text of one character per byte (latin-1): a position is a byte offset."""
+
+  def __init__(self, file: BinaryIO, offset: int):
+    file.seek(offset)
+    self.file, self.offset = file, offset
+    self.text, self.position = "", 0
+
+  @property
+  def place(self) -> int:
+    """The byte offset of the position in the file."""
+    return self.offset + self.position
+
+  def extend(self) -> bool:
+    """Drops what is behind the position and reads on, as much again as is left; False at the end of the file."""
+    self.text, self.offset, self.position = self.text[self.position :], self.place, 0
+    data = self.file.read(max(CHUNK, len(self.text)))
+    self.text += data.decode("latin-1")
+    return bool(data)
+
+  def peek(self) -> str:
+    """Moves over white space and returns the next character; empty at the end of the file."""
+    while True:
+      while self.position < len(self.text):
+        if (head := self.text[self.position]) not in _SPACE:
+          return head
+        self.position += 1
+      if not self.extend():
+        return ""
+
+  def take_value(self) -> bytes:
+    """Moves over one JSON value and returns its bytes."""
+    failed = None
+    while True:
+      try:
+        end = _BOUNDARIES.raw_decode(self.text, self.position)[1]
+        if end < len(self.text) or not self.extend():  # a number at the end of the window may go on
+          raw = self.text[self.position : end].encode("latin-1")
+          self.position = end
+          return raw
+      except json.JSONDecodeError as error:
+        where = self.offset + error.pos
+        unterminated = error.msg.startswith("Unterminated string")
+        stuck = where == failed and not unterminated  # more text did not help: an error, not the window's edge
+        if stuck or len(self.text) - self.position > MAX_RECORD or not self.extend():
+          rest = self.offset + len(self.text) - where
+          cut = not stuck and len(self.text) - self.position <= MAX_RECORD and (unterminated or rest <= 10)
+          kind, what = ("annotation_truncated", "the file ends inside a record")
+          if not cut:
+            kind, what = "annotation_not_json", error.msg
+          raise RecordError(kind, f"byte {where}", what) from error
+        failed = where
+      except RecursionError as error:
+        raise RecordError("annotation_not_json", f"byte {self.place}", "is nested too deeply") from error
+
+
+def _scan_csv(file: BinaryIO, offset: int, delimiter: str) -> Iterator[tuple[int, Raw]]:
+  place = 0
+
+  def lines():
+    nonlocal place
+    while line := file.readline(MAX_RECORD):
+      place += len(line)
+      yield line.decode("utf-8", "surrogateescape")  # what is not UTF-8 is found in its field, later
+
+  csv.field_size_limit(MAX_RECORD)
+  try:
+    reader = csv.reader(lines(), delimiter=delimiter)
+    header = next(reader, None)
+    if header is None:
+      raise RecordError("annotation_truncated", "byte 0", "the file is empty; its first line must name the columns")
+    header = [name.removeprefix("\ufeff").strip() for name in header]
+    if offset:
+      file.seek(offset)
+      place = offset
+      reader = csv.reader(lines(), delimiter=delimiter)
+    start = place
+    for row in reader:
+      if row:
+        yield start, (header, row)
+      start = place
+  except csv.Error as error:
+    raise RecordError("annotation_not_csv", f"byte {place}", str(error)) from error
