@@ -7,6 +7,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported; processes that te
 
 import hypothesis
 import jax
+import jaxtyping
 import pytest
 from absl import flags
 
@@ -43,3 +44,11 @@ def oracle(shared: pathlib.Path) -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f"needs the recorded reference in {path}")
   return path
+
+
+@pytest.fixture
+def unchecked():
+  """Turns the checks of annotated types off, for tests that pass a wrong type to see the function's own error."""
+  jaxtyping.config.update("jaxtyping_disable", True)
+  yield
+  jaxtyping.config.update("jaxtyping_disable", False)
