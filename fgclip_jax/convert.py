@@ -1,8 +1,8 @@
 """Carries weights between PyTorch-format folders and ours.
 
-  python -m fgclip_jax.convert path/to/fg-clip-base models/fg-clip-base     # PyTorch -> ours
-  python -m fgclip_jax.convert runs/stage2 exported                         # a run -> PyTorch
-  python -m fgclip_jax.convert path/to/clip models/start --as fgclip        # plain CLIP -> FG-CLIP
+python -m fgclip_jax.convert path/to/fg-clip-base models/fg-clip-base     # PyTorch -> ours
+python -m fgclip_jax.convert runs/stage2 exported                         # a run -> PyTorch
+python -m fgclip_jax.convert path/to/clip models/start --as fgclip        # plain CLIP -> FG-CLIP
 """
 
 import argparse
@@ -44,7 +44,7 @@ def main(argv: list[str] | None = None) -> int:
   parser = argparse.ArgumentParser(
     prog="python -m fgclip_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
-  parser.add_argument("input", metavar="INPUT", help="a PyTorch-format folder, one of our model folders, or a run folder")
+  parser.add_argument("input", metavar="INPUT", help="a PyTorch-format, model or run folder")
   parser.add_argument("output", metavar="OUTPUT", help="the folder to write")
   parser.add_argument("--to", choices=sorted(folders.FORMATS), help="the format to write (default: the other one)")
   parser.add_argument("--as", dest="kind", choices=["fgclip"], help="make FG-CLIP from a plain CLIP")

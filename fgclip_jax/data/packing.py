@@ -83,10 +83,9 @@ def budget_ladder(layout: Layout, images: int, growth: float = 1.125, start: int
   """Row budgets for `images` per shard: growing by a constant factor up to what holds any batch."""
   short, long = captions_per_image(layout)
   if layout.packed:
-    # any two rows of a best-fit packing hold more than one row's tokens together
-    tokens = short * layout.short_length + long * (layout.long_length or 0)
+    # a row without a long caption that was passed over holds at least this many of the longest short ones
     per_row = layout.row_length // layout.short_length
-    worst = min(math.ceil(2 * images * tokens / layout.row_length) + 1, images * (math.ceil(short / per_row) + long))
+    worst = images * long + math.ceil(images * short / per_row) + 1
   else:
     worst = images * (short + long)
   rungs, rung = [], max(start, 1)
@@ -94,6 +93,16 @@ def budget_ladder(layout: Layout, images: int, growth: float = 1.125, start: int
     rungs.append(rung)
     rung = max(rung + 1, math.ceil(rung * growth))
   return (*rungs, worst)
+
+
+def end_position(ids: np.ndarray, end_id: int) -> int:
+  """Where a padded row of ids is read: at its first `end_id`; with 2 (CLIP's first checkpoints), at its largest id."""
+  return int(np.argmax(ids)) if end_id == 2 else int(np.argmax(np.asarray(ids) == end_id))
+
+
+def cut(ids: np.ndarray, end_id: int, long: bool = False) -> Caption:
+  """A caption from a padded row of ids: everything after the position it is read at is dropped."""
+  return Caption(tuple(int(i) for i in ids[: end_position(ids, end_id) + 1]), long)
 
 
 def best_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
@@ -119,28 +128,21 @@ def best_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
   return places
 
 
-class _Rows:
-  """Collects the captions of one shard, equal ones once, and lays them out."""
+class _Captions:
+  """The captions of one shard, numbered; equal ones get one number (in the padded form each its own)."""
 
-  def __init__(self, layout: Layout):
-    self.layout = layout
-    self.index: dict[Caption, int] = {}
+  def __init__(self, distinct: bool):
+    self.all: list[Caption] = []
+    self._number: dict[Caption, int] = {}
+    self._distinct = distinct
 
   def add(self, caption: Caption) -> int:
     """The caption's number."""
-    if not self.layout.packed:  # the padded form encodes every caption, as the published code does
-      self.index[caption, len(self.index)] = len(self.index)  # type: ignore[index]
-      return len(self.index) - 1
-    return self.index.setdefault(caption, len(self.index))
-
-  def captions(self) -> list[Caption]:
-    return list(self.index) if self.layout.packed else [key[0] for key in self.index]  # type: ignore[index]
-
-  def place(self) -> list[tuple[int, int]]:
-    lengths = [len(caption.ids) for caption in self.captions()]
-    if not self.layout.packed:
-      return [(row, 0) for row in range(len(lengths))]
-    return best_fit(lengths, self.layout.row_length)
+    if self._distinct and caption in self._number:
+      return self._number[caption]
+    self._number[caption] = len(self.all)
+    self.all.append(caption)
+    return len(self.all) - 1
 
 
 def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[str, np.ndarray]:
@@ -166,11 +168,11 @@ def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[s
   if layout.ladder:
     at = bisect.bisect_left(layout.ladder, needed)
     if at == len(layout.ladder):
-      raise ValueError(f"the batch needs {needed} rows of {layout.row_length} tokens, the ladder ends at {layout.ladder[-1]}")
+      raise ValueError(
+        f"the batch needs {needed} rows of {layout.row_length} tokens, the ladder ends at {layout.ladder[-1]}"
+      )
     rows = layout.ladder[at]
-  batch = {
-    key: np.stack([part[key] for part, _ in parts]) for key in parts[0][0] if key not in ("captions", "places")
-  }
+  batch = {key: np.stack([part[key] for part, _ in parts]) for key in parts[0][0] if key not in ("captions", "places")}
   shape = (shards, rows, layout.row_length)
   tokens, segment, position = (np.zeros(shape, np.int32) for _ in range(3))
   for g, (part, _) in enumerate(parts):
@@ -188,7 +190,7 @@ def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[s
 def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
   """One shard's arrays without the text rows; its captions with their places; and the rows they need."""
   images, boxes = len(examples), layout.boxes
-  rows = _Rows(layout)
+  captions = _Captions(distinct=layout.packed)
   numbers = {
     "short_end": np.full(images, NONE, np.int32),
     "long_end": np.full(images, NONE, np.int32),
@@ -201,25 +203,28 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
   hard_box = np.full(images * boxes, NONE, np.int32)
   hard = 0
   for i, example in enumerate(examples):
-    numbers["short_end"][i] = rows.add(example.short)
+    numbers["short_end"][i] = captions.add(example.short)
     if example.long is not None:
-      numbers["long_end"][i] = rows.add(example.long)
+      numbers["long_end"][i] = captions.add(example.long)
     count = min(len(example.regions), boxes)
     box_count[i] = count
     box_array[i, :count] = example.boxes[:count]
     for k in range(count):
-      numbers["region_end"][i, k] = rows.add(example.regions[k])
+      numbers["region_end"][i, k] = captions.add(example.regions[k])
       region_caption[i, k] = zlib.crc32(np.asarray(example.regions[k].ids, np.int32).tobytes()) >> 1
       if k < len(example.negatives) and example.negatives[k]:
         truth, wrong = example.negatives[k]
         hard_box[hard] = i * boxes + k
         for column, caption in enumerate((truth, *wrong[:MAX_NEGATIVES])):
-          numbers["hard_end"][hard, column] = rows.add(caption)
+          numbers["hard_end"][hard, column] = captions.add(caption)
         hard += 1
-  captions, places = rows.captions(), rows.place()
-  _check_lengths(captions, layout)
+  _check_lengths(captions.all, layout)
+  if layout.packed:
+    places = best_fit([len(caption.ids) for caption in captions.all], layout.row_length)
+  else:
+    places = [(row, 0) for row in range(len(captions.all))]
   last = np.asarray(
-    [row * layout.row_length + at + len(c.ids) - 1 for c, (row, at) in zip(captions, places, strict=True)] + [NONE],
+    [row * layout.row_length + at + len(c.ids) - 1 for c, (row, at) in zip(captions.all, places, strict=True)] + [NONE],
     np.int32,
   )
   part = {
@@ -230,7 +235,7 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
     "hard_box": hard_box,
     "record": np.asarray([example.record for example in examples], np.int64),
     **{key: last[number] for key, number in numbers.items()},  # NONE picks the last, which is NONE
-    "captions": captions,
+    "captions": captions.all,
     "places": places,
   }
   return part, max((row for row, _ in places), default=-1) + 1
@@ -241,7 +246,9 @@ def _check_lengths(captions: Sequence[Caption], layout: Layout) -> None:
     longest = layout.long_length if caption.long else layout.short_length
     if not caption.ids or longest is None or len(caption.ids) > longest:
       kind = "long" if caption.long else "short"
-      raise ValueError(f"a {kind} caption has {len(caption.ids)} tokens, its position table {longest}: truncate it first")
+      raise ValueError(
+        f"a {kind} caption has {len(caption.ids)} tokens, its position table {longest}: truncate it first"
+      )
 
 
 def packing_efficiency(batch: dict[str, np.ndarray]) -> float:

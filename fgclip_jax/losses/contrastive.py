@@ -44,12 +44,12 @@ def info_nce(
 def regional_info_nce(
   image: Float[Array, "N D"],
   text: Float[Array, "N D"],
-  valid: Bool[Array, "N"],  # noqa: F821
-  group: Int[Array, "N"],  # noqa: F821
+  valid: Bool[Array, "N"],
+  group: Int[Array, "N"],
   scale: Float[Array, ""],
   *,
   groups: int,
-  caption: Int[Array, "N"] | None = None,  # noqa: F821
+  caption: Int[Array, "N"] | None = None,
   local_groups: bool = False,
   axis: Axis = None,
 ) -> Float[Array, ""]:
@@ -87,7 +87,7 @@ def hard_negative_loss(
   image: Float[Array, "H D"],
   text: Float[Array, "H T D"],
   valid: Bool[Array, "H T"],
-  group: Int[Array, "H"],  # noqa: F821
+  group: Int[Array, "H"],
   scale: Float[Array, ""],
   *,
   groups: int,

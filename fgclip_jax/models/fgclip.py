@@ -34,13 +34,13 @@ class Embeddings:
   hard_image: Float[Array, "H D"] | None = None
   hard_text: Float[Array, "H T D"] | None = None
   hard_valid: Bool[Array, "H T"] | None = None
-  hard_row: Int[Array, "H"] | None = None  # noqa: F821
+  hard_row: Int[Array, "H"] | None = None
 
 
 def unit_length(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
   """x / |x| in float32; a zero vector stays zero and has zero gradient."""
   x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-30))
+  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
 
 
 class FGCLIP(nnx.Module):
@@ -63,9 +63,7 @@ class FGCLIP(nnx.Module):
     init = jnp.asarray(config.temperature_init, jnp.float32)
     self.temperature = nnx.Dict({name: nnx.Param(init) for name in names})
 
-  def image_features(
-    self, image: Float[Array, "B S S 3"]
-  ) -> tuple[Float[Array, "B D"], Float[Array, "B h w D"]]:
+  def image_features(self, image: Float[Array, "B S S 3"]) -> tuple[Float[Array, "B D"], Float[Array, "B h w D"]]:
     """Features of whole images and of their patches (the dense ones, for regions)."""
     pooled, dense = self.vision(image)
     return self.vision_projection(pooled), self.vision_projection(dense)
@@ -75,8 +73,8 @@ class FGCLIP(nnx.Module):
     tokens: Int[Array, "R L"],
     segment: Int[Array, "R L"],
     position: Int[Array, "R L"],
-    row: Int[Array, "N"],  # noqa: F821
-    end: Int[Array, "N"],  # noqa: F821
+    row: Int[Array, "N"],
+    end: Int[Array, "N"],
     long: bool = False,
   ) -> Float[Array, "N D"]:
     """Features of N captions that end at `[row, end]` of packed rows, all of one kind."""
@@ -122,9 +120,7 @@ class FGCLIP(nnx.Module):
       hard_row=(first_row + hard_box).reshape(-1),
     )
 
-  def _read_ends(
-    self, batch: dict[str, Array], ends: dict[str, Int[Array, "G ..."]]
-  ) -> dict[str, Float[Array, "..."]]:
+  def _read_ends(self, batch: dict[str, Array], ends: dict[str, Int[Array, "G ..."]]) -> dict[str, Float[Array, "..."]]:
     """Encodes the batch's rows and reads, for each array of ends, the normed vectors: shard axis folded."""
     shards, rows, length = batch["tokens"].shape
     packed = (batch[key].reshape(shards * rows, length) for key in ("tokens", "segment", "position"))

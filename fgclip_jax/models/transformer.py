@@ -82,9 +82,7 @@ class Attention(nnx.Module):
     self.value = linear(width, width, std, runtime.dtype, rngs)
     self.out = linear(width, width, std * (2 * config.depth) ** -0.5, runtime.dtype, rngs)
 
-  def __call__(
-    self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None
-  ) -> Float[Array, "B T W"]:
+  def __call__(self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None) -> Float[Array, "B T W"]:
     """Attends where `mask` is true, or everywhere without one."""
 
     def split_heads(y):
@@ -126,9 +124,7 @@ class Block(nnx.Module):
     self.norm2 = layer_norm(config.width, config.layer_norm_eps, rngs)
     self.mlp = MLP(config, runtime, rngs=rngs)
 
-  def __call__(
-    self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None
-  ) -> Float[Array, "B T W"]:
+  def __call__(self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None) -> Float[Array, "B T W"]:
     x = x + self.attention(self.norm1(x), mask)
     return x + self.mlp(self.norm2(x))
 

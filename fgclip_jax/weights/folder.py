@@ -1,7 +1,6 @@
 """Model folders of any known format."""
 
 import os
-from collections.abc import Mapping
 from typing import Any
 
 import numpy as np

@@ -61,7 +61,7 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
         self._files[name] = safetensors.safe_open(path, framework="numpy")
       except safetensors.SafetensorError as error:
         raise ValueError(f"{path!r} is not a readable safetensors file: {error}") from error
-      for key in self._files[name].keys():  # noqa: SIM118 (not a dict)
+      for key in self._files[name].keys():
         self._owner[key] = name
     lacking = sorted(set(weight_map or ()) - set(self._owner))
     if lacking:

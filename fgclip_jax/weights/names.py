@@ -44,8 +44,10 @@ def _transpose(x):
 def _tower_rows(ours: str, theirs: str, tower: TowerConfig) -> list[Row]:
   blocks = f"{ours}/transformer/blocks"
   layer = f"{theirs}.encoder.layers.{{}}"
-  modules = {f"attention/{name}": f"self_attn.{short}_proj" for name, short in zip(
-    ("query", "key", "value", "out"), ("q", "k", "v", "out"), strict=True)}
+  modules = {
+    f"attention/{name}": f"self_attn.{short}_proj"
+    for name, short in zip(("query", "key", "value", "out"), ("q", "k", "v", "out"), strict=True)
+  }
   modules |= {"mlp/up": "mlp.fc1", "mlp/down": "mlp.fc2"}
   rows = []
   for mine, other in modules.items():
@@ -144,7 +146,9 @@ def from_theirs(tensors: Mapping[str, np.ndarray], config: ModelConfig, shapes: 
       flat[LONG_POSITIONS] = np.concatenate([first[:KEPT_POSITIONS], rest[KEPT_POSITIONS:]])
   faults += [f"extra      {name} {tensors[name].shape}" for name in sorted(set(tensors) - used)]
   if faults:
-    raise ValueError(f"{len(faults)} tensors do not fit the model that config.json describes:\n  " + "\n  ".join(faults))
+    raise ValueError(
+      f"{len(faults)} tensors do not fit the model that config.json describes:\n  " + "\n  ".join(faults)
+    )
   return flat
 
 
