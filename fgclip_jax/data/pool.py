@@ -37,6 +37,8 @@ def run(
   One worker, or one task, runs in this process. An error in a task stops the others and is raised here.
   """
   global _advance
+  if not tasks:
+    return
   workers = min(workers, len(tasks))
   with tqdm.tqdm(total=total, desc=label, unit=unit, unit_scale=True) as bar:
     if workers <= 1:

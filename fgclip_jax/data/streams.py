@@ -15,6 +15,7 @@ from fgclip_jax.data.record import RecordError
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 CHUNK = 1 << 20  # bytes read at a time
 MAX_RECORD = 64 << 20  # bytes; a longer record means that the file is broken
+_EDGE = 16  # what is this near the end of what was read may be a number, literal or escape cut in two
 _SPACE = " \t\n\r"
 _BOUNDARIES = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)  # finds ends; values are thrown away
 
@@ -127,9 +128,9 @@ class _Window:
 
   def extend(self) -> bool:
     """Drops what is behind the position and reads on, as much again as is left; False at the end of the file."""
-    self.text, self.offset, self.position = self.text[self.position :], self.place, 0
-    data = self.file.read(max(CHUNK, len(self.text)))
-    self.text += data.decode("latin-1")
+    data = self.file.read(max(CHUNK, len(self.text) - self.position))
+    if data:
+      self.text, self.offset, self.position = self.text[self.position :] + data.decode("latin-1"), self.place, 0
     return bool(data)
 
   def peek(self) -> str:
@@ -144,26 +145,21 @@ class _Window:
 
   def take_value(self) -> bytes:
     """Moves over one JSON value and returns its bytes."""
-    failed = None
     while True:
       try:
         end = _BOUNDARIES.raw_decode(self.text, self.position)[1]
-        if end < len(self.text) or not self.extend():  # a number at the end of the window may go on
+        if end + _EDGE < len(self.text) or not self.extend():  # a number cut in two would end too early
           raw = self.text[self.position : end].encode("latin-1")
           self.position = end
           return raw
       except json.JSONDecodeError as error:
-        where = self.offset + error.pos
-        unterminated = error.msg.startswith("Unterminated string")
-        stuck = where == failed and not unterminated  # more text did not help: an error, not the window's edge
-        if stuck or len(self.text) - self.position > MAX_RECORD or not self.extend():
-          rest = self.offset + len(self.text) - where
-          cut = not stuck and len(self.text) - self.position <= MAX_RECORD and (unterminated or rest <= 10)
-          kind, what = ("annotation_truncated", "the file ends inside a record")
-          if not cut:
-            kind, what = "annotation_not_json", error.msg
-          raise RecordError(kind, f"byte {where}", what) from error
-        failed = where
+        place = f"byte {self.offset + error.pos}"
+        unterminated = error.msg.startswith("Unterminated string")  # its place is where the string starts
+        cut = unterminated or len(self.text.rstrip()) - error.pos <= _EDGE
+        if not cut or len(self.text) - self.position > MAX_RECORD:
+          raise RecordError("annotation_not_json", place, error.msg) from error
+        if not self.extend():
+          raise RecordError("annotation_truncated", place, "the file ends inside a record") from error
       except RecursionError as error:
         raise RecordError("annotation_not_json", f"byte {self.place}", "is nested too deeply") from error
 
