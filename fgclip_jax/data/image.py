@@ -1,0 +1,158 @@
+"""Encoded image files to what the model takes: square RGB arrays, normalised with CLIP's mean and deviation.
+
+As in FG-CLIP, an image is squashed to a square without keeping its aspect ratio (`to_square`); `center_crop` is
+plain CLIP's way. Both give the published implementations' pixels exactly.
+"""
+
+import io
+import os
+import warnings
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Float32, UInt8
+from PIL import Image
+
+from fgclip_jax.data.record import RecordError
+
+MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green, blue in 0..1
+STD = (0.26862954, 0.26130258, 0.27577711)
+MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs; half a gigabyte once decoded
+MIN_SIDE = 2
+
+# Named, since Pillow can do more than is safe with files from the web: it runs Ghostscript on EPS, for one.
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
+
+Picture = Image.Image | bytes | str | os.PathLike | np.ndarray
+Mode = Literal["squash", "center_crop"]
+
+# Once here and not around each call: warnings.catch_warnings is not safe in the threads that decode images.
+for _category in (UserWarning, Image.DecompressionBombWarning):
+  warnings.filterwarnings("ignore", category=_category, module=r"PIL\.")
+
+
+class ImageError(RecordError):
+  """An image that cannot be used. Kinds:
+
+  `image_empty` (no bytes), `image_unreadable` (not an image, or a damaged or unsupported one), `image_truncated`
+  (the file ends too early), `image_too_large` (more than `MAX_PIXELS`), `image_too_thin` (a side below `MIN_SIDE`,
+  or for `center_crop` one so long beside the other that the scaled image has more than `MAX_PIXELS`).
+  """
+
+
+def open_image(data: bytes) -> Image.Image:
+  """Decodes an image file to RGB, or raises `ImageError`.
+
+  Of an animation the first frame is taken. Transparency is dropped and EXIF orientation not applied, as in the
+  reference. Gray levels of 16 bits are scaled to 8.
+  """
+  if not data:
+    raise ImageError("image_empty", "image", "has no bytes")
+  try:
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
+    _check_size(image)
+    image.load()
+    return _to_rgb(image)
+  except ImageError:
+    raise
+  except Image.DecompressionBombError as error:
+    raise ImageError("image_too_large", "image", str(error)) from error
+  except Image.UnidentifiedImageError as error:
+    message = f"is no image in a known format ({', '.join(FORMATS)}); it begins with {data[:16]!r}"
+    raise ImageError("image_unreadable", "image", message) from error
+  except Exception as error:  # Pillow's decoders raise many types; the cause is chained
+    kind = "image_truncated" if "truncated" in str(error).lower() else "image_unreadable"
+    raise ImageError(kind, "image", f"cannot be decoded ({type(error).__name__}: {error})") from error
+
+
+def to_square(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Squashes or stretches an RGB image to size x size, bicubic."""
+  return np.asarray(image.resize((size, size), Image.Resampling.BICUBIC))
+
+
+def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Scales an RGB image so that its shorter side is `size`, bicubic, and cuts the middle size x size out."""
+  short = min(image.size)
+  width, height = (int(size * side / short) for side in image.size)  # rounded down, as in transformers
+  if width * height > MAX_PIXELS:
+    raise ImageError(
+      "image_too_thin", "image", f"has {image.width} x {image.height} pixels: too long to crop; squash it"
+    )
+  left, top = (width - size) // 2, (height - size) // 2
+  scaled = image.resize((width, height), Image.Resampling.BICUBIC)
+  return np.asarray(scaled.crop((left, top, left + size, top + size)))
+
+
+def normalize(pixels: UInt8[np.ndarray, "*B 3"]) -> Float32[np.ndarray, "*B 3"]:
+  """RGB levels 0..255 to the values that CLIP's towers were trained on: about -1.8 to 2.1."""
+  scaled = pixels.astype(np.float32) / np.float32(255)
+  return (scaled - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
+
+
+def preprocess(
+  images: Picture | Sequence[Picture], size: int, mode: Mode = "squash"
+) -> Float32[np.ndarray, "B {size} {size} 3"]:
+  """Images as the model takes them.
+
+  Args:
+    images: a PIL image, the path or the bytes of an image file, a uint8 array [H, W, 3], or a sequence of those.
+      A single image makes a batch of one.
+    size: the side S of the model's input, in pixels.
+    mode: `squash` (FG-CLIP) or `center_crop` (plain CLIP).
+
+  Raises:
+    ImageError: an image cannot be used; its field names the path or the place in the sequence.
+    FileNotFoundError: no file at a path.
+    TypeError, ValueError: something that is none of those, an array of another dtype or shape, an unknown mode.
+  """
+  shapers = {"squash": to_square, "center_crop": center_crop}
+  if mode not in shapers:
+    raise ValueError(f"mode must be one of {', '.join(shapers)}, got {mode!r}")
+  single = isinstance(images, Picture) and not (isinstance(images, np.ndarray) and images.ndim == 4)
+  rows = []
+  for index, picture in enumerate([images] if single else images):
+    name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else "image" if single else f"images[{index}]"
+    try:
+      rows.append(shapers[mode](_to_image(picture, name), size))
+    except ImageError as error:
+      raise ImageError(error.kind, name, error.message) from error
+  return normalize(np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8))
+
+
+def _to_image(picture: Picture, name: str) -> Image.Image:
+  if isinstance(picture, np.ndarray):
+    if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
+      raise ValueError(f"{name}: an array must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
+    picture = Image.fromarray(picture)
+  if isinstance(picture, Image.Image):
+    _check_size(picture)
+    return _to_rgb(picture)
+  if isinstance(picture, str | os.PathLike):
+    with open(picture, "rb") as file:
+      picture = file.read()
+  if not isinstance(picture, bytes):
+    raise TypeError(f"{name} must be a PIL image, a path, bytes or a uint8 array, got {type(picture).__name__}")
+  return open_image(picture)
+
+
+def _check_size(image: Image.Image) -> None:
+  width, height = image.size
+  if min(width, height) < MIN_SIDE:
+    raise ImageError("image_too_thin", "image", f"has {width} x {height} pixels; each side needs {MIN_SIDE}")
+  if width * height > MAX_PIXELS:
+    raise ImageError("image_too_large", "image", f"has {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+  if image.mode == "RGB":
+    return image
+  if image.mode == "F":
+    raise ImageError("image_unreadable", "image", "holds floating-point levels of unknown range; save it with 8 bits")
+  if image.mode == "I" or image.mode.startswith("I;16"):
+    # Pillow clips these at 255, which makes a white picture of most.
+    levels = np.asarray(image).astype(np.int64)
+    if levels.min() < 0 or levels.max() > 65535:
+      raise ImageError("image_unreadable", "image", "holds levels outside 0..65535; save it with 8 or 16 bits")
+    image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+  return image.convert("RGB")
