@@ -46,6 +46,18 @@ def oracle(shared: pathlib.Path) -> pathlib.Path:
   return path
 
 
+@pytest.fixture(scope="session")
+def torch():
+  """PyTorch; a test that needs it skips without it."""
+  return pytest.importorskip("torch", reason="needs PyTorch, see requirements-dev.txt")
+
+
+@pytest.fixture(scope="session")
+def transformers(torch):
+  """The transformers library; a test that needs it, or PyTorch, skips without it."""
+  return pytest.importorskip("transformers", reason="needs transformers, see requirements-dev.txt")
+
+
 @pytest.fixture
 def unchecked():
   """Turns the checks of annotated types off, for tests that pass a wrong type to see the function's own error."""

@@ -151,7 +151,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     raise ImageError("image_unreadable", "image", "holds floating-point levels of unknown range; save it with 8 bits")
   if image.mode == "I" or image.mode.startswith("I;16"):
     # Pillow clips these at 255, which makes a white picture of most.
-    levels = np.asarray(image).astype(np.int64)
+    levels = np.asarray(image).astype(np.int32)
     if levels.min() < 0 or levels.max() > 65535:
       raise ImageError("image_unreadable", "image", "holds levels outside 0..65535; save it with 8 or 16 bits")
     image = Image.fromarray(((levels + 128) // 257).astype(np.uint8))
