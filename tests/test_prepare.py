@@ -1,5 +1,6 @@
 """The `prepare` command: annotations and images become shards, the same ones for any workers; faults are reported."""
 
+import fcntl
 import io
 import json
 import os
@@ -321,8 +322,7 @@ def test_killed_midway_the_same_command_continues(given, workers):
     assert process.poll() is None, process.stderr.read()
   finally:
     process.send_signal(signal.SIGKILL)
-    process.wait()
-  process.stderr.read()  # until the workers, which hold its other end, are gone too
+    process.communicate(timeout=30)  # ends when the workers, which hold the pipe's other end, are gone too
   with pytest.raises((ValueError, FileNotFoundError), match="missing|no shard"):
     record.find_shards(str(given.output), "train")
   first = pathlib.Path(record.shard_path(str(given.output), "finehard", "train", 0, 4))
@@ -368,6 +368,38 @@ def test_splits_share_a_folder_and_another_data_set_does_not(given, capsys):
   assert len(read(given.output, "train")[0]) == len(read(given.output, "validation")[0]) == 1
   assert given.convert("--name", "other", "--split", "test") == 1
   assert "holds the data set 'finehard'" in capsys.readouterr().err
+
+
+def test_two_processes_do_not_prepare_the_same_split(given, capsys):
+  given.add("a.json", [make_annotation("0.png")])
+  (given.output / ".prepare").mkdir(parents=True)
+  with open(given.output / ".prepare" / "train.lock", "w") as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    assert given.convert() == 1
+  assert "another process is preparing split 'train'" in capsys.readouterr().err
+  assert given.convert() == 0
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
+def test_a_full_disk_is_an_error_without_a_traceback(given, capsys):
+  given.add("a.json", [make_annotation("0.png")])
+  given.output.mkdir()
+  shard = pathlib.Path(record.shard_path(str(given.output), "finehard", "train", 0, 1))
+  temporary = shard.with_name(shard.name + ".tmp")
+  writing = plans.make
+
+  def fill_disk(*arguments):
+    temporary.symlink_to("/dev/full")
+    return writing(*arguments)
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(plans, "make", fill_disk)
+    assert given.convert() == 1
+  err = capsys.readouterr().err
+  assert "error: cannot write" in err
+  assert "No space left" in err
+  temporary.unlink()
+  assert given.convert() == 0
 
 
 def test_shards_of_unknown_origin_are_not_overwritten(given, capsys):

@@ -110,7 +110,8 @@ def note_region_count(count: int, field: str, tell: Tell) -> None:
   if count == 0:
     tell("note", RecordError("regions_none", field, "no region; the record counts for its captions"))
   elif count > 4:
-    tell("note", RecordError("regions_over_4", field, f"{count} regions, all kept; the usual setting trains on the first four"))
+    message = f"{count} regions, all kept; the usual setting trains on the first four"
+    tell("note", RecordError("regions_over_4", field, message))
 
 
 def _show(value: object) -> str:

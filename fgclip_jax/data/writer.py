@@ -156,21 +156,28 @@ def _write_shard(shard: _Shard) -> tuple[int, Tally]:
   """Writes one shard, then its description."""
   temporary = f"{shard.path}.tmp"
   tally = Tally()
-  writer = ArrayRecordWriter(temporary, "group_size:1")
   try:
-    for piece in shard.pieces:
-      found = itertools.islice(streams.scan(piece.file, piece.offset), piece.skip, piece.skip + piece.count)
-      for index, (_, raw) in enumerate(found, piece.index):
-        pool.tick(1)
-        data = _convert(shard.job, raw, tally, piece.file, index)
-        if data is not None:
-          writer.write(data)
-  finally:
-    writer.close()
+    writer = ArrayRecordWriter(temporary, "group_size:1")
+    try:
+      _convert_pieces(shard, writer, tally)
+    finally:
+      writer.close()
+  except RuntimeError as error:  # what ArrayRecord raises, for a full disk too
+    raise OSError(f"cannot write {temporary}: {error}") from error
   _check_shard(shard, temporary, tally)
   os.replace(temporary, shard.path)
   plans.save_json(shard.description, {"bytes": os.path.getsize(shard.path), "tally": tally.to_json()})
   return shard.number, tally
+
+
+def _convert_pieces(shard: _Shard, writer: ArrayRecordWriter, tally: Tally) -> None:
+  for piece in shard.pieces:
+    found = itertools.islice(streams.scan(piece.file, piece.offset), piece.skip, piece.skip + piece.count)
+    for index, (_, raw) in enumerate(found, piece.index):
+      pool.tick(1)
+      data = _convert(shard.job, raw, tally, piece.file, index)
+      if data is not None:
+        writer.write(data)
 
 
 def _check_shard(shard: _Shard, path: str, tally: Tally) -> None:
