@@ -1,14 +1,7 @@
-"""The `prepare` command: annotations and images become shards, the same ones for any workers; faults are reported."""
+"""The `prepare` command: annotations and images become shards, and what cannot be used is reported."""
 
-import fcntl
 import io
 import json
-import os
-import pathlib
-import signal
-import subprocess
-import sys
-import time
 
 import numpy as np
 import pytest
@@ -16,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
 from fgclip_jax import prepare
-from fgclip_jax.data import plans, record
+from fgclip_jax.data import record
 
 
 def make_image(size=(12, 8), mode="RGB", form="PNG", **options):
@@ -67,12 +60,9 @@ class Input:
       if not path.exists():
         path.write_bytes(image or make_image())
 
-  def arguments(self, *options, workers=1):
+  def convert(self, *options):
     paths = ["--annotations", self.annotations, "--images", self.images, "--output", self.output]
-    return ["finehard", *map(str, paths), "--workers", str(workers), *options]
-
-  def convert(self, *options, workers=1):
-    return prepare.main(self.arguments(*options, workers=workers))
+    return prepare.main(["finehard", *map(str, paths), "--workers", "1", *options])
 
   def report(self, split="train"):
     return json.loads((self.output / f"report-{split}.json").read_text())
@@ -250,166 +240,6 @@ def test_strict_stops_at_a_broken_annotation_file(given, capsys):
   (given.annotations / "b.json").write_text("[{")
   assert given.convert("--strict") == 1
   assert "b.json, record 0: byte 2: the file ends inside a record" in capsys.readouterr().err
-
-
-def test_the_result_does_not_depend_on_the_number_of_workers(given, tmp_path):
-  for file, count in (("a.json", 7), ("b.json", 0), ("c.json", 1), ("d.json", 12)):
-    given.add(file, [make_annotation(f"{file}/{index}.png") for index in range(count)])
-  (given.images / "d.json" / "3.png").unlink()
-  assert given.convert("--shards", "4") == 0
-  alone, report = read(given.output), given.report()
-  assert [len(shard) for shard in alone] == [5, 5, 4, 5]
-  given.output = tmp_path / "again"
-  assert given.convert("--shards", "4", workers=2) == 0
-  assert read(given.output) == alone
-  assert given.report() == report
-
-
-def test_records_are_cut_into_shards_wherever_files_end(monkeypatch, given):
-  monkeypatch.setattr(plans, "STRIDE", 3)
-  for index, count in enumerate((1, 8, 0, 2, 5)):
-    given.add(f"{index}.json", [make_annotation(f"{index}-{number}.png") for number in range(count)])
-  expected = [f"{index}-{number}.png" for index, count in enumerate((1, 8, 0, 2, 5)) for number in range(count)]
-  for shards in (1, 2, 3, 5, 16, 40):
-    assert given.convert("--shards", str(shards), "--overwrite", "--skip_image_check") == 0
-    found = read(given.output)
-    assert len(found) == min(shards, 16)
-    assert [item.id for shard in found for item in shard] == expected
-    assert max(map(len, found)) - min(map(len, found)) <= 1
-
-
-def test_a_shard_may_be_empty(given):
-  given.add("a.json", [make_annotation(f"{index}.png") for index in range(4)])
-  (given.images / "2.png").unlink()
-  (given.images / "3.png").unlink()
-  assert given.convert("--shards", "2") == 0
-  assert [len(shard) for shard in read(given.output)] == [2, 0]
-
-
-def test_the_same_command_continues(given, capsys):
-  given.add("a.json", [make_annotation(f"{index}.png") for index in range(8)])
-  assert given.convert("--shards", "4") == 0
-  before, report = read(given.output), given.report()
-  paths = [pathlib.Path(path) for path in record.find_shards(str(given.output), "train")]
-  paths[1].unlink()
-  paths[2].write_bytes(paths[2].read_bytes()[:100])
-  kept = [paths[index].stat().st_mtime_ns for index in (0, 3)]
-  capsys.readouterr()
-  assert given.convert("--shards", "4", workers=2) == 0
-  assert "2 of 4 shards are finished already" in capsys.readouterr().out
-  assert [paths[index].stat().st_mtime_ns for index in (0, 3)] == kept
-  assert read(given.output) == before
-  assert given.report() == report
-  assert given.convert("--shards", "4") == 0
-  assert "4 of 4 shards are finished already" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-def test_killed_midway_the_same_command_continues(given, workers):
-  given.add("a.json", [make_annotation(f"{index}.png") for index in range(8)])
-  picture = given.images / "5.png"
-  picture.unlink()
-  os.mkfifo(picture)  # reading it waits for ever: the third of four shards cannot be finished
-  command = [sys.executable, "-m", "fgclip_jax.prepare", *given.arguments("--shards", "4", workers=workers)]
-  state = given.output / ".prepare" / "train"
-  finished = {"00000.json", "00001.json"}
-  process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
-  try:
-    deadline = time.monotonic() + 60
-    while not (state.is_dir() and finished <= set(os.listdir(state))) and process.poll() is None:
-      assert time.monotonic() < deadline, "the first shards were not finished in a minute"
-      time.sleep(0.05)
-    assert process.poll() is None, process.stderr.read()
-  finally:
-    process.send_signal(signal.SIGKILL)
-    process.communicate(timeout=30)  # ends when the workers, which hold the pipe's other end, are gone too
-  with pytest.raises((ValueError, FileNotFoundError), match="missing|no shard"):
-    record.find_shards(str(given.output), "train")
-  first = pathlib.Path(record.shard_path(str(given.output), "finehard", "train", 0, 4))
-  written = first.stat().st_mtime_ns
-  picture.unlink()
-  picture.write_bytes(make_image())
-  assert given.convert("--shards", "4") == 0
-  assert first.stat().st_mtime_ns == written
-  assert [[item.id for item in shard] for shard in read(given.output)] == [
-    [f"{index}.png", f"{index + 1}.png"] for index in (0, 2, 4, 6)
-  ]
-  assert not list(given.output.glob("*.tmp"))
-
-
-@pytest.mark.parametrize(
-  ("options", "edit", "message"),
-  [
-    (["--shards", "2"], None, "shards was None, is 2"),
-    (["--skip_image_check"], None, "check_images was True, is False"),
-    ([], "a.json", "a.json is changed"),
-    ([], "b.json", "b.json is new"),
-  ],
-)
-def test_changed_arguments_or_annotations_are_noticed(given, capsys, options, edit, message):
-  given.add("a.json", [make_annotation("0.png"), make_annotation("1.png")])
-  assert given.convert() == 0
-  if edit:
-    given.add(edit, [make_annotation("2.png")])
-  assert given.convert(*options) == 1
-  err = capsys.readouterr().err
-  assert message in err
-  assert "--overwrite" in err
-  assert len(read(given.output)[0]) == 2
-  assert given.convert(*options, "--overwrite") == 0
-  assert sum(map(len, read(given.output))) == {None: 2, "a.json": 1, "b.json": 3}[edit]
-
-
-def test_splits_share_a_folder_and_another_data_set_does_not(given, capsys):
-  given.add("a.json", [make_annotation("0.png")])
-  assert given.convert() == 0
-  assert given.convert("--split", "validation") == 0
-  assert record.read_info(str(given.output))["splits"] == {"train": 1, "validation": 1}
-  assert len(read(given.output, "train")[0]) == len(read(given.output, "validation")[0]) == 1
-  assert given.convert("--name", "other", "--split", "test") == 1
-  assert "holds the data set 'finehard'" in capsys.readouterr().err
-
-
-def test_two_processes_do_not_prepare_the_same_split(given, capsys):
-  given.add("a.json", [make_annotation("0.png")])
-  (given.output / ".prepare").mkdir(parents=True)
-  with open(given.output / ".prepare" / "train.lock", "w") as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)
-    assert given.convert() == 1
-  assert "another process is preparing split 'train'" in capsys.readouterr().err
-  assert given.convert() == 0
-
-
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full, a disk that is always full")
-def test_a_full_disk_is_an_error_without_a_traceback(given, capsys):
-  given.add("a.json", [make_annotation("0.png")])
-  given.output.mkdir()
-  shard = pathlib.Path(record.shard_path(str(given.output), "finehard", "train", 0, 1))
-  temporary = shard.with_name(shard.name + ".tmp")
-  writing = plans.make
-
-  def fill_disk(*arguments):
-    temporary.symlink_to("/dev/full")
-    return writing(*arguments)
-
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(plans, "make", fill_disk)
-    assert given.convert() == 1
-  err = capsys.readouterr().err
-  assert "error: cannot write" in err
-  assert "No space left" in err
-  temporary.unlink()
-  assert given.convert() == 0
-
-
-def test_shards_of_unknown_origin_are_not_overwritten(given, capsys):
-  given.add("a.json", [make_annotation("0.png")])
-  given.output.mkdir()
-  stranger = given.output / "mine-train.array_record-00000-of-00001"
-  stranger.write_bytes(b"precious")
-  assert given.convert() == 1
-  assert "mine-train.array_record-00000-of-00001" in capsys.readouterr().err
-  assert stranger.read_bytes() == b"precious"
 
 
 def test_nothing_usable_is_an_error_and_leaves_no_shard(given, capsys):
