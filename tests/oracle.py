@@ -242,7 +242,9 @@ def _tensors(name: str, tree, recorded, config, tolerance: float, report: Report
   """
   theirs = names.to_theirs({key: np.asarray(leaf) for key, leaf in flatten(tree).items()}, config)
   recorded = dict(recorded)
-  noise = collections.defaultdict(lambda floor=_noise(recorded): floor) if noise is None else noise
+  if noise is None:
+    floor = _noise(recorded)
+    noise = collections.defaultdict(lambda: floor)
   for key in [key.removesuffix(".rows") for key in recorded if key.endswith(".rows")]:
     rows = recorded.pop(f"{key}.rows")
     report.array(

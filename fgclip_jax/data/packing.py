@@ -161,7 +161,7 @@ def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[s
   """
   if len(examples) % shards:
     raise ValueError(f"{len(examples)} examples do not divide over {shards} data shards")
-  per_shard, boxes = len(examples) // shards, layout.boxes
+  per_shard = len(examples) // shards
   parts = [_shard(examples[g * per_shard : (g + 1) * per_shard], layout) for g in range(shards)]
   needed = max(rows for _, rows in parts)
   rows = needed

@@ -3,6 +3,8 @@
 import dataclasses
 from typing import Any
 
+END_ID = 49407  # CLIP's end-of-text token
+
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
@@ -69,7 +71,7 @@ class TextConfig(TowerConfig):
   vocab_size: int = 49408
   short_length: int = 77
   long_length: int | None = 248
-  end_id: int = 49407
+  end_id: int = END_ID
 
 
 @dataclasses.dataclass(frozen=True)

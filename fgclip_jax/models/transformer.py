@@ -94,7 +94,7 @@ class Attention(nnx.Module):
     if mask is not None:
       scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(x.shape[:-1] + (-1,))
+    mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(*x.shape[:-1], -1)
     return self.out(checkpoint_name(mixed, "attention"))
 
   def without_mixing(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:

@@ -31,3 +31,8 @@ def detect(folder: str) -> str:
 def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]:
   """Reads a folder of either format: the model's size, flat parameters as stored, and its source."""
   return FORMATS[detect(folder)].read(folder)
+
+
+def read_config(folder: str) -> ModelConfig:
+  """The size of a folder's model, without reading its weights."""
+  return FORMATS[detect(folder)].read_config(folder)

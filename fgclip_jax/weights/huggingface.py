@@ -159,6 +159,24 @@ def to_config_json(config: ModelConfig, dtype: np.dtype) -> dict[str, Any]:
   }
 
 
+def _read_config(folder: str) -> tuple[ModelConfig, dict[str, Any], SafetensorsFolder]:
+  path = os.path.join(folder, CONFIG_FILE)
+  if not os.path.exists(path):
+    raise FileNotFoundError(f"no {CONFIG_FILE} in {folder!r}: not a PyTorch-format model folder")
+  config_json = _read_json(path)
+  tensors = SafetensorsFolder(folder)
+  long_length = None
+  if _FGCLIP_ONLY in tensors or "FGCLIPModel" in config_json.get("architectures", ()):
+    rest = "text_model.embeddings.position_embedding_res.weight"
+    long_length = tensors[rest].shape[0] if rest in tensors else 248
+  return model_config(config_json, long_length, path), config_json, tensors
+
+
+def read_config(folder: str) -> ModelConfig:
+  """The size of a folder's model; raises as `read` does."""
+  return _read_config(folder)[0]
+
+
 def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any]]:
   """Reads a PyTorch-format folder of CLIP or FG-CLIP.
 
@@ -169,16 +187,7 @@ def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any
   Raises:
     FileNotFoundError, ValueError: name the file, and list every tensor that does not fit.
   """
-  path = os.path.join(folder, CONFIG_FILE)
-  if not os.path.exists(path):
-    raise FileNotFoundError(f"no {CONFIG_FILE} in {folder!r}: not a PyTorch-format model folder")
-  config_json = _read_json(path)
-  tensors = SafetensorsFolder(folder)
-  long_length = None
-  if _FGCLIP_ONLY in tensors or "FGCLIPModel" in config_json.get("architectures", ()):
-    rest = "text_model.embeddings.position_embedding_res.weight"
-    long_length = tensors[rest].shape[0] if rest in tensors else 248
-  config = model_config(config_json, long_length, path)
+  config, config_json, tensors = _read_config(folder)
   shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
   buffers = {name: tensors[name].shape[-1] for name in tensors if name.endswith(".position_ids")}
   try:

@@ -168,6 +168,11 @@ def to_theirs(flat: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, 
   return tensors
 
 
+def stretched_length(length: int) -> int:
+  """Rows of the long table that `stretch_positions` makes of a short one: 248 of 77."""
+  return 4 * length - 3 * KEPT_POSITIONS
+
+
 def stretch_positions(short: np.ndarray) -> np.ndarray:
   """77 positions stretched to 248 as Long-CLIP and FG-CLIP do: 20 kept, the others interpolated four-fold.
 

@@ -45,6 +45,11 @@ def read_model_file(folder: str) -> tuple[ModelConfig, dict[str, Any] | None]:
   return ModelConfig.from_dict(values["model"]), values["source"]
 
 
+def read_config(folder: str) -> ModelConfig:
+  """The model's size."""
+  return read_model_file(folder)[0]
+
+
 def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]:
   """Reads a model folder, or the newest checkpoint of a run folder: size, flat parameters (as stored), source."""
   config, source = read_model_file(folder)

@@ -1,0 +1,75 @@
+"""The base that every config starts from: FG-CLIP's stage 2, whose settings the stages then change."""
+
+import ml_collections
+
+
+def get_config() -> ml_collections.ConfigDict:
+  """Every key there is, with its default. Sections are explained where their dataclass stands."""
+  config = ml_collections.ConfigDict()
+  config.seed = 0
+  config.steps = 1000
+
+  # the model: a name of fgclip_jax/models/presets.py, or `from_weights` to take the size from `init_from`
+  config.model = "vit_b16"
+  config.kind = "fgclip"  # or `clip`: no long text, no regions
+  config.model_changes = ml_collections.ConfigDict({"vision": {}, "text": {}})  # e.g. vision.image_size
+  config.init_from = ""  # a PyTorch-format, model or run folder; a plain CLIP becomes FG-CLIP; empty: random
+
+  # fgclip_jax/losses/objective.py
+  config.objective = ml_collections.ConfigDict(
+    {
+      "global_long": 1.0,
+      "global_short": 1.0,
+      "regional": 0.1,
+      "hard_negative": 0.5,
+      "regional_group": ml_collections.config_dict.placeholder(int),  # None: the whole batch; the paper's: 512
+      "regional_mask_identical": False,
+    }
+  )
+
+  # fgclip_jax/data/loader.py
+  config.data = ml_collections.ConfigDict(
+    {
+      "path": "",
+      "split": "train",
+      "batch_size": 4096,
+      "boxes": 4,
+      "region_text": "random",
+      "short_prefix": "",
+      "row_length": 0,
+      "packed": True,
+      "shuffle": True,
+      "workers": -1,
+      "threads": 2,
+      "prefetch": 4,
+      "max_bad_share": 0.01,
+    }
+  )
+
+  # fgclip_jax/train/optimizer.py
+  config.optimizer = ml_collections.ConfigDict(
+    {
+      "learning_rate": 1e-6,
+      "warmup_steps": 200,
+      "end_fraction": 0.0,
+      "b1": 0.9,
+      "b2": 0.999,
+      "eps": 1e-8,
+      "weight_decay": 0.001,
+      "no_decay": ("norm", "bias"),
+      "clip_norm": ml_collections.config_dict.placeholder(float),
+      "temperature_max": ml_collections.config_dict.placeholder(float),
+    }
+  )
+
+  # fgclip_jax/models/transformer.py
+  config.runtime = ml_collections.ConfigDict({"dtype": "bfloat16", "remat": "full", "unroll": 1})
+
+  # sizes of the mesh's axes; -1 takes what the others leave
+  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+  config.log_every = 10
+  config.checkpoint_every = 500
+  config.keep = 2  # the newest so many checkpoints are kept,
+  config.keep_every = 0  # and so is every one at a multiple of this step; 0: none
+  return config

@@ -1,0 +1,301 @@
+"""Grain pipeline from record shards to batches.
+
+The order of examples is one global sequence that depends on the seed alone: shuffled anew every
+epoch, cut into global batches, of which each process takes its block. So batch `s` holds the same
+examples whatever the number of processes and workers, and a run continues by starting at step `s`.
+"""
+
+import dataclasses
+import os
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import grain
+import numpy as np
+
+from fgclip_jax.data import record as records
+from fgclip_jax.data.image import open_image, to_square
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble
+from fgclip_jax.data.record import Record, RecordError
+from fgclip_jax.data.tokenizer import Tokenizer
+
+REGION_TEXTS = ("random", "short", "long")
+_TRIES = 100  # records in a row that may be bad before the loader gives up on finding a good one
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where examples come from and how they are made.
+
+  Attributes:
+    path: a folder made by `python -m fgclip_jax.prepare`.
+    split: which of its splits.
+    batch_size: images of a global batch, over all processes.
+    boxes: K, regions taken per image: the first ones, as the published code does; 0 leaves regions out.
+    region_text: which caption a region gets: `short`, `long` (where it has one), or `random`, either.
+    short_prefix: put before short captions; the published stage 2 has "a photo of ".
+    row_length: tokens per row of packed captions; 0 is the longest caption of the model, at least 256.
+    packed: False gives each caption a row of its own, as the published code does (slow).
+    shuffle: False keeps the order of the shards.
+    workers: processes that decode; 0 decodes in threads of this process; -1 chooses.
+    threads: threads per worker (or of this process).
+    prefetch: batches each worker makes ahead.
+    max_bad_share: the share of records that may be bad before the run stops; a bad one is counted and
+      replaced by the next good one.
+  """
+
+  path: str = ""
+  split: str = "train"
+  batch_size: int = 512
+  boxes: int = 4
+  region_text: str = "random"
+  short_prefix: str = ""
+  row_length: int = 0
+  packed: bool = True
+  shuffle: bool = True
+  workers: int = -1
+  threads: int = 2
+  prefetch: int = 4
+  max_bad_share: float = 0.01
+
+  def __post_init__(self):
+    if self.region_text not in REGION_TEXTS:
+      raise ValueError(f"data.region_text must be one of {REGION_TEXTS}, got {self.region_text!r}")
+    if self.batch_size < 1:
+      raise ValueError(f"data.batch_size must be at least 1, got {self.batch_size}")
+    for name in ("boxes", "threads", "prefetch"):
+      if getattr(self, name) < (name != "boxes"):
+        raise ValueError(f"data.{name} must be at least {int(name != 'boxes')}, got {getattr(self, name)}")
+    if self.workers < -1:
+      raise ValueError(f"data.workers must be -1 (choose), 0 (threads) or more, got {self.workers}")
+    if not 0 <= self.max_bad_share <= 1:
+      raise ValueError(f"data.max_bad_share must lie in 0..1, got {self.max_bad_share}")
+
+
+class Records:
+  """A split's records by number; the readers open when first used, in the process that uses them."""
+
+  def __init__(self, folder: str, split: str):
+    self.paths = records.find_shards(folder, split)
+    self._source = None
+    counts = []
+    for path in self.paths:
+      try:
+        counts.append(len(grain.sources.ArrayRecordDataSource([path])))
+      except Exception as error:  # the reader raises many types; the cause is chained
+        raise ValueError(f"{path!r} is not a readable ArrayRecord file ({error}); run `prepare` again") from error
+    self._ends = np.cumsum(counts)
+    if not self._ends[-1]:
+      raise ValueError(f"split {split!r} of {folder!r} has no record")
+
+  def __getstate__(self):
+    return self.__dict__ | {"_source": None}
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def __getitem__(self, index: int) -> bytes:
+    if self._source is None:
+      self._source = grain.sources.ArrayRecordDataSource(self.paths)
+    return self._source[index]
+
+  def where(self, index: int) -> str:
+    """The file and the record's number in it, for messages."""
+    shard = int(np.searchsorted(self._ends, index, side="right"))
+    first = int(self._ends[shard - 1]) if shard else 0
+    return f"{self.paths[shard]}, record {index - first}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+  """A record that was replaced: the class of the fault, and where and what it was."""
+
+  kind: str
+  message: str
+
+
+class LoadExample(grain.transforms.RandomMap):
+  """Record number to (example, bad records met); what is random is drawn from the generator alone."""
+
+  def __init__(self, source: Records, config: DataConfig, layout: Layout, image_size: int):
+    self.source, self.config, self.layout, self.image_size = source, config, layout, image_size
+    self._tokenizer = Tokenizer()
+
+  def random_map(self, index: int, rng: np.random.Generator) -> tuple[Example, tuple[Bad, ...]]:
+    """The example of this record, or of the next good one."""
+    bad = []
+    for attempt in range(min(_TRIES, len(self.source))):
+      number = (int(index) + attempt) % len(self.source)
+      try:
+        record = records.decode(self._read(number))
+        return self._example(record, number, rng), tuple(bad)
+      except RecordError as error:
+        bad.append(Bad(error.kind, f"{self.source.where(number)}: {error}"))
+    raise ValueError(f"{len(bad)} records in a row are bad; the last: {bad[-1].message}")
+
+  def _read(self, number: int) -> bytes:
+    try:
+      return self.source[number]
+    except Exception as error:  # the reader raises many types; the cause is chained
+      raise RecordError("record_corrupt", "record", f"cannot be read ({error})") from error
+
+  def _example(self, record: Record, number: int, rng: np.random.Generator) -> Example:
+    config, layout = self.config, self.layout
+    image = to_square(open_image(record.image), self.image_size)
+    regions = record.regions[: layout.boxes]
+    texts = [config.short_prefix + record.short]
+    texts += [self._region_text(region, rng) for region in regions]
+    negatives = [(region.short, *region.negatives) if region.negatives else () for region in regions]
+    texts += [text for group in negatives for text in group]
+    captions = iter([self._caption(ids, False) for ids in self._tokenizer.encode_batch(texts, layout.short_length)])
+    short = next(captions)
+    region_captions = tuple(next(captions) for _ in regions)
+    hard = [tuple(next(captions) for _ in group) for group in negatives]
+    long = None
+    if layout.long_length is not None:
+      # a record without a long caption trains the long path on its short one
+      long = self._caption(self._tokenizer.encode(record.long or record.short, layout.long_length), True)
+    return Example(
+      image=image,
+      short=short,
+      long=long,
+      boxes=np.asarray([region.box for region in regions], np.float32).reshape(-1, 4),
+      regions=region_captions,
+      negatives=tuple((group[0], group[1:]) if group else None for group in hard),
+      record=number,
+    )
+
+  def _region_text(self, region: records.Region, rng: np.random.Generator) -> str:
+    wanted = self.config.region_text
+    if wanted == "random":
+      wanted = ("short", "long")[rng.integers(2)]
+    return region.long if wanted == "long" and region.long else region.short
+
+  def _caption(self, ids: list[int], long: bool) -> Caption:
+    end = ids.index(self._tokenizer.end_id)  # a text may itself hold an end-of-text token
+    return Caption(tuple(ids[: end + 1]), long)
+
+
+class _ProcessBlock(grain.MapDataset):
+  """Of every global batch the block of one process."""
+
+  def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
+    super().__init__(parent)
+    self._batch_size, self._local = batch_size, batch_size // process_count
+    self._offset = process_index * self._local
+
+  def __len__(self) -> int:
+    return len(self._parent) // self._batch_size * self._local
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    step, position = divmod(index, self._local)
+    return self._parent[step * self._batch_size + self._offset + position]
+
+
+class _Assemble:
+  """Examples of one process to its part of a batch."""
+
+  def __init__(self, layout: Layout, shards: int):
+    self._layout, self._shards = layout, shards
+
+  def __call__(self, elements: Sequence[tuple[Example, tuple[Bad, ...]]]) -> dict[str, Any]:
+    batch = assemble([example for example, _ in elements], self._shards, self._layout)
+    return {"batch": batch, "bad": [bad for _, group in elements for bad in group]}
+
+
+class Loader:
+  """Batches of one process, without end.
+
+  Args:
+    config: what to load.
+    layout: the static shapes of a batch.
+    image_size: side of the square images, in pixels.
+    seed: of the order and of every random choice.
+    shards: G, the data shards that this process feeds; divides its part of the batch.
+    process_index, process_count: which part of each global batch this process takes.
+    start: the first step.
+
+  Attributes:
+    epoch_steps: global batches in one pass over the data (a fraction).
+    bad: bad records met so far, by class.
+    waited: seconds spent waiting for batches.
+
+  Raises:
+    FileNotFoundError, ValueError: no such data, or sizes that do not divide.
+  """
+
+  def __init__(
+    self,
+    config: DataConfig,
+    layout: Layout,
+    image_size: int,
+    *,
+    seed: int,
+    shards: int = 1,
+    process_index: int = 0,
+    process_count: int = 1,
+    start: int = 0,
+  ):
+    if config.batch_size % (process_count * shards):
+      raise ValueError(
+        f"data.batch_size {config.batch_size} must divide over {process_count} processes x {shards} data shards each"
+      )
+    source = Records(config.path, config.split)
+    self.records, self.epoch_steps = len(source), len(source) / config.batch_size
+    self.bad: dict[str, int] = {}
+    self.seen, self.waited, self._config = 0, 0.0, config
+    order = grain.MapDataset.range(len(source)).seed(seed)
+    if config.shuffle:
+      order = order.shuffle()
+    examples = order.repeat().random_map(LoadExample(source, config, layout, image_size))
+    local = config.batch_size // process_count
+    blocks = _ProcessBlock(examples, config.batch_size, process_index, process_count)
+    batches = blocks.batch(local, drop_remainder=True, batch_fn=_Assemble(layout, shards))[start:]
+    workers = default_workers() if config.workers < 0 else config.workers
+    ahead = max(config.prefetch, config.threads)
+    pipeline = batches.to_iter_dataset(grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead))
+    if workers:
+      options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=config.prefetch)
+      pipeline = pipeline.mp_prefetch(options)
+    self._local, self._iterator = local, iter(pipeline)
+
+  def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
+    return self
+
+  def __next__(self) -> dict[str, np.ndarray]:
+    """The next batch.
+
+    Raises:
+      ValueError: more than `max_bad_share` of the records seen were bad.
+    """
+    begin = time.perf_counter()
+    element = next(self._iterator)
+    self.waited += time.perf_counter() - begin
+    self.seen += self._local
+    for bad in element["bad"]:
+      self.bad[bad.kind] = self.bad.get(bad.kind, 0) + 1
+      if self.bad[bad.kind] <= 3:
+        print(f"bad record ({bad.kind}), replaced by the next good one: {bad.message}", flush=True)
+    count = sum(self.bad.values())
+    # a share means little over a handful of records
+    if element["bad"] and count > self._config.max_bad_share * max(self.seen, 1000):
+      raise ValueError(
+        f"{count} of {self.seen} records were bad ({self.bad}), more than data.max_bad_share "
+        f"{self._config.max_bad_share} allows; the last: {element['bad'][-1].message}"
+      )
+    return element["batch"]
+
+  def close(self) -> None:
+    """Ends the worker processes."""
+    close = getattr(self._iterator, "close", None)
+    if close is not None:
+      close()
+
+
+def default_workers() -> int:
+  """Threads of this process on a small machine; on a large one, processes for a quarter of its cores."""
+  cores = os.cpu_count() or 1
+  return 0 if cores < 8 else min(cores // 4, 32)

@@ -1,0 +1,94 @@
+"""Checkpoints of a run (Orbax): saved asynchronously and atomically under `WORKDIR/checkpoints/STEP`.
+
+The parameters are an item of their own, so that a model can be read without the optimizer's state.
+"""
+
+import importlib.metadata
+import os
+from typing import Any
+
+import jax
+from orbax.checkpoint import v1 as ocp
+
+from fgclip_jax.models.parameters import Params
+from fgclip_jax.train.state import TrainState
+
+FOLDER = "checkpoints"
+_PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class Checkpoints:
+  """The checkpoints of one run.
+
+  Args:
+    workdir: the run's folder.
+    keep: the newest so many are kept.
+    keep_every: so is every one whose step is a multiple of this; 0: none.
+  """
+
+  def __init__(self, workdir: str, keep: int = 2, keep_every: int = 0):
+    policies = ocp.training.preservation_policies
+    kept: list[Any] = [policies.LatestN(keep)]
+    if keep_every:
+      kept.append(policies.EveryNSteps(keep_every))
+    self._checkpointer = ocp.training.Checkpointer(
+      os.path.abspath(os.path.join(workdir, FOLDER)),
+      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      preservation_policy=policies.AnyPreservationPolicy(kept),
+      cleanup_tmp_directories=True,
+    )
+
+  @property
+  def latest(self) -> int | None:
+    """The step of the newest complete checkpoint."""
+    newest = self._checkpointer.latest
+    return None if newest is None else newest.step
+
+  def save(self, step: int, state: TrainState, config: dict[str, Any]) -> None:
+    """Begins to save; returns once the arrays are copied. A step that is there already is left alone."""
+    if self.latest == step:
+      return
+    items = {"params": state.params, "optimizer": {"opt_state": state.opt_state, "step": state.step}}
+    metadata = {"config": config, "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}}
+    self._checkpointer.save_checkpointables_async(step, items, custom_metadata=metadata)
+
+  def restore(self, shardings: TrainState, abstract: TrainState) -> TrainState:
+    """The newest checkpoint's state, laid out by `shardings`, bit for bit as it was saved."""
+    targets = jax.tree.map(
+      lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
+    )
+    items = self._checkpointer.load_checkpointables(
+      None,
+      {"params": targets.params, "optimizer": {"opt_state": targets.opt_state, "step": targets.step}},
+    )
+    return TrainState(
+      step=items["optimizer"]["step"], params=items["params"], opt_state=items["optimizer"]["opt_state"]
+    )
+
+  def saved_config(self) -> dict[str, Any]:
+    """The config that the newest checkpoint was saved with."""
+    return self._checkpointer.checkpointables_metadata(None).custom_metadata["config"]
+
+  def close(self) -> None:
+    """Waits until everything is on disk."""
+    self._checkpointer.close()
+
+
+def read_params(workdir: str) -> Params:
+  """The parameters of a run's newest checkpoint, as stored, on one local device.
+
+  Raises:
+    FileNotFoundError: the run has no complete checkpoint.
+  """
+  folder = os.path.abspath(os.path.join(workdir, FOLDER))
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(f"{workdir!r} has no {FOLDER!r} folder: no run has saved anything there")
+  with ocp.training.Checkpointer(folder) as checkpointer:
+    if checkpointer.latest is None:
+      raise FileNotFoundError(f"no complete checkpoint in {folder!r}")
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    metadata = checkpointer.checkpointables_metadata(None).metadata["params"]
+    abstract = jax.tree.map(
+      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata
+    )
+    return checkpointer.load_checkpointables(None, {"params": abstract})["params"]

@@ -1,0 +1,79 @@
+"""The device mesh, and where parameters and batches lie on it."""
+
+import math
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from fgclip_jax.models.parameters import Params, flatten, unflatten
+
+AXES = ("data", "fsdp", "tensor")
+BATCH_AXES = ("data", "fsdp")
+
+# the first pattern found in a parameter's name places it; an axis that does not divide a dimension is left out
+PLACEMENT: tuple[tuple[str, PartitionSpec], ...] = (
+  (r"blocks/.*(query|key|value|up)/kernel", PartitionSpec(None, "fsdp", "tensor")),
+  (r"blocks/.*(out|down)/kernel", PartitionSpec(None, "tensor", "fsdp")),
+  (r"blocks/.*(query|key|value|up)/bias", PartitionSpec(None, "tensor")),
+  (r"token_embedding", PartitionSpec("tensor", "fsdp")),
+  (r"(patch_embedding|_projection)/kernel", PartitionSpec("fsdp", None)),
+  (r"", PartitionSpec()),
+)
+
+
+def make_mesh(sizes: dict[str, int], devices: Any = None) -> Mesh:
+  """A mesh with the axes `data`, `fsdp`, `tensor`.
+
+  Args:
+    sizes: of each axis; one of them may be -1: what the others leave. Axes not named are 1.
+    devices: all devices by default.
+
+  Raises:
+    ValueError: an unknown axis, or sizes whose product is not the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  unknown = set(sizes) - set(AXES)
+  if unknown:
+    raise ValueError(f"mesh has the axes {AXES}, not {sorted(unknown)}")
+  shape = [sizes.get(axis, 1) for axis in AXES]
+  if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
+    raise ValueError(f"mesh sizes must be positive, at most one -1, got {dict(zip(AXES, shape, strict=True))}")
+  known = math.prod(size for size in shape if size != -1)
+  shape = [len(devices) // known if size == -1 else size for size in shape]
+  if math.prod(shape) != len(devices):
+    raise ValueError(f"a mesh of {dict(zip(AXES, shape, strict=True))} does not fit {len(devices)} devices")
+  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def place(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+  """Where the parameter of this name and shape lies."""
+  spec = next(spec for pattern, spec in PLACEMENT if re.search(pattern, name))
+  fits = [
+    axis if axis is not None and size % mesh.shape[axis] == 0 else None
+    for axis, size in zip(spec, shape, strict=False)
+  ]
+  return NamedSharding(mesh, PartitionSpec(*fits))
+
+
+def place_params(params: Params, mesh: Mesh) -> Any:
+  """The sharding of every parameter."""
+  return unflatten({name: place(name, leaf.shape, mesh) for name, leaf in flatten(params).items()})
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """Batches are split over `data` and `fsdp` along their first axis."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def data_shards(mesh: Mesh) -> int:
+  """G: into how many parts a global batch is split."""
+  return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
+  """This process's part of a batch as global arrays."""
+  sharding = batch_sharding(mesh)
+  return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
