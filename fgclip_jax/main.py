@@ -8,7 +8,7 @@ The same command again continues from the newest checkpoint in the workdir.
 
 import sys
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file; an argument may follow a colon.")
@@ -17,6 +17,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run: checkpoi
 
 def main(argv: list[str]) -> int:
   """The command; returns its exit code."""
+  logging.set_verbosity(logging.WARNING)  # Orbax reports every file it opens
   # imported here: data workers import this module again, and must not load JAX
   from fgclip_jax.train.config import read_config
   from fgclip_jax.train.loop import train

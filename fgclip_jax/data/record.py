@@ -104,7 +104,7 @@ def check_box(box, field: str = "box") -> tuple[float, float, float, float]:
   """
   try:
     values = tuple(float(value) for value in box)
-  except (TypeError, ValueError):
+  except (TypeError, ValueError, OverflowError):
     values = ()
   if len(values) != 4 or any(isinstance(value, (str, bool)) for value in box):
     raise RecordError("box_not_four_numbers", field, f"needs x1, y1, x2, y2, got {box!r}")
@@ -126,8 +126,10 @@ def encode(record: Record) -> bytes:
       raise RecordError(
         "too_many_negatives", f"regions[{index}].negatives", f"holds {len(region.negatives)}, at most {MAX_NEGATIVES}"
       )
+  from tensorflow_datasets.proto import tf_example_pb2
+
   connectors = features()
-  return connectors.serialize_example(
+  data = connectors.serialize_example(
     connectors.encode_example(
       {
         "id": record.id,
@@ -142,6 +144,8 @@ def encode(record: Record) -> bytes:
       }
     )
   )
+  # the order of a message's fields differs from process to process unless it is asked for
+  return tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True)
 
 
 def decode(data: bytes) -> Record:
@@ -203,7 +207,7 @@ def find_shards(folder: str, split: str) -> list[str]:
     raise FileNotFoundError(f"no shard of split {split!r} in {folder!r}: {has}")
   if len(found) > 1:
     raise ValueError(f"{folder!r} holds several sets of shards of split {split!r}: {sorted(found)}; keep one")
-  ((name, count), indices), = found.items()
+  (((name, count), indices),) = found.items()
   missing = sorted(set(range(count)) - set(indices))
   if missing:
     raise ValueError(f"{folder!r}, split {split!r}: shards {missing} of {count} are missing; run `prepare` again")

@@ -142,7 +142,7 @@ class Transformer(nnx.Module):
     def make_blocks(rngs):
       return Block(config, runtime, rngs=rngs)
 
-    self.blocks = make_blocks(rngs.fork(split=config.depth))
+    self.blocks = make_blocks(rngs.split(config.depth))
     self.depth, self.runtime = config.depth, runtime
 
   def __call__(

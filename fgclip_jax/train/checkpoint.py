@@ -88,7 +88,5 @@ def read_params(workdir: str) -> Params:
       raise FileNotFoundError(f"no complete checkpoint in {folder!r}")
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     metadata = checkpointer.checkpointables_metadata(None).metadata["params"]
-    abstract = jax.tree.map(
-      lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata
-    )
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata)
     return checkpointer.load_checkpointables(None, {"params": abstract})["params"]

@@ -165,7 +165,9 @@ def _check_optimizer(config: OptimizerConfig, steps: int) -> None:
 
 
 def _check_objective(run: RunConfig) -> None:
-  weights = {name: getattr(run.objective, name) for name in ("global_long", "global_short", "regional", "hard_negative")}
+  weights = {
+    name: getattr(run.objective, name) for name in ("global_long", "global_short", "regional", "hard_negative")
+  }
   if any(weight < 0 for weight in weights.values()) or not any(weights.values()):
     raise ValueError(f"config.objective: weights must not be negative and not all zero, got {weights}")
   fine = [name for name in ("global_long", "regional", "hard_negative") if weights[name]]

@@ -52,8 +52,7 @@ def place(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
   """Where the parameter of this name and shape lies."""
   spec = next(spec for pattern, spec in PLACEMENT if re.search(pattern, name))
   fits = [
-    axis if axis is not None and size % mesh.shape[axis] == 0 else None
-    for axis, size in zip(spec, shape, strict=False)
+    axis if axis is not None and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)
   ]
   return NamedSharding(mesh, PartitionSpec(*fits))
 

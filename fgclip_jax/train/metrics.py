@@ -19,7 +19,7 @@ class Metrics:
 
   def __init__(self, workdir: str, total_steps: int):
     self._total_steps = total_steps
-    self._file = open(os.path.join(workdir, METRICS_FILE), "a", encoding="utf-8")  # noqa: SIM115 (closed in close)
+    self._file = open(os.path.join(workdir, METRICS_FILE), "a", encoding="utf-8")
     self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"))
 
   def write(self, step: int, values: dict[str, float]) -> None:

@@ -49,9 +49,7 @@ def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, mes
   return jax.jit(make, out_shardings=state_shardings(config, optimizer, mesh))(jax.random.key(seed))
 
 
-def state_from(
-  config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, params: Params
-) -> TrainState:
+def state_from(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, params: Params) -> TrainState:
   """A state around parameters on the host, cast to float32."""
   params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
   params = jax.device_put(params, place_params(params, mesh))
