@@ -3,6 +3,15 @@
 import ml_collections
 
 
+def _unset(kind: type):
+  return ml_collections.config_dict.placeholder(kind)  # None until it is given; a new one for each key
+
+
+def _tower() -> dict:
+  whole = ("width", "depth", "heads", "mlp_width")
+  return {**{name: _unset(int) for name in whole}, "layer_norm_eps": _unset(float)}
+
+
 def get_config() -> ml_collections.ConfigDict:
   """Every key there is, with its default. Sections are explained where their dataclass stands."""
   config = ml_collections.ConfigDict()
@@ -12,7 +21,13 @@ def get_config() -> ml_collections.ConfigDict:
   # the model: a name of fgclip_jax/models/presets.py, or `from_weights` to take the size from `init_from`
   config.model = "vit_b16"
   config.kind = "fgclip"  # or `clip`: no long text, no regions
-  config.model_changes = ml_collections.ConfigDict({"vision": {}, "text": {}})  # e.g. vision.image_size
+  config.model_changes = ml_collections.ConfigDict(  # what is changed about it, e.g. vision.image_size
+    {
+      "vision": {**_tower(), "image_size": _unset(int), "patch_size": _unset(int)},
+      "text": _tower(),
+      "embedding_width": _unset(int),
+    }
+  )
   config.init_from = ""  # a PyTorch-format, model or run folder; a plain CLIP becomes FG-CLIP; empty: random
 
   # fgclip_jax/losses/objective.py
@@ -22,7 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
       "global_short": 1.0,
       "regional": 0.1,
       "hard_negative": 0.5,
-      "regional_group": ml_collections.config_dict.placeholder(int),  # None: the whole batch; the paper's: 512
+      "regional_group": _unset(int),  # None: the whole batch; the paper's: 512
       "regional_mask_identical": False,
     }
   )
@@ -57,8 +72,8 @@ def get_config() -> ml_collections.ConfigDict:
       "eps": 1e-8,
       "weight_decay": 0.001,
       "no_decay": ("norm", "bias"),
-      "clip_norm": ml_collections.config_dict.placeholder(float),
-      "temperature_max": ml_collections.config_dict.placeholder(float),
+      "clip_norm": _unset(float),
+      "temperature_max": _unset(float),
     }
   )
 

@@ -6,6 +6,7 @@ Any key of the config can be changed on the command line: `--config.optimizer.le
 The same command again continues from the newest checkpoint in the workdir.
 """
 
+import os
 import sys
 
 from absl import app, flags, logging
@@ -40,5 +41,21 @@ def main(argv: list[str]) -> int:
   return 0
 
 
+def _parse_flags(argv: list[str]) -> list[str]:
+  """absl's parser, with an unknown config key as an error of one line."""
+  for argument in argv:
+    if argument.startswith("--config="):  # a config imports its neighbours, wherever the command is typed
+      path = argument.removeprefix("--config=").split(":")[0]
+      sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(path))))
+  try:
+    return flags.FLAGS(argv)
+  except (AttributeError, KeyError, OSError, TypeError, ValueError, flags.Error) as error:
+    print(f"error: {error}", file=sys.stderr)
+    keys = [key for key in argv if key.startswith("--config.")]
+    if isinstance(error, (AttributeError, KeyError)):
+      print(f"one of these is no key of the config: {' '.join(keys)}; see configs/common.py", file=sys.stderr)
+    sys.exit(1)
+
+
 if __name__ == "__main__":
-  app.run(main)
+  app.run(main, flags_parser=_parse_flags)

@@ -146,10 +146,15 @@ def _model(name: str, kind: str, changes: dict[str, Any], init_from: str) -> Mod
     model = model.replace(text={"long_length": None})
   elif not model.fine_grained:
     model = model.replace(text={"long_length": stretched_length(model.text.short_length), "end_id": END_ID})
+  given = {key: _given(value) if isinstance(value, dict) else value for key, value in changes.items()}
   try:
-    return model.replace(**changes)
-  except TypeError as error:
-    raise ValueError(f"config.model_changes: {error}; see fgclip_jax/models/presets.py") from None
+    return model.replace(**_given(given))
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"config.model_changes: {error}") from None
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+  return {key: value for key, value in values.items() if value is not None}
 
 
 def _check_optimizer(config: OptimizerConfig, steps: int) -> None:
