@@ -1,0 +1,116 @@
+"""The records of a split, read and decoded in order; those that cannot be used are counted, not lost in silence."""
+
+import collections
+import concurrent.futures
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterator
+
+import numpy as np
+from array_record.python.array_record_data_source import ArrayRecordDataSource
+from jaxtyping import UInt8
+
+from fgclip_jax.data import image as images
+from fgclip_jax.data import record
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A record with its image decoded.
+
+  Attributes:
+    number: the record's place in its split.
+    pixels: squashed to a square.
+    record: the record.
+  """
+
+  number: int
+  pixels: UInt8[np.ndarray, "S S 3"]
+  record: record.Record
+
+
+class Examples:
+  """A split of a record folder. Iterating gives its examples in order; each pass reads them again.
+
+  Attributes:
+    skipped: how many records of each kind of fault the last pass left out.
+    first_fault: the first of them, in words.
+  """
+
+  def __init__(self, folder: str, split: str, image_size: int, limit: int | None = None):
+    """Opens a split.
+
+    Args:
+      folder: as `python -m fgclip_jax.prepare` writes it.
+      split: e.g. `validation`.
+      image_size: the side that images are squashed to.
+      limit: reads only so many records, the first ones.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such folder or split, a shard is missing, or `limit` is below 1.
+    """
+    if limit is not None and limit < 1:
+      raise ValueError(f"limit must be at least 1, got {limit}")
+    self.folder, self.split, self.image_size = folder, split, image_size
+    self._source = _open(record.find_shards(folder, split))
+    self._count = min(len(self._source), limit or len(self._source))
+    self._reset()
+
+  def __len__(self) -> int:
+    """How many records there are, usable or not."""
+    return self._count
+
+  def __getitem__(self, number: int) -> Example:
+    """One example; a `RecordError` says why it cannot be used."""
+    if not 0 <= number < len(self):
+      raise IndexError(f"no record {number} in split {self.split!r} of {self.folder!r}: it has {len(self)}")
+    return self._decode(number, self._read(number))
+
+  def __iter__(self) -> Iterator[Example]:
+    self._reset()
+    workers = min(os.cpu_count() or 1, 16)
+    with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # Pillow decodes without holding the GIL
+      pending: collections.deque = collections.deque()
+      numbers = iter(range(len(self)))
+      while True:
+        for number in itertools.islice(numbers, 4 * workers - len(pending)):
+          pending.append((number, pool.submit(self._try, number)))
+        if not pending:
+          return
+        number, future = pending.popleft()
+        result = future.result()
+        if isinstance(result, Example):
+          yield result
+        else:
+          self.skipped[result.kind] += 1
+          self.first_fault = self.first_fault or f"record {number} of split {self.split!r}: {result}"
+
+  def _reset(self) -> None:
+    self.skipped: collections.Counter = collections.Counter()
+    self.first_fault: str | None = None
+
+  def _try(self, number: int) -> Example | record.RecordError:
+    try:
+      return self._decode(number, self._read(number))
+    except record.RecordError as error:
+      return error
+
+  def _read(self, number: int) -> bytes:
+    try:
+      return self._source[number]
+    except RuntimeError as error:  # a damaged chunk of the shard
+      raise record.RecordError("record_corrupt", "record", f"cannot be read ({error})") from error
+
+  def _decode(self, number: int, data: bytes) -> Example:
+    decoded = record.decode(data)
+    pixels = images.to_square(images.open_image(decoded.image), self.image_size)
+    return Example(number, pixels, dataclasses.replace(decoded, image=b""))
+
+
+def _open(paths: list[str]) -> ArrayRecordDataSource:
+  """Opens shards; an error names the one that is no ArrayRecord file."""
+  try:
+    return ArrayRecordDataSource(paths)
+  except (RuntimeError, ValueError) as error:
+    raise ValueError(f"a shard of {os.path.dirname(paths[0])!r} is not a readable ArrayRecord file: {error}") from error

@@ -1,0 +1,53 @@
+"""What the model sees in a box: which of all descriptions fits it, and which of eleven that differ in one attribute."""
+
+import dataclasses
+
+import numpy as np
+
+from fgclip_jax.api import FGCLIP
+from fgclip_jax.evals import metrics
+from fgclip_jax.evals.embedded import NONE, Embedded
+
+
+@dataclasses.dataclass(frozen=True)
+class RegionClassification:
+  """The caption of a region among the data set's region classes, or else among all region captions of the split."""
+
+  name: str = "region classification"
+  ks: tuple[int, ...] = (1, 5)
+
+  def run(self, model: FGCLIP, examples: Embedded) -> dict[str, metrics.Metric]:
+    """Metrics `region_topK`, over the regions whose caption is one of the classes."""
+    if not len(examples.region):
+      raise metrics.NothingToMeasureError("no record has a region")
+    known = np.isin(examples.region_caption, examples.classes)
+    if not known.any():
+      raise metrics.NothingToMeasureError(f"no region's caption is one of the {len(examples.classes)} region classes")
+    region, label = examples.region[known], np.searchsorted(examples.classes, examples.region_caption[known])
+    pairs = np.stack([np.arange(len(region)), label], axis=1)
+    rank = metrics.ranks(region, examples.short_text[examples.classes], pairs)
+    return {f"region_top{k}": metrics.top_k(rank, pairs, len(examples.classes), k) for k in self.ks}
+
+
+@dataclasses.dataclass(frozen=True)
+class FineGrained:
+  """The caption of a region among itself and its hard negatives, eleven texts where it has ten. Ties are misses."""
+
+  name: str = "fine-grained matching"
+
+  def run(self, model: FGCLIP, examples: Embedded) -> dict[str, metrics.Metric]:
+    """The metric `fine_grained_top1`, over the regions with at least one negative."""
+    valid = examples.negatives != NONE
+    has = np.flatnonzero(valid.any(1))
+    if not len(has):
+      raise metrics.NothingToMeasureError("no region has hard negatives")
+    hits = 0
+    for start in range(0, len(has), metrics.BLOCK):
+      rows = has[start : start + metrics.BLOCK]
+      region = examples.region[rows]
+      true = np.einsum("nd,nd->n", region, examples.short_text[examples.region_caption[rows]])
+      wrong = np.einsum("nd,nkd->nk", region, examples.short_text[examples.negatives[rows]])
+      beaten = ~(wrong < true[:, None] - metrics.TIE) & valid[rows]  # not >=, which is False for NaN
+      hits += int((~beaten.any(1)).sum())
+    chance = float(np.mean(1 / (1 + valid[has].sum(1))))
+    return {"fine_grained_top1": metrics.Metric(value=hits / len(has), chance=chance, count=len(has))}
