@@ -10,7 +10,7 @@ import tqdm
 from jaxtyping import Float32, Int
 
 from fgclip_jax.api import CHUNKS, FGCLIP
-from fgclip_jax.data.record import MAX_NEGATIVES, read_info
+from fgclip_jax.data.record import MAX_NEGATIVES, Record, read_info
 from fgclip_jax.evals.examples import Example, Examples
 
 NONE = -1  # a text that is not there
@@ -68,6 +68,34 @@ class _Texts:
     return embeddings, [str(warning.message) for warning in caught]
 
 
+class _Labels:
+  """The texts of records, as numbers of distinct texts."""
+
+  def __init__(self, read_long: bool):
+    self.short_texts, self.long_texts = _Texts(), _Texts()
+    self.short, self.long, self.region, self.negatives = [], [], [], []
+    self.unusable = 0
+    self._read_long = read_long
+
+  def add(self, record: Record) -> list[tuple[float, float, float, float]]:
+    """Takes a record's texts; returns the boxes of its usable regions."""
+    self.short.append(self.short_texts.add(record.short))
+    self.long.append(self.long_texts.add(record.long) if self._read_long else NONE)
+    usable = [r for r in record.regions if r.short.strip() and r.box[0] < r.box[2] and r.box[1] < r.box[3]]
+    self.unusable += len(record.regions) - len(usable)
+    for region in usable:
+      self.region.append(self.short_texts.add(region.short))
+      wrong = [self.short_texts.add(text) for text in dict.fromkeys(region.negatives) if text != region.short]
+      wrong = [number for number in wrong if number != NONE]
+      self.negatives.append(wrong + [NONE] * (MAX_NEGATIVES - len(wrong)))
+    return [region.box for region in usable]
+
+  def classes(self, declared: list[str] | None) -> np.ndarray:
+    """The numbers of the declared classes, or else of all region captions."""
+    numbers = [self.short_texts.add(text) for text in declared] if declared else self.region
+    return np.unique(np.asarray([number for number in numbers if number != NONE], np.int64))
+
+
 def embed(model: FGCLIP, folder: str, split: str, limit: int | None = None, progress: bool = False) -> Embedded:
   """Reads and encodes a split of a record folder.
 
@@ -81,54 +109,40 @@ def embed(model: FGCLIP, folder: str, split: str, limit: int | None = None, prog
     FileNotFoundError, ValueError: the split is not there, or holds no usable record.
   """
   examples = Examples(folder, split, model.config.vision.image_size, limit)
-  short_texts, long_texts = _Texts(), _Texts()
+  labels = _Labels(read_long=model.config.fine_grained)
+  # a last batch is filled up, so that it needs no program of its own
+  size = CHUNKS[-1] if len(examples) >= CHUNKS[-1] else None
   images, regions = [], []
-  captions = {"short": [], "long": [], "region": [], "negatives": []}
-  unusable = 0
   with tqdm.tqdm(total=len(examples), desc="images", unit="image", disable=not progress) as bar:
     for batch in _batches(examples, CHUNKS[-1]):
-      boxes = []
-      for example in batch:
-        record = example.record
-        captions["short"].append(short_texts.add(record.short))
-        captions["long"].append(long_texts.add(record.long) if model.config.fine_grained else NONE)
-        usable = [r for r in record.regions if r.short.strip() and r.box[0] < r.box[2] and r.box[1] < r.box[3]]
-        unusable += len(record.regions) - len(usable)
-        boxes.append([region.box for region in usable])
-        for region in usable:
-          captions["region"].append(short_texts.add(region.short))
-          wrong = [short_texts.add(text) for text in dict.fromkeys(region.negatives) if text != region.short]
-          wrong = [number for number in wrong if number != NONE]
-          captions["negatives"].append(wrong + [NONE] * (MAX_NEGATIVES - len(wrong)))
-      # a last batch is filled up, so that it needs no program of its own
-      size = CHUNKS[-1] if len(examples) >= CHUNKS[-1] else len(batch)
-      image, region = _encode(model, [example.pixels for example in batch], boxes, size)
+      boxes = [labels.add(example.record) for example in batch]
+      image, region = _encode(model, [example.pixels for example in batch], boxes, size or len(batch))
       images.append(image)
       regions.append(region)
       bar.update(batch[-1].number + 1 - bar.n)
     bar.update(len(examples) - bar.n)
-  notes = _notes(examples, unusable)
+  notes = _notes(examples, labels.unusable)
   if not images:
     raise ValueError(f"no record of split {split!r} in {folder!r} can be used: {'; '.join(notes)}")
-  declared = read_info(folder).get("region_classes")
-  classes = [short_texts.add(text) for text in declared] if declared else captions["region"]
-  short_text, short_notes = short_texts.encode(model, "short", progress)
-  long_text, long_notes = (
-    long_texts.encode(model, "long", progress) if model.config.fine_grained else (short_text[:0], [])
-  )
+  classes = labels.classes(read_info(folder).get("region_classes"))
+  short_text, short_notes = labels.short_texts.encode(model, "short", progress)
+  long_text, long_notes = labels.long_texts.encode(model, "long", progress)
+  embeddings = {
+    "image": np.concatenate(images),
+    "region": np.concatenate(regions),
+    "short_text": short_text,
+    "long_text": long_text,
+  }
   return Embedded(
-    image=np.concatenate(images),
-    short=np.asarray(captions["short"], np.int64),
-    long=np.asarray(captions["long"], np.int64),
-    region=np.concatenate(regions),
-    region_caption=np.asarray(captions["region"], np.int64),
-    negatives=np.asarray(captions["negatives"], np.int64).reshape(-1, MAX_NEGATIVES),
-    classes=np.unique(np.asarray([number for number in classes if number != NONE], np.int64)),
-    short_text=short_text,
-    long_text=long_text,
+    **embeddings,
+    short=np.asarray(labels.short, np.int64),
+    long=np.asarray(labels.long, np.int64),
+    region_caption=np.asarray(labels.region, np.int64),
+    negatives=np.asarray(labels.negatives, np.int64).reshape(-1, MAX_NEGATIVES),
+    classes=classes,
     records=len(examples),
     skipped=dict(examples.skipped),
-    notes=(*notes, *short_notes, *long_notes),
+    notes=(*notes, *short_notes, *long_notes, *_not_finite(embeddings)),
   )
 
 
@@ -162,4 +176,13 @@ def _notes(examples: Examples, unusable: int) -> list[str]:
     )
   if unusable:
     notes.append(f"{unusable} regions without a caption or without a size were left out")
+  return notes
+
+
+def _not_finite(embeddings: dict[str, np.ndarray]) -> list[str]:
+  notes = []
+  for name, values in embeddings.items():
+    wrong = int((~np.isfinite(values)).any(1).sum())
+    if wrong:
+      notes.append(f"{wrong} of {len(values)} {name.replace('_', ' ')} embeddings are not finite: the model is broken")
   return notes

@@ -1,7 +1,7 @@
 """What evaluators return and what they share: ranks computed in blocks, and chance levels."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, Int
@@ -34,6 +34,7 @@ class NothingToMeasureError(ValueError):
   """The examples have no labels for this evaluator, or the model cannot do what it measures."""
 
 
+@runtime_checkable
 class Evaluator(Protocol):
   """A benchmark."""
 
@@ -70,7 +71,8 @@ def ranks(
     best = np.full(len(part), -np.inf, np.float32)
     for at in range(0, len(query), block):
       q, a = query[at : at + block], answer[at : at + block]
-      np.maximum.at(best, q, np.einsum("nd,nd->n", part[q], gallery[a]))
+      with np.errstate(invalid="ignore"):  # NaN stays NaN
+        np.maximum.at(best, q, np.einsum("nd,nd->n", part[q], gallery[a]))
     for first in range(0, len(gallery), block):
       scores = part @ gallery[first : first + block].T
       beats = ~(scores < best[:, None] - TIE)  # not >=, which is False for NaN
