@@ -25,7 +25,7 @@ def get_config(stage: str = "stage2"):
   else:
     config.init_from = "runs/quickstart/stage1"
     config.objective.regional_mask_identical = True  # few descriptions: one batch holds many twice
-  config.data.update({"path": "data/scenes", "batch_size": 64, "boxes": 3})
+  config.data.update({"path": "data/scenes", "batch_size": 64, "boxes": 3, "row_length": 64})
   config.optimizer.update(
     {
       "learning_rate": 1e-3,

@@ -35,7 +35,8 @@ class DataConfig:
     boxes: K, regions taken per image: the first ones, as the published code does; 0 leaves regions out.
     region_text: which caption a region gets: `short`, `long` (where it has one), or `random`, either.
     short_prefix: put before short captions; the published stage 2 has "a photo of ".
-    row_length: tokens per row of packed captions; 0 is the longest caption of the model, at least 256.
+    row_length: tokens per row of packed captions, which captions are cut to; 0 is 256, or the longest caption
+      that the model takes if that is more.
     packed: False gives each caption a row of its own, as the published code does (slow).
     shuffle: False keeps the order of the shards.
     workers: processes that decode; 0 decodes in threads of this process; -1 chooses.
@@ -84,7 +85,8 @@ class Records:
       try:
         counts.append(len(grain.sources.ArrayRecordDataSource([path])))
       except Exception as error:  # the reader raises many types; the cause is chained
-        raise ValueError(f"{path!r} is not a readable ArrayRecord file ({error}); run `prepare` again") from error
+        cause = str(error) or "it ends too early"
+        raise ValueError(f"{path!r} is not a readable ArrayRecord file ({cause}); run `prepare` again") from error
     self._ends = np.cumsum(counts)
     if not self._ends[-1]:
       raise ValueError(f"split {split!r} of {folder!r} has no record")
@@ -148,14 +150,14 @@ class LoadExample(grain.transforms.RandomMap):
     texts += [self._region_text(region, rng) for region in regions]
     negatives = [(region.short, *region.negatives) if region.negatives else () for region in regions]
     texts += [text for group in negatives for text in group]
-    captions = iter([self._caption(ids, False) for ids in self._tokenizer.encode_batch(texts, layout.short_length)])
+    captions = iter([self._caption(ids, False) for ids in self._tokenizer.encode_batch(texts, layout.max_length(long=False))])
     short = next(captions)
     region_captions = tuple(next(captions) for _ in regions)
     hard = [tuple(next(captions) for _ in group) for group in negatives]
     long = None
     if layout.long_length is not None:
       # a record without a long caption trains the long path on its short one
-      long = self._caption(self._tokenizer.encode(record.long or record.short, layout.long_length), True)
+      long = self._caption(self._tokenizer.encode(record.long or record.short, layout.max_length(long=True)), True)
     return Example(
       image=image,
       short=short,
@@ -260,7 +262,7 @@ class Loader:
     if workers:
       options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=config.prefetch)
       pipeline = pipeline.mp_prefetch(options)
-    self._local, self._iterator = local, iter(pipeline)
+    self._local, self._workers, self._iterator = local, workers, iter(pipeline)
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
     return self
@@ -270,9 +272,10 @@ class Loader:
 
     Raises:
       ValueError: more than `max_bad_share` of the records seen were bad.
+      ChildProcessError: a worker process was killed.
     """
     begin = time.perf_counter()
-    element = next(self._iterator)
+    element = self._next()
     self.waited += time.perf_counter() - begin
     self.seen += self._local
     for bad in element["bad"]:
@@ -287,6 +290,19 @@ class Loader:
         f"{self._config.max_bad_share} allows; the last: {element['bad'][-1].message}"
       )
     return element["batch"]
+
+  def _next(self) -> dict[str, Any]:
+    try:
+      element = next(self._iterator)
+    except RuntimeError as error:
+      if "terminated unexpectedly" not in str(error):
+        raise
+      message = "a data worker process ended unexpectedly (killed for lack of memory?); set data.workers lower"
+      raise ChildProcessError(f"{message}: {error}") from error
+    if self._workers:
+      # out of the memory shared with the workers, which leaks where an array outlives this process's interpreter
+      element["batch"] = {key: np.array(value) for key, value in element["batch"].items()}
+    return element
 
   def close(self) -> None:
     """Ends the worker processes."""

@@ -55,8 +55,8 @@ class Layout:
 
   Attributes:
     boxes: K, boxes per image; 0 leaves regions out.
-    row_length: L, tokens per row; at least the longest caption.
-    short_length, long_length: longest captions of the two position tables.
+    row_length: L, tokens per row; captions are cut to it.
+    short_length, long_length: rows of the two position tables; no long one: no long captions.
     ladder: budgets of rows per data shard, ascending; empty: exactly as many rows as needed (not static).
     packed: False gives every caption a row of its own.
   """
@@ -69,9 +69,12 @@ class Layout:
   packed: bool = True
 
   def __post_init__(self):
-    longest = max(self.short_length, self.long_length or 0)
-    if self.row_length < longest:
-      raise ValueError(f"row_length {self.row_length} must hold the longest caption, {longest} tokens")
+    if self.row_length < 2:
+      raise ValueError(f"row_length must be at least 2 (start and end of text), got {self.row_length}")
+
+  def max_length(self, long: bool) -> int:
+    """The most tokens of a caption: its position table's rows, or the row's length if that is less."""
+    return min((self.long_length or 0) if long else self.short_length, self.row_length)
 
 
 def captions_per_image(layout: Layout) -> tuple[int, int]:
@@ -84,7 +87,7 @@ def budget_ladder(layout: Layout, images: int, growth: float = 1.125, start: int
   short, long = captions_per_image(layout)
   if layout.packed:
     # a row without a long caption that was passed over holds at least this many of the longest short ones
-    per_row = layout.row_length // layout.short_length
+    per_row = layout.row_length // layout.max_length(long=False)
     worst = images * long + math.ceil(images * short / per_row) + 1
   else:
     worst = images * (short + long)
@@ -243,8 +246,8 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
 
 def _check_lengths(captions: Sequence[Caption], layout: Layout) -> None:
   for caption in captions:
-    longest = layout.long_length if caption.long else layout.short_length
-    if not caption.ids or longest is None or len(caption.ids) > longest:
+    longest = layout.max_length(caption.long)
+    if not 0 < len(caption.ids) <= longest:
       kind = "long" if caption.long else "short"
       raise ValueError(
         f"a {kind} caption has {len(caption.ids)} tokens, its position table {longest}: truncate it first"

@@ -38,7 +38,7 @@ class Examples:
     first_fault: the first of them, in words.
   """
 
-  def __init__(self, folder: str, split: str, image_size: int, limit: int | None = None):
+  def __init__(self, folder: str, split: str, image_size: int = 224, limit: int | None = None):
     """Opens a split.
 
     Args:
@@ -61,11 +61,15 @@ class Examples:
     """How many records there are, usable or not."""
     return self._count
 
-  def __getitem__(self, number: int) -> Example:
-    """One example; a `RecordError` says why it cannot be used."""
+  def read(self, number: int) -> record.Record:
+    """One record as it lies in its shard; a `RecordError` says why it cannot be used."""
     if not 0 <= number < len(self):
       raise IndexError(f"no record {number} in split {self.split!r} of {self.folder!r}: it has {len(self)}")
-    return self._decode(number, self._read(number))
+    try:
+      data = self._source[number]
+    except RuntimeError as error:  # a damaged chunk of the shard
+      raise record.RecordError("record_corrupt", "record", f"cannot be read ({error})") from error
+    return record.decode(data)
 
   def __iter__(self) -> Iterator[Example]:
     self._reset()
@@ -92,20 +96,11 @@ class Examples:
 
   def _try(self, number: int) -> Example | record.RecordError:
     try:
-      return self._decode(number, self._read(number))
+      found = self.read(number)
+      pixels = images.to_square(images.open_image(found.image), self.image_size)
     except record.RecordError as error:
       return error
-
-  def _read(self, number: int) -> bytes:
-    try:
-      return self._source[number]
-    except RuntimeError as error:  # a damaged chunk of the shard
-      raise record.RecordError("record_corrupt", "record", f"cannot be read ({error})") from error
-
-  def _decode(self, number: int, data: bytes) -> Example:
-    decoded = record.decode(data)
-    pixels = images.to_square(images.open_image(decoded.image), self.image_size)
-    return Example(number, pixels, dataclasses.replace(decoded, image=b""))
+    return Example(number, pixels, dataclasses.replace(found, image=b""))
 
 
 def _open(paths: list[str]) -> ArrayRecordDataSource:
