@@ -111,6 +111,11 @@ class FGCLIP:
     """CLIP's tokenizer."""
     return Tokenizer()
 
+  @property
+  def batch_size(self) -> int:
+    """The largest batch that is computed at once; multiples of it leave nothing to pad."""
+    return self._setup.chunk(CHUNKS[-1])
+
   def preprocess(
     self, pictures: images.Picture | Sequence[images.Picture], mode: images.Mode = "squash"
   ) -> Float32[np.ndarray, "B S S 3"]:

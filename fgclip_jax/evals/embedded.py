@@ -9,7 +9,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float32, Int
 
-from fgclip_jax.api import CHUNKS, FGCLIP
+from fgclip_jax.api import FGCLIP
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, read_info
 from fgclip_jax.evals.examples import Example, Examples
 
@@ -111,10 +111,10 @@ def embed(model: FGCLIP, folder: str, split: str, limit: int | None = None, prog
   examples = Examples(folder, split, model.config.vision.image_size, limit)
   labels = _Labels(read_long=model.config.fine_grained)
   # a last batch is filled up, so that it needs no program of its own
-  size = CHUNKS[-1] if len(examples) >= CHUNKS[-1] else None
+  size = model.batch_size if len(examples) >= model.batch_size else None
   images, regions = [], []
   with tqdm.tqdm(total=len(examples), desc="images", unit="image", disable=not progress) as bar:
-    for batch in _batches(examples, CHUNKS[-1]):
+    for batch in _batches(examples, model.batch_size):
       boxes = [labels.add(example.record) for example in batch]
       image, region = _encode(model, [example.pixels for example in batch], boxes, size or len(batch))
       images.append(image)

@@ -1,0 +1,127 @@
+"""Draws where in a picture texts fit.
+
+python -m fgclip_jax.show --model runs/stage2 --image photo.jpg --text "a red cup" "a blue cup" --output heat.png
+python -m fgclip_jax.show --model runs/stage2 --data data/scenes --index 3 --output heat.png
+"""
+
+import argparse
+import os
+import sys
+
+from PIL import Image
+
+from fgclip_jax.api import FGCLIP, load
+from fgclip_jax.data import image as images
+from fgclip_jax.data import record
+from fgclip_jax.evals import heatmap
+from fgclip_jax.evals.examples import Examples
+
+MAX_REGIONS = 3  # of a record that are shown if none is chosen
+
+
+def show(
+  model: FGCLIP, picture: Image.Image, texts: list[str], boxes: list[list[heatmap.Box]], output: str
+) -> list[heatmap.Heat]:
+  """Draws one map for each text, writes them as one picture, and returns what was drawn.
+
+  Args:
+    model: the model.
+    picture: RGB, of any size.
+    texts: short descriptions, as of regions.
+    boxes: for each text, boxes x1 y1 x2 y2 in 0..1 to draw with their own similarity.
+    output: the picture to write; its ending tells the format.
+  """
+  heats = heatmap.measure(model, picture, texts, boxes)
+  os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+  heatmap.draw(picture, heats).save(output)
+  return heats
+
+
+def main(argv: list[str] | None = None) -> int:
+  """The command; returns its exit code."""
+  parser = argparse.ArgumentParser(
+    prog="python -m fgclip_jax.show", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--model", metavar="DIR", required=True, help="a PyTorch-format, model or run folder")
+  source = parser.add_mutually_exclusive_group(required=True)
+  source.add_argument("--image", metavar="FILE", help="the picture")
+  source.add_argument("--data", metavar="DIR", help="a record folder; shows the regions of one of its records")
+  parser.add_argument("--split", default="validation", help="with --data: the split (default: %(default)s)")
+  parser.add_argument("--index", type=int, default=0, help="with --data: the record's number (default: %(default)s)")
+  parser.add_argument("--region", type=int, help=f"with --data: only this region (default: the first {MAX_REGIONS})")
+  parser.add_argument("--text", nargs="+", help="texts to look for (with --data default: the regions' own captions)")
+  parser.add_argument(
+    "--box", nargs=4, type=float, action="append", default=[], metavar=("X1", "Y1", "X2", "Y2"),
+    help="with --image: a box to draw with its similarity, as fractions of width and height; can be repeated",
+  )  # fmt: skip
+  parser.add_argument(
+    "--output", metavar="FILE", default="heat.png", help="the picture to write (default: %(default)s)"
+  )
+  args = parser.parse_args(argv)
+  if args.image and not args.text:
+    parser.error("--image needs --text")
+  if args.image and args.region is not None:
+    parser.error("--region belongs to --data; with --image, give --box")
+  if args.data and args.box:
+    parser.error("--box belongs to --image; with --data, the regions' own boxes are drawn")
+  try:
+    _run(args)
+  except (OSError, ValueError, IndexError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+  if os.path.splitext(args.output)[1].lower() not in Image.registered_extensions():
+    raise ValueError(f"output {args.output!r} must end in .png, .jpg or .webp: the ending tells the format")
+  picture, texts, boxes = _from_record(args) if args.data else _from_file(args)
+  model = load(args.model)
+  print(f"{args.model}: {model}")
+  for heat in show(model, picture, texts, boxes, args.output):
+    scores = ", ".join(f"{score:.3f}" for _, score in heat.boxes)
+    low, high = heat.similarity.min(), heat.similarity.max()
+    print(f"{heat.text}: {low:.3f} to {high:.3f} over the picture" + (f"; in the box {scores}" if scores else ""))
+  print(f"wrote {args.output}")
+  source = f"--data {args.data} --split {args.split} --index {args.index}" if args.data else f"--image {args.image}"
+  print(f'next: python -m fgclip_jax.show --model {args.model} {source} --text "something else" --output {args.output}')
+
+
+def _from_file(args: argparse.Namespace) -> tuple[Image.Image, list[str], list[list[heatmap.Box]]]:
+  with open(args.image, "rb") as file:
+    picture = _open(file.read(), args.image)
+  boxes = [record.check_box(box, f"--box {i + 1}") for i, box in enumerate(args.box)]
+  return picture, args.text, [boxes] * len(args.text)
+
+
+def _from_record(args: argparse.Namespace) -> tuple[Image.Image, list[str], list[list[heatmap.Box]]]:
+  """The picture of a record and its region captions, each with its own box; texts of the user's get all the boxes."""
+  name = f"record {args.index} of split {args.split!r} of {args.data!r}"
+  try:
+    found = Examples(args.data, args.split).read(args.index)
+  except record.RecordError as error:
+    raise record.RecordError(error.kind, f"{name}: {error.field}", error.message) from error
+  regions = found.regions
+  if args.region is not None:
+    if not 0 <= args.region < len(regions):
+      raise IndexError(f"{name} has {len(regions)} regions, there is no region {args.region}")
+    regions = regions[args.region : args.region + 1]
+  regions = regions[: MAX_REGIONS if args.text is None else None]
+  if args.text is None and not regions:
+    raise ValueError(f"{name} has no region: give --text")
+  picture = _open(found.image, name)
+  print(f"{name}: {found.short}")
+  if args.text is None:
+    return picture, [region.short for region in regions], [[region.box] for region in regions]
+  return picture, args.text, [[region.box for region in regions]] * len(args.text)
+
+
+def _open(data: bytes, name: str) -> Image.Image:
+  try:
+    return images.open_image(data)
+  except images.ImageError as error:
+    raise images.ImageError(error.kind, name, error.message) from error
+
+
+if __name__ == "__main__":
+  sys.exit(main())
