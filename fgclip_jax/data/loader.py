@@ -150,7 +150,9 @@ class LoadExample(grain.transforms.RandomMap):
     texts += [self._region_text(region, rng) for region in regions]
     negatives = [(region.short, *region.negatives) if region.negatives else () for region in regions]
     texts += [text for group in negatives for text in group]
-    captions = iter([self._caption(ids, False) for ids in self._tokenizer.encode_batch(texts, layout.max_length(long=False))])
+    captions = iter(
+      [self._caption(ids, False) for ids in self._tokenizer.encode_batch(texts, layout.max_length(long=False))]
+    )
     short = next(captions)
     region_captions = tuple(next(captions) for _ in regions)
     hard = [tuple(next(captions) for _ in group) for group in negatives]
