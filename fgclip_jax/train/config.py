@@ -5,6 +5,9 @@ Every value is looked at before anything is compiled; an error names the key and
 
 import dataclasses
 import math
+import re
+import types
+import typing
 from typing import Any
 
 import jax.numpy as jnp
@@ -84,31 +87,34 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
     return left.pop(key)
 
   def section(key, kind, **extra):
-    given = take(key)
-    fields = {field.name for field in dataclasses.fields(kind)} - set(extra)
-    unknown = sorted(set(given) - fields)
+    given = _dict(key, take(key))
+    fields = {field.name: field.type for field in dataclasses.fields(kind) if field.name not in extra}
+    unknown = sorted(set(given) - set(fields))
     if unknown:
       raise ValueError(f"unknown keys {unknown} in config.{key}; it takes {sorted(fields)}")
     given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    for name, value in given.items():
+      _check_type(f"{key}.{name}", value, fields[name])
     return kind(**given, **extra)
 
   steps = take("steps")
-  _positive("steps", steps)
+  _whole("steps", steps)
   init_from, model_name = take("init_from"), take("model")
   model = _model(model_name, take("kind"), take("model_changes"), init_from)
   optimizer = section("optimizer", OptimizerConfig, total_steps=steps)
   _check_optimizer(optimizer, steps)
-  runtime = take("runtime")
+  runtime = _dict("runtime", take("runtime"))
   if runtime.get("dtype") not in DTYPES:
     raise ValueError(f"config.runtime.dtype must be one of {list(DTYPES)}, got {runtime.get('dtype')!r}")
+  left["runtime"] = {**runtime, "dtype": DTYPES[runtime["dtype"]]}
   run = RunConfig(
     model=model,
     init_from=init_from,
     objective=section("objective", Objective),
     data=section("data", DataConfig),
     optimizer=optimizer,
-    runtime=Runtime(**{**runtime, "dtype": DTYPES[runtime["dtype"]]}),
-    mesh=dict(take("mesh")),
+    runtime=section("runtime", Runtime),
+    mesh=_dict("mesh", take("mesh")),
     steps=steps,
     **{key: take(key) for key in ("seed", "log_every", "checkpoint_every", "keep", "keep_every")},
     values=values,
@@ -116,7 +122,12 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
   if left:
     raise ValueError(f"unknown keys {sorted(left)} in the config; see configs/common.py")
   for key in ("log_every", "checkpoint_every", "keep"):
-    _positive(key, getattr(run, key))
+    _whole(key, getattr(run, key))
+  _whole("keep_every", run.keep_every, least=0)
+  _whole("seed", run.seed, least=0, most=2**32 - 1)  # Grain's range
+  _whole("runtime.unroll", run.runtime.unroll, least=0)
+  for axis, size in run.mesh.items():
+    _whole(f"mesh.{axis}", size, least=-1)
   _check_objective(run)
   if not run.data.path:
     raise ValueError("config.data.path is empty: name a folder made by `python -m fgclip_jax.prepare`")
@@ -125,15 +136,36 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
   return run
 
 
-def _positive(key: str, value: Any) -> None:
-  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-    raise ValueError(f"config.{key} must be a whole number of at least 1, got {value!r}")
+def _dict(key: str, value: Any) -> dict[str, Any]:
+  if not isinstance(value, dict):
+    raise ValueError(f"config.{key} must be a section with keys of its own, got {value!r}")
+  return value
+
+
+def _whole(key: str, value: Any, least: int = 1, most: float = math.inf) -> None:
+  if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
+    limit = f"of at least {least}" if most == math.inf else f"in {least}..{most}"
+    raise ValueError(f"config.{key} must be a whole number {limit}, got {value!r}")
+
+
+def _check_type(key: str, value: Any, kind: Any) -> None:
+  """A whole number may stand for a float; nothing else may stand for another type, and floats are finite."""
+  if kind is Any:
+    return
+  kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (typing.get_origin(kind) or kind,)
+  kinds += (int,) if float in kinds else ()
+  if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+    raise ValueError(f"config.{key} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+  if isinstance(value, float) and not math.isfinite(value):
+    raise ValueError(f"config.{key} must be finite, got {value}")
 
 
 def _model(name: str, kind: str, changes: dict[str, Any], init_from: str) -> ModelConfig:
   """The model's size: a preset, or `from_weights`: that of the folder the weights come from."""
   if kind not in ("fgclip", "clip"):
     raise ValueError(f"config.kind must be 'fgclip' or 'clip', got {kind!r}")
+  for key, value in (("init_from", init_from), ("model", name)):
+    _check_type(key, value, str)
   if init_from:
     folders.detect(init_from)
   if name == "from_weights":
@@ -141,32 +173,55 @@ def _model(name: str, kind: str, changes: dict[str, Any], init_from: str) -> Mod
       raise ValueError("config.model is 'from_weights', but config.init_from is empty")
     model = folders.read_config(init_from)
   else:
-    model = preset(name)
+    try:
+      model = preset(name)
+    except ValueError as error:
+      raise ValueError(f"config.model: {error}, and 'from_weights', which takes the size from init_from") from None
   if kind == "clip":
     model = model.replace(text={"long_length": None})
   elif not model.fine_grained:
     model = model.replace(text={"long_length": stretched_length(model.text.short_length), "end_id": END_ID})
-  given = {key: _given(value) if isinstance(value, dict) else value for key, value in changes.items()}
   try:
-    return model.replace(**_given(given))
+    return model.replace(**_given("model_changes", _dict("model_changes", changes)))
   except (TypeError, ValueError) as error:
-    raise ValueError(f"config.model_changes: {error}") from None
+    message = str(error)
+    raise ValueError(message if message.startswith("config.") else f"config.model_changes: {message}") from None
 
 
-def _given(values: dict[str, Any]) -> dict[str, Any]:
-  return {key: value for key, value in values.items() if value is not None}
+def _given(section: str, values: dict[str, Any]) -> dict[str, Any]:
+  """The values that are not None, of a section and those in it; sizes are positive."""
+  given = {}
+  for key, value in values.items():
+    if isinstance(value, dict):
+      given[key] = _given(f"{section}.{key}", value)
+    elif value is not None:
+      if not isinstance(value, float):
+        _whole(f"{section}.{key}", value)
+      given[key] = value
+  return given
 
 
 def _check_optimizer(config: OptimizerConfig, steps: int) -> None:
-  if not config.learning_rate > 0 or not math.isfinite(config.learning_rate):
+  if not config.learning_rate > 0:
     raise ValueError(f"config.optimizer.learning_rate must be positive, got {config.learning_rate}")
   if not 0 <= config.warmup_steps <= steps:
     raise ValueError(f"config.optimizer.warmup_steps must lie in 0..steps ({steps}), got {config.warmup_steps}")
   for name in ("b1", "b2"):
     if not 0 <= getattr(config, name) < 1:
       raise ValueError(f"config.optimizer.{name} must lie in 0..1 (1 excluded), got {getattr(config, name)}")
-  if config.weight_decay < 0 or config.eps <= 0:
-    raise ValueError("config.optimizer: weight_decay must not be negative, eps must be positive")
+  if config.weight_decay < 0:
+    raise ValueError(f"config.optimizer.weight_decay must not be negative, got {config.weight_decay}")
+  if config.eps <= 0:
+    raise ValueError(f"config.optimizer.eps must be positive, got {config.eps}")
+  if not 0 <= config.end_fraction <= 1:
+    raise ValueError(f"config.optimizer.end_fraction must lie in 0..1, got {config.end_fraction}")
+  if config.clip_norm is not None and config.clip_norm <= 0:
+    raise ValueError(f"config.optimizer.clip_norm must be positive (None never clips), got {config.clip_norm}")
+  for pattern in config.no_decay:
+    try:
+      re.compile(pattern)
+    except (TypeError, re.error) as error:
+      raise ValueError(f"config.optimizer.no_decay holds {pattern!r}, no regular expression: {error}") from None
 
 
 def _check_objective(run: RunConfig) -> None:
