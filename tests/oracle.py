@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-TESTS = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(TESTS), str(TESTS.parent)]  # so that it runs from anywhere
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # so that it runs from anywhere
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 from oracle_fgclip import FEATURE, GRADIENT, Report, compare_roundtrip, fgclip_folder, load_npz, text_features
 
@@ -36,7 +36,7 @@ def plain_clip_folder(folder: pathlib.Path, report: Report) -> set[str]:
   model = build(config, unflatten({key: jnp.asarray(value) for key, value in flat.items()}))
   io = load_npz(folder / "io.npz")
   pixels, ids = io.pop("pixel_values"), io.pop("input_ids")
-  image, _ = jax.jit(type(model).image_features)(model, pixels.transpose(0, 2, 3, 1))
+  image, _ = jax.jit(type(model).image_features)(model, jnp.asarray(pixels.transpose(0, 2, 3, 1)))
   for form in ("padded", "packed"):
     layout = Layout(boxes=0, row_length=256, long_length=None, packed=form == "packed")
     text = text_features(model, [cut(row, config.text.end_id) for row in ids], layout)
@@ -55,7 +55,8 @@ def plain_clip_folder(folder: pathlib.Path, report: Report) -> set[str]:
 def roi_align_file(path: pathlib.Path, report: Report) -> None:
   """RoIAlign's value and gradient; the recorded boxes are in cells, ours in 0..1."""
   recorded = load_npz(path)
-  features, boxes = recorded["features_nchw"].transpose(0, 2, 3, 1), recorded["boxes_xyxy"]
+  features = jnp.asarray(recorded["features_nchw"].transpose(0, 2, 3, 1))
+  boxes = jnp.asarray(recorded["boxes_xyxy"])
   for key in recorded.keys() - {"features_nchw", "boxes_xyxy", "pooled", "cotangent", "grad_features"}:
     report.not_compared(f"roi_align/{key}")
   height, width = features.shape[1:3]
@@ -65,11 +66,11 @@ def roi_align_file(path: pathlib.Path, report: Report) -> None:
     columns = axis_weights(boxes[..., 0], boxes[..., 2], width)
     return jnp.einsum("bhwd,bkh,bkw->bkd", features, rows, columns, precision="highest")
 
-  pooled, pullback = jax.vjp(pool, jnp.asarray(features))
+  pooled, pullback = jax.vjp(pool, features)
   report.array("roi_align/pooled", pooled, recorded["pooled"], FEATURE)
   (grad,) = pullback(jnp.asarray(recorded["cotangent"]))
   report.array("roi_align/grad_features", grad.transpose(0, 3, 1, 2), recorded["grad_features"], GRADIENT)
-  scaled = jax.jit(roi_align)(features, boxes / np.asarray([width, height, width, height], np.float32))
+  scaled = jax.jit(roi_align)(features, boxes / jnp.asarray([width, height, width, height], jnp.float32))
   report.array("roi_align/pooled from normalised boxes", scaled, recorded["pooled"], GRADIENT)
 
 

@@ -24,6 +24,11 @@ def _logits(rows: Array, columns: Array, scale: Array) -> Array:
   return scale * jnp.matmul(rows, columns.T, precision=jax.lax.Precision.HIGHEST)
 
 
+def _weight(counts: Array, same: Array, groups: int, dtype: jnp.dtype) -> Array:
+  """Each row's share in the mean over groups of each group's mean; `same` marks the rows of its group that count."""
+  return jnp.where(counts, 1.0 / (groups * jnp.maximum(same.sum(axis=1), 1).astype(dtype)), 0.0)
+
+
 def info_nce(
   image: Float[Array, "B D"], text: Float[Array, "B D"], scale: Float[Array, ""], *, axis: Axis = None
 ) -> Float[Array, ""]:
@@ -68,7 +73,7 @@ def regional_info_nce(
   columns = None if local_groups else axis
   column_valid, column_group = _gather(valid, columns), _gather(group, columns)
   contrasted = column_valid & (group[:, None] == column_group)
-  weight = jnp.where(valid, 1.0 / (groups * jnp.maximum(contrasted.sum(axis=1), 1)), 0.0).astype(image.dtype)
+  weight = _weight(valid, contrasted, groups, image.dtype)
   if caption is not None:
     own = jnp.arange(len(valid)) + (0 if columns is None else jax.lax.axis_index(columns) * len(valid))
     itself = own[:, None] == jnp.arange(len(column_valid))
@@ -105,7 +110,7 @@ def hard_negative_loss(
   """
   counts = valid[:, 0] & valid[:, 1:].any(axis=1)
   same = _gather(counts, axis) & (group[:, None] == _gather(group, axis))
-  weight = jnp.where(counts, 1.0 / (groups * jnp.maximum(same.sum(axis=1), 1)), 0.0).astype(image.dtype)
+  weight = _weight(counts, same, groups, image.dtype)
   logits = scale * jnp.einsum("hd,htd->ht", image, text, precision=jax.lax.Precision.HIGHEST)
   partition = jax.nn.logsumexp(jnp.where(valid, logits, jnp.finfo(logits.dtype).min), axis=-1)
   return _sum(jnp.sum(weight * jnp.where(counts, partition - logits[:, 0], 0.0)), axis)

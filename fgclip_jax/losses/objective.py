@@ -102,5 +102,5 @@ def _terms(inputs, scales, objective: Objective, groups: int, local_groups: bool
     terms["hard_negative"] = hard_negative_loss(
       e.hard_image, e.hard_text, e.hard_valid, inputs["hard_group"], scales["hard_negative"], groups=groups, axis=axis
     )
-  total = sum(getattr(objective, name) * value for name, value in terms.items())
-  return {"total": jnp.asarray(total), **terms}
+  total = sum((getattr(objective, name) * value for name, value in terms.items()), jnp.zeros((), e.image.dtype))
+  return {"total": total, **terms}
