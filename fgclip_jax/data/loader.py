@@ -263,7 +263,9 @@ class Loader:
     pipeline = batches.to_iter_dataset(grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead))
     if workers:
       options = grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=config.prefetch)
-      pipeline = pipeline.mp_prefetch(options)
+      pipeline = pipeline.mp_prefetch(options, worker_init_fn=_warm_up)
+    else:
+      _warm_up()
     self._local, self._workers, self._iterator = local, workers, iter(pipeline)
 
   def __iter__(self) -> Iterator[dict[str, np.ndarray]]:
@@ -311,6 +313,11 @@ class Loader:
     close = getattr(self._iterator, "close", None)
     if close is not None:
       close()
+
+
+def _warm_up(*_: int) -> None:
+  """Imports what decoding needs, before several threads would do so at once."""
+  records.features()
 
 
 def default_workers() -> int:
