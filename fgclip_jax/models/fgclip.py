@@ -38,9 +38,11 @@ class Embeddings:
 
 
 def unit_length(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-  """x / |x| in float32; a zero vector stays zero and has zero gradient."""
+  """x / |x| in float32; a vector shorter than 1e-12 becomes zero and has zero gradient."""
   x = x.astype(jnp.float32)
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(x * x, axis=-1, keepdims=True), 1e-24))
+  square = jnp.sum(x * x, axis=-1, keepdims=True)
+  counts = square > 1e-24
+  return x * jnp.where(counts, jax.lax.rsqrt(jnp.where(counts, square, 1.0)), 0.0)
 
 
 class FGCLIP(nnx.Module):

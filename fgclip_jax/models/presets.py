@@ -104,6 +104,8 @@ class ModelConfig:
   def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
     """The inverse of `to_dict`; an unknown or missing key is a TypeError that names it."""
     values = dict(values)
+    if missing := [key for key in ("vision", "text") if key not in values]:
+      raise TypeError(f"the model's sizes lack {' and '.join(missing)}")
     return cls(vision=VisionConfig(**values.pop("vision")), text=TextConfig(**values.pop("text")), **values)
 
   def replace(self, *, vision: dict | None = None, text: dict | None = None, **changes) -> "ModelConfig":

@@ -34,10 +34,14 @@ class VisionTower(nnx.Module):
     Returns:
       The class token after the last block, and the patches after the last block *without
       attention mixing* (FG-CLIP's dense features); both after the final LayerNorm, in float32.
+
+    Raises:
+      ValueError: the images have another size than the model's.
     """
-    batch, size = image.shape[:2]
-    if image.shape[1:] != (self.config.image_size, self.config.image_size, 3):
-      raise ValueError(f"images are {image.shape[1:]}, the model takes {self.config.image_size} x {size} x 3")
+    batch, size = image.shape[0], self.config.image_size
+    if image.shape[1:] != (size, size, 3):
+      given = " x ".join(map(str, image.shape[1:]))
+      raise ValueError(f"the model takes images of {size} x {size} x 3, got {given} (height, width, channels)")
     dtype = self.runtime.dtype
     patches = self.patch_embedding(patchify(image.astype(dtype), self.config.patch_size))
     class_token = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (batch, 1, self.config.width))

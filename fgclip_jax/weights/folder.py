@@ -1,6 +1,8 @@
 """Model folders of any known format."""
 
+import glob
 import os
+import shutil
 from typing import Any
 
 import numpy as np
@@ -36,3 +38,20 @@ def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any
 def read_config(folder: str) -> ModelConfig:
   """The size of a folder's model, without reading its weights."""
   return FORMATS[detect(folder)].read_config(folder)
+
+
+def remove_model(folder: str) -> None:
+  """Removes the files of a model of either format, and no others, so that another one can be written there.
+
+  Raises:
+    ValueError: it is a run folder, whose checkpoints are of no use without its `model.json`.
+  """
+  path = os.path.join(folder, native.MODEL_FILE)
+  if os.path.exists(path) and not os.path.isdir(os.path.join(folder, native.PARAMS_FOLDER)):
+    raise ValueError(f"{folder!r} is a run folder; name another one")
+  shards = glob.glob(os.path.join(glob.escape(folder), "model-*-of-*.safetensors"))
+  names = (native.MODEL_FILE, huggingface.CONFIG_FILE, huggingface.WEIGHTS_FILE, huggingface.INDEX_FILE)
+  for file in (*shards, *(os.path.join(folder, name) for name in names)):
+    if os.path.exists(file):
+      os.remove(file)
+  shutil.rmtree(os.path.join(folder, native.PARAMS_FOLDER), ignore_errors=True)

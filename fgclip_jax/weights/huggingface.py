@@ -44,7 +44,7 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
   def __init__(self, folder: str):
     index = os.path.join(folder, INDEX_FILE)
     if os.path.exists(index):
-      weight_map = _read_json(index).get("weight_map", {})
+      weight_map = read_json(index).get("weight_map", {})
       names = sorted(set(weight_map.values()))
     elif os.path.exists(os.path.join(folder, WEIGHTS_FILE)):
       weight_map, names = None, [WEIGHTS_FILE]
@@ -77,7 +77,8 @@ class SafetensorsFolder(Mapping[str, np.ndarray]):
     return len(self._owner)
 
 
-def _read_json(path: str) -> dict[str, Any]:
+def read_json(path: str) -> dict[str, Any]:
+  """The JSON object in a file; a ValueError names the file where it holds none."""
   try:
     with open(path, encoding="utf-8") as file:
       value = json.load(file)
@@ -96,7 +97,8 @@ def model_config(config: Mapping[str, Any], long_length: int | None, path: str =
     long_length: rows of FG-CLIP's long position table; None for plain CLIP.
     path: named in errors.
   """
-  if config.get("model_type", "clip") != "clip" or not {"text_config", "vision_config"} <= set(config):
+  towers = (config.get("text_config"), config.get("vision_config"))
+  if config.get("model_type", "clip") != "clip" or not all(isinstance(tower, dict) for tower in towers):
     raise ValueError(f"{path!r} is not a CLIP configuration: needs model_type 'clip', text_config and vision_config")
   text = _TEXT_DEFAULTS | config["text_config"] | (config.get("text_config_dict") or {})
   vision = _VISION_DEFAULTS | config["vision_config"] | (config.get("vision_config_dict") or {})
@@ -163,10 +165,10 @@ def _read_config(folder: str) -> tuple[ModelConfig, dict[str, Any], SafetensorsF
   path = os.path.join(folder, CONFIG_FILE)
   if not os.path.exists(path):
     raise FileNotFoundError(f"no {CONFIG_FILE} in {folder!r}: not a PyTorch-format model folder")
-  config_json = _read_json(path)
+  config_json = read_json(path)
   tensors = SafetensorsFolder(folder)
   long_length = None
-  if _FGCLIP_ONLY in tensors or "FGCLIPModel" in config_json.get("architectures", ()):
+  if _FGCLIP_ONLY in tensors or "FGCLIPModel" in (config_json.get("architectures") or ()):
     rest = "text_model.embeddings.position_embedding_res.weight"
     long_length = tensors[rest].shape[0] if rest in tensors else 248
   return model_config(config_json, long_length, path), config_json, tensors

@@ -177,8 +177,10 @@ def stretch_positions(short: np.ndarray) -> np.ndarray:
   """77 positions stretched to 248 as Long-CLIP and FG-CLIP do: 20 kept, the others interpolated four-fold.
 
   Between two old rows stand three new ones at quarter steps; past the last row the last step is carried on.
-  `short` is [L, W] with L > 21; the result is [4 L - 60, W], in the same dtype.
+  `short` is [L, W] with L > 21; the result is [4 L - 60, W], in the same dtype. ValueError for fewer rows.
   """
+  if len(short) < KEPT_POSITIONS + 2:
+    raise ValueError(f"{len(short)} positions cannot be stretched: {KEPT_POSITIONS} are kept, two more are needed")
   kept, rest = short[:KEPT_POSITIONS], short[KEPT_POSITIONS:].astype(np.float32)
   following = np.concatenate([rest[1:], (2 * rest[-1] - rest[-2])[None]])
   quarters = np.arange(4, dtype=np.float32)[None, :, None]

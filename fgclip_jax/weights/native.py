@@ -11,6 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
 from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.weights.huggingface import read_json
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
@@ -36,13 +37,15 @@ def write_model_file(folder: str, config: ModelConfig, source: Mapping[str, Any]
 
 
 def read_model_file(folder: str) -> tuple[ModelConfig, dict[str, Any] | None]:
-  """Reads `model.json`: the model's size and its source."""
+  """Reads `model.json`: the model's size and its source; a ValueError names the file."""
   path = os.path.join(folder, MODEL_FILE)
-  with open(path, encoding="utf-8") as file:
-    values = json.load(file)
+  values = read_json(path)
   if values.get("format") != FORMAT:
     raise ValueError(f"{path!r} has format {values.get('format')!r}; this version reads {FORMAT}")
-  return ModelConfig.from_dict(values["model"]), values["source"]
+  try:
+    return ModelConfig.from_dict(values["model"]), values.get("source")
+  except (KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"{path!r} does not describe a model: {error}") from error
 
 
 def read_config(folder: str) -> ModelConfig:
