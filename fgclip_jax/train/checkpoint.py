@@ -31,8 +31,9 @@ class Checkpoints:
     kept: list[Any] = [policies.LatestN(keep)]
     if keep_every:
       kept.append(policies.EveryNSteps(keep_every))
+    self._folder = os.path.abspath(os.path.join(workdir, FOLDER))
     self._checkpointer = ocp.training.Checkpointer(
-      os.path.abspath(os.path.join(workdir, FOLDER)),
+      self._folder,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
       preservation_policy=policies.AnyPreservationPolicy(kept),
       cleanup_tmp_directories=True,
@@ -53,7 +54,24 @@ class Checkpoints:
     self._checkpointer.save_checkpointables_async(step, items, custom_metadata=metadata)
 
   def restore(self, shardings: TrainState, abstract: TrainState) -> TrainState:
-    """The newest checkpoint's state, laid out by `shardings`, bit for bit as it was saved."""
+    """The newest checkpoint's state, laid out by `shardings`, bit for bit as it was saved.
+
+    Raises:
+      ValueError: it holds another model or another kind of optimizer.
+    """
+    metadata = self._checkpointer.checkpointables_metadata(None).metadata
+    stored = _shapes({**metadata["optimizer"], "params": metadata["params"]})
+    wanted = _shapes({"params": abstract.params, "opt_state": abstract.opt_state, "step": abstract.step})
+    names = {name for name, _ in stored.items() ^ wanted.items()}
+    if names:
+      shown = [
+        f"{name} {stored.get(name, 'missing')} (config: {wanted.get(name, 'none')})"
+        for name in sorted(names, key=lambda name: (name.startswith("opt_state"), name))[:5]
+      ]
+      raise ValueError(
+        f"checkpoint {self.latest} in {self._folder!r} is of another model or optimizer than the config; give another "
+        f"--workdir, or the config it was made with. {len(names)} arrays differ, e.g. {', '.join(shown)}"
+      )
     targets = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
@@ -72,6 +90,13 @@ class Checkpoints:
   def close(self) -> None:
     """Waits until everything is on disk."""
     self._checkpointer.close()
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+  }
 
 
 def read_params(workdir: str) -> Params:

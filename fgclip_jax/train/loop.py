@@ -39,29 +39,10 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     f"parameters, {model.vision.image_size} px; mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
   )
 
-  # ---- state: the newest checkpoint, given weights, or random
+  # ---- data, from where the newest checkpoint stands; before the state, which compiles
   os.makedirs(workdir, exist_ok=True)
   checkpoints = Checkpoints(workdir, run.keep, run.keep_every)
-  optimizer = make_optimizer(run.optimizer)
-  if checkpoints.latest is not None:
-    shardings = state_shardings(model, optimizer, mesh)
-    abstract = jax.eval_shape(lambda: make_state(optimizer, abstract_like(model)))
-    state = checkpoints.restore(shardings, abstract)
-    say(f"continuing {workdir} from step {int(state.step)}")
-  elif run.init_from:
-    state = state_from(model, optimizer, mesh, read_weights(run.init_from, model))
-    say(f"weights from {run.init_from}")
-  else:
-    state = init_state(model, optimizer, mesh, run.seed)
-    say("random weights")
-  if chief:
-    native.write_model_file(workdir, model)
-    with open(os.path.join(workdir, CONFIG_FILE), "w", encoding="utf-8") as file:
-      json.dump(run.values, file, indent=2)
-      file.write("\n")
-
-  # ---- data, from where the state stands
-  begin = int(state.step)
+  begin = checkpoints.latest or 0
   loader = Loader(
     run.data,
     run.layout(run.data.batch_size // shards),
@@ -73,27 +54,48 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     start=begin,
   )
   say(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
+
+  # ---- state: the newest checkpoint, given weights, or random
+  optimizer = make_optimizer(run.optimizer)
+  if checkpoints.latest is not None:
+    shardings = state_shardings(model, optimizer, mesh)
+    abstract = jax.eval_shape(lambda: make_state(optimizer, abstract_like(model)))
+    state = checkpoints.restore(shardings, abstract)
+    say(f"continuing {workdir} from step {begin}")
+  elif run.init_from:
+    state = state_from(model, optimizer, mesh, read_weights(run.init_from, model))
+    say(f"weights from {run.init_from}")
+  else:
+    state = init_state(model, optimizer, mesh, run.seed)
+    say("random weights")
+  if chief:
+    native.write_model_file(workdir, model)
+    with open(os.path.join(workdir, CONFIG_FILE), "w", encoding="utf-8") as file:
+      json.dump(run.values, file, indent=2)
+      file.write("\n")
   step_function = make_step(model, run.objective, run.optimizer, run.runtime, mesh)
 
   # ---- steps
-  metrics = Metrics(workdir, run.steps) if chief else None
+  metrics = Metrics(workdir, run.steps, begin) if chief else None
   clock = Clock(run.data.batch_size, loader)
   try:
     for step in range(begin + 1, run.steps + 1):
       batch = to_devices(next(loader), mesh)
       state, values = step_function(state, batch)
-      if step % run.log_every == 0 or step in (begin + 1, run.steps):
+      saving = step % run.checkpoint_every == 0 or step == run.steps
+      if saving or step % run.log_every == 0 or step == begin + 1:
         values = {name: float(value) for name, value in jax.device_get(values).items()}
         values |= clock.lap(step)
         if metrics:
           metrics.write(step, values)
           metrics.progress(step, values, clock.seconds_per_step)
-        if not np.isfinite(values["loss"]):
+        # before saving: a checkpoint with NaN in it is none
+        if not np.isfinite(values["loss"]) or not np.isfinite(values["gradient_norm"]):
           raise FloatingPointError(
-            f"the loss is {values['loss']} at step {step}; the last checkpoint is step {checkpoints.latest}. "
-            "Try a lower learning rate, or config.runtime.dtype=float32"
+            f"the loss is {values['loss']}, its gradient's norm {values['gradient_norm']} at step {step}; the last "
+            f"checkpoint is step {checkpoints.latest}. Try a lower learning rate, or config.runtime.dtype=float32"
           )
-      if step % run.checkpoint_every == 0 or step == run.steps:
+      if saving:
         checkpoints.save(step, state, run.values)
   finally:
     loader.close()

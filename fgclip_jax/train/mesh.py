@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fgclip_jax.models.parameters import Params, flatten, unflatten
@@ -72,7 +73,17 @@ def data_shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def pad_rows(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+  """The batch with empty rows of text added up to `rows` per shard; ends of captions stay where they are."""
+  missing = rows - batch["tokens"].shape[1]
+  padded = {key: np.pad(batch[key], ((0, 0), (0, missing), (0, 0))) for key in ("tokens", "segment", "position")}
+  return batch | padded
+
+
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's part of a batch as global arrays."""
+  if jax.process_count() > 1:
+    counts = multihost_utils.process_allgather(np.asarray(batch["tokens"].shape[1], np.int32))
+    batch = pad_rows(batch, int(np.max(counts)))  # each process took the budget that its own captions need
   sharding = batch_sharding(mesh)
   return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}

@@ -15,12 +15,16 @@ class Metrics:
   Args:
     workdir: the run's folder.
     total_steps: for the time left.
+    begin: the step that the run continues from; what was written of later ones is dropped.
   """
 
-  def __init__(self, workdir: str, total_steps: int):
+  def __init__(self, workdir: str, total_steps: int, begin: int = 0):
     self._total_steps = total_steps
-    self._file = open(os.path.join(workdir, METRICS_FILE), "a", encoding="utf-8")
-    self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"))
+    path = os.path.join(workdir, METRICS_FILE)
+    kept = _lines_until(path, begin)
+    self._file = open(path, "w", encoding="utf-8")
+    self._file.writelines(kept)
+    self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=begin + 1)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes the values of a step."""
@@ -43,6 +47,14 @@ class Metrics:
     """Ends the files."""
     self._board.close()
     self._file.close()
+
+
+def _lines_until(path: str, step: int) -> list[str]:
+  """The lines of steps up to this one; a run that was killed may have written more, and half a line."""
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding="utf-8") as file:
+    return [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
 
 
 def duration(seconds: float) -> str:
