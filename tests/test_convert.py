@@ -1,0 +1,176 @@
+"""The convert command: there and back gives the same bytes, and nothing is overwritten unasked."""
+
+import json
+import re
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+
+from fgclip_jax import convert
+from fgclip_jax.models.parameters import abstract_params, flatten
+from fgclip_jax.models.presets import preset
+from fgclip_jax.weights import folder as folders
+from fgclip_jax.weights import huggingface
+
+FGCLIP = preset("tiny").replace(text={"vocab_size": 60})
+CLIP = FGCLIP.replace(text={"long_length": None, "end_id": 2})
+ORI, RES = (f"text_model.embeddings.position_embedding_{part}.weight" for part in ("ori", "res"))
+CHECKPOINTS = ("fgclip_p14", "fgclip_p16", "fgclip_p16_world2", "common/clip_gelu", "common/clip_quick_gelu")
+
+
+def _write(path, config, dtype=np.float32, seed=0):
+  """A folder in PyTorch format with random weights."""
+  rng = np.random.default_rng(seed)
+  shapes = flatten(abstract_params(config))
+  flat = {name: np.asarray(rng.normal(size=leaf.shape, scale=0.1), dtype) for name, leaf in shapes.items()}
+  huggingface.write(str(path), config, flat)
+  return path
+
+
+def _same_bytes(before, after):
+  """Names, shapes, dtypes and bytes are equal, but for the rows of the long tables that nothing reads."""
+  before, after = (safetensors.numpy.load_file(path / "model.safetensors") for path in (before, after))
+  assert before.keys() == after.keys()
+  for name, value in before.items():
+    assert (after[name].shape, after[name].dtype) == (value.shape, value.dtype), name
+    rows = {ORI: slice(None, 20), RES: slice(20, None)}.get(name, ...)
+    assert after[name][rows].tobytes() == value[rows].tobytes(), name
+
+
+def _there_and_back(source, tmp_path):
+  assert convert.main([str(source), str(tmp_path / "ours")]) == 0
+  assert (tmp_path / "ours" / "model.json").exists()
+  assert convert.main([str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+  _same_bytes(source, tmp_path / "back")
+  configs = [json.loads((path / "config.json").read_text()) for path in (source, tmp_path / "back")]
+  assert configs[0] == configs[1]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
+@pytest.mark.parametrize("config", [FGCLIP, CLIP], ids=["FG-CLIP", "CLIP"])
+def test_there_and_back_gives_the_same_bytes(config, dtype, tmp_path):
+  _there_and_back(_write(tmp_path / "start", config, dtype), tmp_path)
+
+
+@pytest.mark.parametrize("name", CHECKPOINTS)
+def test_recorded_checkpoints_there_and_back(name, oracle, tmp_path):
+  if not (oracle / name).is_dir():
+    pytest.skip(f"no folder {name} in {oracle}")
+  _there_and_back(oracle / name / "checkpoint", tmp_path)
+
+
+def test_buffers_and_unknown_config_keys_come_back(tmp_path):
+  start = _write(tmp_path / "start", CLIP)
+  config = json.loads((start / "config.json").read_text()) | {"something_of_theirs": [1, {"x": None}]}
+  (start / "config.json").write_text(json.dumps(config))
+  tensors = safetensors.numpy.load_file(start / "model.safetensors")
+  tensors["text_model.embeddings.position_ids"] = np.arange(77)[None]
+  safetensors.numpy.save_file(tensors, start / "model.safetensors", metadata={"format": "pt"})
+  _there_and_back(start, tmp_path)
+
+
+def test_it_says_what_it_did_and_what_comes_next(tmp_path, capsys):
+  start, output = _write(tmp_path / "start", FGCLIP), tmp_path / "ours"
+  assert convert.main([str(start), str(output)]) == 0
+  printed = capsys.readouterr().out
+  assert "FG-CLIP" in printed and "pytorch -> jax" in printed
+  assert f"wrote {output / 'model.json'}" in printed
+  assert re.search(r"^next: python .*fgclip_jax.*" + re.escape(str(output)), printed, re.MULTILINE)
+
+
+def test_the_same_format_can_be_asked_for(tmp_path):
+  start = _write(tmp_path / "start", FGCLIP)
+  assert convert.main([str(start), str(tmp_path / "copy"), "--to", "pytorch"]) == 0
+  _same_bytes(start, tmp_path / "copy")
+
+
+@pytest.mark.parametrize("to", ["jax", "pytorch"])
+def test_plain_clip_becomes_fgclip(to, tmp_path, capsys):
+  start = _write(tmp_path / "start", CLIP)
+  assert convert.main([str(start), str(tmp_path / "made"), "--as", "fgclip", "--to", to]) == 0
+  assert "made FG-CLIP from plain CLIP" in capsys.readouterr().out
+  config, flat, _ = folders.read(str(tmp_path / "made"))
+  expected_config, expected = huggingface.to_fgclip(CLIP, folders.read(str(start))[1])
+  assert config == expected_config == FGCLIP
+  assert all(np.array_equal(flat[name], value) for name, value in expected.items())
+
+
+def test_an_fgclip_stays_one(tmp_path, capsys):
+  start = _write(tmp_path / "start", FGCLIP)
+  assert convert.main([str(start), str(tmp_path / "made"), "--as", "fgclip", "--to", "pytorch"]) == 0
+  assert "made FG-CLIP" not in capsys.readouterr().out
+  _same_bytes(start, tmp_path / "made")
+
+
+def _fails(capsys, *argv):
+  """The message of a command that fails and changes nothing."""
+  assert convert.main([str(arg) for arg in argv]) == 1
+  out, error = capsys.readouterr()
+  assert "wrote" not in out and error.startswith("error: ") and "Traceback" not in error
+  return error
+
+
+def test_the_input_folder_is_no_output(tmp_path, capsys):
+  start = _write(tmp_path / "start", CLIP)
+  (tmp_path / "link").symlink_to(start)
+  for output in (start, f"{start}/", tmp_path / "link"):
+    assert "is the input folder" in _fails(capsys, start, output, "--overwrite")
+  assert folders.detect(str(start)) == "pytorch"
+
+
+def test_an_output_that_holds_files_is_left_alone_unless_told(tmp_path, capsys):
+  start, output = _write(tmp_path / "start", CLIP), tmp_path / "out"
+  output.mkdir()
+  (output / "notes.txt").write_text("mine")
+  assert "holds files already" in _fails(capsys, start, output)
+  assert [path.name for path in output.iterdir()] == ["notes.txt"]
+  assert convert.main([str(start), str(output), "--overwrite"]) == 0
+  assert (output / "notes.txt").read_text() == "mine"
+  assert folders.read_config(str(output)) == CLIP
+
+
+@pytest.mark.parametrize("to", ["jax", "pytorch"])
+def test_overwriting_replaces_a_model_of_either_format_wholly(to, tmp_path):
+  first, second = _write(tmp_path / "first", FGCLIP), _write(tmp_path / "second", CLIP, seed=1)
+  output = tmp_path / "out"
+  for before in ("jax", "pytorch"):
+    assert convert.main([str(first), str(output), "--to", before, "--overwrite"]) == 0
+    (output / "model.safetensors.index.json").write_text("{}")  # as a sharded model would have left
+    (output / "model-00001-of-00002.safetensors").write_text("")
+    assert convert.main([str(second), str(output), "--to", to, "--overwrite"]) == 0
+    assert folders.detect(str(output)) == to
+    config, flat, _ = folders.read(str(output))
+    assert config == CLIP
+    assert np.array_equal(flat["vision/positions"], folders.read(str(second))[1]["vision/positions"])
+    assert len(list(output.iterdir())) == 2
+
+
+def test_a_failed_read_leaves_the_output_as_it_was(tmp_path, capsys):
+  good, bad, output = _write(tmp_path / "good", CLIP), _write(tmp_path / "bad", CLIP), tmp_path / "out"
+  (bad / "model.safetensors").write_bytes(b"short")
+  assert convert.main([str(good), str(output)]) == 0
+  capsys.readouterr()
+  assert "is not a readable safetensors file" in _fails(capsys, bad, output, "--overwrite")
+  assert folders.read(str(output))[0] == CLIP
+
+
+def test_a_run_folder_is_never_overwritten(tmp_path, capsys):
+  start, run = _write(tmp_path / "start", CLIP), tmp_path / "run"
+  (run / "checkpoints").mkdir(parents=True)
+  (run / "model.json").write_text("{}")
+  assert "is a run folder" in _fails(capsys, start, run, "--overwrite")
+  assert (run / "model.json").read_text() == "{}"
+
+
+def test_wrong_arguments(tmp_path, capsys):
+  start = _write(tmp_path / "start", CLIP)
+  assert "no model folder at" in _fails(capsys, tmp_path / "nothing", tmp_path / "out")
+  (tmp_path / "empty").mkdir()
+  assert "is no model folder" in _fails(capsys, tmp_path / "empty", tmp_path / "out")
+  (tmp_path / "file").write_text("")
+  assert str(tmp_path / "file") in _fails(capsys, start, tmp_path / "file")
+  with pytest.raises(SystemExit) as error:
+    convert.main([str(start), str(tmp_path / "out"), "--to", "onnx"])
+  assert error.value.code == 2

@@ -1,0 +1,64 @@
+"""Our own model folders, and which format a folder has."""
+
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from fgclip_jax.models.presets import preset
+from fgclip_jax.weights import folder as folders
+from fgclip_jax.weights import huggingface, native
+
+TINY = preset("tiny").replace(text={"vocab_size": 60})
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16], ids=lambda d: np.dtype(d).name)
+def test_a_model_comes_back_as_it_was_written(dtype, tmp_path, random_params):
+  flat, source = random_params(TINY, dtype), {"config": {"model_type": "clip"}, "buffers": {}}
+  native.write(str(tmp_path / "model"), TINY, flat, source)
+  config, read, read_source = folders.read(str(tmp_path / "model"))
+  assert (config, read_source) == (TINY, source)
+  assert read.keys() == flat.keys()
+  for name, value in flat.items():
+    assert read[name].dtype == value.dtype and read[name].tobytes() == value.tobytes(), name
+
+
+def test_parameters_that_do_not_fit_the_model_file(tmp_path, random_params):
+  native.write(str(tmp_path), TINY, random_params(TINY))
+  native.write_model_file(str(tmp_path), TINY.replace(embedding_width=17))
+  with pytest.raises(ValueError, match=r"do not fit model.json: .*vision_projection/kernel"):
+    native.read(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  ("content", "message"),
+  [
+    ("{", "is not JSON"),
+    ('{"format": 99}', "has format 99; this version reads 1"),
+    ('{"format": 1}', "does not describe a model"),
+    ('{"format": 1, "model": {"vision": {}}, "source": null}', "lack text"),
+    (json.dumps({"format": 1, "model": TINY.to_dict() | {"extra": 1}, "source": None}), "extra"),
+  ],
+)
+def test_a_broken_model_file(content, message, tmp_path):
+  (tmp_path / "model.json").write_text(content)
+  with pytest.raises(ValueError, match=message) as error:
+    native.read(str(tmp_path))
+  assert str(tmp_path / "model.json") in str(error.value)
+
+
+def test_the_format_of_a_folder(tmp_path, random_params):
+  flat = random_params(TINY)
+  native.write(str(tmp_path / "ours"), TINY, flat)
+  huggingface.write(str(tmp_path / "theirs"), TINY, flat)
+  assert folders.detect(str(tmp_path / "ours")) == "jax"
+  assert folders.detect(str(tmp_path / "theirs")) == "pytorch"
+  assert folders.read_config(str(tmp_path / "ours")) == folders.read_config(str(tmp_path / "theirs")) == TINY
+
+
+def test_no_model_folder(tmp_path):
+  with pytest.raises(FileNotFoundError, match="no model folder at"):
+    folders.read(str(tmp_path / "nothing"))
+  with pytest.raises(FileNotFoundError, match="is no model folder: it has neither config.json"):
+    folders.read(str(tmp_path))
