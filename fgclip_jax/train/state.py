@@ -15,10 +15,10 @@ from fgclip_jax.train.mesh import place, place_params
 
 @flax.struct.dataclass
 class TrainState:
-  """The state that a step takes and gives. `step` counts updates made, int32."""
+  """The state that a step takes and gives: arrays, or their shapes or shardings. `step` counts updates made, int32."""
 
-  step: jax.Array
-  params: Params
+  step: Any
+  params: Any
   opt_state: Any
 
 
