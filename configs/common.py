@@ -72,6 +72,7 @@ def get_config() -> ml_collections.ConfigDict:
       "eps": 1e-8,
       "weight_decay": 0.001,
       "no_decay": ("norm", "bias"),
+      "frozen": (),  # e.g. ("^vision",): the image tower and its projection
       "clip_norm": _unset(float),
       "temperature_max": _unset(float),
     }
@@ -82,6 +83,14 @@ def get_config() -> ml_collections.ConfigDict:
 
   # sizes of the mesh's axes; -1 takes what the others leave
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+
+  # savings, off by default
+  config.patch_dropout = 0.0  # stage 1: the share of patches that the image tower does not see
+  config.progressive = ()  # e.g. ((0, 112), (8000, 224)): image size from a step on
+
+  config.in_flight = 2  # steps under way on the devices before the host waits
+  config.compilation_cache = "auto"  # a folder; "auto": the user's cache folder, on accelerators; "": none
+  config.profile = ()  # e.g. (10, 15): a profile of these steps, for TensorBoard or Perfetto
 
   config.log_every = 10
   config.checkpoint_every = 500

@@ -16,11 +16,12 @@ import numpy as np
 
 from fgclip_jax.data import record as records
 from fgclip_jax.data.image import open_image, to_square
-from fgclip_jax.data.packing import Caption, Example, Layout, assemble
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble, measured_ladder
 from fgclip_jax.data.record import Record, RecordError
 from fgclip_jax.data.tokenizer import Tokenizer
 
 REGION_TEXTS = ("random", "short", "long")
+_NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
 _TRIES = 100  # records in a row that may be bad before the loader gives up on finding a good one
 
 
@@ -118,9 +119,12 @@ class Bad:
 
 
 class LoadExample(grain.transforms.RandomMap):
-  """Record number to (example, bad records met); what is random is drawn from the generator alone."""
+  """Record number to (example, bad records met); what is random is drawn from the generator alone.
 
-  def __init__(self, source: Records, config: DataConfig, layout: Layout, image_size: int):
+  Without an `image_size` images are left unread, which is quick.
+  """
+
+  def __init__(self, source: Records, config: DataConfig, layout: Layout, image_size: int | None):
     self.source, self.config, self.layout, self.image_size = source, config, layout, image_size
     self._tokenizer = Tokenizer()
 
@@ -144,7 +148,7 @@ class LoadExample(grain.transforms.RandomMap):
 
   def _example(self, record: Record, number: int, rng: np.random.Generator) -> Example:
     config, layout = self.config, self.layout
-    image = to_square(open_image(record.image), self.image_size)
+    image = _NO_IMAGE if self.image_size is None else to_square(open_image(record.image), self.image_size)
     regions = record.regions[: layout.boxes]
     texts = [config.short_prefix + record.short]
     texts += [self._region_text(region, rng) for region in regions]
@@ -181,6 +185,37 @@ class LoadExample(grain.transforms.RandomMap):
     return Caption(tuple(ids[: end + 1]), long)
 
 
+def measure_ladder(
+  source: Records,
+  config: DataConfig,
+  layout: Layout,
+  seed: int,
+  shards: int,
+  batches: int = 24,
+  records_read: int = 2048,
+) -> tuple[int, ...]:
+  """Row budgets that fit this data: quantiles of what random batches need, then coarser ones up to the worst case.
+
+  Args:
+    source, config, layout: the data and its shapes.
+    seed: of which records are looked at; the same for all processes.
+    shards: data shards of the whole run.
+    batches: how many shards are tried.
+    records_read: the most records that are read for it.
+  """
+  rng = np.random.default_rng(seed)
+  images = config.batch_size // shards
+  load = LoadExample(source, config, layout, image_size=None)
+  sample = rng.permutation(len(source))[:records_read]
+  examples = [load.random_map(number, rng)[0] for number in sample]
+  exact = dataclasses.replace(layout, ladder=())
+  needed = []
+  for _ in range(batches):
+    chosen = rng.choice(len(examples), images, replace=images > len(examples))
+    needed.append(assemble([examples[i] for i in chosen], 1, exact)["tokens"].shape[1])
+  return measured_ladder(layout, images, needed)
+
+
 class _ProcessBlock(grain.MapDataset):
   """Of every global batch the block of one process."""
 
@@ -215,7 +250,7 @@ class Loader:
 
   Args:
     config: what to load.
-    layout: the static shapes of a batch.
+    layout: the static shapes of a batch; without a ladder of row budgets, one is measured.
     image_size: side of the square images, in pixels.
     seed: of the order and of every random choice.
     shards: G, the data shards that this process feeds; divides its part of the batch.
@@ -223,6 +258,7 @@ class Loader:
     start: the first step.
 
   Attributes:
+    layout: the static shapes, ladder included.
     epoch_steps: global batches in one pass over the data (a fraction).
     bad: bad records met so far, by class.
     waited: seconds spent waiting for batches.
@@ -248,6 +284,9 @@ class Loader:
         f"data.batch_size {config.batch_size} must divide over {process_count} processes x {shards} data shards each"
       )
     source = Records(config.path, config.split)
+    if not layout.ladder:
+      layout = dataclasses.replace(layout, ladder=measure_ladder(source, config, layout, seed, shards * process_count))
+    self.layout = layout
     self.records, self.epoch_steps = len(source), len(source) / config.batch_size
     self.bad: dict[str, int] = {}
     self.seen, self.waited, self._config = 0, 0.0, config

@@ -98,6 +98,17 @@ def budget_ladder(layout: Layout, images: int, growth: float = 1.125, start: int
   return (*rungs, worst)
 
 
+def measured_ladder(layout: Layout, images: int, needed: Sequence[int]) -> tuple[int, ...]:
+  """Row budgets from the rows that sample batches needed: close where most lie, coarse up to the worst case."""
+  quantiles = np.quantile(needed, (0.3, 0.6, 0.85, 1.0))
+  common = sorted({math.ceil(q) for q in quantiles})
+  # rungs closer than 2 % are not worth a compilation of their own
+  kept = [rung for rung, above in zip(common, [*common[1:], math.inf], strict=True) if above > rung * 1.02]
+  above = budget_ladder(layout, images, growth=1.25, start=math.ceil(kept[-1] * 1.04) + 1)
+  worst = above[-1]
+  return (*(rung for rung in (*kept, *above) if rung < worst), worst)
+
+
 def end_position(ids: np.ndarray, end_id: int) -> int:
   """Where a padded row of ids is read: at its first `end_id`; with 2 (CLIP's first checkpoints), at its largest id."""
   return int(np.argmax(ids)) if end_id == 2 else int(np.argmax(np.asarray(ids) == end_id))

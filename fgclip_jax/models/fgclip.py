@@ -65,10 +65,15 @@ class FGCLIP(nnx.Module):
     init = jnp.asarray(config.temperature_init, jnp.float32)
     self.temperature = nnx.Dict({name: nnx.Param(init) for name in names})
 
-  def image_features(self, image: Float[Array, "B S S 3"]) -> tuple[Float[Array, "B D"], Float[Array, "B h w D"]]:
-    """Features of whole images and of their patches (the dense ones, for regions)."""
-    pooled, dense = self.vision(image)
-    return self.vision_projection(pooled), self.vision_projection(dense)
+  def image_features(
+    self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None = None
+  ) -> tuple[Float[Array, "B D"], Float[Array, "B h w D"] | None]:
+    """Features of whole images and of their patches (the dense ones, for regions).
+
+    `keep` names the patches to look at, by number (patch dropout); there are then no dense features.
+    """
+    pooled, dense = self.vision(image, keep)
+    return self.vision_projection(pooled), None if dense is None else self.vision_projection(dense)
 
   def text_features(
     self,
@@ -84,11 +89,14 @@ class FGCLIP(nnx.Module):
     projection = self.long_projection if long else self.short_projection
     return projection(self.text.final_norm(hidden[row, end]))
 
-  def __call__(self, batch: dict[str, Array]) -> Embeddings:
-    """Embeds a batch (see docs/design.md for its keys; images already normalised, [G, b, S, S, 3] float)."""
+  def __call__(self, batch: dict[str, Array], keep: Int[Array, "B N"] | None = None) -> Embeddings:
+    """Embeds a batch (see docs/design.md for its keys; images already normalised, [G, b, S, S, 3] float).
+
+    `keep` drops patches (see `image_features`); the batch must then be without regions.
+    """
     shards, per_shard = batch["image"].shape[:2]
     images = shards * per_shard
-    image, dense = self.image_features(batch["image"].reshape(images, *batch["image"].shape[2:]))
+    image, dense = self.image_features(batch["image"].reshape(images, *batch["image"].shape[2:]), keep)
 
     regions = batch["boxes"].shape[2] if self.config.fine_grained else 0
     ends = {"short": batch["short_end"]}

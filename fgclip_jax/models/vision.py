@@ -1,8 +1,11 @@
 """The image tower: CLIP's Vision Transformer with FG-CLIP's dense feature path."""
 
+import math
+
+import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fgclip_jax.models.presets import VisionConfig
 from fgclip_jax.models.transformer import Runtime, Transformer, layer_norm, linear
@@ -13,6 +16,20 @@ def patchify(image: Float[Array, "B H W C"], patch: int) -> Float[Array, "B P X"
   batch, height, width, channels = image.shape
   image = image.reshape(batch, height // patch, patch, width // patch, patch, channels)
   return image.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
+
+
+def resize_positions(positions: Float[Array, "N W"], grid: int) -> Float[Array, "M W"]:
+  """The position table for another grid: the class token's row, and the patches' interpolated bicubically.
+
+  As PyTorch interpolates (`mode="bicubic", align_corners=False`); from [1 + h*h, W] to [1 + grid*grid, W].
+  """
+  side, width = math.isqrt(len(positions) - 1), positions.shape[1]
+  if side == grid:
+    return positions
+  method = jax.image.ResizeMethod.CUBIC_PYTORCH
+  patches = positions[1:].reshape(side, side, width)
+  patches = jax.image.resize(patches, (grid, grid, width), method, antialias=False)
+  return jnp.concatenate([positions[:1], patches.reshape(-1, width)])
 
 
 class VisionTower(nnx.Module):
@@ -28,8 +45,15 @@ class VisionTower(nnx.Module):
     self.transformer = Transformer(config, runtime, rngs=rngs)
     self.post_norm = layer_norm(width, config.layer_norm_eps, rngs)
 
-  def __call__(self, image: Float[Array, "B S S 3"]) -> tuple[Float[Array, "B W"], Float[Array, "B h w W"]]:
+  def __call__(
+    self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None = None
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B h w W"] | None]:
     """Encodes normalised images.
+
+    Args:
+      image: normalised pixels.
+      keep: the patches to look at, by number; the others are dropped (FLIP, arXiv 2212.00794) and there are no
+        dense features.
 
     Returns:
       The class token after the last block, and the patches after the last block *without
@@ -46,8 +70,13 @@ class VisionTower(nnx.Module):
     patches = self.patch_embedding(patchify(image.astype(dtype), self.config.patch_size))
     class_token = jnp.broadcast_to(self.class_embedding[...].astype(dtype), (batch, 1, self.config.width))
     tokens = jnp.concatenate([class_token, patches], axis=1) + self.positions[...].astype(dtype)
+    if keep is not None:
+      kept = jnp.take_along_axis(tokens[:, 1:], keep[..., None], axis=1)
+      tokens = jnp.concatenate([tokens[:, :1], kept], axis=1)
     tokens = self.pre_norm(tokens).astype(dtype)
     tokens, penultimate = self.transformer(tokens)
+    if keep is not None:
+      return self.post_norm(tokens[:, 0]), None
     dense = self.transformer.last_block().without_mixing(penultimate[:, 1:])
     grid = self.config.grid
     return self.post_norm(tokens[:, 0]), self.post_norm(dense).reshape(batch, grid, grid, -1)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import ml_collections
 
 from fgclip_jax.data.loader import DataConfig
-from fgclip_jax.data.packing import Layout, budget_ladder
+from fgclip_jax.data.packing import Layout
 from fgclip_jax.data.record import find_shards
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.presets import END_ID, ModelConfig, preset
@@ -39,6 +39,12 @@ class RunConfig:
     seed: of weights and data order.
     log_every, checkpoint_every: in steps.
     keep, keep_every: which checkpoints are kept.
+    in_flight: steps that may be under way on the devices before the host waits.
+    patch_dropout: the share of patches that the image tower does not see (FLIP); not with region terms.
+    progressive: pairs of a step and the image size from that step on; empty: the model's size throughout.
+    profile: first and last step of a profile; empty: none.
+    compilation_cache: a folder where compiled programs are kept for the next run; empty: none; `auto`: one in
+      the user's cache folder, on accelerators.
     values: the whole config as it was given, for the record.
   """
 
@@ -55,20 +61,24 @@ class RunConfig:
   checkpoint_every: int
   keep: int
   keep_every: int
+  in_flight: int
+  patch_dropout: float
+  progressive: tuple[tuple[int, int], ...]
+  profile: tuple[int, ...]
+  compilation_cache: str
   values: dict[str, Any]
 
-  def layout(self, images_per_shard: int) -> Layout:
-    """The static shapes of the run's batches."""
+  def layout(self) -> Layout:
+    """The static shapes of the run's batches, but for the ladder of row budgets."""
     text, data = self.model.text, self.data
     regions = self.objective.needs_regions and self.model.fine_grained
-    layout = Layout(
+    return Layout(
       boxes=data.boxes if regions else 0,
       row_length=data.row_length or max(256, text.long_length or 0, text.short_length),
       short_length=text.short_length,
       long_length=text.long_length if self.objective.global_long else None,
       packed=data.packed,
     )
-    return dataclasses.replace(layout, ladder=budget_ladder(layout, images_per_shard))
 
 
 def read_config(config: ml_collections.ConfigDict) -> RunConfig:
@@ -116,12 +126,14 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
     runtime=section("runtime", Runtime),
     mesh=_dict("mesh", take("mesh")),
     steps=steps,
-    **{key: take(key) for key in ("seed", "log_every", "checkpoint_every", "keep", "keep_every")},
+    **{key: take(key) for key in ("seed", "log_every", "checkpoint_every", "keep", "keep_every", "in_flight")},
+    **{key: take(key) for key in ("patch_dropout", "compilation_cache")},
+    **{key: tuple(take(key)) for key in ("progressive", "profile")},
     values=values,
   )
   if left:
     raise ValueError(f"unknown keys {sorted(left)} in the config; see configs/common.py")
-  for key in ("log_every", "checkpoint_every", "keep"):
+  for key in ("log_every", "checkpoint_every", "keep", "in_flight"):
     _whole(key, getattr(run, key))
   _whole("keep_every", run.keep_every, least=0)
   _whole("seed", run.seed, least=0, most=2**32 - 1)  # Grain's range
@@ -129,10 +141,11 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
   for axis, size in run.mesh.items():
     _whole(f"mesh.{axis}", size, least=-1)
   _check_objective(run)
+  _check_savings(run)
   if not run.data.path:
     raise ValueError("config.data.path is empty: name a folder made by `python -m fgclip_jax.prepare`")
   find_shards(run.data.path, run.data.split)
-  run.layout(1)
+  run.layout()
   return run
 
 
@@ -238,3 +251,30 @@ def _check_objective(run: RunConfig) -> None:
     raise ValueError(f"config.objective.regional_group {group} must divide data.batch_size {run.data.batch_size}")
   if run.objective.needs_regions and run.data.boxes < 1:
     raise ValueError("config.data.boxes must be at least 1: the objective has region terms")
+
+
+def _check_savings(run: RunConfig) -> None:
+  _check_type("patch_dropout", run.patch_dropout, float)
+  _check_type("compilation_cache", run.compilation_cache, str)
+  if not 0 <= run.patch_dropout < 1:
+    raise ValueError(f"config.patch_dropout must lie in 0..1 (1 excluded), got {run.patch_dropout}")
+  if run.patch_dropout and run.objective.needs_regions:
+    raise ValueError("config.patch_dropout: region terms need every patch; it is for stage 1 and plain CLIP")
+  if run.profile and not (len(run.profile) == 2 and all(isinstance(s, int) for s in run.profile)):
+    raise ValueError(f"config.profile must be two steps, e.g. (10, 15), or (), got {run.profile}")
+  if run.profile and not 1 <= run.profile[0] <= run.profile[1]:
+    raise ValueError(f"config.profile must be a first and a last step, counted from 1, got {run.profile}")
+  patch = run.model.vision.patch_size
+  for entry in run.progressive:
+    if len(entry) != 2 or not all(isinstance(value, int) for value in entry):
+      raise ValueError(f"config.progressive must hold pairs of a step and an image size, got {entry!r}")
+    if entry[1] < patch or entry[1] % patch:
+      raise ValueError(f"config.progressive: image size {entry[1]} is no multiple of the patch size {patch}")
+  starts = [entry[0] for entry in run.progressive]
+  if run.progressive and (starts[0] != 0 or starts != sorted(set(starts))):
+    raise ValueError(f"config.progressive: steps must begin with 0 and ascend, got {starts}")
+  if run.progressive and run.progressive[-1][1] != run.model.vision.image_size:
+    raise ValueError(
+      f"config.progressive must end with the model's image size, {run.model.vision.image_size}, "
+      f"got {run.progressive[-1][1]}"
+    )

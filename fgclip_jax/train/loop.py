@@ -1,8 +1,10 @@
 """A training run, from config to last checkpoint."""
 
+import collections
+import contextlib
+import functools
 import json
 import os
-import time
 from typing import Any
 
 import jax
@@ -11,10 +13,11 @@ import numpy as np
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.models.parameters import abstract_params, count, unflatten
 from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.train.accounts import batch_work
 from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.mesh import data_shards, make_mesh, to_devices
-from fgclip_jax.train.metrics import Metrics, duration
+from fgclip_jax.train.metrics import Clock, Metrics, duration
 from fgclip_jax.train.optimizer import make_optimizer
 from fgclip_jax.train.state import TrainState, init_state, make_state, state_from, state_shardings
 from fgclip_jax.train.step import make_step
@@ -22,6 +25,7 @@ from fgclip_jax.weights import folder as folders
 from fgclip_jax.weights import huggingface, native
 
 CONFIG_FILE = "config.json"
+CACHE_FOLDER = os.path.join("~", ".cache", "fgclip_jax", "xla")
 
 
 def train(run: RunConfig, workdir: str) -> TrainState:
@@ -38,6 +42,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     f"{'FG-CLIP' if model.fine_grained else 'CLIP'} {run.values['model']}: {count(abstract_params(model)) / 1e6:.1f} M "
     f"parameters, {model.vision.image_size} px; mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
   )
+  use_compilation_cache(run.compilation_cache)
 
   # ---- data, from where the newest checkpoint stands; before the state, which compiles
   os.makedirs(workdir, exist_ok=True)
@@ -45,7 +50,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   begin = checkpoints.latest or 0
   loader = Loader(
     run.data,
-    run.layout(run.data.batch_size // shards),
+    run.layout(),
     model.vision.image_size,
     seed=run.seed,
     shards=shards // processes,
@@ -54,6 +59,11 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     start=begin,
   )
   say(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
+  ladder = loader.layout.ladder
+  say(
+    f"text in rows of {loader.layout.row_length} tokens, {', '.join(map(str, ladder))} a data shard: "
+    f"{len(ladder)} shapes, each compiled when a batch first needs it (most need the first few)"
+  )
 
   # ---- state: the newest checkpoint, given weights, or random
   optimizer = make_optimizer(run.optimizer)
@@ -73,30 +83,68 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     with open(os.path.join(workdir, CONFIG_FILE), "w", encoding="utf-8") as file:
       json.dump(run.values, file, indent=2)
       file.write("\n")
-  step_function = make_step(model, run.objective, run.optimizer, run.runtime, mesh)
 
-  # ---- steps
+  # ---- the step, one for each image size
+  @functools.cache
+  def step_for(image_size: int):
+    savings = {"patch_dropout": run.patch_dropout, "image_size": image_size}
+    return make_step(model, run.objective, run.optimizer, run.runtime, mesh, seed=run.seed, **savings)
+
+  def size_at(step: int) -> int:
+    return [size for start, size in run.progressive if start < step][-1] if run.progressive else model.vision.image_size
+
+  def next_batch(step: int):
+    """The batch of a step, on the devices, and its work; placed while the step before is under way."""
+    batch = next(loader)
+    work = batch_work(
+      model,
+      run.objective,
+      batch,
+      image_size=size_at(step),
+      patch_dropout=run.patch_dropout,
+      frozen_image_tower=any("vision" in pattern for pattern in run.optimizer.frozen),
+    )
+    return to_devices(batch, mesh), work
+
+  # ---- steps: the host runs ahead by `in_flight` steps and reads a step's metrics when it is done
   metrics = Metrics(workdir, run.steps, begin) if chief else None
-  clock = Clock(run.data.batch_size, loader)
+  clock = Clock(run.data.batch_size, loader, len(jax.devices()), processes)
+  under_way: collections.deque = collections.deque()
+
+  def finish_one() -> None:
+    step, values, work = under_way.popleft()
+    jax.block_until_ready(values)
+    clock.count(work)
+    if not (_saves(run, step) or step % run.log_every == 0 or step == begin + 1):
+      return
+    values = {name: float(value) for name, value in jax.device_get(values).items()}
+    values |= clock.lap(step)
+    if metrics:
+      metrics.write(step, values)
+      metrics.progress(step, values, clock.seconds_per_step)
+    if not np.isfinite(values["loss"]) or not np.isfinite(values["gradient_norm"]):
+      raise FloatingPointError(
+        f"the loss is {values['loss']}, its gradient's norm {values['gradient_norm']} at step {step}; the last "
+        f"checkpoint is step {checkpoints.latest}. Try a lower learning rate, or config.runtime.dtype=float32"
+      )
+
+  profile = Profile(run.profile, workdir)
   try:
-    for step in range(begin + 1, run.steps + 1):
-      batch = to_devices(next(loader), mesh)
-      state, values = step_function(state, batch)
-      saving = step % run.checkpoint_every == 0 or step == run.steps
-      if saving or step % run.log_every == 0 or step == begin + 1:
-        values = {name: float(value) for name, value in jax.device_get(values).items()}
-        values |= clock.lap(step)
-        if metrics:
-          metrics.write(step, values)
-          metrics.progress(step, values, clock.seconds_per_step)
-        # before saving: a checkpoint with NaN in it is none
-        if not np.isfinite(values["loss"]) or not np.isfinite(values["gradient_norm"]):
-          raise FloatingPointError(
-            f"the loss is {values['loss']}, its gradient's norm {values['gradient_norm']} at step {step}; the last "
-            f"checkpoint is step {checkpoints.latest}. Try a lower learning rate, or config.runtime.dtype=float32"
-          )
-      if saving:
-        checkpoints.save(step, state, run.values)
+    # a batch's transfer is explicit; anything implicit in the loop would stall the devices
+    with jax.transfer_guard("disallow"), contextlib.closing(profile):
+      batch = work = None
+      for step in range(begin + 1, run.steps + 1):
+        if batch is None:
+          batch, work = next_batch(step)
+        profile.before(step)
+        state, values = step_for(size_at(step))(state, batch)
+        under_way.append((step, values, work))
+        batch, work = next_batch(step + 1) if step < run.steps else (None, None)
+        while len(under_way) > (0 if _saves(run, step) or profile.ends(step) else run.in_flight - 1):
+          finish_one()
+        profile.after(step)
+        if _saves(run, step):  # every step up to here is finite: a checkpoint with NaN in it is none
+          checkpoints.save(step, state, run.values)
   finally:
     loader.close()
     checkpoints.close()
@@ -104,6 +152,48 @@ def train(run: RunConfig, workdir: str) -> TrainState:
       metrics.close()
   say(f"trained to step {run.steps} in {duration(clock.total)}" if begin < run.steps else "nothing left to do")
   return state
+
+
+def _saves(run: RunConfig, step: int) -> bool:
+  return step % run.checkpoint_every == 0 or step == run.steps
+
+
+class Profile:
+  """A profile of the steps first..last, written under `WORKDIR/profile` for TensorBoard and Perfetto."""
+
+  def __init__(self, steps: tuple[int, ...], workdir: str):
+    self._first, self._last = steps or (0, 0)
+    self._folder, self._running = os.path.join(workdir, "profile"), False
+
+  def before(self, step: int) -> None:
+    """Starts before its first step."""
+    if step == self._first:
+      jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+      self._running = True
+
+  def ends(self, step: int) -> bool:
+    """Whether the steps before it, or it itself and those before, should be done: at the profile's borders."""
+    return step in (self._first - 1, self._last) and self._last > 0
+
+  def after(self, step: int) -> None:
+    """Ends after its last step."""
+    if self._running and step == self._last:
+      self.close()
+      print(f"wrote {self._folder} (a profile of steps {self._first} to {self._last})")
+
+  def close(self) -> None:
+    """Ends it wherever it is."""
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False
+
+
+def use_compilation_cache(folder: str) -> None:
+  """Keeps compiled programs in a folder; `auto`: the user's cache folder on accelerators, none on CPUs."""
+  if folder == "auto":
+    folder = CACHE_FOLDER if jax.default_backend() != "cpu" else ""
+  if folder:
+    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
 
 
 def abstract_like(model: ModelConfig) -> Any:
@@ -116,14 +206,13 @@ def read_weights(folder: str, model: ModelConfig) -> Any:
   config, flat, _ = folders.read(folder)
   if model.fine_grained and not config.fine_grained:
     config, flat = huggingface.to_fgclip(config, flat)
-  if config != model:
-    ours, theirs = _flat_dict(model.to_dict()), _flat_dict(config.to_dict())
-    different = ", ".join(f"{key} {theirs[key]} (config: {ours[key]})" for key in ours if ours[key] != theirs[key])
-    if any(key.split(".")[-1] != "temperature_init" for key in ours if ours[key] != theirs[key]):
-      raise ValueError(
-        f"config.init_from: the weights in {folder!r} are of another model: {different}; "
-        "set config.model=from_weights to take the size from the weights"
-      )
+  ours, theirs = (_flat_dict(c.replace(temperature_init=0.0).to_dict()) for c in (model, config))
+  different = [f"{key} {theirs[key]} (config: {ours[key]})" for key in ours if ours[key] != theirs[key]]
+  if different:
+    raise ValueError(
+      f"config.init_from: the weights in {folder!r} are of another model: {', '.join(different)}; "
+      "set config.model=from_weights to take the size from the weights"
+    )
   return unflatten(flat)
 
 
@@ -132,29 +221,3 @@ def _flat_dict(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
   for key, value in values.items():
     flat |= _flat_dict(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
   return flat
-
-
-class Clock:
-  """Images per second and the share of time spent waiting for data, between log points."""
-
-  def __init__(self, batch_size: int, loader: Loader):
-    self._batch_size, self._loader = batch_size, loader
-    self._begin = self._last = time.perf_counter()
-    self._last_step: int | None = None
-    self._waited, self.seconds_per_step = 0.0, 0.0
-
-  def lap(self, step: int) -> dict[str, float]:
-    """What happened since the last lap; the first one holds compilation, so no speed is derived from it."""
-    now = time.perf_counter()
-    seconds, waited = now - self._last, self._loader.waited - self._waited
-    if self._last_step is not None:
-      self.seconds_per_step = seconds / max(step - self._last_step, 1)
-    self._last, self._last_step, self._waited = now, step, self._loader.waited
-    speed = self._batch_size / self.seconds_per_step if self.seconds_per_step else 0.0
-    bad = {f"bad_records/{kind}": float(number) for kind, number in self._loader.bad.items()}
-    return {"images_per_second": speed, "data_wait_share": waited / max(seconds, 1e-9), **bad}
-
-  @property
-  def total(self) -> float:
-    """Seconds since the start."""
-    return time.perf_counter() - self._begin

@@ -4,7 +4,11 @@ import json
 import os
 import time
 
+import jax
 import tensorboardX
+
+from fgclip_jax.data.loader import Loader
+from fgclip_jax.train.accounts import Work, peak_flops
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -39,7 +43,9 @@ class Metrics:
     left = (self._total_steps - step) * seconds_per_step
     print(
       f"step {step}/{self._total_steps}  loss {values['loss']:.4f} ({terms})  lr {values['learning_rate']:.2e}  "
-      f"{values['images_per_second']:.1f} images/s  left {duration(left)}",
+      f"{values['images_per_second']:.1f} images/s"
+      + (f" ({values['mfu']:.0%} MFU)" if "mfu" in values else "")
+      + f"  left {duration(left)}",
       flush=True,
     )
 
@@ -47,6 +53,57 @@ class Metrics:
     """Ends the files."""
     self._board.close()
     self._file.close()
+
+
+class Clock:
+  """Speed between log points: images, useful operations, and the share of time spent waiting for data.
+
+  Args:
+    batch_size: images of a global batch.
+    loader: whose waiting is counted.
+    devices, processes: of the whole run.
+  """
+
+  def __init__(self, batch_size: int, loader: Loader, devices: int = 1, processes: int = 1):
+    self._batch_size, self._loader, self._processes = batch_size, loader, processes
+    peak = peak_flops(jax.devices()[0].device_kind)
+    self._peak = None if peak is None else peak * devices
+    self._begin = self._last = time.perf_counter()
+    self._last_step: int | None = None
+    self._waited, self.seconds_per_step = 0.0, 0.0
+    self._work = Work()
+
+  def count(self, work: Work) -> None:
+    """Adds a finished step's work (this process's part of it)."""
+    self._work += work
+
+  def lap(self, step: int) -> dict[str, float]:
+    """What happened since the last lap; the first one holds compilation, so no speed is derived from it."""
+    now, work = time.perf_counter(), self._work
+    seconds, waited = now - self._last, self._loader.waited - self._waited
+    values = {
+      "data_wait_share": waited / max(seconds, 1e-9),
+      "packing_efficiency": work.tokens / max(work.slots, 1),
+      "executed_per_useful_flop": work.executed / max(work.useful, 1.0),
+    }
+    if self._last_step is None:
+      values["images_per_second"] = 0.0
+    else:
+      steps = max(step - self._last_step, 1)
+      self.seconds_per_step = seconds / steps
+      useful = work.useful * self._processes / seconds
+      values["images_per_second"] = self._batch_size / self.seconds_per_step
+      values["useful_tflops_per_step"] = work.useful * self._processes / steps / 1e12
+      values["useful_tflop_per_second"] = useful / 1e12
+      if self._peak:
+        values["mfu"] = useful / self._peak
+    self._last, self._last_step, self._waited, self._work = now, step, self._loader.waited, Work()
+    return values | {f"bad_records/{kind}": float(number) for kind, number in self._loader.bad.items()}
+
+  @property
+  def total(self) -> float:
+    """Seconds since the start."""
+    return time.perf_counter() - self._begin
 
 
 def _lines_until(path: str, step: int) -> list[str]:

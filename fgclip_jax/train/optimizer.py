@@ -22,6 +22,8 @@ class OptimizerConfig:
     end_fraction: the cosine's end, as a share of the peak.
     b1, b2, eps, weight_decay: AdamW's; decay is decoupled and scaled by the learning rate.
     no_decay: regular expressions; a parameter in whose name one is found is not decayed.
+    frozen: regular expressions; a parameter in whose name one is found is not trained: no gradient is computed
+      for it and no optimizer state is kept. `("^vision",)` freezes the image tower and its projection.
     clip_norm: gradients of a larger global norm are scaled down to it; None never.
     temperature_max: the log temperatures are held at or below it after each update; None never
       (the reference; CLIP holds them at ln 100).
@@ -36,6 +38,7 @@ class OptimizerConfig:
   eps: float = 1e-8
   weight_decay: float = 0.001
   no_decay: tuple[str, ...] = ("norm", "bias")
+  frozen: tuple[str, ...] = ()
   clip_norm: float | None = None
   temperature_max: float | None = None
 
@@ -51,9 +54,22 @@ def schedule(config: OptimizerConfig) -> optax.Schedule:
   )
 
 
+def name_mask(params: Params, patterns: tuple[str, ...]) -> Any:
+  """True for each parameter in whose name one of the regular expressions is found."""
+  return unflatten({name: any(re.search(pattern, name) for pattern in patterns) for name in flatten(params)})
+
+
 def decay_mask(params: Params, no_decay: tuple[str, ...]) -> Any:
   """True for each parameter that weight decay applies to."""
-  return unflatten({name: not any(re.search(p, name) for p in no_decay) for name in flatten(params)})
+  return jax.tree.map(lambda found: not found, name_mask(params, no_decay))
+
+
+def stop_frozen(params: Params, frozen: tuple[str, ...]) -> Params:
+  """The parameters, with no gradient to the frozen ones."""
+  if not frozen:
+    return params
+  stop = jax.lax.stop_gradient
+  return jax.tree.map(lambda leaf, found: stop(leaf) if found else leaf, params, name_mask(params, frozen))
 
 
 def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
@@ -66,7 +82,11 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     weight_decay=config.weight_decay,
     mask=lambda params: decay_mask(params, config.no_decay),
   )
-  return adamw if config.clip_norm is None else optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+  if config.clip_norm is not None:
+    adamw = optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+  if not config.frozen:
+    return adamw
+  return optax.partition({False: adamw, True: optax.set_to_zero()}, lambda params: name_mask(params, config.frozen))
 
 
 def apply_updates(config: OptimizerConfig, params: Params, updates: Params) -> Params:

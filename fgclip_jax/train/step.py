@@ -7,15 +7,16 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
 from fgclip_jax.data.image import MEAN, STD
 from fgclip_jax.losses.objective import Objective, objective_terms
-from fgclip_jax.models.parameters import build
+from fgclip_jax.models.parameters import Params, build
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.models.vision import resize_positions
 from fgclip_jax.train.mesh import batch_sharding
-from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer, schedule
+from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer, schedule, stop_frozen
 from fgclip_jax.train.state import TrainState, state_shardings
 
 Metrics = dict[str, Float[Array, ""]]
@@ -26,33 +27,85 @@ def normalize(image: UInt8[Array, "*B S S 3"]) -> Float[Array, "*B S S 3"]:
   return (image.astype(jnp.float32) / 255.0 - jnp.asarray(MEAN)) / jnp.asarray(STD)
 
 
-def make_loss(
-  config: ModelConfig, objective: Objective, runtime: Runtime, mesh: Mesh | None
-) -> Callable[[Any, dict[str, Array]], tuple[Array, Metrics]]:
-  """The function of (parameters, batch) that training differentiates; returns the total and every term."""
+def resize(image: Float[Array, "G b S S 3"], size: int) -> Float[Array, "G b {size} {size} 3"]:
+  """Images of another size, bicubic and antialiased, on the device."""
+  return jax.image.resize(image, (*image.shape[:2], size, size, 3), "cubic")
 
-  def loss(params, batch):
-    batch = {**batch, "image": normalize(batch["image"])}
-    model = build(config, params, runtime)
-    terms = objective_terms(model(batch), params["temperature"], objective, mesh)
+
+def choose_patches(key: Array, images: int, patches: int, dropout: float) -> Int[Array, "B N"]:
+  """For each image its own random patches, a share of `1 - dropout`, in order."""
+  kept = max(round(patches * (1.0 - dropout)), 1)
+  order = jnp.argsort(jax.random.uniform(key, (images, patches)), axis=1)
+  return jnp.sort(order[:, :kept], axis=1)
+
+
+def make_loss(
+  config: ModelConfig,
+  objective: Objective,
+  runtime: Runtime,
+  mesh: Mesh | None,
+  *,
+  patch_dropout: float = 0.0,
+  image_size: int | None = None,
+) -> Callable[[Params, dict[str, Array], Array], tuple[Array, Metrics]]:
+  """The function of (parameters, batch, random key) that training differentiates: the total, and every term.
+
+  Args:
+    config, objective, runtime, mesh: see there.
+    patch_dropout: the share of patches that the image tower does not see.
+    image_size: resizes the batch's images to this side, and the position table with them.
+  """
+  size = image_size or config.vision.image_size
+  resized = config.replace(vision={"image_size": size})
+
+  def loss(params, batch, key):
+    image, keep = normalize(batch["image"]), None
+    if size != config.vision.image_size:
+      image = resize(image, size)
+      positions = resize_positions(params["vision"]["positions"], resized.vision.grid)
+      params = {**params, "vision": {**params["vision"], "positions": positions}}
+    if patch_dropout:
+      images = image.shape[0] * image.shape[1]
+      keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)
+    embeddings = build(resized, params, runtime)({**batch, "image": image}, keep)
+    terms = objective_terms(embeddings, params["temperature"], objective, mesh)
     return terms["total"], terms
 
   return loss
 
 
 def make_step(
-  config: ModelConfig, objective: Objective, optimizer_config: OptimizerConfig, runtime: Runtime, mesh: Mesh
+  config: ModelConfig,
+  objective: Objective,
+  optimizer_config: OptimizerConfig,
+  runtime: Runtime,
+  mesh: Mesh,
+  *,
+  seed: int = 0,
+  patch_dropout: float = 0.0,
+  image_size: int | None = None,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]:
   """The jitted step. The state it is given is donated: use the one it returns.
 
-  Metrics: `loss` and the unweighted terms `loss_*`, `learning_rate`, `gradient_norm`, `temperature_*` (the
-  factors of the cosines, as used in this step).
+  Args:
+    config, objective, optimizer_config, runtime, mesh: see there.
+    seed: what is random in step s follows from the seed and s.
+    patch_dropout, image_size: see `make_loss`.
+
+  Returns:
+    A function of state and batch. Its metrics: `loss` and the unweighted terms `loss_*`, `learning_rate`,
+    `gradient_norm`, `temperature_*` (the factors of the cosines, as used in this step).
   """
   optimizer, rate = make_optimizer(optimizer_config), schedule(optimizer_config)
-  loss = make_loss(config, objective, runtime, mesh)
+  loss = make_loss(config, objective, runtime, mesh, patch_dropout=patch_dropout, image_size=image_size)
 
   def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
-    (total, terms), gradients = jax.value_and_grad(loss, has_aux=True)(state.params, batch)
+    key = jax.random.fold_in(jax.random.key(seed), state.step)
+
+    def trained(params: Any):
+      return loss(stop_frozen(params, optimizer_config.frozen), batch, key)
+
+    (total, terms), gradients = jax.value_and_grad(trained, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = apply_updates(optimizer_config, state.params, updates)
     metrics = {"loss": total}
