@@ -222,27 +222,21 @@ class FGCLIP:
     places = np.asarray(packing.best_fit([max(len(row), 2) for row in ids], length))
     rows = int(places[:, 0].max()) + 1
     size = self._setup.chunk(rows)
-    shape = (-(-rows // size) * size, length)
-    tokens, segment, position = (np.zeros(shape, np.int32) for _ in range(3))
-    first = self.config.text.short_length if long else 0
-    for number, (caption, (row, offset)) in enumerate(zip(ids, places, strict=True)):
-      at = slice(offset, offset + len(caption))
-      tokens[row, at] = caption
-      segment[row, at] = number + 1
-      position[row, at] = np.arange(first, first + len(caption))
+    rows = -(-rows // size) * size
+    captions = [packing.Caption(tuple(row), long) for row in ids]
+    text = packing.fill_rows(captions, places.tolist(), rows, length, self.config.text.short_length)
     ends = places[:, 1] + [len(caption) - 1 for caption in ids]
     features = np.zeros((len(ids), self.config.embedding_width), np.float32)
     by_row = np.argsort(places[:, 0], kind="stable")
-    starts = np.searchsorted(places[by_row, 0], np.arange(0, shape[0] + 1, size))
-    chunks = tqdm.trange(shape[0] // size, desc="texts", unit="chunk", disable=not progress)
+    starts = np.searchsorted(places[by_row, 0], np.arange(0, rows + 1, size))
+    chunks = tqdm.trange(rows // size, desc="texts", unit="chunk", disable=not progress)
     for chunk in chunks:
       mine = by_row[starts[chunk] : starts[chunk + 1]]
       at = np.zeros((2, size * length // 2), np.int32)
       at[:, : len(mine)] = places[mine, 0] - chunk * size, ends[mine]
       part = slice(chunk * size, (chunk + 1) * size)
-      encoded = _encode_rows(
-        self.params, tokens[part], segment[part], position[part], *at, setup=self._setup, long=long
-      )
+      arrays = (text[key][part] for key in ("tokens", "segment", "position"))
+      encoded = _encode_rows(self.params, *arrays, *at, setup=self._setup, long=long)
       features[mine] = np.asarray(encoded)[: len(mine)]
     return features
 

@@ -8,6 +8,7 @@ smallest of a ladder of budgets that holds the batch, and its last rung holds an
 
 import bisect
 import dataclasses
+import itertools
 import math
 import zlib
 from collections.abc import Sequence
@@ -187,18 +188,38 @@ def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[s
       )
     rows = layout.ladder[at]
   batch = {key: np.stack([part[key] for part, _ in parts]) for key in parts[0][0] if key not in ("captions", "places")}
-  shape = (shards, rows, layout.row_length)
-  tokens, segment, position = (np.zeros(shape, np.int32) for _ in range(3))
-  for g, (part, _) in enumerate(parts):
-    in_row = [0] * rows
-    for caption, (row, offset) in zip(part["captions"], part["places"], strict=True):
-      at = slice(offset, offset + len(caption.ids))
-      in_row[row] += 1
-      tokens[g, row, at] = caption.ids
-      segment[g, row, at] = in_row[row]
-      first = layout.short_length if caption.long else 0
-      position[g, row, at] = np.arange(first, first + len(caption.ids))
-  return batch | {"tokens": tokens, "segment": segment, "position": position}
+  text = [
+    fill_rows(part["captions"], part["places"], rows, layout.row_length, layout.short_length) for part, _ in parts
+  ]
+  return batch | {key: np.stack([arrays[key] for arrays in text]) for key in text[0]}
+
+
+def fill_rows(
+  captions: Sequence[Caption], places: Sequence[Sequence[int]], rows: int, row_length: int, short_length: int
+) -> dict[str, np.ndarray]:
+  """Lays captions out: `tokens`, `segment` and `position`, int32 [rows, row_length].
+
+  Args:
+    captions: what to lay out.
+    places: (row, offset) of each.
+    rows, row_length: the shape.
+    short_length: rows of the short position table; a long caption's positions begin after it.
+  """
+  lengths = np.asarray([len(caption.ids) for caption in captions], np.int64)
+  within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
+  starts = np.asarray([row * row_length + offset for row, offset in places], np.int64)
+  first = np.asarray([short_length if caption.long else 0 for caption in captions], np.int64)
+  slots = np.repeat(starts, lengths) + within
+  values = {
+    "tokens": list(itertools.chain.from_iterable(caption.ids for caption in captions)),
+    "segment": np.repeat(np.arange(1, len(captions) + 1), lengths),  # any number but 0, distinct within a row
+    "position": np.repeat(first, lengths) + within,
+  }
+  arrays = {}
+  for key, value in values.items():
+    arrays[key] = np.zeros((rows, row_length), np.int32)
+    arrays[key].reshape(-1)[slots] = value
+  return arrays
 
 
 def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
