@@ -75,8 +75,9 @@ def regional_info_nce(
   contrasted = column_valid & (group[:, None] == column_group)
   weight = _weight(valid, contrasted, groups, image.dtype)
   if caption is not None:
-    own = jnp.arange(len(valid)) + (0 if columns is None else jax.lax.axis_index(columns) * len(valid))
-    itself = own[:, None] == jnp.arange(len(column_valid))
+    first = 0 if columns is None else jax.lax.axis_index(columns) * len(valid)
+    own = jnp.arange(len(valid), dtype=jnp.int32) + first
+    itself = own[:, None] == jnp.arange(len(column_valid), dtype=jnp.int32)
     contrasted &= itself | (caption[:, None] != _gather(caption, columns))
 
   def log_partition(rows, others):
