@@ -174,7 +174,7 @@ def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[s
   Raises:
     ValueError: the batch does not divide, or a caption is longer than its table.
   """
-  if len(examples) % shards:
+  if not examples or len(examples) % shards:
     raise ValueError(f"{len(examples)} examples do not divide over {shards} data shards")
   per_shard = len(examples) // shards
   parts = [_shard(examples[g * per_shard : (g + 1) * per_shard], layout) for g in range(shards)]
