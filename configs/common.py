@@ -79,7 +79,7 @@ def get_config() -> ml_collections.ConfigDict:
   )
 
   # fgclip_jax/models/transformer.py
-  config.runtime = ml_collections.ConfigDict({"dtype": "bfloat16", "remat": "full", "unroll": 1})
+  config.runtime = ml_collections.ConfigDict({"dtype": "bfloat16", "remat": "full", "unroll": 1, "attention": "auto"})
 
   # sizes of the mesh's axes; -1 takes what the others leave
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

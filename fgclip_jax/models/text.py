@@ -2,17 +2,10 @@
 
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float, Int
 
 from fgclip_jax.models.presets import TextConfig
 from fgclip_jax.models.transformer import Runtime, Transformer, layer_norm
-
-
-def packed_causal_mask(segment: Int[Array, "R L"]) -> Bool[Array, "R 1 L L"]:
-  """True where a token may attend: to itself and earlier tokens of its own segment."""
-  same = segment[:, :, None] == segment[:, None, :]
-  causal = jnp.tri(segment.shape[1], dtype=bool)
-  return (same & causal)[:, None]
 
 
 class TextTower(nnx.Module):
@@ -28,7 +21,7 @@ class TextTower(nnx.Module):
     self.short_positions = table(config.short_length, 0.01)
     if config.long_length is not None:
       self.long_positions = table(config.long_length, 0.01)
-    self.transformer = Transformer(config, runtime, rngs=rngs)
+    self.transformer = Transformer(config, runtime, causal=True, rngs=rngs)
     self.final_norm = layer_norm(config.width, config.layer_norm_eps, rngs)
 
   def __call__(
@@ -38,7 +31,7 @@ class TextTower(nnx.Module):
 
     Args:
       tokens: token ids.
-      segment: which caption of its row a token belongs to, 1, 2, ...; 0 is empty space.
+      segment: which caption a token belongs to, any number but 0, which is empty space.
       position: the row of the position tables: 0..76 in the short one, from 77 on in the long one.
 
     Returns:
@@ -48,5 +41,5 @@ class TextTower(nnx.Module):
     if self.config.long_length is not None:
       tables.append(self.long_positions[...])
     embedded = self.token_embedding[...][tokens] + jnp.concatenate(tables)[position]
-    hidden, _ = self.transformer(embedded.astype(self.runtime.dtype), packed_causal_mask(segment))
+    hidden, _ = self.transformer(embedded.astype(self.runtime.dtype), segment)
     return hidden

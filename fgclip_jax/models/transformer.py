@@ -8,8 +8,10 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
-from jaxtyping import Array, Bool, Float
+from jax.sharding import NamedSharding
+from jaxtyping import Array, Float, Int
 
+from fgclip_jax.models import attention
 from fgclip_jax.models.presets import TowerConfig
 
 Dtype = Any
@@ -25,17 +27,23 @@ class Runtime:
       without a batch axis), `full` (nothing but the block's input), or `save:NAME,...` with the
       names `qkv`, `attention`, `mlp_up`, `mlp_down`.
     unroll: how many blocks of the scan over depth are unrolled; 0 unrolls all.
+    attention: `xla`, `splash` (TPU), `cudnn` (NVIDIA GPU), or `auto`: what fits the machine, see `attention.attend`.
+    sharding: how activations, [B, T, heads, channels], lie on a mesh of devices; None on a single device.
   """
 
   dtype: Dtype = jnp.float32
   remat: str = "none"
   unroll: int = 1
+  attention: str = "auto"
+  sharding: NamedSharding | None = None
 
   def __post_init__(self):
     remat_policy(self.remat)
+    if self.attention not in attention.IMPLEMENTATIONS:
+      raise ValueError(f"attention must be one of {attention.IMPLEMENTATIONS}, got {self.attention!r}")
 
 
-_SAVE_NAMES = ("qkv", "attention", "mlp_up", "mlp_down")
+_SAVE_NAMES = ("qkv", attention.NAME, "mlp_up", "mlp_down")
 
 
 def remat_policy(name: str) -> Callable | None:
@@ -74,28 +82,28 @@ def linear(inputs: int, outputs: int, std: float, dtype: Dtype, rngs: nnx.Rngs, 
 class Attention(nnx.Module):
   """Multi-head self-attention."""
 
-  def __init__(self, config: TowerConfig, runtime: Runtime, *, rngs: nnx.Rngs):
+  def __init__(self, config: TowerConfig, runtime: Runtime, *, causal: bool, rngs: nnx.Rngs):
     width, std = config.width, config.width**-0.5
-    self.heads = config.heads
+    self.heads, self.causal, self.runtime = config.heads, causal, runtime
     self.query = linear(width, width, std, runtime.dtype, rngs)
     self.key = linear(width, width, std, runtime.dtype, rngs)
     self.value = linear(width, width, std, runtime.dtype, rngs)
     self.out = linear(width, width, std * (2 * config.depth) ** -0.5, runtime.dtype, rngs)
 
-  def __call__(self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None) -> Float[Array, "B T W"]:
-    """Attends where `mask` is true, or everywhere without one."""
+  def __call__(self, x: Float[Array, "B T W"], segment: Int[Array, "B T"] | None = None) -> Float[Array, "B T W"]:
+    """Attends within segments, or everywhere without them; backwards only if causal."""
 
     def split_heads(y):
       return checkpoint_name(y, "qkv").reshape(*y.shape[:-1], self.heads, -1)
 
-    query, key, value = split_heads(self.query(x)), split_heads(self.key(x)), split_heads(self.value(x))
-    scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
-    scores = scores * (query.shape[-1] ** -0.5)
-    if mask is not None:
-      scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    mixed = jnp.einsum("bhts,bshd->bthd", weights, value).reshape(*x.shape[:-1], -1)
-    return self.out(checkpoint_name(mixed, "attention"))
+    mixed = attention.attend(
+      *(split_heads(project(x)) for project in (self.query, self.key, self.value)),
+      segment=segment,
+      causal=self.causal,
+      implementation=self.runtime.attention,
+      sharding=self.runtime.sharding,
+    )
+    return self.out(mixed.reshape(x.shape))
 
   def without_mixing(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
     """Each token attends to itself alone: the value and output projections."""
@@ -118,14 +126,14 @@ class MLP(nnx.Module):
 class Block(nnx.Module):
   """Pre-norm attention and MLP, each with a residual connection."""
 
-  def __init__(self, config: TowerConfig, runtime: Runtime, *, rngs: nnx.Rngs):
+  def __init__(self, config: TowerConfig, runtime: Runtime, *, causal: bool, rngs: nnx.Rngs):
     self.norm1 = layer_norm(config.width, config.layer_norm_eps, rngs)
-    self.attention = Attention(config, runtime, rngs=rngs)
+    self.attention = Attention(config, runtime, causal=causal, rngs=rngs)
     self.norm2 = layer_norm(config.width, config.layer_norm_eps, rngs)
     self.mlp = MLP(config, runtime, rngs=rngs)
 
-  def __call__(self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None) -> Float[Array, "B T W"]:
-    x = x + self.attention(self.norm1(x), mask)
+  def __call__(self, x: Float[Array, "B T W"], segment: Int[Array, "B T"] | None = None) -> Float[Array, "B T W"]:
+    x = x + self.attention(self.norm1(x), segment)
     return x + self.mlp(self.norm2(x))
 
   def without_mixing(self, x: Float[Array, "*B W"]) -> Float[Array, "*B W"]:
@@ -137,21 +145,21 @@ class Block(nnx.Module):
 class Transformer(nnx.Module):
   """`depth` blocks whose parameters are stacked along a leading axis and scanned over."""
 
-  def __init__(self, config: TowerConfig, runtime: Runtime, *, rngs: nnx.Rngs):
+  def __init__(self, config: TowerConfig, runtime: Runtime, *, causal: bool = False, rngs: nnx.Rngs):
     @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
     def make_blocks(rngs):
-      return Block(config, runtime, rngs=rngs)
+      return Block(config, runtime, causal=causal, rngs=rngs)
 
     self.blocks = make_blocks(rngs.split(config.depth))
     self.depth, self.runtime = config.depth, runtime
 
   def __call__(
-    self, x: Float[Array, "B T W"], mask: Bool[Array, "B #H T T"] | None = None
+    self, x: Float[Array, "B T W"], segment: Int[Array, "B T"] | None = None
   ) -> tuple[Float[Array, "B T W"], Float[Array, "B T W"]]:
     """Returns the last block's output and its input (which the dense path starts from)."""
 
     def run(block, x):
-      return block(x, mask)
+      return block(x, segment)
 
     if (policy := remat_policy(self.runtime.remat)) is not None:
       run = jax.checkpoint(run, policy=policy, prevent_cse=False)

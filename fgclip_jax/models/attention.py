@@ -1,0 +1,169 @@
+"""Self-attention over rows that may hold several sequences: a plain form, and fused kernels where there are some.
+
+The fused kernels never hold the [heads, T, T] scores: splash attention on TPUs, which knows segments, and cuDNN's on
+NVIDIA GPUs, to which segments are a mask. All forms give the same numbers up to rounding.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
+NAME = "attention"  # what rematerialisation policies call the result
+_TILE = 128  # splash attention works on blocks of a multiple of this many tokens
+_LARGEST_BLOCK = 512
+
+
+def attend(
+  query: Float[Array, "B T H C"],
+  key: Float[Array, "B T H C"],
+  value: Float[Array, "B T H C"],
+  *,
+  segment: Int[Array, "B T"] | None = None,
+  causal: bool = False,
+  implementation: str = "auto",
+  sharding: NamedSharding | None = None,
+) -> Float[Array, "B T H C"]:
+  """Scaled dot-product attention, softmax in float32.
+
+  A token attends within its segment, empty space (segment 0) to itself too, so that every number is finite.
+
+  Args:
+    query, key, value: H heads of C channels for T tokens; the scale C ** -0.5 is applied here.
+    segment: which sequence of its row a token belongs to; None: all tokens of a row belong together.
+    causal: a token attends to itself and earlier ones only.
+    implementation: `auto` takes splash attention where the program is compiled for a TPU and T is a multiple of 128,
+      cuDNN where it is compiled for an NVIDIA GPU that has a kernel for these arrays, and `xla` otherwise. `splash`
+      pads T to a multiple of 128; on a CPU it runs in Pallas's interpreter, slowly, to be tested.
+    sharding: how `query` lies on a mesh: B and H may be split. XLA cannot split a TPU kernel on its own: without a
+      sharding, every device of a mesh would gather and compute the whole batch.
+
+  Raises:
+    ValueError: the implementation that was asked for cannot take these arrays; the message says why.
+  """
+  arrays = (query, key, value, segment)
+  xla = functools.partial(_xla, causal=causal)
+  splash = functools.partial(_splash, causal=causal, sharding=sharding)
+  cudnn = functools.partial(_cudnn, causal=causal)
+  if implementation == "xla":
+    return xla(*arrays)
+  if implementation == "splash":
+    _require("splash", _splash_refusal(query, sharding))
+    # no default: compiling this for another platform is an error
+    return jax.lax.platform_dependent(*arrays, tpu=splash, cpu=functools.partial(splash, interpret=True))
+  if implementation == "cudnn":
+    _require("cudnn", _cudnn_refusal(*arrays, causal=causal))
+    return cudnn(*arrays)
+  if implementation != "auto":
+    raise ValueError(f"attention must be one of {IMPLEMENTATIONS}, got {implementation!r}")
+  kernels = {}
+  if query.shape[1] % _TILE == 0 and not _splash_refusal(query, sharding):
+    kernels["tpu"] = splash
+  if not _cudnn_refusal(*arrays, causal=causal):
+    kernels["cuda"] = cudnn
+  return jax.lax.platform_dependent(*arrays, **kernels, default=xla) if kernels else xla(*arrays)
+
+
+def _require(implementation: str, refusal: str) -> None:
+  if refusal:
+    raise ValueError(f"attention={implementation!r} cannot be used: {refusal}; 'auto' takes what fits")
+
+
+def attention_mask(
+  length: int, segment: Int[Array, "B {length}"] | None, causal: bool
+) -> Bool[Array, "#B 1 {length} {length}"] | None:
+  """True where a token (last axis but one) may attend to another (last axis); None: everywhere."""
+  mask = jnp.tri(length, dtype=bool)[None, None] if causal else None
+  if segment is None:
+    return mask
+  same = (segment[:, :, None] == segment[:, None, :])[:, None]
+  return same if mask is None else same & mask
+
+
+def _xla(query, key, value, segment, *, causal):
+  scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
+  scores = scores * (query.shape[-1] ** -0.5)
+  mask = attention_mask(query.shape[1], segment, causal)
+  if mask is not None:
+    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+  return checkpoint_name(jnp.einsum("bhts,bshd->bthd", weights, value), NAME)
+
+
+def _cudnn(query, key, value, segment, *, causal):
+  mask = attention_mask(query.shape[1], segment, causal=False)  # cuDNN skips what a causal mask leaves out
+  mixed = jax.nn.dot_product_attention(query, key, value, mask=mask, is_causal=causal, implementation="cudnn")
+  return checkpoint_name(mixed, NAME)
+
+
+def _cudnn_refusal(query, key, value, segment, *, causal) -> str:
+  """Why cuDNN cannot take these arrays, forward and backward, in JAX's words; empty if it can."""
+
+  def gradients(query, key, value, segment):
+    def total(*qkv):
+      return _cudnn(*qkv, segment, causal=causal).astype(jnp.float32).sum()
+
+    return jax.grad(total, argnums=(0, 1, 2))(query, key, value)
+
+  try:
+    jax.eval_shape(gradients, query, key, value, segment)
+  except (RuntimeError, ValueError) as error:
+    return str(error).rstrip(".")
+  return ""
+
+
+def _splash_refusal(query, sharding) -> str:
+  """Why splash attention cannot take these arrays; empty if it can."""
+  if sharding is None:
+    return ""
+  try:
+    shape = sharding.shard_shape(query.shape)
+  except ValueError:
+    return f"the mesh {dict(sharding.mesh.shape)} as {sharding.spec} does not divide [B, T, H, C] = {query.shape}"
+  if shape[1::2] != query.shape[1::2]:
+    return f"only batch and heads may be split over a mesh, not tokens or channels as in {sharding.spec}"
+  return ""
+
+
+def _splash(query, key, value, segment, *, causal, sharding, interpret=False):
+  local = functools.partial(_splash_local, causal=causal, interpret=interpret)
+  if sharding is None:
+    return local(query, key, value, segment)
+  batch = PartitionSpec(*sharding.spec[:1])
+  specs = (sharding.spec,) * 3 + (batch,)
+  # a kernel does not say along which axes its results vary, so that cannot be checked
+  mapped = jax.shard_map(local, mesh=sharding.mesh, in_specs=specs, out_specs=sharding.spec, check_vma=False)
+  return mapped(query, key, value, segment)
+
+
+def _splash_local(query, key, value, segment, *, causal, interpret):
+  """Splash attention on one device's part."""
+  # imported late: it takes a while, and only TPUs need it
+  from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+  batch, length, heads, channels = query.shape
+  missing = -length % _TILE
+  if missing:
+    query, key, value = (jnp.pad(x, ((0, 0), (0, missing), (0, 0), (0, 0))) for x in (query, key, value))
+    segment = jnp.ones((batch, length), jnp.int32) if segment is None else segment
+    segment = jnp.pad(segment, ((0, 0), (0, missing)), constant_values=-1)  # a segment of its own
+  padded = length + missing
+  block = max(size for size in range(_TILE, _LARGEST_BLOCK + 1, _TILE) if padded % size == 0)
+  mask = splash_attention_mask.CausalMask if causal else splash_attention_mask.FullMask
+  kernel = splash_attention_kernel.make_splash_mha_single_device(
+    splash_attention_mask.MultiHeadMask([mask((padded, padded))] * heads),
+    block_sizes=splash_attention_kernel.BlockSizes(
+      block_q=block, block_kv=block, block_q_dkv=block, block_kv_dkv=block, use_fused_bwd_kernel=True
+    ),
+    residual_checkpoint_name=NAME,
+    interpret=interpret,
+  )
+  query = query * jnp.asarray(channels**-0.5, query.dtype)
+  by_head = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
+  segments = None if segment is None else splash_attention_kernel.SegmentIds(segment, segment)
+  mixed = jax.vmap(kernel)(*by_head, segments)
+  return jnp.swapaxes(mixed, 1, 2)[:, :length]
