@@ -186,13 +186,7 @@ class LoadExample(grain.transforms.RandomMap):
 
 
 def measure_ladder(
-  source: Records,
-  config: DataConfig,
-  layout: Layout,
-  seed: int,
-  shards: int,
-  batches: int = 24,
-  records_read: int = 2048,
+  source: Records, config: DataConfig, layout: Layout, seed: int, shards: int, records_read: int = 2048
 ) -> tuple[int, ...]:
   """Row budgets that fit this data: quantiles of what random batches need, then coarser ones up to the worst case.
 
@@ -200,17 +194,16 @@ def measure_ladder(
     source, config, layout: the data and its shapes.
     seed: of which records are looked at; the same for all processes.
     shards: data shards of the whole run.
-    batches: how many shards are tried.
     records_read: the most records that are read for it.
   """
   rng = np.random.default_rng(seed)
   images = config.batch_size // shards
   load = LoadExample(source, config, layout, image_size=None)
   sample = rng.permutation(len(source))[:records_read]
-  examples = [load.random_map(number, rng)[0] for number in sample]
+  examples = [load.random_map(int(number), rng)[0] for number in sample]
   exact = dataclasses.replace(layout, ladder=())
   needed = []
-  for _ in range(batches):
+  for _ in range(min(max(100_000 // images, 4), 24)):
     chosen = rng.choice(len(examples), images, replace=images > len(examples))
     needed.append(assemble([examples[i] for i in chosen], 1, exact)["tokens"].shape[1])
   return measured_ladder(layout, images, needed)

@@ -211,7 +211,7 @@ def test_short_prefix_goes_before_short_captions_only(toy):
 
 def test_padded_form_gives_each_caption_a_row(toy):
   (batch,) = take(make_loader(toy, packed=False, layout=Layout(boxes=BOXES, packed=False)), 1)
-  assert batch["segment"].max() == 1
+  assert all(len(set(row[row > 0])) <= 1 for row in batch["segment"][0])
   assert len(list(examples(batch))) == 8
 
 
