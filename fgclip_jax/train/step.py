@@ -110,7 +110,7 @@ def make_step(
     params = apply_updates(optimizer_config, state.params, updates)
     metrics = {"loss": total}
     metrics |= {f"loss_{name}": value for name, value in terms.items() if name != "total"}
-    metrics |= {"learning_rate": jnp.asarray(rate(state.step)), "gradient_norm": optax.global_norm(gradients)}
+    metrics |= {"learning_rate": jnp.asarray(rate(state.step)), "gradient_norm": optax.tree.norm(gradients)}
     metrics |= {f"temperature_{name}": jnp.exp(value) for name, value in state.params["temperature"].items()}
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
 

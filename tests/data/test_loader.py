@@ -366,10 +366,8 @@ def test_the_ends_of_max_bad_share(tmp_path, share, fails):
 
 def test_nothing_but_bad_records(tmp_path):
   write_shards(tmp_path, [b"bad"] * 4)
-  loader = make_loader(str(tmp_path), batch_size=2)
   with pytest.raises(ValueError, match="4 records in a row are bad; the last: .*toy-train.*record"):
-    next(loader)
-  loader.close()
+    make_loader(str(tmp_path), batch_size=2)  # measuring the row budgets reads records
 
 
 def test_no_such_data(tmp_path, toy):
