@@ -49,6 +49,17 @@ def test_moments_lie_where_their_parameters_lie(mesh, clip_norm):
   assert shardings.step.is_fully_replicated
 
 
+def test_frozen_parameters_have_no_moments(mesh):
+  optimizer = make_optimizer(OptimizerConfig(frozen=("^vision",), clip_norm=1.0))
+  shardings = state_shardings(MODEL, optimizer, mesh)
+  shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(MODEL)).items()}
+  trained = {name for name in shapes if not name.startswith("vision")}
+  for tree in moments(shardings):
+    leaves = jax.tree_util.tree_leaves_with_path(tree)  # what is frozen is masked, and has no leaf
+    found = {jax.tree_util.keystr(path, simple=True, separator="/"): sharding for path, sharding in leaves}
+    assert found == {name: place(name, shapes[name], mesh) for name in trained}
+
+
 def test_a_random_state_is_born_split_and_the_same_on_any_mesh(mesh):
   optimizer = make_optimizer(OptimizerConfig())
   state = init_state(MODEL, optimizer, mesh, seed=3)

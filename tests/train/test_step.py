@@ -1,0 +1,178 @@
+"""The training step: the same on any mesh, and sound on batches with little in them."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fgclip_jax.data.image import normalize as normalize_on_host
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble, budget_ladder
+from fgclip_jax.losses.objective import Objective
+from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
+from fgclip_jax.models.presets import preset
+from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train.mesh import data_shards, make_mesh, place, to_devices
+from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
+from fgclip_jax.train.state import state_from
+from fgclip_jax.train.step import make_step, normalize
+
+IMAGES, BOXES = 16, 2
+MODEL = preset("tiny").replace(
+  vision={"image_size": 16}, text={"vocab_size": 128, "short_length": 12, "long_length": 20, "end_id": 127}
+)
+LAYOUT = Layout(boxes=BOXES, row_length=24, short_length=12, long_length=20)
+# eps far above rounding: where a gradient is zero but for rounding, Adam would make a whole step of its sign
+OPTIMIZER = OptimizerConfig(learning_rate=1e-2, warmup_steps=0, total_steps=10, eps=1e-3, clip_norm=1.0)
+OBJECTIVE = Objective(regional_group=4)  # a group lies in several shards of one mesh and within one of another
+
+
+def caption(rng: np.random.Generator, long: bool = False) -> Caption:
+  length = rng.integers(1, 19 if long else 11)
+  return Caption((126, *rng.integers(0, 126, length).tolist(), 127), long)
+
+
+def make_examples(regions: bool = True) -> list[Example]:
+  """Images with 0 to 2 boxes, of which some have 0, 3 or 10 negatives."""
+  rng = np.random.default_rng(0)
+  examples = []
+  for number in range(IMAGES):
+    boxes = number % (BOXES + 1) if regions else 0
+    low, high = rng.uniform(0, 0.4, (boxes, 2)), rng.uniform(0.5, 1, (boxes, 2))
+    negatives = [tuple(caption(rng) for _ in range((0, 3, 10)[(number + k) % 3])) for k in range(boxes)]
+    examples.append(
+      Example(
+        image=rng.integers(0, 256, (16, 16, 3), np.uint8),
+        short=caption(rng),
+        long=caption(rng, long=True),
+        boxes=np.concatenate([low, high], axis=1).astype(np.float32),
+        regions=tuple(caption(rng) for _ in range(boxes)),
+        negatives=tuple((caption(rng), group) if group else None for group in negatives),
+        record=number,
+      )
+    )
+  return examples
+
+
+def random_params(model, seed: int = 0):
+  rng = np.random.default_rng(seed)
+  params = {
+    name: rng.normal(0, 0.05, leaf.shape).astype(np.float32) for name, leaf in flatten(abstract_params(model)).items()
+  }
+  params |= {name: np.float32(2.6) for name in params if name.startswith("temperature")}
+  params |= {name: value + 1 for name, value in params.items() if name.endswith("scale")}
+  return unflatten(params)
+
+
+class Run:
+  """A compiled step on a mesh, with a fresh state each time."""
+
+  def __init__(self, quick, sizes: dict[str, int], devices: int = 8, runtime: Runtime = Runtime()):
+    self.mesh = make_mesh(sizes, jax.devices()[:devices])
+    self.shards = data_shards(self.mesh)
+    self.layout = dataclasses.replace(LAYOUT, ladder=budget_ladder(LAYOUT, IMAGES // self.shards)[-1:])
+    self.step = quick(make_step(MODEL, OBJECTIVE, OPTIMIZER, runtime, self.mesh))
+
+  def state(self):
+    return state_from(MODEL, make_optimizer(OPTIMIZER), self.mesh, random_params(MODEL))
+
+  def batch(self, examples: list[Example]):
+    return to_devices(assemble(examples, self.shards, self.layout), self.mesh)
+
+  def updates(self, examples: list[Example], count: int = 2):
+    state, metrics = self.state(), []
+    for _ in range(count):
+      state, values = self.step(state, self.batch(examples))
+      metrics.append({name: float(value) for name, value in values.items()})
+    return state, metrics
+
+
+@pytest.fixture(scope="module")
+def single(quick) -> Run:
+  return Run(quick, {"data": 1}, devices=1)
+
+
+@pytest.fixture(scope="module")
+def expected(single):
+  return single.updates(make_examples())
+
+
+def test_metrics(expected):
+  _, metrics = expected
+  first, second = metrics
+  terms = {"loss_global_long": 1, "loss_global_short": 1, "loss_regional": 0.1, "loss_hard_negative": 0.5}
+  assert set(first) == {
+    "loss", *terms, "learning_rate", "gradient_norm",
+    "temperature_global", "temperature_regional", "temperature_hard_negative",
+  }  # fmt: skip
+  assert first["loss"] == pytest.approx(sum(weight * first[name] for name, weight in terms.items()), rel=1e-6)
+  assert first["temperature_global"] == pytest.approx(np.exp(2.6), rel=1e-6)
+  assert first["learning_rate"] == pytest.approx(1e-2) and second["learning_rate"] < 1e-2
+  assert second["loss"] < first["loss"]  # the same batch again
+  assert all(np.isfinite(value) for values in metrics for value in values.values())
+
+
+@pytest.mark.parametrize("sizes", [(8, 1, 1), (2, 4, 1), (2, 2, 2)], ids=str)
+def test_a_mesh_gives_what_one_device_gives(quick, expected, sizes):
+  run = Run(quick, dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+  state, metrics = run.updates(make_examples())
+  for values, single_values in zip(metrics, expected[1], strict=True):
+    assert values == pytest.approx(single_values, rel=2e-5)
+  for name, leaf in flatten(state.params).items():
+    assert leaf.sharding == place(name, leaf.shape, run.mesh), name  # and so they stay
+    np.testing.assert_allclose(leaf, flatten(expected[0].params)[name], rtol=1e-4, atol=2e-6, err_msg=name)
+  assert int(state.step) == 2
+
+
+def test_a_batch_without_any_region(single):
+  state, metrics = single.updates(make_examples(regions=False))
+  for values in metrics:
+    assert values["loss_regional"] == values["loss_hard_negative"] == 0
+    assert all(np.isfinite(value) for value in values.values())
+  start = flatten(random_params(MODEL))
+  for name, leaf in flatten(state.params).items():
+    assert np.isfinite(leaf).all(), name
+    if name in ("temperature/regional", "temperature/hard_negative"):  # no gradient; decay moves them a little
+      np.testing.assert_allclose(leaf, start[name], rtol=1e-4)
+    else:
+      assert (leaf != start[name]).any(), name
+
+
+def test_the_given_state_is_donated(single):
+  state = single.state()
+  kernel = state.params["vision_projection"]["kernel"]
+  single.step(state, single.batch(make_examples()))
+  assert kernel.is_deleted()
+
+
+def test_bfloat16_computes_about_the_same_and_keeps_float32_weights(quick, expected):
+  run = Run(quick, {"data": 1}, devices=1, runtime=Runtime(dtype=jnp.bfloat16, remat="full"))
+  state, metrics = run.updates(make_examples())
+  assert metrics[0]["loss"] == pytest.approx(expected[1][0]["loss"], rel=0.02)
+  assert metrics[0]["loss"] != expected[1][0]["loss"]
+  assert all(np.isfinite(value) for values in metrics for value in values.values())
+  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+
+
+def test_plain_clip(quick):
+  model = MODEL.replace(text={"long_length": None})
+  layout = Layout(boxes=0, row_length=24, short_length=12, long_length=None)
+  mesh = make_mesh({"data": 2}, jax.devices()[:2])
+  optimizer = dataclasses.replace(OPTIMIZER, temperature_max=2.6)
+  objective = Objective(global_long=0.0, regional=0.0, hard_negative=0.0)
+  step = quick(make_step(model, objective, optimizer, Runtime(), mesh))
+  examples = [dataclasses.replace(e, long=None, boxes=e.boxes[:0], regions=(), negatives=()) for e in make_examples()]
+  state = state_from(model, make_optimizer(optimizer), mesh, random_params(model))
+  losses = []
+  for _ in range(6):
+    state, values = step(state, to_devices(assemble(examples, 2, layout), mesh))
+    losses.append(float(values["loss"]))
+  assert set(values) == {"loss", "loss_global_short", "learning_rate", "gradient_norm", "temperature_global"}
+  assert losses[-1] < losses[0]
+  assert float(state.params["temperature"]["global"]) <= np.float32(2.6)
+
+
+def test_images_are_normalised_on_the_device_as_on_the_host():
+  image = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
+  np.testing.assert_allclose(normalize(jnp.asarray(image)), normalize_on_host(image), rtol=1e-6, atol=1e-6)
