@@ -123,7 +123,7 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
     objective=section("objective", Objective),
     data=section("data", DataConfig),
     optimizer=optimizer,
-    runtime=section("runtime", Runtime),
+    runtime=section("runtime", Runtime, sharding=None),
     mesh=_dict("mesh", take("mesh")),
     steps=steps,
     **{key: take(key) for key in ("seed", "log_every", "checkpoint_every", "keep", "keep_every", "in_flight")},

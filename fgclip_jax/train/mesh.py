@@ -68,6 +68,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
+def activation_sharding(mesh: Mesh) -> NamedSharding | None:
+  """How activations, [B, T, heads, channels], are split: batch over its axes, heads over `tensor`; None: one device."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES, None, "tensor", None)) if mesh.size > 1 else None
+
+
 def data_shards(mesh: Mesh) -> int:
   """G: into how many parts a global batch is split."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)

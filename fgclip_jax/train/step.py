@@ -1,5 +1,6 @@
 """The training step: one jitted, pure function of state and batch."""
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from fgclip_jax.models.parameters import Params, build
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.models.vision import resize_positions
-from fgclip_jax.train.mesh import batch_sharding
+from fgclip_jax.train.mesh import activation_sharding, batch_sharding
 from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer, schedule, stop_frozen
 from fgclip_jax.train.state import TrainState, state_shardings
 
@@ -55,6 +56,8 @@ def make_loss(
     patch_dropout: the share of patches that the image tower does not see.
     image_size: resizes the batch's images to this side, and the position table with them.
   """
+  if mesh is not None:
+    runtime = dataclasses.replace(runtime, sharding=activation_sharding(mesh))
   size = image_size or config.vision.image_size
   resized = config.replace(vision={"image_size": size})
 
