@@ -1,0 +1,145 @@
+"""Checkpoints: what is saved comes back bit for bit, and what is half written or foreign does not."""
+
+import os
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fgclip_jax.models.parameters import flatten
+from fgclip_jax.train.checkpoint import FOLDER, Checkpoints, read_params
+from fgclip_jax.train.mesh import make_mesh
+from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
+from fgclip_jax.train.state import TrainState, make_state
+
+CONFIG = {"steps": 7, "optimizer": {"no_decay": ["norm"], "clip_norm": None}}
+
+
+def make_params(seed: int = 0, width: int = 6):
+  rng = np.random.default_rng(seed)
+  return {
+    "vision": {"kernel": jnp.asarray(rng.normal(size=(8, width)), jnp.float32)},
+    "temperature": {"global": jnp.float32(rng.normal())},
+  }
+
+
+def make_train_state(seed: int = 0, width: int = 6, **optimizer) -> TrainState:
+  """A state with something in every leaf, split over two devices where it divides."""
+  rng = np.random.default_rng(seed)
+  state = make_state(make_optimizer(OptimizerConfig(**optimizer)), make_params(seed, width))
+  fill = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
+  state = state.replace(opt_state=jax.tree.map(fill, state.opt_state), step=jnp.int32(seed))
+  return jax.device_put(state, shardings_of(state))
+
+
+def shardings_of(state: TrainState):
+  mesh = make_mesh({"data": 2}, jax.devices()[:2])
+
+  def place(leaf):
+    spec = ("data",) if leaf.shape[:1] == (8,) else ()
+    return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*spec))
+
+  return jax.tree.map(place, state)
+
+
+def saved(folder, steps, keep: int = 9, keep_every: int = 0) -> list[int]:
+  """Saves states at these steps and returns the steps that are left."""
+  checkpoints = Checkpoints(str(folder), keep, keep_every)
+  for step in steps:
+    checkpoints.save(step, make_train_state(step), CONFIG)
+  checkpoints.close()
+  return sorted(int(name) for name in os.listdir(folder / FOLDER) if name.isdigit())
+
+
+def restored(folder, like: TrainState) -> TrainState:
+  checkpoints = Checkpoints(str(folder))
+  try:
+    return checkpoints.restore(shardings_of(like), jax.eval_shape(lambda: like))
+  finally:
+    checkpoints.close()
+
+
+def assert_same(one, two):
+  assert jax.tree.structure(one) == jax.tree.structure(two)
+  for (path, first), second in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
+    assert first.dtype == second.dtype and np.asarray(first).tobytes() == np.asarray(second).tobytes(), path
+
+
+@pytest.mark.parametrize("config", [{}, {"clip_norm": 1.0}, {"frozen": ("^vision",)}], ids=str)
+def test_a_state_comes_back_bit_for_bit_and_where_it_lay(tmp_path, config):
+  state = make_train_state(5, **config)
+  checkpoints = Checkpoints(str(tmp_path))
+  assert checkpoints.latest is None
+  checkpoints.save(5, state, CONFIG)
+  checkpoints.save(5, state, CONFIG)  # once is enough
+  checkpoints.close()
+  back = restored(tmp_path, state)
+  assert_same(back, state)
+  assert jax.tree.map(lambda leaf: leaf.sharding, back) == jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def test_the_config_is_saved_with_it(tmp_path):
+  saved(tmp_path, [3])
+  checkpoints = Checkpoints(str(tmp_path))
+  assert checkpoints.latest == 3
+  assert checkpoints.saved_config() == CONFIG
+  checkpoints.close()
+
+
+def test_which_are_kept(tmp_path):
+  assert saved(tmp_path / "newest", range(1, 6), keep=2) == [4, 5]
+  assert saved(tmp_path / "some", range(1, 8), keep=1, keep_every=3) == [3, 6, 7]
+
+
+def test_the_newest_is_restored(tmp_path):
+  saved(tmp_path, [1, 2])
+  assert_same(restored(tmp_path, make_train_state()), make_train_state(2))
+
+
+def test_a_half_written_checkpoint_is_ignored(tmp_path):
+  saved(tmp_path, [1, 2])
+  broken = tmp_path / FOLDER / "9.orbax-checkpoint-tmp"  # as a run that is killed while it saves leaves it
+  shutil.copytree(tmp_path / FOLDER / "2", broken)
+  for name in ("commit_success.txt", "_CHECKPOINT_METADATA"):
+    os.remove(broken / name)
+  shutil.rmtree(broken / "optimizer")
+  assert_same(restored(tmp_path, make_train_state()), make_train_state(2))
+  assert_same(read_params(str(tmp_path)), make_params(2))
+  assert saved(tmp_path, [9])[-1] == 9  # and it is in nobody's way
+  assert_same(restored(tmp_path, make_train_state()), make_train_state(9))
+
+
+def test_parameters_alone(tmp_path):
+  saved(tmp_path, [1, 4])
+  params = read_params(str(tmp_path))
+  assert_same(params, make_params(4))
+  assert all(len(leaf.sharding.device_set) == 1 for leaf in flatten(params).values())
+
+
+def test_nothing_to_read(tmp_path):
+  with pytest.raises(FileNotFoundError, match="has no 'checkpoints' folder"):
+    read_params(str(tmp_path))
+  Checkpoints(str(tmp_path)).close()
+  with pytest.raises(FileNotFoundError, match="no complete checkpoint in"):
+    read_params(str(tmp_path))
+
+
+@pytest.mark.parametrize(
+  "like, message",
+  [
+    (make_params(width=7), r"3 arrays differ, e.g. params/vision/kernel \(8, 6\) \(config: \(8, 7\)\)"),
+    ({**make_params(), "more": {"bias": jnp.zeros(2)}}, r"params/more/bias missing \(config: \(2,\)\)"),
+  ],
+)
+def test_another_model_is_refused(tmp_path, like, message):
+  saved(tmp_path, [2])
+  with pytest.raises(ValueError, match=f"checkpoint 2 in .* of another model or optimizer .*{message}"):
+    restored(tmp_path, make_state(make_optimizer(OptimizerConfig()), like))
+
+
+def test_another_kind_of_optimizer_is_refused(tmp_path):
+  saved(tmp_path, [2])
+  with pytest.raises(ValueError, match="another model or optimizer .*opt_state"):
+    restored(tmp_path, make_train_state(clip_norm=1.0))
