@@ -15,7 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 IMPLEMENTATIONS = ("auto", "xla", "splash", "cudnn")
 NAME = "attention"  # what rematerialisation policies call the result
 _TILE = 128  # splash attention works on blocks of a multiple of this many tokens
-_LARGEST_BLOCK = 512
+_LARGEST_BLOCK = 640
 
 
 def attend(
@@ -113,11 +113,16 @@ def _cudnn_refusal(query, key, value, segment, *, causal) -> str:
     jax.eval_shape(gradients, query, key, value, segment)
   except (RuntimeError, ValueError) as error:
     return str(error).rstrip(".")
-  return ""
+  # JAX does not look at this, and the kernel would fail when it runs
+  old = [device for device in jax.local_devices() if float(getattr(device, "compute_capability", 8.0)) < 8.0]
+  return f"it needs compute capability 8.0, and {old[0].device_kind} has {old[0].compute_capability}" if old else ""
 
 
 def _splash_refusal(query, sharding) -> str:
   """Why splash attention cannot take these arrays; empty if it can."""
+  platform = jax.default_backend() if sharding is None else sharding.mesh.devices.flat[0].platform
+  if platform not in ("tpu", "cpu"):
+    return f"it is for TPUs, and this is a {platform}"
   if sharding is None:
     return ""
   try:
