@@ -1,0 +1,93 @@
+"""The numbers of a run: files that continue, and a progress line."""
+
+import json
+import os
+
+import pytest
+
+from fgclip_jax.data.loader import Loader
+from fgclip_jax.train.accounts import Work
+from fgclip_jax.train.metrics import METRICS_FILE, Clock, Metrics, duration
+
+
+def read(folder) -> list[dict]:
+  with open(os.path.join(folder, METRICS_FILE), encoding="utf-8") as file:
+    return [json.loads(line) for line in file]
+
+
+def write(folder, steps, total: int = 100, begin: int = 0):
+  metrics = Metrics(str(folder), total, begin)
+  for step in steps:
+    metrics.write(step, {"loss": step / 10})
+  metrics.close()
+
+
+def test_one_json_line_a_step(tmp_path):
+  write(tmp_path, [1, 2])
+  lines = read(tmp_path)
+  assert [(line["step"], line["loss"]) for line in lines] == [(1, 0.1), (2, 0.2)]
+  assert lines[1]["time"] >= lines[0]["time"]
+  assert any(name.startswith("events.out.tfevents") for name in os.listdir(tmp_path / "tensorboard"))
+
+
+def test_continuing_drops_what_was_written_after_the_checkpoint(tmp_path):
+  write(tmp_path, [10, 20, 30])
+  with open(tmp_path / METRICS_FILE, "a", encoding="utf-8") as file:
+    file.write('{"step": 4')  # killed while it wrote
+  write(tmp_path, [30, 40], begin=20)
+  assert [line["step"] for line in read(tmp_path)] == [10, 20, 30, 40]
+  write(tmp_path, [10])  # from the start again
+  assert [line["step"] for line in read(tmp_path)] == [10]
+
+
+def test_progress_line(tmp_path, capsys):
+  metrics = Metrics(str(tmp_path), total_steps=100)
+  values = {"loss": 2.5, "loss_global_short": 1.25, "learning_rate": 1e-4, "images_per_second": 64.0}
+  metrics.progress(40, values, seconds_per_step=2.0)
+  metrics.progress(41, {**values, "mfu": 0.5}, seconds_per_step=0.0)
+  metrics.close()
+  first, second = capsys.readouterr().out.splitlines()
+  assert first == "step 40/100  loss 2.5000 (global_short 1.250)  lr 1.00e-04  64.0 images/s  left 2:00"
+  assert "64.0 images/s (50% MFU)" in second and second.endswith("left 0:00")
+
+
+@pytest.mark.parametrize(
+  "seconds, text", [(0.0, "0:00"), (59.6, "1:00"), (61.0, "1:01"), (3599.0, "59:59"), (7325.0, "2:02:05")]
+)
+def test_duration(seconds, text):
+  assert duration(seconds) == text
+
+
+class WaitingLoader(Loader):
+  """A loader without data, of which the clock reads two numbers."""
+
+  def __init__(self):
+    self.waited, self.bad = 0.0, {"image_truncated": 2}
+
+
+def test_clock(monkeypatch):
+  now = [100.0]
+  monkeypatch.setattr("fgclip_jax.train.metrics.time.perf_counter", lambda: now[0])
+  loader = WaitingLoader()
+  clock = Clock(batch_size=8, loader=loader)
+
+  def run(steps: int, seconds: float, waited: float):
+    for _ in range(steps):
+      clock.count(Work(useful=3e12, executed=6e12, tokens=30, slots=40))
+    now[0] += seconds
+    loader.waited += waited
+
+  run(1, 50.0, 1.0)  # the first step compiles
+  first = clock.lap(1)
+  assert first["images_per_second"] == 0.0 and clock.seconds_per_step == 0.0
+  run(10, 20.0, 5.0)
+  second = clock.lap(11)
+  assert clock.seconds_per_step == 2.0
+  assert second["images_per_second"] == 4.0
+  assert second["data_wait_share"] == 0.25
+  assert second["packing_efficiency"] == 0.75
+  assert second["executed_per_useful_flop"] == 2.0
+  assert second["useful_tflops_per_step"] == pytest.approx(3.0)
+  assert second["useful_tflop_per_second"] == pytest.approx(1.5)
+  assert second["bad_records/image_truncated"] == 2.0
+  assert clock.total == 70.0
