@@ -12,6 +12,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 
+_FAR = 1e6  # cells
+
+
 def axis_weights(low: Float[Array, "*B"], high: Float[Array, "*B"], size: int) -> Float[Array, "*B {size}"]:
   """The weight of each of `size` cells in the average over [low, high], along one axis.
 
@@ -19,9 +22,10 @@ def axis_weights(low: Float[Array, "*B"], high: Float[Array, "*B"], size: int) -
     low, high: the box's extent in cells (0 is the first cell's outer edge).
     size: the number of cells.
   """
-  # the barrier keeps the compiler from fusing the scaling of the box into these differences: a
-  # fused multiply-add rounds once less, and the number of samples would differ from torchvision's
-  low, high = jax.lax.optimization_barrier((low, high))
+  # the clamp, far outside any map, keeps the compiler from fusing the scaling of the box into these
+  # differences: a fused multiply-add rounds once less, and the number of samples would differ from
+  # torchvision's (an optimization barrier does not: it is gone before instructions are chosen)
+  low, high = jnp.clip(low, -_FAR, _FAR), jnp.clip(high, -_FAR, _FAR)
   start, extent = low - 0.5, (high - 0.5) - (low - 0.5)
   count = jnp.maximum(jnp.ceil(extent), 0.0)
   spacing = extent / jnp.maximum(count, 1.0)
