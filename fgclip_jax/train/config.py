@@ -17,6 +17,7 @@ from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.packing import Layout
 from fgclip_jax.data.record import find_shards
 from fgclip_jax.losses.objective import Objective
+from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import END_ID, ModelConfig, preset
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.optimizer import OptimizerConfig
@@ -102,17 +103,17 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
     unknown = sorted(set(given) - set(fields))
     if unknown:
       raise ValueError(f"unknown keys {unknown} in config.{key}; it takes {sorted(fields)}")
-    given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    for name, value in given.items():
-      _check_type(f"{key}.{name}", value, fields[name])
+    given = {name: _typed(f"{key}.{name}", value, fields[name]) for name, value in given.items()}
     return kind(**given, **extra)
 
-  steps = take("steps")
-  _whole("steps", steps)
-  init_from, model_name = take("init_from"), take("model")
-  model = _model(model_name, take("kind"), take("model_changes"), init_from)
+  def whole(key, least=1, most=math.inf):
+    return _whole(key, take(key), least, most)
+
+  steps = whole("steps")
+  init_from = _typed("init_from", take("init_from"), str)
+  model = _model(_typed("model", take("model"), str), take("kind"), take("model_changes"), init_from)
   optimizer = section("optimizer", OptimizerConfig, total_steps=steps)
-  _check_optimizer(optimizer, steps)
+  _check_optimizer(optimizer, steps, model)
   runtime = _dict("runtime", take("runtime"))
   if runtime.get("dtype") not in DTYPES:
     raise ValueError(f"config.runtime.dtype must be one of {list(DTYPES)}, got {runtime.get('dtype')!r}")
@@ -124,22 +125,20 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
     data=section("data", DataConfig),
     optimizer=optimizer,
     runtime=section("runtime", Runtime, sharding=None),
-    mesh=_dict("mesh", take("mesh")),
+    mesh={axis: _whole(f"mesh.{axis}", size, least=-1) for axis, size in _dict("mesh", take("mesh")).items()},
     steps=steps,
-    **{key: take(key) for key in ("seed", "log_every", "checkpoint_every", "keep", "keep_every", "in_flight")},
-    **{key: take(key) for key in ("patch_dropout", "compilation_cache")},
-    **{key: tuple(take(key)) for key in ("progressive", "profile")},
+    seed=whole("seed", least=0, most=2**32 - 1),  # Grain's range
+    **{key: whole(key) for key in ("log_every", "checkpoint_every", "keep", "in_flight")},
+    keep_every=whole("keep_every", least=0),
+    patch_dropout=_typed("patch_dropout", take("patch_dropout"), float),
+    compilation_cache=_typed("compilation_cache", take("compilation_cache"), str),
+    progressive=_pairs("progressive", take("progressive")),
+    profile=_typed("profile", take("profile"), tuple[int, ...]),
     values=values,
   )
   if left:
     raise ValueError(f"unknown keys {sorted(left)} in the config; see configs/common.py")
-  for key in ("log_every", "checkpoint_every", "keep", "in_flight"):
-    _whole(key, getattr(run, key))
-  _whole("keep_every", run.keep_every, least=0)
-  _whole("seed", run.seed, least=0, most=2**32 - 1)  # Grain's range
   _whole("runtime.unroll", run.runtime.unroll, least=0)
-  for axis, size in run.mesh.items():
-    _whole(f"mesh.{axis}", size, least=-1)
   _check_objective(run)
   _check_savings(run)
   if not run.data.path:
@@ -149,36 +148,50 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
   return run
 
 
-def _dict(key: str, value: Any) -> dict[str, Any]:
+def _dict(key: str, value: Any) -> Any:
   if not isinstance(value, dict):
     raise ValueError(f"config.{key} must be a section with keys of its own, got {value!r}")
   return value
 
 
-def _whole(key: str, value: Any, least: int = 1, most: float = math.inf) -> None:
+def _whole(key: str, value: Any, least: int = 1, most: int | float = math.inf) -> Any:
   if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
     limit = f"of at least {least}" if most == math.inf else f"in {least}..{most}"
     raise ValueError(f"config.{key} must be a whole number {limit}, got {value!r}")
+  return value
 
 
-def _check_type(key: str, value: Any, kind: Any) -> None:
-  """A whole number may stand for a float; nothing else may stand for another type, and floats are finite."""
+def _typed(key: str, value: Any, kind: Any) -> Any:
+  """The value in its type: a whole number may stand for a float, a list for a tuple. Floats are finite."""
   if kind is Any:
-    return
-  kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (typing.get_origin(kind) or kind,)
-  kinds += (int,) if float in kinds else ()
-  if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-    raise ValueError(f"config.{key} must be {getattr(kind, '__name__', kind)}, got {value!r}")
+    return value
+  inner = typing.get_args(kind)
+  kinds = inner if isinstance(kind, types.UnionType) else (typing.get_origin(kind) or kind,)
+  if isinstance(value, list) and tuple in kinds:
+    value = tuple(value)
+  if type(value) is int and float in kinds:
+    value = float(value)
+  fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
+  if fits and inner and tuple in kinds:
+    fits = all(isinstance(item, inner[0]) for item in value)
+  if not fits:
+    raise ValueError(f"config.{key} must be {kind if inner else kind.__name__}, got {value!r}")
   if isinstance(value, float) and not math.isfinite(value):
     raise ValueError(f"config.{key} must be finite, got {value}")
+  return value
 
 
-def _model(name: str, kind: str, changes: dict[str, Any], init_from: str) -> ModelConfig:
+def _pairs(key: str, value: Any) -> tuple[tuple[int, int], ...]:
+  pairs = tuple(_typed(key, entry, tuple[int, ...]) for entry in _typed(key, value, tuple))
+  if any(len(pair) != 2 for pair in pairs):
+    raise ValueError(f"config.{key} must hold pairs of a step and an image size, got {value!r}")
+  return pairs
+
+
+def _model(name: str, kind: Any, changes: Any, init_from: str) -> ModelConfig:
   """The model's size: a preset, or `from_weights`: that of the folder the weights come from."""
   if kind not in ("fgclip", "clip"):
     raise ValueError(f"config.kind must be 'fgclip' or 'clip', got {kind!r}")
-  for key, value in (("init_from", init_from), ("model", name)):
-    _check_type(key, value, str)
   if init_from:
     folders.detect(init_from)
   if name == "from_weights":
@@ -214,7 +227,7 @@ def _given(section: str, values: dict[str, Any]) -> dict[str, Any]:
   return given
 
 
-def _check_optimizer(config: OptimizerConfig, steps: int) -> None:
+def _check_optimizer(config: OptimizerConfig, steps: int, model: ModelConfig) -> None:
   if not config.learning_rate > 0:
     raise ValueError(f"config.optimizer.learning_rate must be positive, got {config.learning_rate}")
   if not 0 <= config.warmup_steps <= steps:
@@ -230,11 +243,16 @@ def _check_optimizer(config: OptimizerConfig, steps: int) -> None:
     raise ValueError(f"config.optimizer.end_fraction must lie in 0..1, got {config.end_fraction}")
   if config.clip_norm is not None and config.clip_norm <= 0:
     raise ValueError(f"config.optimizer.clip_norm must be positive (None never clips), got {config.clip_norm}")
-  for pattern in config.no_decay:
-    try:
-      re.compile(pattern)
-    except (TypeError, re.error) as error:
-      raise ValueError(f"config.optimizer.no_decay holds {pattern!r}, no regular expression: {error}") from None
+  for key in ("no_decay", "frozen"):
+    for pattern in getattr(config, key):
+      try:
+        re.compile(pattern)
+      except re.error as error:
+        raise ValueError(f"config.optimizer.{key} holds {pattern!r}, no regular expression: {error}") from None
+  names = flatten(abstract_params(model)) if config.frozen else ()
+  for pattern in config.frozen:
+    if not any(re.search(pattern, name) for name in names):
+      raise ValueError(f"config.optimizer.frozen holds {pattern!r}, which is in no parameter's name")
 
 
 def _check_objective(run: RunConfig) -> None:
@@ -254,23 +272,19 @@ def _check_objective(run: RunConfig) -> None:
 
 
 def _check_savings(run: RunConfig) -> None:
-  _check_type("patch_dropout", run.patch_dropout, float)
-  _check_type("compilation_cache", run.compilation_cache, str)
   if not 0 <= run.patch_dropout < 1:
     raise ValueError(f"config.patch_dropout must lie in 0..1 (1 excluded), got {run.patch_dropout}")
   if run.patch_dropout and run.objective.needs_regions:
     raise ValueError("config.patch_dropout: region terms need every patch; it is for stage 1 and plain CLIP")
-  if run.profile and not (len(run.profile) == 2 and all(isinstance(s, int) for s in run.profile)):
+  if run.profile and len(run.profile) != 2:
     raise ValueError(f"config.profile must be two steps, e.g. (10, 15), or (), got {run.profile}")
   if run.profile and not 1 <= run.profile[0] <= run.profile[1]:
     raise ValueError(f"config.profile must be a first and a last step, counted from 1, got {run.profile}")
   patch = run.model.vision.patch_size
-  for entry in run.progressive:
-    if len(entry) != 2 or not all(isinstance(value, int) for value in entry):
-      raise ValueError(f"config.progressive must hold pairs of a step and an image size, got {entry!r}")
-    if entry[1] < patch or entry[1] % patch:
-      raise ValueError(f"config.progressive: image size {entry[1]} is no multiple of the patch size {patch}")
-  starts = [entry[0] for entry in run.progressive]
+  for _, size in run.progressive:
+    if size < patch or size % patch:
+      raise ValueError(f"config.progressive: image size {size} is no multiple of the patch size {patch}")
+  starts = [start for start, _ in run.progressive]
   if run.progressive and (starts[0] != 0 or starts != sorted(set(starts))):
     raise ValueError(f"config.progressive: steps must begin with 0 and ascend, got {starts}")
   if run.progressive and run.progressive[-1][1] != run.model.vision.image_size:
