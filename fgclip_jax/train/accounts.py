@@ -31,7 +31,7 @@ def _block_per_token(tower: TowerConfig) -> int:
   return 2 * (4 * tower.width**2 + 2 * tower.width * tower.mlp_width)
 
 
-def image_forward(config: ModelConfig, image_size: int | None = None, keep: float = 1.0) -> float:
+def image_forward(config: ModelConfig, image_size: int | None = None, keep: float = 1.0) -> int:
   """The image tower's forward pass for one image, dense path aside.
 
   Args:
@@ -48,7 +48,7 @@ def image_forward(config: ModelConfig, image_size: int | None = None, keep: floa
   return embedding + blocks + 2 * vision.width * config.embedding_width
 
 
-def dense_forward(config: ModelConfig, image_size: int | None = None) -> float:
+def dense_forward(config: ModelConfig, image_size: int | None = None) -> int:
   """What the dense path adds for one image: the last block without mixing, and the projection of every patch."""
   vision = config.vision
   patches = ((image_size or vision.image_size) // vision.patch_size) ** 2
@@ -56,7 +56,7 @@ def dense_forward(config: ModelConfig, image_size: int | None = None) -> float:
   return patches * (block + 2 * vision.width * config.embedding_width)
 
 
-def text_forward(config: ModelConfig, tokens: float, attended: float) -> float:
+def text_forward(config: ModelConfig, tokens: int, attended: int) -> int:
   """The text tower's forward pass.
 
   Args:
@@ -72,8 +72,8 @@ def text_forward(config: ModelConfig, tokens: float, attended: float) -> float:
 class Work:
   """One step's forward and backward operations, and how full its text rows are."""
 
-  useful: float = 0.0
-  executed: float = 0.0
+  useful: int = 0
+  executed: int = 0
   tokens: int = 0
   slots: int = 0
 
@@ -109,7 +109,7 @@ def batch_work(
   real = segment > 0
   tokens = int(real.sum())
   local = np.where(position >= config.text.short_length, position - config.text.short_length, position)
-  triangle = float(np.sum((local + 1) * real, dtype=np.int64))
+  triangle = int(np.sum((local + 1) * real, dtype=np.int64))
   read = sum(int((batch[key] >= 0).sum()) for key in ("short_end", "long_end", "region_end", "hard_end"))
   project = 2 * config.text.width * config.embedding_width
   slots_read = sum(batch[key].size for key in ("short_end", "long_end", "region_end", "hard_end"))

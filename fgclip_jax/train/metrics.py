@@ -84,7 +84,7 @@ class Clock:
     values = {
       "data_wait_share": waited / max(seconds, 1e-9),
       "packing_efficiency": work.tokens / max(work.slots, 1),
-      "executed_per_useful_flop": work.executed / max(work.useful, 1.0),
+      "executed_per_useful_flop": work.executed / max(work.useful, 1),
     }
     if self._last_step is None:
       values["images_per_second"] = 0.0

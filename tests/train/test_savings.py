@@ -1,0 +1,82 @@
+"""What is left out on request: patches, pixels, and the work of frozen parameters."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fgclip_jax.models.parameters import build, flatten, init_params
+from fgclip_jax.models.presets import preset
+from fgclip_jax.models.vision import resize_positions
+from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer, stop_frozen
+from fgclip_jax.train.step import choose_patches, resize
+
+MODEL = preset("tiny")
+FROZEN = ("^vision", "temperature")
+
+
+@pytest.fixture(scope="module")
+def params():
+  return init_params(MODEL, jax.random.key(0))
+
+
+def test_patches_are_chosen_anew_for_each_image_and_step():
+  first, second = (np.asarray(choose_patches(jax.random.key(seed), 5, 16, 0.5)) for seed in (0, 1))
+  assert first.shape == (5, 8) and (first != second).any() and (first[0] != first[1]).any()
+  for row in first:
+    assert sorted(set(row)) == list(row) and 0 <= row.min() and row.max() < 16
+
+
+def test_keeping_every_patch_changes_nothing(params):
+  model = build(MODEL, params)
+  image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
+  whole, _ = model.image_features(image)
+  kept, dense = model.image_features(image, jnp.tile(jnp.arange(16), (2, 1)))
+  np.testing.assert_allclose(kept, whole, atol=1e-6)
+  assert dense is None
+
+
+def test_dropped_patches_are_not_looked_at(params):
+  model = build(MODEL, params)
+  image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
+  keep = jnp.asarray([[0, 1, 2, 3]])  # the first row of patches
+  below = image.at[:, 8:].add(1.0)
+  np.testing.assert_array_equal(model.image_features(image, keep)[0], model.image_features(below, keep)[0])
+
+
+def test_frozen_parameters_have_no_state_no_gradient_and_do_not_move(params):
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0, frozen=FROZEN, clip_norm=1.0))
+  state = optimizer.init(params)
+  frozen = {name for name in flatten(params) if name.startswith(("vision", "temperature"))}
+  trained = sum(leaf.size for name, leaf in flatten(params).items() if name not in frozen)
+  moments = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim)
+  assert moments == 2 * trained
+
+  def loss(params):
+    return sum(jnp.sum((leaf + 1) ** 2) for leaf in jax.tree.leaves(stop_frozen(params, FROZEN)))
+
+  gradients = jax.grad(loss)(params)
+  with jax.numpy_dtype_promotion("standard"):  # Optax's own code needs it
+    updates, _ = optimizer.update(gradients, state, params)
+  for name, update in flatten(updates).items():
+    assert (name in frozen) == (not np.any(flatten(gradients)[name])), name
+    assert (name in frozen) <= (not np.any(update)), name
+
+
+def test_positions_are_interpolated_as_pytorch_does(torch):
+  table = np.random.default_rng(0).normal(size=(1 + 4 * 4, 6)).astype(np.float32)
+  grid = torch.tensor(table[1:].reshape(1, 4, 4, 6).transpose(0, 3, 1, 2))
+  for side in (2, 7, 4):
+    theirs = torch.nn.functional.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
+    ours = resize_positions(jnp.asarray(table), side)
+    np.testing.assert_array_equal(ours[0], table[0])
+    np.testing.assert_allclose(ours[1:], theirs.numpy()[0].transpose(1, 2, 0).reshape(-1, 6), atol=1e-5)
+
+
+def test_images_are_made_smaller_as_pillow_does():
+  from PIL import Image
+
+  pixels = np.asarray(Image.effect_noise((64, 64), 50).convert("RGB"))
+  theirs = np.asarray(Image.fromarray(pixels).resize((24, 24), Image.Resampling.BICUBIC), np.float32)
+  ours = resize(jnp.asarray(pixels, jnp.float32)[None, None], 24)[0, 0]
+  assert np.abs(np.clip(ours, 0, 255) - theirs).max() <= 1.0  # Pillow rounds to bytes
