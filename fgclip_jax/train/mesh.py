@@ -87,8 +87,9 @@ def pad_rows(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's part of a batch as global arrays."""
-  if jax.process_count() > 1:
-    counts = multihost_utils.process_allgather(np.asarray(batch["tokens"].shape[1], np.int32))
-    batch = pad_rows(batch, int(np.max(counts)))  # each process took the budget that its own captions need
   sharding = batch_sharding(mesh)
-  return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+  with jax.transfer_guard("allow"):  # with several processes JAX takes these transfers for implicit ones
+    if jax.process_count() > 1:
+      counts = multihost_utils.process_allgather(np.asarray(batch["tokens"].shape[1], np.int32))
+      batch = pad_rows(batch, int(np.max(counts)))  # each process took the budget that its own captions need
+    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
