@@ -1,0 +1,98 @@
+"""The configs that come with the project: each resolves, with each of its arguments."""
+
+import importlib
+import io
+import pathlib
+
+import pytest
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+
+from fgclip_jax.data import record as records
+from fgclip_jax.models.presets import preset
+from fgclip_jax.train.config import read_config
+from fgclip_jax.weights import native
+
+MODELS = ("vit_b32", "vit_b16", "vit_l14", "vit_l14_336", "tiny", "scenes")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+  """A data set of one record."""
+  folder = str(tmp_path_factory.mktemp("data"))
+  file = io.BytesIO()
+  Image.new("RGB", (8, 8)).save(file, "PNG")
+  writer = ArrayRecordWriter(records.shard_path(folder, "toy", "train", 0, 1), "group_size:1")
+  writer.write(records.encode(records.Record(id="0", image=file.getvalue(), short="black")))
+  writer.close()
+  return folder
+
+
+def get(name: str, *argument: str):
+  return importlib.import_module(f"configs.{name}").get_config(*argument)
+
+
+def test_none_is_left_out(root: pathlib.Path):
+  names = {path.stem for path in (root / "configs").glob("*.py")} - {"__init__"}
+  assert names == {"common", "stage1", "stage2", "clip", "quickstart"}
+
+
+@pytest.mark.parametrize("name", ["common", "stage1", "stage2", "clip"])
+def test_data_is_all_that_a_config_needs(data, name):
+  config = get(name)
+  with pytest.raises(ValueError, match="config.data.path is empty"):
+    read_config(config)
+  config.data.path = data
+  run = read_config(config)
+  assert run.steps == config.steps and run.data.path == data
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2", "clip"])
+@pytest.mark.parametrize("model", MODELS)
+def test_the_argument_picks_the_model(data, name, model):
+  config = get(name, model)
+  config.data.path = data
+  run = read_config(config)
+  assert run.model.vision == preset(model).vision
+  assert run.model.fine_grained == (name != "clip")
+
+
+def test_stage1_has_no_regions(data):
+  config = get("stage1")
+  config.data.path = data
+  run = read_config(config)
+  assert not run.objective.needs_regions and run.layout().boxes == 0
+  assert run.objective.global_long == run.objective.global_short == 1.0
+
+
+def test_stage2_is_the_published_one(data):
+  config = get("stage2")
+  config.data.path = data
+  run = read_config(config)
+  weights = run.objective.global_long, run.objective.global_short, run.objective.regional, run.objective.hard_negative
+  assert weights == (1.0, 1.0, 0.1, 0.5)
+  assert run.objective.regional_group == 512 and run.data.batch_size == 4096
+  assert (run.optimizer.learning_rate, run.optimizer.b2, run.optimizer.weight_decay) == (1e-6, 0.999, 0.001)
+  assert run.data.short_prefix == "a photo of " and run.layout().boxes == 4
+
+
+def test_clip_has_neither_long_text_nor_regions(data):
+  config = get("clip")
+  config.data.path = data
+  run = read_config(config)
+  assert run.layout().long_length is None and run.layout().boxes == 0
+  assert run.optimizer.temperature_max == pytest.approx(4.6052, abs=1e-4)
+
+
+def test_quickstart(data, tmp_path):
+  one, two = get("quickstart", "stage1"), get("quickstart", "stage2")
+  assert (one.init_from, two.init_from) == ("", "runs/quickstart/stage1")
+  native.write_model_file(str(tmp_path), preset("scenes"))
+  two.init_from = str(tmp_path)
+  for config in (one, two):
+    assert config.data.path == "data/scenes"
+    config.data.path = data
+  assert not read_config(one).objective.needs_regions
+  assert read_config(two).objective.needs_regions and read_config(two).layout().boxes == 3
+  with pytest.raises(ValueError, match="takes stage1 or stage2 after the colon, got 'stage3'"):
+    get("quickstart", "stage3")
