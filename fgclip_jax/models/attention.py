@@ -39,12 +39,15 @@ def attend(
     implementation: `auto` takes splash attention where the program is compiled for a TPU and T is a multiple of 128,
       cuDNN where it is compiled for an NVIDIA GPU that has a kernel for these arrays, and `xla` otherwise. `splash`
       pads T to a multiple of 128; on a CPU it runs in Pallas's interpreter, slowly, to be tested.
-    sharding: how `query` lies on a mesh: B and H may be split. XLA cannot split a TPU kernel on its own: without a
-      sharding, every device of a mesh would gather and compute the whole batch.
+    sharding: how the arrays are to lie on a mesh; B and H may be split. XLA cannot split a TPU kernel on its own:
+      JAX refuses to compile splash attention for several TPUs without it.
 
   Raises:
     ValueError: the implementation that was asked for cannot take these arrays; the message says why.
   """
+  # said for every form: left to itself, XLA gathers activations where it should gather weights
+  if sharding is not None and not _undivided(query, sharding):
+    query, key, value = jax.lax.with_sharding_constraint((query, key, value), sharding)
   arrays = (query, key, value, segment)
   xla = functools.partial(_xla, causal=causal)
   splash = functools.partial(_splash, causal=causal, sharding=sharding)
@@ -118,6 +121,15 @@ def _cudnn_refusal(query, key, value, segment, *, causal) -> str:
   return f"it needs compute capability 8.0, and {old[0].device_kind} has {old[0].compute_capability}" if old else ""
 
 
+def _undivided(query, sharding) -> str:
+  """Says so if the mesh does not divide the array evenly; empty if it does."""
+  try:
+    sharding.shard_shape(query.shape)
+  except ValueError:
+    return f"the mesh {dict(sharding.mesh.shape)} as {sharding.spec} does not divide [B, T, H, C] = {query.shape}"
+  return ""
+
+
 def _splash_refusal(query, sharding) -> str:
   """Why splash attention cannot take these arrays; empty if it can."""
   platform = jax.default_backend() if sharding is None else sharding.mesh.devices.flat[0].platform
@@ -125,10 +137,9 @@ def _splash_refusal(query, sharding) -> str:
     return f"it is for TPUs, and this is a {platform}"
   if sharding is None:
     return ""
-  try:
-    shape = sharding.shard_shape(query.shape)
-  except ValueError:
-    return f"the mesh {dict(sharding.mesh.shape)} as {sharding.spec} does not divide [B, T, H, C] = {query.shape}"
+  if undivided := _undivided(query, sharding):
+    return undivided
+  shape = sharding.shard_shape(query.shape)
   if shape[1::2] != query.shape[1::2]:
     return f"only batch and heads may be split over a mesh, not tokens or channels as in {sharding.spec}"
   return ""
