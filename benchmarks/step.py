@@ -1,6 +1,6 @@
 """Measures stage 2's forward and backward pass: ours packed, ours padded, and PyTorch on the padded batch.
 
-  python benchmarks/step.py --output benchmarks/tables.md
+  python benchmarks/step.py --output tables.md
 
 Prints tables in Markdown. One run, the same machine, weights and batches: every engine runs in a process of its own
 and is timed only after its loss terms and gradient norm have been found equal to PyTorch's. Mixes of data: `paper`,
@@ -30,6 +30,8 @@ from fgclip_jax.models.presets import ModelConfig, preset
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 ENGINES = {"pytorch": "PyTorch", "packed": "ours, packed", "padded": "ours, padded"}
+# The padded form keeps so much for the backward pass (57 GiB for 8 images of `real`) that it recomputes every block.
+REMAT = {"packed": "none", "padded": "full"}
 PACKAGES = ("jax", "jaxlib", "flax", "numpy", "torch", "transformers")
 AIM_SPEED = {"paper": 1.6, "real": 2.5}  # packed over PyTorch
 AIM_PROMISE, AIM_FILLED, AIM_OVERHEAD, AIM_PACKING = 0.9, 0.9, 1.15, 0.05
@@ -84,6 +86,9 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument("--engines", nargs="+", choices=ENGINES, default=list(ENGINES))
   parser.add_argument("--tables", nargs="+", choices=("step", "packing"), default=["step", "packing"])
   parser.add_argument("--cores", type=int, default=2, help="cores and threads of an engine (default: %(default)s)")
+  parser.add_argument(
+    "--limit", type=float, default=300, help="seconds of timed steps per engine (default: %(default)s)"
+  )
   parser.add_argument("--unroll", type=int, default=0, help="blocks of ours unrolled; 0: all (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0, help="of weights and examples (default: %(default)s)")
   parser.add_argument("--fgovd", default=str(shared / "fgovd"), help="FG-OVD's .jsonl files (default: %(default)s)")
@@ -149,6 +154,7 @@ def step_section(mix: Mix, model: ModelConfig, weights: str, options: argparse.N
   works = {form: [batch_work(model, Objective(), batch) for batch in batches] for form, batches in ours.items()}
   useful = sum(work.useful for work in works["packed"]) / len(groups)
   executed = {form: sum(work.executed for work in group) / len(groups) for form, group in works.items()}
+  executed["padded"] *= 4 / 3  # the forward pass twice, the backward one at twice its cost
   slots = {form: sum(work.slots for work in group) / len(groups) for form, group in works.items()}
   tokens = {form: sum(work.tokens for work in group) / len(groups) for form, group in works.items()}
   padded = [pytorch_work(model, batch) for batch in theirs]
@@ -160,15 +166,27 @@ def step_section(mix: Mix, model: ModelConfig, weights: str, options: argparse.N
   for engine in (name for name in ENGINES if name in options.engines):  # PyTorch first: the others must agree with it
     batches = theirs if engine == "pytorch" else ours[engine]
     trace = os.path.join(options.trace, f"{mix.name}-{engine}") if options.trace else ""
-    job = Job(engine, model, weights, batches, options.steps, options.cores, expected, options.unroll, trace)
+    job = Job(
+      engine=engine,
+      model=model,
+      weights=weights,
+      batches=batches,
+      steps=options.steps,
+      limit=options.limit,
+      cores=options.cores,
+      expected=expected,
+      unroll=options.unroll,
+      remat=REMAT.get(engine, "none"),
+      trace=trace,
+    )
     say(f"{mix.name}: {ENGINES[engine]}, {options.batches} batches x {1 + options.steps} steps ...")
     results[engine] = in_own_process(job)
     expected = expected or results[engine].terms
     say(f"  {results[engine].seconds:.2f} s a step; first pass {results[engine].first:.0f} s")
 
   header = [
-    "engine", "images/s", "x PyTorch", "promised", "of promise", "s/step", "spread", "AdamW s", "peak GiB",
-    "text slots", "tokens", "TFLOP", "/ useful", "GFLOP/s",
+    "engine", "images/s", "x PyTorch", "promised", "of promise", "s/step", "steps", "spread", "cores", "AdamW s",
+    "peak GiB", "text slots", "tokens", "TFLOP", "/ useful", "GFLOP/s",
   ]  # fmt: skip
   base, rows = results.get("pytorch"), []
   for engine, result in results.items():
@@ -182,7 +200,9 @@ def step_section(mix: Mix, model: ModelConfig, weights: str, options: argparse.N
         f"{promised:.2f}",
         f"{speed / promised:.2f}",
         f"{result.seconds:.3g}",
+        str(result.steps * options.batches),
         f"{result.spread[0] - 1:+.0%} {result.spread[1] - 1:+.0%}",
+        f"{result.cores:.1f}",
         f"{result.update:.2g}",
         f"{result.peak / 2**30:.2f}",
         f"{slots[engine]:,.0f}",

@@ -1,8 +1,9 @@
-"""One engine in a process of its own: checks its losses, then times forward and backward passes. Needs Linux.
+"""One engine in a process of its own: checks its losses, then times forward and backward passes. Linux, glibc.
 
 Neither JAX nor PyTorch is imported before its engine is made, so that the memory counted is one engine's.
 """
 
+import ctypes
 import dataclasses
 import statistics
 import time
@@ -27,9 +28,11 @@ class Job:
     weights: a safetensors file in the PyTorch format of FG-CLIP.
     batches: as `assemble` makes them for ours, as `step_batches.collate` for PyTorch.
     steps: timed steps per batch.
+    limit: no further round of timed steps begins after so many seconds; there is always one.
     cores: threads.
     expected: for each batch the loss terms and `gradient_norm` to be met; None takes what comes.
     unroll: blocks of ours that are unrolled; 0: all.
+    remat: what ours recomputes in the backward pass, see `Runtime`.
     trace: a folder for a profile of one step per batch after the timed ones; empty: none.
   """
 
@@ -38,9 +41,11 @@ class Job:
   weights: str
   batches: list[dict[str, np.ndarray]]
   steps: int
+  limit: float
   cores: int
   expected: list[Terms] | None
   unroll: int = 0
+  remat: str = "none"
   trace: str = ""
 
 
@@ -50,7 +55,9 @@ class Result:
 
   Attributes:
     seconds: forward and backward of a batch, the mean over batches of each one's median.
-    spread: the largest and smallest time of a batch, over its median, at worst.
+    steps: timed steps per batch.
+    spread: the smallest and largest time of a batch, over its median, at worst.
+    cores: how many cores the timed steps kept busy; far below those given: the machine had other work, or waited.
     update: an AdamW update, in seconds, the median.
     first: the first pass over all batches, compilation included, in seconds.
     peak: the most memory resident during the timed forward and backward passes, in bytes.
@@ -59,7 +66,9 @@ class Result:
   """
 
   seconds: float
+  steps: int
   spread: tuple[float, float]
+  cores: float
   update: float
   first: float
   peak: int
@@ -80,7 +89,10 @@ def run(job: Job) -> Result:
   first = time.perf_counter() - begin
   difference = compare(job.engine, terms, job.expected) if job.expected else 0.0
   reset_peak()
-  seconds = [[timed(engine.step, batch) for batch in batches] for _ in range(job.steps)]
+  begin, busy, seconds = time.perf_counter(), time.process_time(), []
+  while not seconds or (len(seconds) < job.steps and time.perf_counter() - begin < job.limit):
+    seconds.append([timed(engine.step, batch) for batch in batches])
+  cores = (time.process_time() - busy) / float(np.sum(seconds))
   peak = read_peak()
   if job.trace:
     engine.profile(batches, job.trace)
@@ -88,8 +100,17 @@ def run(job: Job) -> Result:
     engine.update()  # twice, since the first state does not yet lie as the later ones, and compiles apart
   update = statistics.median(timed(engine.update) for _ in range(job.steps))
   medians = np.median(seconds, axis=0)
-  spread = float(np.min(seconds / medians)), float(np.max(seconds / medians))
-  return Result(float(np.mean(medians)), spread, update, first, peak, terms, difference)
+  return Result(
+    seconds=float(np.mean(medians)),
+    steps=len(seconds),
+    spread=(float(np.min(seconds / medians)), float(np.max(seconds / medians))),
+    cores=cores,
+    update=update,
+    first=first,
+    peak=peak,
+    terms=terms,
+    difference=difference,
+  )
 
 
 def timed(function, *args) -> float:
@@ -117,7 +138,8 @@ def compare(engine: str, found: list[Terms], expected: list[Terms]) -> float:
 
 
 def reset_peak() -> None:
-  """Starts the count of the most resident memory anew."""
+  """Starts the count of the most resident memory anew, without what compilation has freed."""
+  ctypes.CDLL(None).malloc_trim(0)
   with open("/proc/self/clear_refs", "w", encoding="ascii") as file:
     file.write("5")
 
@@ -139,7 +161,7 @@ class Ours:
     from fgclip_jax.losses.objective import Objective
     from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
     from fgclip_jax.models.transformer import Runtime
-    from fgclip_jax.train.mesh import make_mesh, to_devices
+    from fgclip_jax.train.mesh import make_mesh, place_params, to_devices
     from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer
     from fgclip_jax.train.step import make_loss
     from fgclip_jax.weights.names import from_theirs
@@ -147,8 +169,9 @@ class Ours:
     self._jax, mesh = jax, make_mesh({"data": 1}, jax.devices()[:1])
     shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(job.model)).items()}
     flat = from_theirs(safetensors.numpy.load_file(job.weights), job.model, shapes)
-    self.params = unflatten({name: jax.numpy.array(leaf) for name, leaf in flat.items()})
-    loss = make_loss(job.model, Objective(), Runtime(unroll=job.unroll), mesh)
+    params = unflatten({name: jax.numpy.array(leaf) for name, leaf in flat.items()})
+    self.params = jax.device_put(params, place_params(params, mesh))
+    loss = make_loss(job.model, Objective(), Runtime(unroll=job.unroll, remat=job.remat), mesh)
     self._step, self._key = jax.jit(jax.value_and_grad(loss, has_aux=True)), jax.random.key(0)
     self.place = lambda batch: to_devices(batch, mesh)
     config = OptimizerConfig(total_steps=1000)
