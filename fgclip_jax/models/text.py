@@ -40,6 +40,8 @@ class TextTower(nnx.Module):
     tables = [self.short_positions[...]]
     if self.config.long_length is not None:
       tables.append(self.long_positions[...])
-    embedded = self.token_embedding[...][tokens] + jnp.concatenate(tables)[position]
+    # added in float32, however the tables are stored
+    parts = (self.token_embedding[...][tokens], jnp.concatenate(tables)[position])
+    embedded = sum(part.astype(jnp.float32) for part in parts)
     hidden, _ = self.transformer(embedded.astype(self.runtime.dtype), segment)
     return hidden
