@@ -1,0 +1,283 @@
+"""Whole runs: what they write, where their weights come from, and that continuing changes nothing."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import jax
+import ml_collections
+import numpy as np
+import pytest
+
+from configs import clip, common
+from fgclip_jax.data import scenes
+from fgclip_jax.models.parameters import abstract_params, flatten
+from fgclip_jax.models.presets import ModelConfig, preset
+from fgclip_jax.train import loop
+from fgclip_jax.train.checkpoint import FOLDER, read_params
+from fgclip_jax.train.config import RunConfig, read_config
+from fgclip_jax.train.loop import read_weights, train
+from fgclip_jax.train.step import make_step
+from fgclip_jax.weights import folder as folders
+from fgclip_jax.weights import huggingface, native
+from fgclip_jax.weights.names import stretch_positions
+
+CLIP = preset("tiny").replace(text={"long_length": None})
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+  folder = str(tmp_path_factory.mktemp("scenes"))
+  scenes.write(folder, train=40, validation=1, workers=1)
+  return folder
+
+
+@pytest.fixture(scope="module")
+def clip_weights(tmp_path_factory) -> str:
+  """A PyTorch-format folder of a plain CLIP with random weights."""
+  folder = str(tmp_path_factory.mktemp("clip"))
+  huggingface.write(folder, CLIP, random_weights(CLIP))
+  return folder
+
+
+def random_weights(model: ModelConfig, seed: int = 0) -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(seed)
+  shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(model)).items()}
+  flat = {name: rng.normal(0, 0.05, shape).astype(np.float32) for name, shape in shapes.items()}
+  flat |= {name: np.asarray(2.6, np.float32) for name in shapes if name.startswith("temperature")}
+  return flat | {name: flat[name] + 1 for name in shapes if name.endswith("scale")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def steps_compiled_once(quick):
+  """Runs of this file with the same settings share one compiled step."""
+  cache = {}
+
+  def make(*settings, **savings):
+    key = (settings, tuple(savings.items()))
+    if key not in cache:
+      cache[key] = quick(make_step(*settings, **savings))
+    return cache[key]
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(loop, "make_step", make)
+    yield
+
+
+def make_run(folder: str, weights: str, /, **changes) -> RunConfig:
+  """Stage 2 of a tiny model in six steps, on a mesh with all three axes."""
+  config = common.get_config()
+  config.model, config.steps, config.init_from = "tiny", 6, weights
+  config.log_every, config.checkpoint_every = 2, 3
+  # one row holds all captions of a shard, so that one program runs every step
+  config.data.update({"path": folder, "batch_size": 8, "boxes": 1, "row_length": 512, "workers": 0})
+  config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 1})
+  config.runtime.update({"dtype": "float32", "remat": "none"})
+  config.mesh.update({"data": 2, "fsdp": 2, "tensor": 2})
+  config.update(ml_collections.ConfigDict(changes))
+  return read_config(config)
+
+
+def read_metrics(workdir) -> list[dict]:
+  """The metrics without what depends on the clock."""
+  timed = ("time", "second", "wait", "tflop")
+  with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
+    lines = [json.loads(line) for line in file]
+  return [{key: value for key, value in line.items() if not any(part in key for part in timed)} for line in lines]
+
+
+@pytest.fixture(scope="module")
+def full(data, clip_weights, tmp_path_factory):
+  """An uninterrupted run: its folder and last state."""
+  workdir = str(tmp_path_factory.mktemp("full"))
+  return workdir, train(make_run(data, clip_weights), workdir)
+
+
+def assert_same(one, two):
+  for (path, first), second in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
+    assert np.asarray(first).tobytes() == np.asarray(second).tobytes(), path
+
+
+def test_what_a_run_writes(full, data, clip_weights):
+  workdir, state = full
+  assert int(state.step) == 6
+  assert sorted(name for name in os.listdir(os.path.join(workdir, FOLDER)) if name.isdigit()) == ["3", "6"]
+  metrics = read_metrics(workdir)
+  assert [line["step"] for line in metrics] == [1, 2, 3, 4, 6]  # the first, every second, and those that are saved
+  assert {"loss", "loss_global_long", "loss_global_short", "loss_regional", "loss_hard_negative"} <= set(metrics[0])
+  assert {"gradient_norm", "learning_rate", "temperature_global"} <= set(metrics[0])
+  assert metrics[-1]["loss"] < metrics[0]["loss"]
+  assert os.listdir(os.path.join(workdir, "tensorboard"))
+  with open(os.path.join(workdir, "config.json"), encoding="utf-8") as file:
+    written = json.load(file)
+  assert written == json.loads(json.dumps(make_run(data, clip_weights).values))
+  assert native.read_config(workdir) == preset("tiny")
+
+
+class Stopped(Exception):
+  pass
+
+
+def test_continuing_changes_nothing(full, data, clip_weights, tmp_path, monkeypatch, capsys):
+  batches = []
+
+  def stop_after_four(batch, mesh):
+    batches.append(batch)
+    if len(batches) > 4:
+      raise Stopped
+    return to_devices(batch, mesh)
+
+  to_devices = loop.to_devices
+  with monkeypatch.context() as patch, pytest.raises(Stopped):
+    patch.setattr(loop, "to_devices", stop_after_four)
+    train(make_run(data, clip_weights), str(tmp_path))
+  assert sorted(os.listdir(tmp_path / FOLDER)) == ["3"]
+  state = train(make_run(data, clip_weights), str(tmp_path))
+  assert f"continuing {tmp_path} from step 3" in capsys.readouterr().out
+  assert_same(state, full[1])
+  assert read_metrics(tmp_path) == read_metrics(full[0])
+  assert_same(read_params(str(tmp_path)), full[1].params)
+
+
+def test_a_finished_run_has_nothing_left_to_do(full, data, clip_weights, capsys):
+  workdir, state = full
+  before = read_metrics(workdir)
+  again = train(make_run(data, clip_weights), workdir)
+  assert "nothing left to do" in capsys.readouterr().out
+  assert_same(again, state)
+  assert read_metrics(workdir) == before
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(data, tmp_path):
+  flat = random_weights(CLIP)
+  flat["vision/class_embedding"][:] = np.nan
+  huggingface.write(str(tmp_path / "weights"), CLIP, flat)
+  run = make_run(data, str(tmp_path / "weights"), checkpoint_every=1)
+  with pytest.raises(FloatingPointError, match="the loss is nan, .* at step 1; the last checkpoint is step None"):
+    train(run, str(tmp_path / "run"))
+  assert not [name for name in os.listdir(tmp_path / "run" / FOLDER) if name.isdigit()]
+
+
+# ---- where weights come from
+
+
+def test_weights_of_a_plain_clip_become_fgclip(clip_weights):
+  flat, plain = flatten(read_weights(clip_weights, preset("tiny"))), random_weights(CLIP)
+  assert set(flat) == set(flatten(abstract_params(preset("tiny"))))
+  for name, value in plain.items():
+    np.testing.assert_array_equal(flat[name], value)
+  np.testing.assert_array_equal(flat["long_projection/kernel"], plain["short_projection/kernel"])
+  np.testing.assert_array_equal(flat["text/long_positions"], stretch_positions(plain["text/short_positions"]))
+  assert flat["temperature/regional"] == flat["temperature/hard_negative"] == plain["temperature/global"]
+  # and stay a plain CLIP where that is what is trained
+  assert set(flatten(read_weights(clip_weights, CLIP))) == set(plain)
+
+
+def test_weights_of_an_fgclip(tmp_path):
+  flat = random_weights(preset("tiny"), seed=1)
+  huggingface.write(str(tmp_path), preset("tiny"), flat)
+  assert_same(flatten(read_weights(str(tmp_path), preset("tiny"))), flat)
+
+
+def test_weights_of_a_run(full):
+  workdir, state = full
+  config, flat, _ = folders.read(workdir)
+  assert config == preset("tiny")
+  assert_same(flat, flatten(state.params))
+  assert_same(flatten(read_weights(workdir, preset("tiny"))), flatten(state.params))
+
+
+def test_weights_that_do_not_fit(clip_weights, tmp_path):
+  other = preset("tiny").replace(vision={"depth": 5}, embedding_width=24)
+  with pytest.raises(ValueError, match=r"vision.depth 2 \(config: 5\), embedding_width 16 \(config: 24\)") as caught:
+    read_weights(clip_weights, other)
+  assert "config.model=from_weights" in str(caught.value) and repr(clip_weights) in str(caught.value)
+  huggingface.write(str(tmp_path), preset("tiny"), random_weights(preset("tiny")))
+  with pytest.raises(ValueError, match=r"text.long_length 248 \(config: None\)"):
+    read_weights(str(tmp_path), CLIP)  # no way back
+
+
+# ---- errors come before anything is compiled
+
+
+@pytest.mark.parametrize("damage", ["truncated", "empty"])
+def test_data_that_cannot_be_read(data, clip_weights, tmp_path, monkeypatch, damage):
+  shard = next(name for name in os.listdir(data) if "-train." in name)
+  run = make_run(data, clip_weights)
+  folder = tmp_path / "data"
+  folder.mkdir()
+  with open(os.path.join(data, shard), "rb") as source, open(folder / shard, "wb") as copy:
+    copy.write(source.read()[: 100_000 if damage == "truncated" else 0])
+  for name in ("init_state", "state_from", "make_step"):
+    monkeypatch.setattr(loop, name, lambda *_, **__: pytest.fail("compiled"))
+  with pytest.raises(ValueError, match="is not a readable ArrayRecord file"):
+    train(make_run(str(folder), clip_weights), str(tmp_path / "run"))
+  assert run.data.path == data
+
+
+def test_a_batch_that_does_not_divide(data, clip_weights, tmp_path):
+  with pytest.raises(ValueError, match="config.data.batch_size 10 must divide over 4 data shards"):
+    train(make_run(data, clip_weights, data={"batch_size": 10}), str(tmp_path))
+
+
+def test_a_mesh_that_does_not_fit(data, clip_weights, tmp_path):
+  with pytest.raises(ValueError, match="does not fit 8 devices"):
+    train(make_run(data, clip_weights, mesh={"data": 3}), str(tmp_path))
+
+
+# ---- several processes
+
+PROCESS = """
+import sys
+import jax
+from absl import flags
+jax.config.update("jax_num_cpu_devices", 1)
+jax.config.update("jax_cpu_collectives_implementation", "gloo")
+jax.distributed.initialize(f"localhost:{sys.argv[2]}", 2, int(sys.argv[1]))
+flags.FLAGS.mark_as_parsed()
+from configs import clip
+from fgclip_jax.train.config import read_config
+from fgclip_jax.train.loop import train
+config = clip.get_config("tiny")
+config.steps, config.optimizer.warmup_steps, config.log_every, config.init_from = 2, 1, 1, sys.argv[4]
+config.data.update({"path": sys.argv[3], "batch_size": 8, "row_length": 32, "workers": 0})
+config.runtime.update({"dtype": "float32", "remat": "none"})
+train(read_config(config), sys.argv[5])
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one(data, clip_weights, tmp_path, root):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    port = str(free.getsockname()[1])
+  flags = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"  # compiles in a fifth of the time
+  environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": flags}
+  command = [sys.executable, "-c", PROCESS]
+  processes = [
+    subprocess.Popen(
+      [*command, str(index), port, data, clip_weights, str(tmp_path / "two")],
+      env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )
+    for index in range(2)
+  ]  # fmt: skip
+  outputs = [process.communicate(timeout=200)[0] for process in processes]
+  assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
+  assert "step 1/2" in outputs[0] and "step 1/2" not in outputs[1]  # one of them speaks
+
+  config = clip.get_config("tiny")
+  config.steps, config.optimizer.warmup_steps, config.log_every, config.init_from = 2, 1, 1, clip_weights
+  config.data.update({"path": data, "batch_size": 8, "row_length": 32, "workers": 0})
+  config.runtime.update({"dtype": "float32", "remat": "none"})
+  train(read_config(config), str(tmp_path / "one"))
+  for one, two in zip(read_metrics(tmp_path / "one"), read_metrics(tmp_path / "two"), strict=True):
+    for name in ("step", "loss", "gradient_norm"):
+      assert one[name] == pytest.approx(two[name], rel=1e-4), name
+  assert_close(read_params(str(tmp_path / "one")), read_params(str(tmp_path / "two")))
+
+
+def assert_close(one, two):
+  for (path, first), second in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5, err_msg=str(path))
