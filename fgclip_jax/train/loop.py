@@ -71,7 +71,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     shardings = state_shardings(model, optimizer, mesh)
     abstract = jax.eval_shape(lambda: make_state(optimizer, abstract_like(model)))
     state = checkpoints.restore(shardings, abstract)
-    say(f"continuing {workdir} from step {begin}")
+    say(f"continuing {workdir} from step {begin}{_changes(checkpoints.saved_config(), run.values)}")
   elif run.init_from:
     state = state_from(model, optimizer, mesh, read_weights(run.init_from, model))
     say(f"weights from {run.init_from}")
@@ -214,6 +214,15 @@ def read_weights(folder: str, model: ModelConfig) -> Any:
       "set config.model=from_weights to take the size from the weights"
     )
   return unflatten(flat)
+
+
+def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
+  """Says how the config differs from the checkpoint's; empty where it does not."""
+  before, now = _flat_dict(before), _flat_dict(json.loads(json.dumps(now)))
+  changed = [
+    f"{key} {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
+  ]
+  return f"; changed in the config since: {', '.join(changed)}" if changed else ""
 
 
 def _flat_dict(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -135,7 +136,7 @@ def test_continuing_changes_nothing(full, data, clip_weights, tmp_path, monkeypa
     train(make_run(data, clip_weights), str(tmp_path))
   assert sorted(os.listdir(tmp_path / FOLDER)) == ["3"]
   state = train(make_run(data, clip_weights), str(tmp_path))
-  assert f"continuing {tmp_path} from step 3" in capsys.readouterr().out
+  assert f"continuing {tmp_path} from step 3\n" in capsys.readouterr().out
   assert_same(state, full[1])
   assert read_metrics(tmp_path) == read_metrics(full[0])
   assert_same(read_params(str(tmp_path)), full[1].params)
@@ -148,6 +149,13 @@ def test_a_finished_run_has_nothing_left_to_do(full, data, clip_weights, capsys)
   assert "nothing left to do" in capsys.readouterr().out
   assert_same(again, state)
   assert read_metrics(workdir) == before
+
+
+def test_a_changed_config_is_said(full, data, clip_weights, tmp_path, capsys):
+  workdir = shutil.copytree(full[0], tmp_path / "run")
+  train(make_run(data, clip_weights, steps=5, optimizer={"b1": 0.5}), str(workdir))
+  out = capsys.readouterr().out
+  assert "from step 6; changed in the config since: optimizer.b1 0.9 -> 0.5, steps 6 -> 5\n" in out
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(data, tmp_path):
