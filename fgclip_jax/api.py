@@ -92,8 +92,11 @@ class FGCLIP:
     """
     self.config = config
     self.params = jax.tree.map(_to_float32, params)
-    self.runtime = dataclasses.replace(runtime, dtype=jnp.dtype(runtime.dtype), remat="none")
-    self._setup = _Setup(config, self.runtime, _mesh(self.params))
+    mesh = _mesh(self.params)
+    sharding = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))
+    runtime = dataclasses.replace(runtime, dtype=jnp.dtype(runtime.dtype), remat="none", sharding=sharding)
+    self.runtime = runtime
+    self._setup = _Setup(config, runtime, mesh)
 
   def __repr__(self) -> str:
     vision, text = self.config.vision, self.config.text

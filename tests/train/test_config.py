@@ -1,5 +1,6 @@
 """Configs: every value is checked before anything is compiled, and an error names the key."""
 
+import enum
 import io
 
 import ml_collections
@@ -46,7 +47,7 @@ def make_config(path: str, /, **changes) -> ml_collections.ConfigDict:
   return config
 
 
-DELETE = object()
+DELETE = enum.Enum("Left", "OUT").OUT  # its name is the same in every process, unlike an object()'s
 
 
 def read(path: str, /, **changes) -> RunConfig:
