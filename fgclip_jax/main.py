@@ -21,10 +21,6 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run: checkpoi
 def main(argv: list[str]) -> int:
   """The command; returns its exit code."""
   logging.set_verbosity(logging.WARNING)  # Orbax reports every file it opens
-  # imported here: data workers import this module again, and must not load JAX
-  from fgclip_jax.train.config import read_config
-  from fgclip_jax.train.loop import train
-
   if len(argv) > 1:
     print(f"error: unknown argument {argv[1]!r}; config keys are set with --config.KEY=VALUE", file=sys.stderr)
     return 1
@@ -32,6 +28,10 @@ def main(argv: list[str]) -> int:
     if not value:
       print(f"error: --{flag} is missing\n{__doc__}", file=sys.stderr)
       return 1
+  # imported here: data workers import this module again, and need no model
+  from fgclip_jax.train.config import read_config
+  from fgclip_jax.train.loop import train
+
   workdir = _WORKDIR.value
   try:
     train(read_config(_CONFIG.value), workdir)

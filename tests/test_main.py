@@ -1,0 +1,157 @@
+"""The training command: its errors in one line, and a run from end to end."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import pytest
+
+from fgclip_jax import main as command
+from fgclip_jax.data import scenes
+
+# optimised programs take five times as long to compile
+FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+  folder = str(tmp_path_factory.mktemp("scenes"))
+  scenes.write(folder, train=24, validation=2, workers=1)
+  return folder
+
+
+@pytest.fixture
+def run(root, tmp_path):
+  """Types the command in an empty folder; returns its exit code and what it printed."""
+
+  def run(*arguments: str) -> tuple[int, str, str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_NUM")}
+    environment |= {"PYTHONPATH": str(root), "XLA_FLAGS": FAST}
+    process = subprocess.run(
+      [sys.executable, "-m", "fgclip_jax.main", *arguments],
+      cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300,
+    )  # fmt: skip
+    return process.returncode, process.stdout, process.stderr
+
+  return run
+
+
+def test_a_run_from_end_to_end(run, root, data, tmp_path):
+  arguments = [
+    f"--config={root}/configs/stage2.py:tiny",
+    "--workdir=runs/tiny",
+    f"--config.data.path={data}",
+    "--config.data.batch_size=4",
+    "--config.data.row_length=1024",
+    "--config.data.boxes=2",
+    "--config.objective.regional_group=2",
+    "--config.steps=4",
+    "--config.optimizer.warmup_steps=1",
+    "--config.optimizer.learning_rate=1e-3",
+    "--config.optimizer.no_decay=('norm', 'bias', 'temperature')",
+    "--config.model_changes.vision.depth=1",
+    "--config.runtime.dtype=float32",
+    "--config.checkpoint_every=2",
+    "--config.log_every=1",
+  ]
+  code, out, err = run(*arguments)
+  assert code == 0, err
+  assert out.startswith("FG-CLIP tiny: ") and "random weights" in out and "24 records, 6.0 steps an epoch" in out
+  for step in (1, 2, 3, 4):
+    assert re.search(
+      rf"^step {step}/4  loss \d+\.\d+ \(global_long .* regional .*\)  lr \d\.\d\de.* images/s  left \d:\d\d$",
+      out,
+      re.M,
+    ), out
+  assert "trained to step 4 in 0:" in out
+  assert "wrote runs/tiny/checkpoints (the model), runs/tiny/metrics.jsonl, runs/tiny/tensorboard\n" in out
+  assert out.endswith(f"next: python -m fgclip_jax.evaluate --model runs/tiny --data {data}\n")
+
+  workdir = tmp_path / "runs" / "tiny"
+  assert sorted(os.listdir(workdir)) == ["checkpoints", "config.json", "metrics.jsonl", "model.json", "tensorboard"]
+  assert sorted(os.listdir(workdir / "checkpoints")) == ["2", "4"]
+  with open(workdir / "config.json", encoding="utf-8") as file:
+    config = json.load(file)
+  assert config["steps"] == 4 and config["optimizer"]["no_decay"] == ["norm", "bias", "temperature"]
+  with open(workdir / "model.json", encoding="utf-8") as file:
+    assert json.load(file)["model"]["vision"]["depth"] == 1
+  with open(workdir / "metrics.jsonl", encoding="utf-8") as file:
+    assert [json.loads(line)["step"] for line in file] == [1, 2, 3, 4]
+  assert os.listdir(workdir / "tensorboard")
+
+  code, out, err = run(*arguments)
+  assert code == 0, err
+  assert "continuing runs/tiny from step 4\n" in out and "nothing left to do" in out
+
+  # and another model is refused
+  code, out, err = run(*arguments, "--config.model_changes.vision.depth=2")
+  assert code == 1 and "error: checkpoint 4 in" in err and "another model" in err
+  assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--workdir=w"], "error: --config is missing"),
+    (["--config={configs}/stage2.py"], "error: --workdir is missing"),
+    (["--config={configs}/stage2.py", "--workdir=w", "stray"], "error: unknown argument 'stray'"),
+    (
+      ["--config={configs}/stage2.py", "--workdir=w", "--config.data.path=nowhere"],
+      "error: no data set folder at 'nowhere'; make one with `python -m fgclip_jax.prepare`",
+    ),
+    (
+      ["--config={configs}/stage2.py:tiny", "--workdir=w", "--config.data.path={data}", "--config.init_from=nowhere"],
+      "error: no model folder at 'nowhere'",
+    ),
+  ],
+)
+def test_mistakes_end_the_command_before_anything_is_compiled(run, root, data, tmp_path, arguments, message):
+  code, out, err = run(*(argument.format(configs=root / "configs", data=data) for argument in arguments))
+  assert code == 1
+  assert err.startswith(message) and "Traceback" not in err
+  assert not out and not os.listdir(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (["--cofig=x"], "error: Unknown command line flag 'cofig'. Did you mean: config ?"),
+    (["--config=nowhere.py"], "error: no config file at 'nowhere.py'"),
+    (["--config=tests/conftest.py"], "error: tests/conftest.py is no config file: it has no function get_config"),
+    (["--config=pyproject.toml"], "error: .*pyproject.toml"),
+    (["--config=configs/quickstart.py:stage3"], "error: .* takes stage1 or stage2 after the colon, got 'stage3'"),
+    (
+      ["--config=configs/stage2.py", "--config.steps=3", "--config.data.pth=x"],
+      "error: config.data has no key 'pth': it has batch_size, boxes, .*path, ",
+    ),
+    (["--config=configs/stage2.py", "--config.foo=1"], "error: config has no key 'foo': it has checkpoint_every, "),
+    (["--config", "configs/stage2.py", "--config.foo=1"], "error: config has no key 'foo'"),
+    (
+      ["--config=configs/stage2.py", "--config.steps.x=1"],
+      "error: config.steps has no key 'x': it is a value, not a section",
+    ),
+    (
+      ["--config=configs/stage2.py", "--config.optimizer.learning_rate=fast"],
+      "error: .*config.optimizer.learning_rate=fast: could not convert string to float",
+    ),
+    (["--config=configs/stage2.py", "--config.steps=1.5"], "error: .*config.steps=1.5: invalid literal for int"),
+    (["--config=configs/stage2.py", "--config.data=3"], "error: .*config.data=3: Failed to parse"),
+    (["--config.steps=3", "--config=configs/stage2.py"], "error: Found --config.steps=3 in argv before"),
+  ],
+)
+def test_mistakes_in_the_flags(root, arguments, message):
+  code = "import sys; sys.path.insert(0, '.'); from fgclip_jax.main import _parse_flags; _parse_flags(sys.argv)"
+  process = subprocess.run(
+    [sys.executable, "-c", code, "--workdir=w", *arguments],
+    cwd=root, capture_output=True, text=True, check=False, timeout=60,
+  )  # fmt: skip
+  assert process.returncode == 1
+  assert re.fullmatch(f"{message}.*\n", process.stderr), process.stderr
+
+
+def test_the_config_argument_in_both_forms():
+  assert command._config_argument(["main", "--config=a.py:b", "--workdir=w"]) == "a.py:b"
+  assert command._config_argument(["main", "--workdir=w", "--config", "a.py"]) == "a.py"
+  assert command._config_argument(["main", "--config.steps=3"]) == ""
