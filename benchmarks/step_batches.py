@@ -54,7 +54,7 @@ def paper_mix(fgovd: str) -> Mix:
     lengths = np.asarray([len(ids) for ids in Tokenizer().encode_batch(sorted(expressions), 77)])
     source = f"{len(lengths):,} distinct expressions of FG-OVD"
   else:
-    lengths = np.minimum(6 + np.random.default_rng(0).exponential(8.6, 4096), 57).astype(int)
+    lengths = np.rint(np.minimum(6 + np.random.default_rng(0).exponential(8.6, 4096), 57)).astype(int)
     source = "a shifted exponential distribution"
 
   def examples(count: int, seed: int, image_size: int | None) -> list[Example]:
