@@ -73,7 +73,7 @@ def test_clock(monkeypatch):
 
   def run(steps: int, seconds: float, waited: float):
     for _ in range(steps):
-      clock.count(Work(useful=3e12, executed=6e12, tokens=30, slots=40))
+      clock.count(Work(useful=int(3e12), executed=int(6e12), tokens=30, slots=40))
     now[0] += seconds
     loader.waited += waited
 
