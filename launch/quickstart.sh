@@ -31,7 +31,7 @@ say "5/6 a heat map of a region's caption over a scene"
 $python -m fgclip_jax.show --model $runs/stage2 --data data/scenes --split validation --index 0 --output $runs/heat_map.png
 
 say "6/6 exporting to PyTorch format"
-$python -m fgclip_jax.convert $runs/stage2 $runs/pytorch --to pytorch
+$python -m fgclip_jax.convert $runs/stage2 $runs/pytorch --to pytorch --overwrite
 
 say "what stage 2 added (%, on combinations never trained)"
 $python -m fgclip_jax.evaluate --compare $runs/stage1.json $runs/stage2.json
