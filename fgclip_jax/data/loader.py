@@ -354,5 +354,6 @@ def _warm_up(*_: int) -> None:
 
 def default_workers() -> int:
   """Threads of this process on a small machine; on a large one, processes for a quarter of its cores."""
-  cores = os.cpu_count() or 1
+  # the cores that this process may use, which are fewer than the machine's in many containers
+  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   return 0 if cores < 8 else min(cores // 4, 32)

@@ -1,5 +1,6 @@
 """The device mesh, and where parameters and batches lie on it."""
 
+import functools
 import math
 import re
 from typing import Any
@@ -13,6 +14,7 @@ from fgclip_jax.models.parameters import Params, flatten, unflatten
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
+TEXT_ROWS = ("tokens", "segment", "position")  # the arrays of a batch that hold text, [G, R, L]
 
 # the first pattern found in a parameter's name places it; an axis that does not divide a dimension is left out
 PLACEMENT: tuple[tuple[str, PartitionSpec], ...] = (
@@ -81,15 +83,17 @@ def data_shards(mesh: Mesh) -> int:
 def pad_rows(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
   """The batch with empty rows of text added up to `rows` per shard; ends of captions stay where they are."""
   missing = rows - batch["tokens"].shape[1]
-  padded = {key: np.pad(batch[key], ((0, 0), (0, missing), (0, 0))) for key in ("tokens", "segment", "position")}
-  return batch | padded
+  return batch | {key: np.pad(batch[key], ((0, 0), (0, missing), (0, 0))) for key in TEXT_ROWS}
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """This process's part of a batch as global arrays."""
   sharding = batch_sharding(mesh)
+  place_all = functools.partial(jax.make_array_from_process_local_data, sharding)
   with jax.transfer_guard("allow"):  # with several processes JAX takes these transfers for implicit ones
+    # the text last: where processes have to agree, they wait for the devices, and the images are on their way by then
+    arrays = {key: place_all(value) for key, value in batch.items() if key not in TEXT_ROWS}
     if jax.process_count() > 1:
       counts = multihost_utils.process_allgather(np.asarray(batch["tokens"].shape[1], np.int32))
       batch = pad_rows(batch, int(np.max(counts)))  # each process took the budget that its own captions need
-    return {key: jax.make_array_from_process_local_data(sharding, value) for key, value in batch.items()}
+    return arrays | {key: place_all(batch[key]) for key in TEXT_ROWS}

@@ -62,7 +62,8 @@ def test_an_axis_that_does_not_divide_is_left_out():
 
 def test_batches_are_split_over_data_and_fsdp():
   mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  batch = {"tokens": np.arange(4 * 3 * 5).reshape(4, 3, 5), "short_end": np.arange(8).reshape(4, 2)}
+  rows = np.arange(4 * 3 * 5).reshape(4, 3, 5)
+  batch = {"tokens": rows, "segment": rows + 1, "position": rows + 2, "short_end": np.arange(8).reshape(4, 2)}
   arrays = to_devices(batch, mesh)
   for key, value in batch.items():
     assert arrays[key].sharding == batch_sharding(mesh)
