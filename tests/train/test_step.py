@@ -16,7 +16,7 @@ from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import data_shards, make_mesh, place, to_devices
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import state_from
-from fgclip_jax.train.step import choose_patches, make_step, normalize
+from fgclip_jax.train.step import make_step, normalize
 
 IMAGES, BOXES = 16, 2
 MODEL = preset("tiny").replace(
@@ -176,35 +176,3 @@ def test_plain_clip(quick):
 def test_images_are_normalised_on_the_device_as_on_the_host():
   image = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
   np.testing.assert_allclose(normalize(jnp.asarray(image)), normalize_on_host(image), rtol=1e-6, atol=1e-6)
-
-
-def test_savings(quick):
-  """Patch dropout, another image size, and a frozen tower, at once."""
-  model = MODEL.replace(text={"long_length": None})
-  layout = Layout(boxes=0, row_length=24, short_length=12, long_length=None)
-  mesh = make_mesh({"data": 2}, jax.devices()[:2])
-  optimizer = dataclasses.replace(OPTIMIZER, frozen=("^text/",), clip_norm=None)
-  objective = Objective(global_long=0.0, regional=0.0, hard_negative=0.0)
-  step = quick(make_step(model, objective, optimizer, Runtime(), mesh, patch_dropout=0.5, image_size=32))
-  examples = [dataclasses.replace(e, long=None, boxes=e.boxes[:0], regions=(), negatives=()) for e in make_examples()]
-  batch = to_devices(assemble(examples, 2, layout), mesh)
-  start = flatten(random_params(model))
-  losses = []
-  for _ in range(2):  # what is dropped follows from the seed and the step
-    state = state_from(model, make_optimizer(optimizer), mesh, random_params(model))
-    for _ in range(2):
-      state, values = step(state, batch)
-      losses.append(float(values["loss"]))
-  assert losses[:2] == losses[2:]
-  for name, leaf in flatten(state.params).items():
-    assert (np.asarray(leaf) != start[name]).any() != name.startswith("text/"), name
-
-
-def test_each_image_keeps_its_own_patches():
-  kept = np.asarray(choose_patches(jax.random.key(0), images=6, patches=16, dropout=0.5))
-  assert kept.shape == (6, 8) and kept.min() >= 0 and kept.max() < 16
-  assert (np.diff(kept, axis=1) > 0).all()  # in order, none twice
-  assert len({tuple(row) for row in kept}) > 1
-  again = np.asarray(choose_patches(jax.random.key(1), images=6, patches=16, dropout=0.5))
-  assert (kept != again).any()
-  assert choose_patches(jax.random.key(0), images=2, patches=4, dropout=0.99).shape == (2, 1)
