@@ -67,10 +67,7 @@ def get_box(value: object, field: str, tell: Tell) -> tuple[float, float, float,
   """Returns a box as `check_box` does; a fifth number, the detector's score, is ignored."""
   if not isinstance(value, list):
     raise RecordError("box_not_four_numbers", field, f"needs x1, y1, x2, y2, got {_show(value)}")
-  try:
-    x1, y1, x2, y2 = check_box(value[:4] if len(value) == 5 else value, field)
-  except OverflowError as error:
-    raise RecordError("box_outside", field, "holds a number too large for a float") from error
+  x1, y1, x2, y2 = check_box(value[:4] if len(value) == 5 else value, field)
   if x1 == x2 or y1 == y2:
     tell("note", RecordError("box_without_area", field, f"has no area: {_show(value)}"))
   return x1, y1, x2, y2

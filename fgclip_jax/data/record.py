@@ -104,8 +104,10 @@ def check_box(box, field: str = "box") -> tuple[float, float, float, float]:
   """
   try:
     values = tuple(float(value) for value in box)
-  except (TypeError, ValueError, OverflowError):
+  except (TypeError, ValueError):
     values = ()
+  except OverflowError as error:
+    raise RecordError("box_outside", field, "holds a number too large for a float") from error
   if len(values) != 4 or any(isinstance(value, (str, bool)) for value in box):
     raise RecordError("box_not_four_numbers", field, f"needs x1, y1, x2, y2, got {box!r}")
   if not all(math.isfinite(value) for value in values):

@@ -55,9 +55,9 @@ def test_frozen_parameters_have_no_state_no_gradient_and_do_not_move(params):
   def loss(params):
     return sum(jnp.sum((leaf + 1) ** 2) for leaf in jax.tree.leaves(stop_frozen(params, FROZEN)))
 
-  gradients = jax.grad(loss)(params)
+  gradients = jax.jit(jax.grad(loss))(params)
   with jax.numpy_dtype_promotion("standard"):  # Optax's own code needs it
-    updates, _ = optimizer.update(gradients, state, params)
+    updates, _ = jax.jit(optimizer.update)(gradients, state, params)
   for name, update in flatten(updates).items():
     assert (name in frozen) == (not np.any(flatten(gradients)[name])), name
     assert (name in frozen) <= (not np.any(update)), name
