@@ -66,7 +66,7 @@ def test_a_random_state_is_born_split_and_the_same_on_any_mesh(mesh):
   for tree in (state.params, *moments(state)):
     kernel = tree["vision"]["transformer"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.shape == (2, 32, 64) and kernel.addressable_shards[0].data.shape == (2, 16, 32)
-    assert tree["text"]["token_embedding"].addressable_shards[0].data.shape == (256, 16)
+    assert tree["text"]["token_embedding"].addressable_shards[0].data.shape == (256, 32)
   assert int(state.step) == 0
   assert not any(np.any(leaf) for tree in moments(state) for leaf in jax.tree.leaves(tree))
   expected = flatten(random_params(3))
