@@ -10,7 +10,7 @@ import math
 
 from configs import common
 
-STEPS = {"stage1": 300, "stage2": 500}
+STEPS = {"stage1": 280, "stage2": 440}
 
 
 def get_config(stage: str = "stage2"):
