@@ -60,7 +60,8 @@ def test_frozen_parameters_have_no_moments(mesh):
     assert found == {name: place(name, shapes[name], mesh) for name in trained}
 
 
-def test_a_random_state_is_born_split_and_the_same_on_any_mesh(mesh):
+def test_a_random_state_is_born_split_and_the_same_on_any_mesh():
+  mesh = make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
   optimizer = make_optimizer(OptimizerConfig())
   state = init_state(MODEL, optimizer, mesh, seed=3)
   for tree in (state.params, *moments(state)):
