@@ -28,7 +28,7 @@ def main() -> int:
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--annotations", required=True)
   parser.add_argument("--images", required=True)
-  parser.add_argument("--steps", type=int, default=150)
+  parser.add_argument("--steps", type=int, default=60)
   args = parser.parse_args()
   logging.set_verbosity(logging.WARNING)
   with tempfile.TemporaryDirectory() as folder:

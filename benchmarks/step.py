@@ -43,7 +43,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   parser.add_argument(
     "--limit", type=float, default=300, help="seconds of timed steps per engine (default: %(default)s)"
   )
-  parser.add_argument("--unroll", type=int, default=0, help="blocks of ours unrolled; 0: all (default: %(default)s)")
+  parser.add_argument("--unroll", type=int, default=1, help="blocks of ours unrolled; 0: all (default: %(default)s)")
   parser.add_argument("--seed", type=int, default=0, help="of weights and examples (default: %(default)s)")
   parser.add_argument("--fgovd", default=str(shared / "fgovd"), help="FG-OVD's .jsonl files (default: %(default)s)")
   parser.add_argument("--real", default=str(shared / "real_mini"), help="jsonfiles/, images/ (default: %(default)s)")
