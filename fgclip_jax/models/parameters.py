@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from flax import nnx, traverse_util
 
 from fgclip_jax.models.fgclip import FGCLIP
@@ -49,8 +48,3 @@ def build(config: ModelConfig, params: Params, runtime: Runtime = Runtime()) -> 
 def count(params: Params) -> int:
   """The number of parameters."""
   return sum(leaf.size for leaf in jax.tree.leaves(params))
-
-
-def cast(params: Params, dtype: Any) -> Params:
-  """The parameters in another float dtype."""
-  return jax.tree.map(lambda leaf: jnp.asarray(leaf, dtype), params)

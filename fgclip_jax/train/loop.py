@@ -19,7 +19,7 @@ from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.mesh import data_shards, make_mesh, to_devices
 from fgclip_jax.train.metrics import Clock, Metrics, duration
 from fgclip_jax.train.optimizer import make_optimizer
-from fgclip_jax.train.state import TrainState, init_state, make_state, state_from, state_shardings
+from fgclip_jax.train.state import TrainState, abstract_state, init_state, state_from, state_shardings
 from fgclip_jax.train.step import make_step
 from fgclip_jax.weights import folder as folders
 from fgclip_jax.weights import huggingface, native
@@ -69,8 +69,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   optimizer = make_optimizer(run.optimizer)
   if checkpoints.latest is not None:
     shardings = state_shardings(model, optimizer, mesh)
-    abstract = jax.eval_shape(lambda: make_state(optimizer, abstract_like(model)))
-    state = checkpoints.restore(shardings, abstract)
+    state = checkpoints.restore(shardings, abstract_state(model, optimizer))
     say(f"continuing {workdir} from step {begin}{_changes(checkpoints.saved_config(), run.values)}")
   elif run.init_from:
     state = state_from(model, optimizer, mesh, read_weights(run.init_from, model))
@@ -194,11 +193,6 @@ def use_compilation_cache(folder: str) -> None:
     folder = CACHE_FOLDER if jax.default_backend() != "cpu" else ""
   if folder:
     jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
-
-
-def abstract_like(model: ModelConfig) -> Any:
-  """Zeros in the shape of the parameters, for `jax.eval_shape`."""
-  return jax.tree.map(lambda leaf: jax.numpy.zeros(leaf.shape, leaf.dtype), abstract_params(model))
 
 
 def read_weights(folder: str, model: ModelConfig) -> Any:

@@ -27,11 +27,15 @@ def make_state(optimizer: optax.GradientTransformation, params: Params) -> Train
   return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
 
 
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
+  """The shapes and dtypes of a state, without making it."""
+  return jax.eval_shape(lambda params: make_state(optimizer, params), abstract_params(config))
+
+
 def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
   """Where each leaf of the state lies: the optimizer's moments like their parameters, the rest everywhere."""
-  params = abstract_params(config)
-  state = jax.eval_shape(lambda: make_state(optimizer, jax.tree.map(jnp.zeros_like, params)))
-  shapes = {name: leaf.shape for name, leaf in flatten(params).items()}
+  state = abstract_state(config, optimizer)
+  shapes = {name: leaf.shape for name, leaf in flatten(state.params).items()}
   everywhere = NamedSharding(mesh, PartitionSpec())
 
   def find(path, leaf):
