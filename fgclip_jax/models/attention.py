@@ -88,13 +88,46 @@ def attention_mask(
 
 
 def _xla(query, key, value, segment, *, causal):
-  scores = jnp.einsum("bthd,bshd->bhts", query, key, preferred_element_type=jnp.float32)
-  scores = scores * (query.shape[-1] ** -0.5)
-  mask = attention_mask(query.shape[1], segment, causal)
-  if mask is not None:
-    scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
-  weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-  return checkpoint_name(jnp.einsum("bhts,bshd->bthd", weights, value), NAME)
+  by_head = (jnp.swapaxes(x, 1, 2) for x in (query * query.shape[-1] ** -0.5, key, value))
+  mixed = _attention(*by_head, attention_mask(query.shape[1], segment, causal))
+  return checkpoint_name(jnp.swapaxes(mixed, 1, 2), NAME)
+
+
+@jax.custom_vjp
+def _attention(
+  query: Float[Array, "B H T C"],
+  key: Float[Array, "B H T C"],
+  value: Float[Array, "B H T C"],
+  mask: Bool[Array, "#B 1 T T"] | None,
+) -> Float[Array, "B H T C"]:
+  """Attention of scaled queries; the backward pass computes the [T, T] weights anew, so that they are not kept."""
+  return jnp.einsum("bhts,bhsc->bhtc", _weights(query, key, mask).astype(value.dtype), value)
+
+
+def _weights(query, key, mask) -> Float[Array, "B H T T"]:
+  """The softmax, in float32."""
+  scores = jnp.einsum("bhtc,bhsc->bhts", query, key, preferred_element_type=jnp.float32)
+  return jax.nn.softmax(scores if mask is None else jnp.where(mask, scores, jnp.finfo(jnp.float32).min), axis=-1)
+
+
+def _attention_forward(query, key, value, mask):
+  mixed = _attention(query, key, value, mask)
+  return mixed, (query, key, value, mask, mixed)
+
+
+def _attention_backward(kept, gradient):
+  query, key, value, mask, mixed = kept
+  weights = _weights(query, key, mask)
+  value_gradient = jnp.einsum("bhts,bhtc->bhsc", weights.astype(value.dtype), gradient)
+  by_weight = jnp.einsum("bhtc,bhsc->bhts", gradient, value, preferred_element_type=jnp.float32)
+  # what all weights of a row have in common: the softmax takes no notice of it
+  common = jnp.sum(gradient.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
+  by_score = (weights * (by_weight - common)).astype(query.dtype)
+  query_gradient = jnp.einsum("bhts,bhsc->bhtc", by_score, key)
+  return query_gradient, jnp.einsum("bhts,bhtc->bhsc", by_score, query), value_gradient, None
+
+
+_attention.defvjp(_attention_forward, _attention_backward)
 
 
 def _cudnn(query, key, value, segment, *, causal):

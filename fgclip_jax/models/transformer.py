@@ -73,10 +73,36 @@ def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
   return nnx.LayerNorm(width, epsilon=epsilon, dtype=jnp.float32, use_fast_variance=False, rngs=rngs)
 
 
+@jax.custom_vjp
+def matmul(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
+  """The matrix product. JAX's own gradient by the kernel is a transposed product, for which XLA copies on CPUs."""
+  return jnp.matmul(x, kernel)
+
+
+def _matmul_forward(x, kernel):
+  return jnp.matmul(x, kernel), (x, kernel)
+
+
+def _matmul_backward(kept, gradient):
+  x, kernel = kept
+  rows, gradients = x.reshape(-1, x.shape[-1]), gradient.reshape(-1, gradient.shape[-1])
+  by_x = jax.lax.dot_general(gradients, kernel, (((1,), (1,)), ((), ())))
+  return by_x.reshape(x.shape), jax.lax.dot_general(rows, gradients, (((0,), (0,)), ((), ())))
+
+
+matmul.defvjp(_matmul_forward, _matmul_backward)
+
+
 def linear(inputs: int, outputs: int, std: float, dtype: Dtype, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
   """A linear layer with float32 parameters, computing in `dtype`."""
   init = nnx.initializers.normal(std)
-  return nnx.Linear(inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, rngs=rngs)
+
+  def dot_general(x, kernel, *_, **__):
+    return matmul(x, kernel)
+
+  return nnx.Linear(
+    inputs, outputs, use_bias=use_bias, dtype=dtype, kernel_init=init, dot_general=dot_general, rngs=rngs
+  )
 
 
 class Attention(nnx.Module):
