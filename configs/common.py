@@ -79,7 +79,9 @@ def get_config() -> ml_collections.ConfigDict:
   )
 
   # fgclip_jax/models/transformer.py
-  config.runtime = ml_collections.ConfigDict({"dtype": "bfloat16", "remat": "full", "unroll": 1, "attention": "auto"})
+  config.runtime = ml_collections.ConfigDict(
+    {"dtype": "bfloat16", "remat": "full", "unroll": 1, "attention": "auto", "micro_batches": 1}
+  )
 
   # sizes of the mesh's axes; -1 takes what the others leave
   config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.text import TextTower
-from fgclip_jax.models.transformer import Runtime, linear
+from fgclip_jax.models.transformer import Runtime, in_parts, linear
 from fgclip_jax.models.vision import VisionTower
 
 
@@ -49,7 +49,7 @@ class FGCLIP(nnx.Module):
   """The model. Features are not normalised unless said; see `__call__` for what training compares."""
 
   def __init__(self, config: ModelConfig, runtime: Runtime = Runtime(), *, rngs: nnx.Rngs):
-    self.config = config
+    self.config, self.runtime = config, runtime
     self.vision = VisionTower(config.vision, runtime, rngs=rngs)
     self.text = TextTower(config.text, runtime, rngs=rngs)
 
@@ -96,9 +96,14 @@ class FGCLIP(nnx.Module):
     """
     shards, per_shard = batch["image"].shape[:2]
     images = shards * per_shard
-    image, dense = self.image_features(batch["image"].reshape(images, *batch["image"].shape[2:]), keep)
-
     regions = batch["boxes"].shape[2] if self.config.fine_grained else 0
+
+    def encode_images(image, boxes, keep):
+      pooled, dense = self.image_features(image, keep)
+      return unit_length(pooled), unit_length(roi_align(dense, boxes)) if regions else None
+
+    folded = (batch[key].reshape(images, *batch[key].shape[2:]) for key in ("image", "boxes"))
+    image, region_image = in_parts(encode_images, self.runtime.micro_batches, shards, *folded, keep)
     ends = {"short": batch["short_end"]}
     if self.config.fine_grained:
       ends["long"] = batch["long_end"]
@@ -106,14 +111,12 @@ class FGCLIP(nnx.Module):
       ends["region"] = batch["region_end"]
       ends["hard"] = batch["hard_end"]
     read = self._read_ends(batch, ends)
-    embeddings = Embeddings(image=unit_length(image), short=unit_length(self.short_projection(read["short"])))
+    embeddings = Embeddings(image=image, short=unit_length(self.short_projection(read["short"])))
     if self.config.fine_grained:
       embeddings = embeddings.replace(long=unit_length(self.long_projection(read["long"])))
     if not regions:
       return embeddings
 
-    boxes = batch["boxes"].reshape(images, regions, 4)
-    region_image = unit_length(roi_align(dense, boxes))
     hard_box = jnp.maximum(batch["hard_box"], 0)
     by_shard = region_image.reshape(shards, per_shard * regions, -1)
     hard_image = jnp.take_along_axis(by_shard, hard_box[..., None], axis=1)
@@ -132,9 +135,12 @@ class FGCLIP(nnx.Module):
 
   def _read_ends(self, batch: dict[str, Array], ends: dict[str, Int[Array, "G ..."]]) -> dict[str, Float[Array, "..."]]:
     """Encodes the batch's rows and reads, for each array of ends, the normed vectors: shard axis folded."""
+    parts = self.runtime.micro_batches
     shards, rows, length = batch["tokens"].shape
-    packed = (batch[key].reshape(shards * rows, length) for key in ("tokens", "segment", "position"))
-    hidden = self.text(*packed).reshape(shards, rows * length, -1)
+    missing = -rows % parts  # empty rows, up to a multiple of the parts
+    packed = (jnp.pad(batch[key], ((0, 0), (0, missing), (0, 0))) for key in ("tokens", "segment", "position"))
+    folded = (x.reshape(shards * (rows + missing), length) for x in packed)
+    hidden = in_parts(self.text, parts, shards, *folded).reshape(shards, (rows + missing) * length, -1)
     flat = {name: end.reshape(shards, -1) for name, end in ends.items()}
     index = jnp.maximum(jnp.concatenate(list(flat.values()), axis=1), 0)
     vectors = self.text.final_norm(jnp.take_along_axis(hidden, index[..., None], axis=1))

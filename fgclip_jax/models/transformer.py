@@ -28,6 +28,9 @@ class Runtime:
       names `qkv`, `attention`, `mlp_up`, `mlp_down`.
     unroll: how many blocks of the scan over depth are unrolled; 0 unrolls all.
     attention: `xla`, `splash` (TPU), `cudnn` (NVIDIA GPU), or `auto`: what fits the machine, see `attention.attend`.
+    micro_batches: into how many parts a shard's images and its rows of text are divided; the towers go through them
+      one after another and recompute each in the backward pass, so that only one part's activations are held. The
+      losses see the embeddings of all parts: gradients are those of the whole batch.
     sharding: how activations, [B, T, heads, channels], lie on a mesh of devices; None on a single device.
   """
 
@@ -35,6 +38,7 @@ class Runtime:
   remat: str = "none"
   unroll: int = 1
   attention: str = "auto"
+  micro_batches: int = 1
   sharding: NamedSharding | None = None
 
   def __post_init__(self):
@@ -59,6 +63,33 @@ def remat_policy(name: str) -> Callable | None:
   if name.startswith("save:") and set(names) <= set(_SAVE_NAMES):
     return policies.save_only_these_names(*names)
   raise ValueError(f"remat must be 'none', 'dots', 'full' or 'save:' with names of {_SAVE_NAMES}, got {name!r}")
+
+
+def in_parts(function: Callable[..., Any], parts: int, shards: int, *arrays: Any) -> Any:
+  """`function` of arrays [shards * n, ...], on n / parts rows of every shard at a time.
+
+  A part is computed anew in the backward pass: what is held are its inputs and outputs. This is the gradient cache of
+  arXiv 2101.06983, which JAX's own differentiation makes of a map over recomputed parts.
+
+  Raises:
+    ValueError: `parts` does not divide n.
+  """
+  if parts == 1:
+    return function(*arrays)
+
+  def split(x):
+    rows = x.shape[0] // shards
+    if rows % parts:
+      raise ValueError(f"runtime.micro_batches {parts} must divide the {rows} images of a data shard")
+    x = jnp.moveaxis(x.reshape(shards, parts, rows // parts, *x.shape[1:]), 1, 0)
+    return x.reshape(parts, shards * (rows // parts), *x.shape[3:])
+
+  def join(y):
+    y = jnp.moveaxis(y.reshape(parts, shards, y.shape[1] // shards, *y.shape[2:]), 0, 1)
+    return y.reshape(shards * y.shape[1] * y.shape[2], *y.shape[3:])
+
+  recomputed = jax.checkpoint(lambda part: function(*part), prevent_cse=False)
+  return jax.tree.map(join, jax.lax.map(recomputed, jax.tree.map(split, arrays)))
 
 
 def activation(name: str) -> Callable[[Array], Array]:

@@ -139,6 +139,7 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
   if left:
     raise ValueError(f"unknown keys {sorted(left)} in the config; see configs/common.py")
   _whole("runtime.unroll", run.runtime.unroll, least=0)
+  _whole("runtime.micro_batches", run.runtime.micro_batches)
   _check_objective(run)
   _check_savings(run)
   if not run.data.path:

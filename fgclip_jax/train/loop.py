@@ -34,8 +34,11 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   mesh = make_mesh(run.mesh)
   processes, chief = jax.process_count(), jax.process_index() == 0
   shards = data_shards(mesh)
-  if run.data.batch_size % shards:
-    raise ValueError(f"config.data.batch_size {run.data.batch_size} must divide over {shards} data shards")
+  if run.data.batch_size % (shards * run.runtime.micro_batches):
+    raise ValueError(
+      f"config.data.batch_size {run.data.batch_size} must divide over {shards} data shards"
+      + (f" x {run.runtime.micro_batches} micro-batches" if run.runtime.micro_batches > 1 else "")
+    )
   say = print if chief else lambda *_: None
   model = run.model
   say(

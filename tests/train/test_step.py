@@ -16,7 +16,7 @@ from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import data_shards, make_mesh, place, to_devices
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import state_from
-from fgclip_jax.train.step import make_step, normalize
+from fgclip_jax.train.step import make_loss, make_step, normalize
 
 IMAGES, BOXES = 16, 2
 MODEL = preset("tiny").replace(
@@ -123,6 +123,36 @@ def test_a_mesh_gives_what_one_device_gives(quick, expected, sizes):
     assert leaf.sharding == place(name, leaf.shape, run.mesh), name  # and so they stay
     np.testing.assert_allclose(leaf, flatten(expected[0].params)[name], rtol=1e-4, atol=2e-6, err_msg=name)
   assert int(state.step) == 2
+
+
+@pytest.mark.parametrize("parts, sizes", [(4, (1, 1, 1)), (2, (2, 2, 1))], ids=str)
+def test_micro_batches_give_what_one_piece_gives(quick, single, expected, parts, sizes):
+  """Regions, hard negatives and packed text included; with four parts there are empty rows to fill the last."""
+  sizes = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+  run = Run(quick, sizes, devices=sizes["data"] * sizes["fsdp"], runtime=Runtime(micro_batches=parts))
+  assert run.batch(make_examples())["tokens"].shape[1] % parts or parts == 2
+  state, metrics = run.updates(make_examples())
+  for values, single_values in zip(metrics, expected[1], strict=True):
+    assert values == pytest.approx(single_values, rel=1e-5)
+  for name, leaf in flatten(state.params).items():
+    np.testing.assert_allclose(leaf, flatten(expected[0].params)[name], rtol=1e-5, atol=2e-6, err_msg=name)
+
+
+def test_micro_batches_hold_less():
+  def temporary(parts):
+    loss = make_loss(MODEL, OBJECTIVE, Runtime(micro_batches=parts), None)
+    batch = jax.tree.map(jnp.asarray, assemble(make_examples() * 4, 1, LAYOUT))
+    gradient = jax.jit(jax.grad(lambda params: loss(params, batch, jax.random.key(0))[0]))
+    compiled = gradient.lower(random_params(MODEL)).compile(compiler_options={"xla_backend_optimization_level": 0})
+    return compiled.memory_analysis().temp_size_in_bytes
+
+  assert temporary(8) < 0.5 * temporary(1)
+
+
+def test_micro_batches_that_do_not_divide():
+  loss = make_loss(MODEL, OBJECTIVE, Runtime(micro_batches=3), None)
+  with pytest.raises(ValueError, match="runtime.micro_batches 3 must divide the 16 images of a data shard"):
+    loss(random_params(MODEL), jax.tree.map(jnp.asarray, assemble(make_examples(), 1, LAYOUT)), jax.random.key(0))
 
 
 def test_a_batch_without_any_region(single):
