@@ -18,6 +18,7 @@ from fgclip_jax.data import record as records
 from fgclip_jax.data.image import open_image, to_square
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, measured_ladder
 from fgclip_jax.data.record import Record, RecordError
+from fgclip_jax.data.shards import Records
 from fgclip_jax.data.tokenizer import Tokenizer
 
 REGION_TEXTS = ("random", "short", "long")
@@ -75,41 +76,6 @@ class DataConfig:
       raise ValueError(f"data.max_bad_share must lie in 0..1, got {self.max_bad_share}")
 
 
-class Records:
-  """A split's records by number; the readers open when first used, in the process that uses them."""
-
-  def __init__(self, folder: str, split: str):
-    self.paths = records.find_shards(folder, split)
-    self._source = None
-    counts = []
-    for path in self.paths:
-      try:
-        counts.append(len(grain.sources.ArrayRecordDataSource([path])))
-      except Exception as error:  # the reader raises many types; the cause is chained
-        cause = str(error) or "it ends too early"
-        raise ValueError(f"{path!r} is not a readable ArrayRecord file ({cause}); run `prepare` again") from error
-    self._ends = np.cumsum(counts)
-    if not self._ends[-1]:
-      raise ValueError(f"split {split!r} of {folder!r} has no record")
-
-  def __getstate__(self):
-    return self.__dict__ | {"_source": None}
-
-  def __len__(self) -> int:
-    return int(self._ends[-1])
-
-  def __getitem__(self, index: int) -> bytes:
-    if self._source is None:
-      self._source = grain.sources.ArrayRecordDataSource(self.paths)
-    return self._source[index]
-
-  def where(self, index: int) -> str:
-    """The file and the record's number in it, for messages."""
-    shard = int(np.searchsorted(self._ends, index, side="right"))
-    first = int(self._ends[shard - 1]) if shard else 0
-    return f"{self.paths[shard]}, record {index - first}"
-
-
 @dataclasses.dataclass(frozen=True)
 class Bad:
   """A record that was replaced: the class of the fault, and where and what it was."""
@@ -129,22 +95,22 @@ class LoadExample(grain.transforms.RandomMap):
     self._tokenizer = Tokenizer()
 
   def random_map(self, index: int, rng: np.random.Generator) -> tuple[Example, tuple[Bad, ...]]:
-    """The example of this record, or of the next good one."""
-    bad = []
-    for attempt in range(min(_TRIES, len(self.source))):
-      number = (int(index) + attempt) % len(self.source)
+    """The example of this record, or of the next good one; in place of one that its shard has lost, of one far away.
+
+    Raises:
+      ValueError: none is good, or something else went wrong; of a kind that other processes can be told.
+    """
+    bad, number, total = [], int(index), len(self.source)
+    while len(bad) < min(_TRIES, total):
       try:
-        record = records.decode(self._read(number))
-        return self._example(record, number, rng), tuple(bad)
+        return self._example(records.decode(self.source[number]), number, rng), tuple(bad)
       except RecordError as error:
         bad.append(Bad(error.kind, f"{self.source.where(number)}: {error}"))
+        # the neighbours of a lost record are lost, too
+        number = (number + (int(0.618 * total) + 1 if error.kind == "shard_lost" else 1)) % total
+      except Exception as error:  # a worker's exception that cannot be pickled would never arrive
+        raise ValueError(f"{self.source.where(number)}: {type(error).__name__}: {error}") from error
     raise ValueError(f"{len(bad)} records in a row are bad; the last: {bad[-1].message}")
-
-  def _read(self, number: int) -> bytes:
-    try:
-      return self.source[number]
-    except Exception as error:  # the reader raises many types; the cause is chained
-      raise RecordError("record_corrupt", "record", f"cannot be read ({error})") from error
 
   def _example(self, record: Record, number: int, rng: np.random.Generator) -> Example:
     config, layout = self.config, self.layout
@@ -280,6 +246,8 @@ class Loader:
     if not layout.ladder:
       layout = dataclasses.replace(layout, ladder=measure_ladder(source, config, layout, seed, shards * process_count))
     self.layout = layout
+    for line in source.damage:
+      print(line, flush=True)
     self.records, self.epoch_steps = len(source), len(source) / config.batch_size
     self.bad: dict[str, int] = {}
     self.seen, self.waited, self._config = 0, 0.0, config

@@ -225,8 +225,8 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
     workers: number of processes; all processors if None. The records do not depend on it.
 
   Returns:
-    What `info.json` holds: `name`, `version`, `arguments`, `splits` (number of records of each), and
-    `region_classes`, the captions of all descriptions, which regions can be classified into.
+    What `info.json` holds: `name`, `version`, `arguments`, `splits` (number of records of each), `shards` (that of
+    each shard), and `region_classes`, the captions of all descriptions, which regions can be classified into.
 
   Raises:
     ValueError: a count below one or a negative seed.
@@ -242,14 +242,16 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
     if value < least:
       raise ValueError(f"{argument} must be at least {least}, got {value}")
   splits = {"train": train, "validation": validation}
+  by_split = {split: _shards(output, split, count, seed) for split, count in splits.items()}
   info = {
     "name": NAME,
     "version": VERSION,
     "arguments": {"train": train, "validation": validation, "seed": seed},
     "splits": splits,
+    "shards": {split: [shard.stop - shard.start for shard in shards] for split, shards in by_split.items()},
     "region_classes": [item.caption for item in descriptions()],
   }
-  shards = [shard for split, count in splits.items() for shard in _shards(output, split, count, seed)]
+  shards = [shard for split in by_split.values() for shard in split]
   os.makedirs(output, exist_ok=True)
   _check_folder(output)
   if record.read_info(output) == info and all(os.path.exists(shard.path) for shard in shards):

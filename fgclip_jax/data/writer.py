@@ -86,7 +86,7 @@ def _write(job: plans.Job, state: str, workers: int, overwrite: bool) -> Tally:
     tallies[number] = tally
   for tally in tallies:
     total.merge(tally)
-  _finish(job, plan, total)
+  _finish(job, plan, total, [tally.records for tally in tallies])
   return total
 
 
@@ -260,7 +260,7 @@ def _refuse_fault(*tallies: Tally) -> None:
       raise plans.PrepareError(f"--strict: {fault.example}")
 
 
-def _finish(job: plans.Job, plan: dict, total: Tally) -> None:
+def _finish(job: plans.Job, plan: dict, total: Tally, shards: list[int]) -> None:
   """Writes `report-SPLIT.json`, `features.json` and `info.json`."""
   if not total.records:
     _clear(job, os.path.join(job.output, ".prepare", job.split))
@@ -275,6 +275,7 @@ def _finish(job: plans.Job, plan: dict, total: Tally) -> None:
   info = record.read_info(job.output)
   info.setdefault("name", job.name)
   info.setdefault("splits", {})[job.split] = total.records
+  info.setdefault("shards", {})[job.split] = shards
   info.setdefault("sources", {})[job.split] = {
     "form": job.form,
     "images": os.path.abspath(job.images),

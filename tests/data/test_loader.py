@@ -17,9 +17,10 @@ from PIL import Image
 from fgclip_jax.data import loader as loader_module
 from fgclip_jax.data import record as records
 from fgclip_jax.data.image import open_image, to_square
-from fgclip_jax.data.loader import DataConfig, Loader, Records
+from fgclip_jax.data.loader import DataConfig, Loader
 from fgclip_jax.data.packing import NONE, Layout, budget_ladder
-from fgclip_jax.data.record import Record, Region
+from fgclip_jax.data.record import Record, Region, write_info
+from fgclip_jax.data.salvage import DamagedShard
 from fgclip_jax.data.tokenizer import Tokenizer
 
 SIZE = 16  # side of the images that the loader makes
@@ -385,32 +386,59 @@ def test_a_missing_shard(tmp_path):
     make_loader(str(tmp_path))
 
 
-@pytest.mark.parametrize("damage", ["half", "nothing", "garbage"])
-def test_a_shard_that_cannot_be_opened_is_named(tmp_path, damage):
-  path = write_shards(tmp_path, RECORDS, shards=3)[1]
-  size = os.path.getsize(path)
-  with open(path, "rb+") as file:
-    if damage == "garbage":
-      file.write(np.random.default_rng(0).bytes(size))
-    else:
-      file.truncate(size // 2 if damage == "half" else 0)
-  with pytest.raises(ValueError, match="00001-of-00003' is not a readable ArrayRecord file .*run `prepare` again"):
-    make_loader(str(tmp_path))
-
-
 def test_a_split_without_a_record(tmp_path):
   write_shards(tmp_path, [])
   with pytest.raises(ValueError, match="split 'train' of .* has no record"):
     make_loader(str(tmp_path))
 
 
-def test_records_say_where_they_lie(tmp_path):
-  paths = write_shards(tmp_path, RECORDS, shards=4)
-  source = Records(str(tmp_path), "train")
-  assert [source.where(index) for index in (0, 4, 5, 10, 11, 22)] == [
-    f"{paths[0]}, record 0", f"{paths[0]}, record 4", f"{paths[1]}, record 0",
-    f"{paths[1]}, record 5", f"{paths[2]}, record 0", f"{paths[3]}, record 5",
-  ]  # fmt: skip
+def test_a_truncated_shard_gives_what_it_holds(tmp_path, capsys):
+  paths = write_shards(tmp_path, RECORDS, shards=2)  # 11 and 12 records
+  whole = make_loader(str(tmp_path), batch_size=COUNT)
+  expected = [batch["record"].ravel().tolist() for batch in take(whole, 3)]
+  with open(paths[0], "rb+") as file:
+    file.truncate(os.path.getsize(paths[0]) // 20)  # most of a file as small as this is its index
+  write_info(str(tmp_path), {"shards": {"train": [11, 12]}})
+  loader = make_loader(str(tmp_path), batch_size=COUNT, max_bad_share=1.0)
+  batches = [batch["record"].ravel().tolist() for batch in take(loader, 3)]
+  held = len(DamagedShard(paths[0]))
+  assert 0 < held < 11 and f"{held} of its 11 records can be read" in capsys.readouterr().out
+  lost = set(range(held, 11))
+  assert loader.bad == {"shard_lost": sum(number in lost for batch in expected for number in batch)}
+  for found, wanted in zip(batches, expected, strict=True):  # the others stand where they stood
+    assert not lost & set(found)
+    assert [number for number, place in zip(found, wanted, strict=True) if place not in lost] == [
+      number for number in wanted if number not in lost
+    ]
+
+
+@pytest.mark.parametrize("damage", ["emptied", "garbage"])
+def test_a_shard_of_which_nothing_is_left(tmp_path, damage, capsys):
+  path = write_shards(tmp_path, RECORDS, shards=3)[1]
+  with open(path, "rb+") as file:
+    file.write(np.random.default_rng(0).bytes(os.path.getsize(path)))
+    if damage == "emptied":
+      file.truncate(0)
+  loader = make_loader(str(tmp_path), batch_size=4)
+  assert loader.records == COUNT - 8  # nothing says how many there were
+  assert f"damaged shard {path}" in capsys.readouterr().out
+  for name in os.listdir(tmp_path):
+    os.truncate(tmp_path / name, 0)
+  with pytest.raises(ValueError, match=r"has no record that can be read\n(damaged shard .*\n){2}damaged shard"):
+    make_loader(str(tmp_path))
+
+
+def test_any_other_fault_is_an_error_that_says_where(toy, monkeypatch):
+  class Odd(Exception):
+    def __init__(self, one, two):
+      super().__init__(one)
+
+  def fail(*_):
+    raise Odd("out of", "order")
+
+  monkeypatch.setattr(loader_module, "to_square", fail)
+  with pytest.raises(ValueError, match="record [0-9]+: Odd: out of"):
+    next(make_loader(toy))
 
 
 def test_a_killed_worker_is_an_error(toy):

@@ -210,17 +210,15 @@ def test_weights_that_do_not_fit(clip_weights, tmp_path):
 # ---- errors come before anything is compiled
 
 
-@pytest.mark.parametrize("damage", ["truncated", "empty"])
-def test_data_that_cannot_be_read(data, clip_weights, tmp_path, monkeypatch, damage):
+def test_data_that_cannot_be_read(data, clip_weights, tmp_path, monkeypatch):
   shard = next(name for name in os.listdir(data) if "-train." in name)
   run = make_run(data, clip_weights)
   folder = tmp_path / "data"
   folder.mkdir()
-  with open(os.path.join(data, shard), "rb") as source, open(folder / shard, "wb") as copy:
-    copy.write(source.read()[: 100_000 if damage == "truncated" else 0])
+  (folder / shard).touch()
   for name in ("init_state", "state_from", "make_step"):
     monkeypatch.setattr(loop, name, lambda *_, **__: pytest.fail("compiled"))
-  with pytest.raises(ValueError, match="is not a readable ArrayRecord file"):
+  with pytest.raises(ValueError, match=f"has no record that can be read\ndamaged shard .*{shard}"):
     train(make_run(str(folder), clip_weights), str(tmp_path / "run"))
   assert run.data.path == data
 
