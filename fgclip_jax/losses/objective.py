@@ -9,8 +9,12 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from fgclip_jax.losses.contrastive import Axis, hard_negative_loss, info_nce, regional_info_nce
+from fgclip_jax.losses.contrastive import contrast, hard_negative_loss
+from fgclip_jax.losses.forms import FORMS
+from fgclip_jax.losses.pairs import Axis
 from fgclip_jax.models.fgclip import Embeddings
+
+CONTRASTS = ("softmax", "sigmoid")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +27,11 @@ class Objective:
       over groups); None is the whole batch. The published code contrasts within each device's own batch, 512
       images: set 512 to get its objective on any mesh.
     regional_mask_identical: regions with identical captions do not repel each other.
+    contrast: of the global terms and the regional one: `softmax`, CLIP's InfoNCE, or `sigmoid`, SigLIP's loss of
+      single pairs, whose bias is learned beside the temperatures.
+    form: how these are computed, which changes no result: `dense`, `rows`, `chunked`, `ring` (see
+      `fgclip_jax/losses/forms.py`), or `auto`, which goes by the number of rows and devices.
+    chunk: how many columns of logits the forms `chunked` and `ring` hold at a time.
   """
 
   global_long: float = 1.0
@@ -31,6 +40,16 @@ class Objective:
   hard_negative: float = 0.5
   regional_group: int | None = None
   regional_mask_identical: bool = False
+  contrast: str = "softmax"
+  form: str = "auto"
+  chunk: int = 1024
+
+  def __post_init__(self):
+    for name, choices in (("contrast", CONTRASTS), ("form", ("auto", *FORMS))):
+      if getattr(self, name) not in choices:
+        raise ValueError(f"objective.{name} must be one of {choices}, got {getattr(self, name)!r}")
+    if self.chunk < 1:
+      raise ValueError(f"objective.chunk must be at least 1, got {self.chunk}")
 
   @property
   def needs_regions(self) -> bool:
@@ -49,12 +68,17 @@ def objective_terms(
 
   Args:
     embeddings: of the whole batch; under a mesh, sharded over `batch_axes` along their first axis.
-    temperature: log scales `global`, and for the region terms `regional`, `hard_negative`.
+    temperature: log scales `global`, and for the region terms `regional`, `hard_negative`; for the sigmoid contrast
+      also its `bias`.
+    objective: the weights and options.
     mesh: where the losses are computed with local rows; None computes on the whole arrays.
+    batch_axes: the axes of the mesh that the batch is split over.
 
   Raises:
-    ValueError: `regional_group` does not divide the number of images.
+    ValueError: `regional_group` does not divide the number of images, or the sigmoid contrast has no bias.
   """
+  if objective.contrast == "sigmoid" and "bias" not in temperature:
+    raise ValueError("the sigmoid contrast needs temperature/bias: give the model a logit_bias")
   images = embeddings.image.shape[0]
   group = objective.regional_group or images
   if images % group:
@@ -64,9 +88,10 @@ def objective_terms(
     boxes = embeddings.region_image.shape[1]
     inputs["region_group"] = jnp.repeat(jnp.arange(images) // group, boxes).reshape(images, boxes)
     inputs["hard_group"] = embeddings.hard_row // (boxes * group)
-  scales = {name: jnp.exp(value) for name, value in temperature.items()}
+  scales = {name: jnp.exp(value) for name, value in temperature.items() if name != "bias"}
+  bias = temperature["bias"] if objective.contrast == "sigmoid" else None
   if mesh is None:
-    return _terms(inputs, scales, objective, images // group, local_groups=True, axis=None)
+    return _terms(inputs, scales, bias, objective, images // group, local_groups=True, axis=None)
   shards = 1
   for axis in batch_axes:
     shards *= mesh.shape[axis]
@@ -74,29 +99,31 @@ def objective_terms(
   local = functools.partial(
     _terms, objective=objective, groups=images // group, local_groups=local_groups, axis=batch_axes
   )
-  spec = PartitionSpec(batch_axes)
-  return jax.shard_map(local, mesh=mesh, in_specs=(spec, PartitionSpec()), out_specs=PartitionSpec())(inputs, scales)
+  split, everywhere = PartitionSpec(batch_axes), PartitionSpec()
+  sharded = jax.shard_map(local, mesh=mesh, in_specs=(split, everywhere, everywhere), out_specs=everywhere)
+  return sharded(inputs, scales, bias)
 
 
-def _terms(inputs, scales, objective: Objective, groups: int, local_groups: bool, axis: Axis):
+def _terms(inputs, scales, bias, objective: Objective, groups: int, local_groups: bool, axis: Axis):
   e: Embeddings = inputs["embeddings"]
   terms = {}
+  term = functools.partial(contrast, form=objective.form, chunk=objective.chunk, axis=axis)
   if objective.global_long and e.long is not None:
-    terms["global_long"] = info_nce(e.image, e.long, scales["global"], axis=axis)
+    terms["global_long"] = term(e.image, e.long, scales["global"], bias)
   if objective.global_short:
-    terms["global_short"] = info_nce(e.image, e.short, scales["global"], axis=axis)
+    terms["global_short"] = term(e.image, e.short, scales["global"], bias)
   if objective.regional and e.region_image is not None:
     width = e.image.shape[-1]
-    terms["regional"] = regional_info_nce(
+    terms["regional"] = term(
       e.region_image.reshape(-1, width),
       e.region_text.reshape(-1, width),
-      e.region_valid.reshape(-1),
-      inputs["region_group"].reshape(-1),
       scales["regional"],
+      bias,
+      valid=e.region_valid.reshape(-1),
+      group=inputs["region_group"].reshape(-1),
       groups=groups,
       caption=e.region_caption.reshape(-1) if objective.regional_mask_identical else None,
       local_groups=local_groups,
-      axis=axis,
     )
   if objective.hard_negative and e.hard_image is not None:
     terms["hard_negative"] = hard_negative_loss(
