@@ -27,7 +27,7 @@ def get_config(model: str = "vit_b32"):
       "b2": 0.98,
       "eps": 1e-6,
       "weight_decay": 0.2,
-      "no_decay": ("norm", "bias", "temperature", "class_embedding"),
+      "rules": (("norm|bias|temperature|class_embedding", "weight_decay", 0.0),),
       "temperature_max": math.log(100),
     }
   )

@@ -17,6 +17,7 @@ def get_config() -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.steps = 1000
+  config.ema_decay = _unset(float)  # e.g. 0.9999: keeps an average of the weights, which evaluation then takes
 
   # the model: a name of fgclip_jax/models/presets.py, or `from_weights` to take the size from `init_from`
   config.model = "vit_b16"
@@ -64,15 +65,19 @@ def get_config() -> ml_collections.ConfigDict:
   # fgclip_jax/train/optimizer.py
   config.optimizer = ml_collections.ConfigDict(
     {
+      "name": "adamw",  # or adafactor, lion, muon
       "learning_rate": 1e-6,
       "warmup_steps": 200,
       "end_fraction": 0.0,
       "b1": 0.9,
       "b2": 0.999,
       "eps": 1e-8,
+      "moment_dtype": "float32",  # of first moments; or bfloat16
       "weight_decay": 0.001,
-      "no_decay": ("norm", "bias"),
-      "frozen": (),  # e.g. ("^vision",): the image tower and its projection
+      # (pattern, setting, value) by parameter name, the first found decides: factors on `weight_decay` and
+      # `learning_rate`, or `frozen`; e.g. ("^vision", "frozen", 1.0): the image tower and its projection
+      "rules": (("norm", "weight_decay", 0.0), ("bias", "weight_decay", 0.0)),
+      "layer_decay": 1.0,  # a block's learning rate as a share of the one's above it
       "clip_norm": _unset(float),
       "temperature_max": _unset(float),
     }

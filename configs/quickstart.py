@@ -34,7 +34,7 @@ def get_config(stage: str = "stage2"):
       "b2": 0.98,
       "eps": 1e-6,
       "weight_decay": 0.05,
-      "no_decay": ("norm", "bias", "temperature", "class_embedding"),
+      "rules": (("norm|bias|temperature|class_embedding", "weight_decay", 0.0),),
       "clip_norm": 1.0,
       "temperature_max": math.log(100),
     }

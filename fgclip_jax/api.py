@@ -40,20 +40,21 @@ CHUNKS = (1, 8, 64)
 Ids = tuple[int, ...]
 
 
-def load(path: str | os.PathLike, dtype: str = "float32") -> "FGCLIP":
+def load(path: str | os.PathLike, dtype: str = "float32", ema: bool = True) -> "FGCLIP":
   """Loads a model.
 
   Args:
     path: a folder in PyTorch format (`config.json`, `model.safetensors`) of FG-CLIP or plain CLIP, one of our model
       folders, or a run folder, of which the newest checkpoint is taken.
     dtype: what activations are computed in: `float32`, `bfloat16` or `float16`. Parameters are kept in float32.
+    ema: takes the weights that a run has averaged over its steps, if it has; otherwise those of its last step.
 
   Raises:
     FileNotFoundError, ValueError: `path` holds no model, or a broken one; the message names the file.
   """
   if dtype not in DTYPES:
     raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-  config, flat, _ = folder.read(os.fspath(path))
+  config, flat, _ = folder.read(os.fspath(path), ema)
   return FGCLIP(config, parameters.unflatten(flat), Runtime(dtype=jnp.dtype(dtype)))
 
 

@@ -14,7 +14,12 @@ from fgclip_jax.weights import huggingface
 
 
 def convert(
-  source: str, output: str, to: str | None = None, kind: str | None = None, overwrite: bool = False
+  source: str,
+  output: str,
+  to: str | None = None,
+  kind: str | None = None,
+  overwrite: bool = False,
+  ema: bool = True,
 ) -> list[str]:
   """Converts a model folder.
 
@@ -24,6 +29,7 @@ def convert(
     to: `pytorch` or `jax`; by default the other one than `source` has.
     kind: `fgclip` makes FG-CLIP from a plain CLIP (an FG-CLIP stays as it is); None keeps what it is.
     overwrite: a model that `output` holds already is replaced; other files in it stay.
+    ema: takes the weights that a run has averaged over its steps, if it has; otherwise those of its last step.
 
   Returns:
     The paths written.
@@ -38,7 +44,9 @@ def convert(
     raise ValueError(f"output {output!r} is the input folder; name another")
   if os.path.isdir(output) and os.listdir(output) and not overwrite:
     raise FileExistsError(f"{output!r} holds files already; name another folder, or replace its model by --overwrite")
-  config, flat, origin = folders.read(source)
+  config, flat, origin = folders.read(source, ema)
+  if ema and folders.is_averaged(source):
+    print("the weights that the run has averaged over its steps (--raw_weights: those of its last step)")
   if kind == "fgclip" and not config.fine_grained:
     (config, flat), origin = huggingface.to_fgclip(config, flat), None
     print("made FG-CLIP from plain CLIP: positions stretched to 248, projection and temperature copied")
@@ -60,9 +68,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--to", choices=sorted(folders.FORMATS), help="the format to write (default: the other one)")
   parser.add_argument("--as", dest="kind", choices=["fgclip"], help="make FG-CLIP from a plain CLIP")
   parser.add_argument("--overwrite", action="store_true", help="replace a model that OUTPUT holds already")
+  parser.add_argument("--raw_weights", action="store_true", help="of a run, the last step's weights, not their average")
   args = parser.parse_args(argv)
   try:
-    paths = convert(args.input, args.output, args.to, args.kind, args.overwrite)
+    paths = convert(args.input, args.output, args.to, args.kind, args.overwrite, not args.raw_weights)
   except (OSError, ValueError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

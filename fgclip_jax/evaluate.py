@@ -24,6 +24,7 @@ from fgclip_jax.evals.embedded import embed
 from fgclip_jax.evals.metrics import Evaluator, Metric, NothingToMeasureError
 from fgclip_jax.evals.regions import FineGrained, RegionClassification
 from fgclip_jax.evals.retrieval import Retrieval
+from fgclip_jax.weights import folder as folders
 
 EVALUATORS: tuple[Evaluator, ...] = (Retrieval("long"), Retrieval("short"), RegionClassification(), FineGrained())
 FORMAT = 1  # of the JSON files
@@ -181,6 +182,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--split", default="validation", help="the split of the data (default: %(default)s)")
   parser.add_argument("--limit", type=int, metavar="N", help="read only the first N records")
   parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="compute in (default: %(default)s)")
+  parser.add_argument("--raw_weights", action="store_true", help="of a run, the last step's weights, not their average")
   parser.add_argument("--name", help="what the results are called in a comparison (default: the model folder's name)")
   parser.add_argument("--output", metavar="FILE", help="write the results to this JSON file")
   parser.add_argument("--compare", metavar="FILE", nargs="+", help="print result files side by side, and do no more")
@@ -202,8 +204,10 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
   start = time.perf_counter()
-  model = load(args.model, args.dtype)
+  model = load(args.model, args.dtype, not args.raw_weights)
   print(f"{args.model}: {model}")
+  if not args.raw_weights and folders.is_averaged(args.model):
+    print("Weights averaged over the run's steps (--raw_weights: those of its last step)")
   print(f"Evaluating on split {args.split!r} of {args.data}")
   report = measure(model, args.data, args.split, args.limit, progress=True)
   seconds = time.perf_counter() - start
@@ -213,7 +217,7 @@ def _run(args: argparse.Namespace) -> None:
   for note in report.notes:
     print(f"note: {note}")
   if args.output:
-    settings = {key: getattr(args, key) for key in ("model", "data", "split", "limit", "dtype")}
+    settings = {key: getattr(args, key) for key in ("model", "data", "split", "limit", "dtype", "raw_weights")}
     write(args.output, name, report, settings, seconds)
     print(f"wrote {args.output}")
     print(f"next: python -m fgclip_jax.evaluate --compare {args.output} OTHER.json")

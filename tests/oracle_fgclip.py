@@ -16,7 +16,7 @@ from fgclip_jax.data.packing import Caption, Example, Layout, assemble, cut
 from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models.parameters import build, flatten, unflatten
 from fgclip_jax.models.roi_align import roi_align
-from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, decay_mask, make_optimizer, schedule
+from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer, rule_value, schedule
 from fgclip_jax.weights import huggingface, names
 
 FEATURE, LOSS, GRADIENT = 1e-4, 1e-4, 1e-3  # largest error, relative to the array's largest value
@@ -292,12 +292,9 @@ def _optimizer(name: str, config, params, step, recorded, after: pathlib.Path, r
     weight_decay=recorded["weight_decay"],
     clip_norm=recorded["gradient_clipping"],
   )
-  mask = decay_mask(params, settings.no_decay)
   shapes = {
-    key: np.full(leaf.shape, decays)
-    for (key, leaf), decays in zip(
-      sorted(flatten(params).items()), (v for _, v in sorted(flatten(mask).items())), strict=True
-    )
+    key: np.full(leaf.shape, bool(rule_value(settings.rules, "weight_decay", key)))
+    for key, leaf in flatten(params).items()
   }
   decayed = {key for key, value in names.to_theirs(shapes, config).items() if value.all()}
   report.exact(f"{name}/optimizer/decayed", decayed == set(recorded["decayed"]))

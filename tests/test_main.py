@@ -50,7 +50,7 @@ def test_a_run_from_end_to_end(run, root, data, tmp_path):
     "--config.steps=4",
     "--config.optimizer.warmup_steps=1",
     "--config.optimizer.learning_rate=1e-3",
-    "--config.optimizer.no_decay=('norm', 'bias', 'temperature')",
+    "--config.optimizer.rules=(('^vision', 'frozen', 1.0), ('norm', 'weight_decay', 0.0))",
     "--config.model_changes.vision.depth=1",
     "--config.runtime.dtype=float32",
     "--config.checkpoint_every=2",
@@ -74,7 +74,8 @@ def test_a_run_from_end_to_end(run, root, data, tmp_path):
   assert sorted(os.listdir(workdir / "checkpoints")) == ["2", "4"]
   with open(workdir / "config.json", encoding="utf-8") as file:
     config = json.load(file)
-  assert config["steps"] == 4 and config["optimizer"]["no_decay"] == ["norm", "bias", "temperature"]
+  assert config["steps"] == 4
+  assert config["optimizer"]["rules"] == [["^vision", "frozen", 1.0], ["norm", "weight_decay", 0.0]]
   with open(workdir / "model.json", encoding="utf-8") as file:
     assert json.load(file)["model"]["vision"]["depth"] == 1
   with open(workdir / "metrics.jsonl", encoding="utf-8") as file:

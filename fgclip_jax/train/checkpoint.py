@@ -1,10 +1,13 @@
 """Checkpoints of a run (Orbax): saved asynchronously and atomically under `WORKDIR/checkpoints/STEP`.
 
-The parameters are an item of their own, so that a model can be read without the optimizer's state.
+The parameters are an item of their own, so that a model can be read without the optimizer's state; so is their average,
+where the run keeps one.
 """
 
+import contextlib
 import importlib.metadata
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -50,6 +53,8 @@ class Checkpoints:
     if self.latest == step:
       return
     items = {"params": state.params, "optimizer": {"opt_state": state.opt_state, "step": state.step}}
+    if state.ema is not None:
+      items["ema"] = state.ema
     metadata = {"config": config, "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}}
     self._checkpointer.save_checkpointables_async(step, items, custom_metadata=metadata)
 
@@ -57,9 +62,10 @@ class Checkpoints:
     """The newest checkpoint's state, laid out by `shardings`, bit for bit as it was saved.
 
     Raises:
-      ValueError: it holds another model or another kind of optimizer.
+      ValueError: it holds another model or another kind of optimizer, or an average where none is wanted, or none.
     """
     metadata = self._checkpointer.checkpointables_metadata(None).metadata
+    self._check_average("ema" in metadata, abstract.ema is not None)
     stored = _shapes({**metadata["optimizer"], "params": metadata["params"]})
     wanted = _shapes({"params": abstract.params, "opt_state": abstract.opt_state, "step": abstract.step})
     names = {name for name, _ in stored.items() ^ wanted.items()}
@@ -75,13 +81,25 @@ class Checkpoints:
     targets = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
-    items = self._checkpointer.load_checkpointables(
-      None,
-      {"params": targets.params, "optimizer": {"opt_state": targets.opt_state, "step": targets.step}},
-    )
+    wanted = {"params": targets.params, "optimizer": {"opt_state": targets.opt_state, "step": targets.step}}
+    if targets.ema is not None:
+      wanted["ema"] = targets.ema
+    items = self._checkpointer.load_checkpointables(None, wanted)
     return TrainState(
-      step=items["optimizer"]["step"], params=items["params"], opt_state=items["optimizer"]["opt_state"]
+      step=items["optimizer"]["step"],
+      params=items["params"],
+      opt_state=items["optimizer"]["opt_state"],
+      ema=items.get("ema"),
     )
+
+  def _check_average(self, stored: bool, wanted: bool) -> None:
+    if stored != wanted:
+      has, key = ("holds", "is not set") if stored else ("lacks", "is set")
+      raise ValueError(
+        f"checkpoint {self.latest} in {self._folder!r} {has} averaged weights, and config.ema_decay {key}: an average "
+        "begins and ends with its run; continue with ema_decay as it was, or give another --workdir, with "
+        "config.init_from to start from these weights"
+      )
 
   def saved_config(self) -> dict[str, Any]:
     """The config that the newest checkpoint was saved with."""
@@ -99,19 +117,36 @@ def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   }
 
 
-def read_params(workdir: str) -> Params:
+def read_params(workdir: str, ema: bool = True) -> Params:
   """The parameters of a run's newest checkpoint, as stored, on one local device.
+
+  Args:
+    workdir: the run's folder.
+    ema: takes their average if the run keeps one.
 
   Raises:
     FileNotFoundError: the run has no complete checkpoint.
   """
+  with _newest(workdir) as (checkpointer, stored):
+    item = "ema" if ema and "ema" in stored else "params"
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    return checkpointer.load_checkpointables(None, {item: jax.tree.map(place, stored[item])})[item]
+
+
+def keeps_average(workdir: str) -> bool:
+  """Whether a run's newest checkpoint holds an average of the parameters; errors as for `read_params`."""
+  with _newest(workdir) as (_, stored):
+    return "ema" in stored
+
+
+@contextlib.contextmanager
+def _newest(workdir: str) -> Iterator[tuple[ocp.training.Checkpointer, dict[str, Any]]]:
+  """A run's checkpointer, and what its newest checkpoint holds: trees of shapes and dtypes."""
   folder = os.path.abspath(os.path.join(workdir, FOLDER))
   if not os.path.isdir(folder):
     raise FileNotFoundError(f"{workdir!r} has no {FOLDER!r} folder: no run has saved anything there")
   with ocp.training.Checkpointer(folder) as checkpointer:
     if checkpointer.latest is None:
       raise FileNotFoundError(f"no complete checkpoint in {folder!r}")
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    metadata = checkpointer.checkpointables_metadata(None).metadata["params"]
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), metadata)
-    return checkpointer.load_checkpointables(None, {"params": abstract})["params"]
+    yield checkpointer, checkpointer.checkpointables_metadata(None).metadata

@@ -3,9 +3,9 @@
 Every value is looked at before anything is compiled; an error names the key and says what it takes.
 """
 
+import contextlib
 import dataclasses
 import math
-import re
 import types
 import typing
 from typing import Any
@@ -20,7 +20,7 @@ from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import END_ID, ModelConfig, preset
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.train.optimizer import OptimizerConfig
+from fgclip_jax.train.optimizer import MOMENT_DTYPES, NAMES, OptimizerConfig, check_rules
 from fgclip_jax.weights import folder as folders
 from fgclip_jax.weights.names import stretched_length
 
@@ -37,6 +37,7 @@ class RunConfig:
     objective, data, optimizer, runtime: see there.
     mesh: axis sizes.
     steps: updates to make in all.
+    ema_decay: of the parameters' exponential moving average, by update; None: none is kept.
     seed: of weights and data order.
     log_every, checkpoint_every: in steps.
     keep, keep_every: which checkpoints are kept.
@@ -57,6 +58,7 @@ class RunConfig:
   runtime: Runtime
   mesh: dict[str, int]
   steps: int
+  ema_decay: float | None
   seed: int
   log_every: int
   checkpoint_every: int
@@ -127,6 +129,7 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
     runtime=section("runtime", Runtime, sharding=None),
     mesh={axis: _whole(f"mesh.{axis}", size, least=-1) for axis, size in _dict("mesh", take("mesh")).items()},
     steps=steps,
+    ema_decay=_typed("ema_decay", take("ema_decay"), float | None),
     seed=whole("seed", least=0, most=2**32 - 1),  # Grain's range
     **{key: whole(key) for key in ("log_every", "checkpoint_every", "keep", "in_flight")},
     keep_every=whole("keep_every", least=0),
@@ -164,21 +167,34 @@ def _whole(key: str, value: Any, least: int = 1, most: int | float = math.inf) -
 
 def _typed(key: str, value: Any, kind: Any) -> Any:
   """The value in its type: a whole number may stand for a float, a list for a tuple. Floats are finite."""
-  if kind is Any:
-    return value
+  try:
+    return _convert(value, kind)
+  except TypeError:
+    name = kind if typing.get_args(kind) else kind.__name__
+    raise ValueError(f"config.{key} must be {name}, got {value!r}") from None
+  except OverflowError:
+    raise ValueError(f"config.{key} must be finite, got {value}") from None
+
+
+def _convert(value: Any, kind: Any) -> Any:
+  """The value in its type; a TypeError where it is of another one, an OverflowError where it is not finite."""
   inner = typing.get_args(kind)
-  kinds = inner if isinstance(kind, types.UnionType) else (typing.get_origin(kind) or kind,)
-  if isinstance(value, list) and tuple in kinds:
-    value = tuple(value)
-  if type(value) is int and float in kinds:
+  if isinstance(kind, types.UnionType):
+    for option in inner:
+      with contextlib.suppress(TypeError):
+        return _convert(value, option)
+    raise TypeError
+  if kind is not Any and (typing.get_origin(kind) or kind) is tuple and isinstance(value, list | tuple):
+    kinds = (inner or (Any,))[:1] * len(value) if len(inner) < 2 or inner[1] is ... else inner
+    if len(value) != len(kinds):
+      raise TypeError
+    return tuple(_convert(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
+  if kind is float and type(value) is int:
     value = float(value)
-  fits = isinstance(value, kinds) and (bool in kinds or not isinstance(value, bool))
-  if fits and inner and tuple in kinds:
-    fits = all(isinstance(item, inner[0]) for item in value)
-  if not fits:
-    raise ValueError(f"config.{key} must be {kind if inner else kind.__name__}, got {value!r}")
-  if isinstance(value, float) and not math.isfinite(value):
-    raise ValueError(f"config.{key} must be finite, got {value}")
+  if kind is not Any and (inner or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+    raise TypeError
+  if kind is float and not math.isfinite(value):
+    raise OverflowError
   return value
 
 
@@ -229,6 +245,9 @@ def _given(section: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_optimizer(config: OptimizerConfig, steps: int, model: ModelConfig) -> None:
+  for name, allowed in (("name", NAMES), ("moment_dtype", MOMENT_DTYPES)):
+    if getattr(config, name) not in allowed:
+      raise ValueError(f"config.optimizer.{name} must be one of {allowed}, got {getattr(config, name)!r}")
   if not config.learning_rate > 0:
     raise ValueError(f"config.optimizer.learning_rate must be positive, got {config.learning_rate}")
   if not 0 <= config.warmup_steps <= steps:
@@ -244,16 +263,9 @@ def _check_optimizer(config: OptimizerConfig, steps: int, model: ModelConfig) ->
     raise ValueError(f"config.optimizer.end_fraction must lie in 0..1, got {config.end_fraction}")
   if config.clip_norm is not None and config.clip_norm <= 0:
     raise ValueError(f"config.optimizer.clip_norm must be positive (None never clips), got {config.clip_norm}")
-  for key in ("no_decay", "frozen"):
-    for pattern in getattr(config, key):
-      try:
-        re.compile(pattern)
-      except re.error as error:
-        raise ValueError(f"config.optimizer.{key} holds {pattern!r}, no regular expression: {error}") from None
-  names = flatten(abstract_params(model)) if config.frozen else ()
-  for pattern in config.frozen:
-    if not any(re.search(pattern, name) for name in names):
-      raise ValueError(f"config.optimizer.frozen holds {pattern!r}, which is in no parameter's name")
+  if not 0 < config.layer_decay <= 1:
+    raise ValueError(f"config.optimizer.layer_decay must lie in 0..1 (0 excluded), got {config.layer_decay}")
+  check_rules(config.rules, flatten(abstract_params(model)))
 
 
 def _check_objective(run: RunConfig) -> None:
@@ -273,6 +285,8 @@ def _check_objective(run: RunConfig) -> None:
 
 
 def _check_savings(run: RunConfig) -> None:
+  if run.ema_decay is not None and not 0 < run.ema_decay < 1:
+    raise ValueError(f"config.ema_decay must lie between 0 and 1 (None: no average), got {run.ema_decay}")
   if not 0 <= run.patch_dropout < 1:
     raise ValueError(f"config.patch_dropout must lie in 0..1 (1 excluded), got {run.patch_dropout}")
   if run.patch_dropout and run.objective.needs_regions:

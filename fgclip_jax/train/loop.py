@@ -18,7 +18,7 @@ from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.mesh import data_shards, make_mesh, to_devices
 from fgclip_jax.train.metrics import Clock, Metrics, duration
-from fgclip_jax.train.optimizer import make_optimizer
+from fgclip_jax.train.optimizer import freezes, make_optimizer
 from fgclip_jax.train.state import TrainState, abstract_state, init_state, state_from, state_shardings
 from fgclip_jax.train.step import make_step
 from fgclip_jax.weights import folder as folders
@@ -69,16 +69,16 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   )
 
   # ---- state: the newest checkpoint, given weights, or random
-  optimizer = make_optimizer(run.optimizer)
+  optimizer, ema = make_optimizer(run.optimizer), run.ema_decay is not None
   if checkpoints.latest is not None:
-    shardings = state_shardings(model, optimizer, mesh)
-    state = checkpoints.restore(shardings, abstract_state(model, optimizer))
+    shardings = state_shardings(model, optimizer, mesh, ema)
+    state = checkpoints.restore(shardings, abstract_state(model, optimizer, ema))
     say(f"continuing {workdir} from step {begin}{_changes(checkpoints.saved_config(), run.values)}")
   elif run.init_from:
-    state = state_from(model, optimizer, mesh, read_weights(run.init_from, model))
-    say(f"weights from {run.init_from}")
+    state = state_from(model, optimizer, mesh, read_weights(run.init_from, model), ema)
+    say(f"weights from {run.init_from}{', averaged over its steps' if folders.is_averaged(run.init_from) else ''}")
   else:
-    state = init_state(model, optimizer, mesh, run.seed)
+    state = init_state(model, optimizer, mesh, run.seed, ema)
     say("random weights")
   if chief:
     native.write_model_file(workdir, model)
@@ -89,11 +89,13 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   # ---- the step, one for each image size
   @functools.cache
   def step_for(image_size: int):
-    savings = {"patch_dropout": run.patch_dropout, "image_size": image_size}
+    savings = {"patch_dropout": run.patch_dropout, "image_size": image_size, "ema_decay": run.ema_decay}
     return make_step(model, run.objective, run.optimizer, run.runtime, mesh, seed=run.seed, **savings)
 
   def size_at(step: int) -> int:
     return [size for start, size in run.progressive if start < step][-1] if run.progressive else model.vision.image_size
+
+  frozen_image_tower = freezes(run.optimizer.rules, state.params, "vision")
 
   def next_batch(step: int):
     """The batch of a step, on the devices, and its work; placed while the step before is under way."""
@@ -104,7 +106,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
       batch,
       image_size=size_at(step),
       patch_dropout=run.patch_dropout,
-      frozen_image_tower=any("vision" in pattern for pattern in run.optimizer.frozen),
+      frozen_image_tower=frozen_image_tower,
     )
     return to_devices(batch, mesh), work
 

@@ -1,4 +1,4 @@
-"""What a run needs to continue: parameters, optimizer state and step, as one tree of arrays."""
+"""What a run needs to continue: parameters, optimizer state, averages and step, as one tree of arrays."""
 
 from typing import Any
 
@@ -15,47 +15,66 @@ from fgclip_jax.train.mesh import place, place_params
 
 @flax.struct.dataclass
 class TrainState:
-  """The state that a step takes and gives: arrays, or their shapes or shardings. `step` counts updates made, int32."""
+  """The state that a step takes and gives: arrays, or their shapes or shardings.
+
+  Attributes:
+    step: updates made, int32.
+    params: float32.
+    opt_state: the optimizer's.
+    ema: the parameters' exponential moving average, a tree like theirs; None: none is kept.
+  """
 
   step: Any
   params: Any
   opt_state: Any
+  ema: Any = None
 
 
-def make_state(optimizer: optax.GradientTransformation, params: Params) -> TrainState:
-  """A fresh state around parameters."""
-  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params))
+def make_state(optimizer: optax.GradientTransformation, params: Params, ema: bool = False) -> TrainState:
+  """A fresh state around parameters; with `ema`, their average begins with them."""
+  average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: the step is given both to overwrite
+  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), ema=average)
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation) -> TrainState:
+def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:
   """The shapes and dtypes of a state, without making it."""
-  return jax.eval_shape(lambda params: make_state(optimizer, params), abstract_params(config))
+  return jax.eval_shape(lambda params: make_state(optimizer, params, ema), abstract_params(config))
 
 
-def state_shardings(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
-  """Where each leaf of the state lies: the optimizer's moments like their parameters, the rest everywhere."""
-  state = abstract_state(config, optimizer)
+def state_shardings(
+  config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, ema: bool = False
+) -> TrainState:
+  """Where each leaf of the state lies.
+
+  What has a parameter's shape lies like it: first and second moments, the average. The rest lies everywhere: counts,
+  and Adafactor's rows and columns, which are small.
+  """
+  state = abstract_state(config, optimizer, ema)
   shapes = {name: leaf.shape for name, leaf in flatten(state.params).items()}
   everywhere = NamedSharding(mesh, PartitionSpec())
 
   def find(path, leaf):
     keys = [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", "")))) for part in path]
-    # a moment's path ends in its parameter's name
+    # a moment's path ends in its parameter's name, and so does an average's
     name = next((n for i in range(len(keys)) if (n := "/".join(keys[i:])) in shapes), None)
     return place(name, leaf.shape, mesh) if name and shapes[name] == leaf.shape else everywhere
 
   return jax.tree_util.tree_map_with_path(find, state)
 
 
-def init_state(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int) -> TrainState:
+def init_state(
+  config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, ema: bool = False
+) -> TrainState:
   """A state with random parameters, born sharded."""
-  make = lambda key: make_state(optimizer, init_params(config, key))  # noqa: E731
-  return jax.jit(make, out_shardings=state_shardings(config, optimizer, mesh))(jax.random.key(seed))
+  make = lambda key: make_state(optimizer, init_params(config, key), ema)  # noqa: E731
+  return jax.jit(make, out_shardings=state_shardings(config, optimizer, mesh, ema))(jax.random.key(seed))
 
 
-def state_from(config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, params: Params) -> TrainState:
+def state_from(
+  config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, params: Params, ema: bool = False
+) -> TrainState:
   """A state around parameters on the host, cast to float32."""
   params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
   params = jax.device_put(params, place_params(params, mesh))
-  make = lambda params: make_state(optimizer, params)  # noqa: E731
-  return jax.jit(make, out_shardings=state_shardings(config, optimizer, mesh))(params)
+  make = lambda params: make_state(optimizer, params, ema)  # noqa: E731
+  return jax.jit(make, out_shardings=state_shardings(config, optimizer, mesh, ema))(params)

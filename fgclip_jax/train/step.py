@@ -17,7 +17,14 @@ from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.models.vision import resize_positions
 from fgclip_jax.train.mesh import activation_sharding, batch_sharding
-from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer, schedule, stop_frozen
+from fgclip_jax.train.optimizer import (
+  OptimizerConfig,
+  apply_updates,
+  make_optimizer,
+  schedule,
+  stop_frozen,
+  update_average,
+)
 from fgclip_jax.train.state import TrainState, state_shardings
 
 Metrics = dict[str, Float[Array, ""]]
@@ -87,6 +94,7 @@ def make_step(
   seed: int = 0,
   patch_dropout: float = 0.0,
   image_size: int | None = None,
+  ema_decay: float | None = None,
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]:
   """The jitted step. The state it is given is donated: use the one it returns.
 
@@ -94,6 +102,7 @@ def make_step(
     config, objective, optimizer_config, runtime, mesh: see there.
     seed: what is random in step s follows from the seed and s.
     patch_dropout, image_size: see `make_loss`.
+    ema_decay: the decay of the state's average of the parameters; None: it has none.
 
   Returns:
     A function of state and batch. Its metrics: `loss` and the unweighted terms `loss_*`, `learning_rate`,
@@ -106,7 +115,7 @@ def make_step(
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def trained(params: Any):
-      return loss(stop_frozen(params, optimizer_config.frozen), batch, key)
+      return loss(stop_frozen(params, optimizer_config.rules), batch, key)
 
     (total, terms), gradients = jax.value_and_grad(trained, has_aux=True)(state.params)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -115,9 +124,10 @@ def make_step(
     metrics |= {f"loss_{name}": value for name, value in terms.items() if name != "total"}
     metrics |= {"learning_rate": jnp.asarray(rate(state.step)), "gradient_norm": optax.tree.norm(gradients)}
     metrics |= {f"temperature_{name}": jnp.exp(value) for name, value in state.params["temperature"].items()}
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state), metrics
+    ema = None if ema_decay is None else update_average(ema_decay, state.ema, params)
+    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 
-  shardings = state_shardings(config, optimizer, mesh)
+  shardings = state_shardings(config, optimizer, mesh, ema=ema_decay is not None)
   return jax.jit(
     step,
     in_shardings=(shardings, batch_sharding(mesh)),

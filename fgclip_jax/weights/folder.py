@@ -30,9 +30,19 @@ def detect(folder: str) -> str:
   )
 
 
-def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]:
-  """Reads a folder of either format: the model's size, flat parameters as stored, and its source."""
-  return FORMATS[detect(folder)].read(folder)
+def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]:
+  """Reads a folder of either format: the model's size, flat parameters as stored, and its source.
+
+  Args:
+    folder: the folder.
+    ema: takes a run's averaged weights if it keeps them (see `is_averaged`); otherwise those of its last step.
+  """
+  return native.read(folder, ema) if detect(folder) == "jax" else huggingface.read(folder)
+
+
+def is_averaged(folder: str) -> bool:
+  """Whether a folder is that of a run that keeps an average of its weights, which `read` takes."""
+  return detect(folder) == "jax" and native.is_averaged(folder)
 
 
 def read_config(folder: str) -> ModelConfig:
@@ -46,8 +56,7 @@ def remove_model(folder: str) -> None:
   Raises:
     ValueError: it is a run folder, whose checkpoints are of no use without its `model.json`.
   """
-  path = os.path.join(folder, native.MODEL_FILE)
-  if os.path.exists(path) and not os.path.isdir(os.path.join(folder, native.PARAMS_FOLDER)):
+  if native.is_run(folder):
     raise ValueError(f"{folder!r} is a run folder; name another one")
   shards = glob.glob(os.path.join(glob.escape(folder), "model-*-of-*.safetensors"))
   names = (native.MODEL_FILE, huggingface.CONFIG_FILE, huggingface.WEIGHTS_FILE, huggingface.INDEX_FILE)

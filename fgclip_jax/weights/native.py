@@ -48,21 +48,38 @@ def read_model_file(folder: str) -> tuple[ModelConfig, dict[str, Any] | None]:
     raise ValueError(f"{path!r} does not describe a model: {error}") from error
 
 
+def is_run(folder: str) -> bool:
+  """Whether it is a run folder rather than a model folder."""
+  return os.path.exists(os.path.join(folder, MODEL_FILE)) and not os.path.isdir(os.path.join(folder, PARAMS_FOLDER))
+
+
+def is_averaged(folder: str) -> bool:
+  """Whether it is the folder of a run that keeps an average of its weights."""
+  from fgclip_jax.train.checkpoint import keeps_average  # avoids a cycle
+
+  return is_run(folder) and keeps_average(folder)
+
+
 def read_config(folder: str) -> ModelConfig:
   """The model's size."""
   return read_model_file(folder)[0]
 
 
-def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]:
-  """Reads a model folder, or the newest checkpoint of a run folder: size, flat parameters (as stored), source."""
-  config, source = read_model_file(folder)
-  params = os.path.join(folder, PARAMS_FOLDER)
-  if os.path.isdir(params):
-    tree = ocp.load(os.path.abspath(params), _abstract(os.path.abspath(params)))
-  else:
-    from fgclip_jax.train.checkpoint import read_params  # a run folder; avoids a cycle
+def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]:
+  """Reads a model folder, or the newest checkpoint of a run folder: size, flat parameters (as stored), source.
 
-    tree = read_params(folder)
+  Args:
+    folder: the folder.
+    ema: takes the weights averaged over the steps if it is that of a run which keeps them; else the last step's.
+  """
+  config, source = read_model_file(folder)
+  if is_run(folder):
+    from fgclip_jax.train.checkpoint import read_params  # avoids a cycle
+
+    tree = read_params(folder, ema)
+  else:
+    params = os.path.abspath(os.path.join(folder, PARAMS_FOLDER))
+    tree = ocp.load(params, _abstract(params))
   flat = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
   expected = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
   found = {name: leaf.shape for name, leaf in flat.items()}

@@ -14,7 +14,7 @@ from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import TrainState, make_state
 
-CONFIG = {"steps": 7, "optimizer": {"no_decay": ["norm"], "clip_norm": None}}
+CONFIG = {"steps": 7, "optimizer": {"rules": [["norm", "weight_decay", 0.0]], "clip_norm": None}}
 
 
 def make_params(seed: int = 0, width: int = 6):
@@ -67,7 +67,7 @@ def assert_same(one, two):
     assert first.dtype == second.dtype and np.asarray(first).tobytes() == np.asarray(second).tobytes(), path
 
 
-@pytest.mark.parametrize("config", [{}, {"clip_norm": 1.0}, {"frozen": ("^vision",)}], ids=str)
+@pytest.mark.parametrize("config", [{}, {"clip_norm": 1.0}, {"rules": (("^vision", "frozen", 1.0),)}], ids=str)
 def test_a_state_comes_back_bit_for_bit_and_where_it_lay(tmp_path, config):
   state = make_train_state(5, **config)
   checkpoints = Checkpoints(str(tmp_path))

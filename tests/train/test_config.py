@@ -93,6 +93,13 @@ def test_whole_numbers_stand_for_floats(data):
   assert type(run.optimizer.clip_norm) is float and type(run.objective.regional) is float
 
 
+def test_rules_are_read_in_their_types(data):
+  run = read(data, optimizer__rules=[["^vision", "frozen", 1], ("norm", "weight_decay", 0)], ema_decay=0.5)
+  assert run.optimizer.rules == (("^vision", "frozen", 1.0), ("norm", "weight_decay", 0.0))
+  assert all(type(value) is float for _, _, value in run.optimizer.rules)
+  assert run.ema_decay == 0.5 and read(data).ema_decay is None
+
+
 @pytest.mark.parametrize("plain", [True, False])
 def test_the_model_of_the_weights(data, tmp_path, plain):
   model = preset("tiny").replace(vision={"depth": 3}, text={"vocab_size": 64})
@@ -123,7 +130,11 @@ IMPOSSIBLE = [
   ({"optimizer__learning_rate": "1e-3"}, "config.optimizer.learning_rate must be float, got '1e-3'"),
   ({"optimizer__warmup_steps": 1.5}, "config.optimizer.warmup_steps must be int, got 1.5"),
   ({"optimizer__clip_norm": "one"}, r"config.optimizer.clip_norm must be float \| None"),
-  ({"optimizer__no_decay": "norm"}, "config.optimizer.no_decay must be tuple"),
+  ({"optimizer__rules": "norm"}, "config.optimizer.rules must be tuple"),
+  ({"optimizer__rules": (("norm", "frozen"),)}, r"config.optimizer.rules must be tuple\[tuple\[str, str, float\], ...\]"),
+  ({"optimizer__rules": ((3, "frozen", 1.0),)}, r"config.optimizer.rules must be .* got \(\(3, 'frozen', 1.0\),\)"),
+  ({"optimizer__rules": (("norm", "frozen", float("inf")),)}, "config.optimizer.rules must be finite"),
+  ({"ema_decay": "0.9"}, r"config.ema_decay must be float \| None"),
   ({"data__packed": 1}, "config.data.packed must be bool"),
   ({"data__batch_size": True}, "config.data.batch_size must be int"),
   ({"data__path": None}, "config.data.path must be str"),
@@ -163,9 +174,19 @@ IMPOSSIBLE = [
   ({"optimizer__eps": 0.0}, "config.optimizer.eps must be positive"),
   ({"optimizer__end_fraction": 1.5}, "config.optimizer.end_fraction must lie in 0..1"),
   ({"optimizer__clip_norm": 0.0}, "config.optimizer.clip_norm must be positive"),
-  ({"optimizer__no_decay": ("(",)}, "config.optimizer.no_decay holds '\\(', no regular expression"),
-  ({"optimizer__no_decay": (3,)}, r"config.optimizer.no_decay must be tuple\[str, ...\], got \(3,\)"),
-  ({"optimizer__frozen": ("vison",)}, "config.optimizer.frozen holds 'vison', which is in no parameter's name"),
+  ({"optimizer__name": "sgd"}, r"config.optimizer.name must be one of \('adamw', 'adafactor', 'lion', 'muon'\)"),
+  ({"optimizer__moment_dtype": "float16"}, r"config.optimizer.moment_dtype must be one of \('float32', 'bfloat16'\)"),
+  ({"optimizer__layer_decay": 0.0}, "config.optimizer.layer_decay must lie in 0..1"),
+  ({"optimizer__layer_decay": 1.1}, "config.optimizer.layer_decay must lie in 0..1"),
+  ({"optimizer__rules": (("(", "frozen", 1.0),)}, "config.optimizer.rules holds .*'\\(' is no regular expression"),
+  ({"optimizer__rules": (("norm", "rate", 1.0),)}, "'rate' is not a setting; there are weight_decay, learning_rate, froz"),
+  ({"optimizer__rules": (("norm", "frozen", 0.5),)}, "frozen is 1 or 0"),
+  ({"optimizer__rules": (("norm", "weight_decay", -1),)}, "the factor must not be negative"),
+  ({"optimizer__rules": (("norm", "learning_rate", 0),)}, "the factor must be positive; `frozen` leaves"),
+  ({"optimizer__rules": (("^vison", "frozen", 1.0),)}, "'\\^vison' is in no parameter's name, such as long_proj"),
+  ({"optimizer__rules": (("", "frozen", 1.0),)}, "config.optimizer.rules freeze every parameter"),
+  ({"ema_decay": 1.0}, "config.ema_decay must lie between 0 and 1"),
+  ({"ema_decay": 0.0}, "config.ema_decay must lie between 0 and 1"),
   # the objective
   ({"objective__regional": -1.0}, "config.objective: weights must not be negative"),
   (
