@@ -59,6 +59,8 @@ def contrast(
     axis: see the module's docstring.
   """
   n, columns = len(image), None if local_groups else axis
+  if axis is not None:  # a copy for each device, so that its derivatives add up over devices
+    scale, bias = jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), (scale, bias))
   if form == "auto":
     form = choose_form(n, device_count(columns), chunk)
   place = jnp.arange(n, dtype=jnp.int32) + (0 if columns is None else jax.lax.axis_index(columns) * n)

@@ -68,14 +68,12 @@ def pair_sums(
   Args:
     image, text: this device's rows and their own columns.
     scale, bias: a logit is `scale * image . text + bias`. A bias asks for the sums of `Sigmoid`, which has none by
-      column; None for those of `Softmax`.
+      column; None for those of `Softmax`. Inside `jax.shard_map` each device has a copy of its own (`jax.lax.pcast`).
     labels: of the rows, and so of the columns; see `pairs`.
     form: see there.
   """
   kind = _kind(bias)
   if form.name in ("chunked", "ring"):
-    # on every device a copy of its own, so that the derivatives are added up over devices outside of `_blockwise`
-    scale, bias = (_vary(x, form.axis) for x in (scale, bias))
     return _blockwise(image, text, scale, bias, labels, form)
   all_image, all_text, all_labels = gather((image, text, labels), form.axis)
   if form.name == "dense":
@@ -102,11 +100,6 @@ def _logits(rows, columns, scale, bias):
   return logits if bias is None else logits + bias
 
 
-def _vary(x: Any, axis: Axis) -> Any:
-  """The same values, of the type of values that differ between devices."""
-  return x if axis is None else jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis, to="varying"), x)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
 def _blockwise(image, text, scale, bias, labels, form):
   return _forward(image, text, scale, bias, labels, form)[0]
@@ -120,7 +113,7 @@ def _forward(image, text, scale, bias, labels, form):
     row, column = kind.tally(_logits(image, text, scale, bias), labels, column_labels)
     return kind.merge(by_row, row), column
 
-  by_row, by_column = _vary(kind.none(len(image), image.dtype), form.axis)
+  by_row, by_column = kind.none(image[:, 0])
   by_row, by_column = _visit_columns(visit, by_row, (text, labels), by_column, kind.merge, kind.collect, form)
   totals = kind.total(by_row), None if by_column is None else kind.total(by_column)
   return totals, (image, text, scale, bias, labels, totals)
@@ -138,7 +131,7 @@ def _backward(form, residuals, cotangents):
     d_bias = None if bias is None else d_bias + jnp.sum(slope)
     return (d_image + _matmul(slope, text), d_bias), _matmul(slope.T, image)
 
-  nothing = _vary(jnp.zeros_like(image), form.axis)
+  nothing = jnp.zeros_like(image)
   gradients = nothing, None if bias is None else jnp.zeros_like(bias)
   columns = text, labels, by_column
   (d_image, d_bias), d_text = _visit_columns(visit, gradients, columns, nothing, jnp.add, _add_up, form)

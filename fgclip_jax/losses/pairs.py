@@ -56,9 +56,9 @@ class Softmax:
     return along(1), along(0)
 
   @staticmethod
-  def none(n: int, dtype) -> tuple[Partition, Partition]:
-    """The sums of no pairs, by row and by column."""
-    nothing = Partition(jnp.full(n, jnp.finfo(dtype).min, dtype), jnp.zeros(n, dtype))
+  def none(like: Float[Array, "n"]) -> tuple[Partition, Partition]:
+    """The sums of no pairs for n rows, and for n columns."""
+    nothing = Partition(jnp.full_like(like, jnp.finfo(like.dtype).min), jnp.zeros_like(like))
     return nothing, nothing
 
   @staticmethod
@@ -103,9 +103,9 @@ class Sigmoid:
     return jnp.sum(jax.nn.softplus(Sigmoid._against(logits, rows, columns)[1]), axis=1), None
 
   @staticmethod
-  def none(n: int, dtype) -> tuple[Float[Array, "n"], None]:
+  def none(like: Float[Array, "n"]) -> tuple[Float[Array, "n"], None]:
     """As `Softmax.none`."""
-    return jnp.zeros(n, dtype), None
+    return jnp.zeros_like(like), None
 
   @staticmethod
   def merge(a, b):
