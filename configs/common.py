@@ -40,6 +40,9 @@ def get_config() -> ml_collections.ConfigDict:
       "hard_negative": 0.5,
       "regional_group": _unset(int),  # None: the whole batch; the paper's: 512
       "regional_mask_identical": False,
+      "contrast": "softmax",  # or `sigmoid`, SigLIP's
+      "form": "auto",
+      "chunk": 1024,
     }
   )
 

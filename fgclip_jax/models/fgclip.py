@@ -62,8 +62,10 @@ class FGCLIP(nnx.Module):
     if config.fine_grained:
       self.long_projection = projection(config.text.width)
       names += ["regional", "hard_negative"]
-    init = jnp.asarray(config.temperature_init, jnp.float32)
-    self.temperature = nnx.Dict({name: nnx.Param(init) for name in names})
+    first = dict.fromkeys(names, config.temperature_init)
+    if config.logit_bias is not None:
+      first["bias"] = config.logit_bias
+    self.temperature = nnx.Dict({name: nnx.Param(jnp.asarray(value, jnp.float32)) for name, value in first.items()})
 
   def image_features(
     self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None = None

@@ -84,12 +84,14 @@ class ModelConfig:
       projection, one position table, one temperature.
     embedding_width: width of the shared embedding space.
     temperature_init: the temperatures' first value, a log scale; ln(1/0.07) in CLIP.
+    logit_bias: the first value of a learned bias of the logits, which the sigmoid contrast needs; None: there is none.
   """
 
   vision: VisionConfig
   text: TextConfig
   embedding_width: int
   temperature_init: float = 2.6592
+  logit_bias: float | None = None
 
   @property
   def fine_grained(self) -> bool:

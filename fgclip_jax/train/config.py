@@ -113,7 +113,10 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
 
   steps = whole("steps")
   init_from = _typed("init_from", take("init_from"), str)
+  objective = section("objective", Objective)
   model = _model(_typed("model", take("model"), str), take("kind"), take("model_changes"), init_from)
+  if objective.contrast == "sigmoid" and not init_from:
+    model = model.replace(temperature_init=math.log(10), logit_bias=-10.0)  # SigLIP's, arXiv 2303.15343 section 3.2
   optimizer = section("optimizer", OptimizerConfig, total_steps=steps)
   _check_optimizer(optimizer, steps, model)
   runtime = _dict("runtime", take("runtime"))
@@ -123,7 +126,7 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
   run = RunConfig(
     model=model,
     init_from=init_from,
-    objective=section("objective", Objective),
+    objective=objective,
     data=section("data", DataConfig),
     optimizer=optimizer,
     runtime=section("runtime", Runtime, sharding=None),
@@ -277,6 +280,11 @@ def _check_objective(run: RunConfig) -> None:
   fine = [name for name in ("global_long", "regional", "hard_negative") if weights[name]]
   if fine and not run.model.fine_grained:
     raise ValueError(f"config.objective: {fine} need FG-CLIP, the model is a plain CLIP (no long text, no regions)")
+  if run.objective.contrast == "sigmoid" and run.model.logit_bias is None:
+    raise ValueError(
+      f"config.objective.contrast is 'sigmoid', but the weights in {run.init_from!r} have no logit bias: start from "
+      "random weights (config.init_from='') or from a run with this contrast"
+    )
   group = run.objective.regional_group
   if group is not None and (group < 1 or run.data.batch_size % group):
     raise ValueError(f"config.objective.regional_group {group} must divide data.batch_size {run.data.batch_size}")

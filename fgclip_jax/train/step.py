@@ -106,7 +106,7 @@ def make_step(
 
   Returns:
     A function of state and batch. Its metrics: `loss` and the unweighted terms `loss_*`, `learning_rate`,
-    `gradient_norm`, `temperature_*` (the factors of the cosines, as used in this step).
+    `gradient_norm`, `temperature_*` (the factors of the cosines, as used in this step), and `logit_bias` where the model has one.
   """
   optimizer, rate = make_optimizer(optimizer_config), schedule(optimizer_config)
   loss = make_loss(config, objective, runtime, mesh, patch_dropout=patch_dropout, image_size=image_size)
@@ -123,7 +123,10 @@ def make_step(
     metrics = {"loss": total}
     metrics |= {f"loss_{name}": value for name, value in terms.items() if name != "total"}
     metrics |= {"learning_rate": jnp.asarray(rate(state.step)), "gradient_norm": optax.tree.norm(gradients)}
-    metrics |= {f"temperature_{name}": jnp.exp(value) for name, value in state.params["temperature"].items()}
+    temperature = dict(state.params["temperature"])
+    if "bias" in temperature:
+      metrics["logit_bias"] = temperature.pop("bias")
+    metrics |= {f"temperature_{name}": jnp.exp(value) for name, value in temperature.items()}
     ema = None if ema_decay is None else update_average(ema_decay, state.ema, params)
     return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
 

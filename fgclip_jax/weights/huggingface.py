@@ -225,7 +225,12 @@ def write(
     config: the model's size.
     flat: flat parameters; their dtype is kept.
     source: what `read` returned for the folder this model came from, so that the same JSON goes out.
+
+  Raises:
+    ValueError: the model has a logit bias, which this format has no place for.
   """
+  if config.logit_bias is not None:
+    raise ValueError("the model has a logit bias (temperature/bias, of the sigmoid contrast): write it as a jax folder")
   os.makedirs(folder, exist_ok=True)
   tensors = to_theirs(flat, config)
   for name, length in (source or {}).get("buffers", {}).items():
