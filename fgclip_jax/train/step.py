@@ -106,7 +106,7 @@ def make_step(
 
   Returns:
     A function of state and batch. Its metrics: `loss` and the unweighted terms `loss_*`, `learning_rate`,
-    `gradient_norm`, `temperature_*` (the factors of the cosines, as used in this step), and `logit_bias` where the model has one.
+    `gradient_norm`, `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one.
   """
   optimizer, rate = make_optimizer(optimizer_config), schedule(optimizer_config)
   loss = make_loss(config, objective, runtime, mesh, patch_dropout=patch_dropout, image_size=image_size)
