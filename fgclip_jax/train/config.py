@@ -84,8 +84,10 @@ class RunConfig:
     )
 
 
-def read_config(config: ml_collections.ConfigDict) -> RunConfig:
+def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> RunConfig:
   """Checks a config and turns it into dataclasses.
+
+  Without `check_data` the data set need not be there, nor the weights unless the model takes its size from them.
 
   Raises:
     ValueError: an unknown or missing key, or an impossible value.
@@ -114,7 +116,7 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
   steps = whole("steps")
   init_from = _typed("init_from", take("init_from"), str)
   objective = section("objective", Objective)
-  model = _model(_typed("model", take("model"), str), take("kind"), take("model_changes"), init_from)
+  model = _model(_typed("model", take("model"), str), take("kind"), take("model_changes"), init_from, check_data)
   if objective.contrast == "sigmoid" and not init_from:
     model = model.replace(temperature_init=math.log(10), logit_bias=-10.0)  # SigLIP's, arXiv 2303.15343 section 3.2
   optimizer = section("optimizer", OptimizerConfig, total_steps=steps)
@@ -148,9 +150,10 @@ def read_config(config: ml_collections.ConfigDict) -> RunConfig:
   _whole("runtime.micro_batches", run.runtime.micro_batches)
   _check_objective(run)
   _check_savings(run)
-  if not run.data.path:
-    raise ValueError("config.data.path is empty: name a folder made by `python -m fgclip_jax.prepare`")
-  find_shards(run.data.path, run.data.split)
+  if check_data:
+    if not run.data.path:
+      raise ValueError("config.data.path is empty: name a folder made by `python -m fgclip_jax.prepare`")
+    find_shards(run.data.path, run.data.split)
   run.layout()
   return run
 
@@ -208,11 +211,11 @@ def _pairs(key: str, value: Any) -> tuple[tuple[int, int], ...]:
   return pairs
 
 
-def _model(name: str, kind: Any, changes: Any, init_from: str) -> ModelConfig:
+def _model(name: str, kind: Any, changes: Any, init_from: str, check_folder: bool) -> ModelConfig:
   """The model's size: a preset, or `from_weights`: that of the folder the weights come from."""
   if kind not in ("fgclip", "clip"):
     raise ValueError(f"config.kind must be 'fgclip' or 'clip', got {kind!r}")
-  if init_from:
+  if init_from and check_folder:
     folders.detect(init_from)
   if name == "from_weights":
     if not init_from:
