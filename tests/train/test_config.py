@@ -131,7 +131,10 @@ IMPOSSIBLE = [
   ({"optimizer__warmup_steps": 1.5}, "config.optimizer.warmup_steps must be int, got 1.5"),
   ({"optimizer__clip_norm": "one"}, r"config.optimizer.clip_norm must be float \| None"),
   ({"optimizer__rules": "norm"}, "config.optimizer.rules must be tuple"),
-  ({"optimizer__rules": (("norm", "frozen"),)}, r"config.optimizer.rules must be tuple\[tuple\[str, str, float\], ...\]"),
+  (
+    {"optimizer__rules": (("norm", "frozen"),)},
+    r"config.optimizer.rules must be tuple\[tuple\[str, str, float\], ...\]",
+  ),
   ({"optimizer__rules": ((3, "frozen", 1.0),)}, r"config.optimizer.rules must be .* got \(\(3, 'frozen', 1.0\),\)"),
   ({"optimizer__rules": (("norm", "frozen", float("inf")),)}, "config.optimizer.rules must be finite"),
   ({"ema_decay": "0.9"}, r"config.ema_decay must be float \| None"),
@@ -179,7 +182,10 @@ IMPOSSIBLE = [
   ({"optimizer__layer_decay": 0.0}, "config.optimizer.layer_decay must lie in 0..1"),
   ({"optimizer__layer_decay": 1.1}, "config.optimizer.layer_decay must lie in 0..1"),
   ({"optimizer__rules": (("(", "frozen", 1.0),)}, "config.optimizer.rules holds .*'\\(' is no regular expression"),
-  ({"optimizer__rules": (("norm", "rate", 1.0),)}, "'rate' is not a setting; there are weight_decay, learning_rate, froz"),
+  (
+    {"optimizer__rules": (("norm", "rate", 1.0),)},
+    "'rate' is not a setting; there are weight_decay, learning_rate, froz",
+  ),
   ({"optimizer__rules": (("norm", "frozen", 0.5),)}, "frozen is 1 or 0"),
   ({"optimizer__rules": (("norm", "weight_decay", -1),)}, "the factor must not be negative"),
   ({"optimizer__rules": (("norm", "learning_rate", 0),)}, "the factor must be positive; `frozen` leaves"),

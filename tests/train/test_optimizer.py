@@ -1,17 +1,29 @@
-"""The optimizer equals AdamW written out, with its schedule, groups, clipping and limits."""
+"""The optimizers equal AdamW written out and Optax's own; rules by name, rates by layer, limits, averages."""
 
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
 from fgclip_jax.models.presets import preset
-from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, decay_mask, make_optimizer, schedule
+from fgclip_jax.train.optimizer import (
+  NAMES,
+  OptimizerConfig,
+  apply_updates,
+  check_rules,
+  freezes,
+  make_optimizer,
+  rate_factor,
+  rule_value,
+  schedule,
+  update_average,
+)
 
 
 @pytest.fixture(autouse=True)
@@ -47,8 +59,7 @@ def test_named_points_of_the_schedule():
 
 def test_weight_decay_spares_norms_and_biases_alone():
   shapes = abstract_params(preset("tiny"))
-  decays = flatten(decay_mask(shapes, OptimizerConfig().no_decay))
-  assert decays.keys() == flatten(shapes).keys()
+  decays = {name: rule_value(OptimizerConfig().rules, "weight_decay", name) for name in flatten(shapes)}
   for name, value in decays.items():
     assert value == (
       not any(part.startswith(("norm", "pre_norm", "post_norm", "final_norm", "bias")) for part in name.split("/"))
@@ -57,19 +68,36 @@ def test_weight_decay_spares_norms_and_biases_alone():
     assert decays[name]
   for name in ("vision/pre_norm/scale", "text/final_norm/bias", "text/transformer/blocks/attention/out/bias"):
     assert not decays[name]
-  assert all(flatten(decay_mask(shapes, ())).values())
 
 
 def make_params(seed=0):
   """A few parameters, one of each group."""
+  return random_params(
+    {
+      "a/kernel": (3, 4),
+      "a/bias": (4,),
+      "norm/scale": (4,),
+      "temperature/global": (),
+      "temperature/regional": (),
+    },
+    seed,
+  )
+
+
+# embeddings, two blocks, what follows them; a matrix of it is large enough for Adafactor to factor
+TOWER = {
+  "vision/positions": (5, 130),
+  "vision/pre_norm/scale": (130,),
+  "vision/transformer/blocks/mlp/up/kernel": (2, 130, 128),
+  "vision/transformer/blocks/mlp/up/bias": (2, 128),
+  "vision/post_norm/scale": (130,),
+  "vision_projection/kernel": (130, 6),
+  "temperature/global": (),
+}
+
+
+def random_params(shapes, seed=0):
   rng = np.random.default_rng(seed)
-  shapes = {
-    "a/kernel": (3, 4),
-    "a/bias": (4,),
-    "norm/scale": (4,),
-    "temperature/global": (),
-    "temperature/regional": (),
-  }
   return unflatten({name: jnp.asarray(rng.normal(size=shape), jnp.float32) for name, shape in shapes.items()})
 
 
@@ -151,8 +179,12 @@ def test_temperatures_are_held_at_their_maximum_and_nothing_else_is():
       np.testing.assert_allclose(value, free[-1][name], rtol=1e-6)
 
 
+def freeze(*patterns):
+  return (*((pattern, "frozen", 1.0) for pattern in patterns), *OptimizerConfig().rules)
+
+
 def test_frozen_parameters_stay_and_do_not_count_for_clipping():
-  config = OptimizerConfig(**SETTINGS, clip_norm=0.5, frozen=("^a/",))
+  config = OptimizerConfig(**SETTINGS, clip_norm=0.5, rules=freeze("^a/"))
   params, gradients = make_params(), [make_params(seed) for seed in range(1, 4)]
   ours = train(config, params, gradients)
   rest = {name: value for name, value in flatten(params).items() if not name.startswith("a/")}
@@ -165,7 +197,211 @@ def test_frozen_parameters_stay_and_do_not_count_for_clipping():
       np.testing.assert_allclose(ours[-1][name], expected[-1][name], rtol=0, atol=2e-6, err_msg=name)
 
 
-def test_the_optimizers_state_has_no_room_for_frozen_parameters():
-  optimizer = make_optimizer(OptimizerConfig(**SETTINGS, frozen=("^a/",)))
-  sizes = [leaf.size for leaf in jax.tree.leaves(jax.eval_shape(optimizer.init, make_params())) if leaf.ndim]
-  assert sorted(sizes) == [4, 4]  # two moments of norm/scale; temperatures have no axis
+def optax_own(config):
+  """Optax's whole optimizers, with the decay and the schedule of the config."""
+  rate, moments = schedule(config), {"b1": config.b1, "b2": config.b2}
+  spared = lambda params: unflatten({n: not ("norm" in n or "bias" in n) for n in flatten(params)})  # noqa: E731
+  if config.name == "adamw":
+    return optax.adamw(rate, **moments, eps=config.eps, weight_decay=config.weight_decay, mask=spared)
+  if config.name == "lion":
+    return optax.lion(rate, **moments, weight_decay=config.weight_decay, mask=spared)
+  if config.name == "adafactor":
+    return optax.adafactor(config.learning_rate, multiply_by_parameter_scale=False, momentum=config.b1)
+  stack = optax.contrib.MuonDimensionNumbers(1, 2)
+  return optax.contrib.muon(
+    rate,
+    eps=config.eps,
+    adam_b1=config.b1,
+    adam_b2=config.b2,
+    muon_weight_dimension_numbers=lambda params: unflatten(
+      {n: stack if n.endswith("up/kernel") else None for n in flatten(params)}
+    ),
+    consistent_rms=0.2,
+  )
+
+
+def settings_for(name):
+  """Settings that Optax's own optimizer of this name has too."""
+  if name in ("adamw", "lion"):
+    return {**SETTINGS, "name": name}
+  constant = {"warmup_steps": 0, "end_fraction": 1.0} if name == "adafactor" else {}
+  return {**SETTINGS, "name": name, "weight_decay": 0.0, **constant}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_is_optaxs_own(name):
+  config = OptimizerConfig(**settings_for(name))
+  theirs = optax_own(config)
+  params = expected = random_params(TOWER)
+  state, update = theirs.init(params), jax.jit(theirs.update)
+  gradients = [random_params(TOWER, seed) for seed in range(1, 4)]
+  ours = train(config, params, gradients)
+  for step, gradient in enumerate(gradients):
+    updates, state = update(gradient, state, expected)
+    expected = optax.apply_updates(expected, updates)
+    for key, value in flatten(expected).items():
+      np.testing.assert_allclose(ours[step][key], value, rtol=0, atol=3e-7, err_msg=f"{key} after update {step}")
+
+
+def test_muon_treats_each_layer_alone():
+  """The update of a stack is the stack of its layers' updates, each near orthogonal and of Adam's size."""
+  config = OptimizerConfig(name="muon", learning_rate=1.0, warmup_steps=0, weight_decay=0.0)
+  name = "vision/transformer/blocks/mlp/up/kernel"
+  stacks = [random_params({name: (3, 20, 12)}, seed) for seed in (0, 1)]
+  layers = [[jax.tree.map(lambda leaf, i=i: leaf[i : i + 1], stack) for stack in stacks] for i in range(3)]
+  whole = updates_of(config, stacks[0], stacks[1:])[0][name]
+  parts = np.concatenate([updates_of(config, params, [gradient])[0][name] for params, gradient in layers])
+  np.testing.assert_allclose(whole, parts, atol=1e-5)
+  values = np.linalg.svd(whole, compute_uv=False) / (0.2 * math.sqrt(20))
+  assert values.min() > 0.5 and values.max() < 1.3
+
+
+def test_adamw_is_optaxs_own_bit_for_bit():
+  config = OptimizerConfig(**SETTINGS)
+  params, gradient = random_params(TOWER), random_params(TOWER, 1)
+  results = []
+  for optimizer in (make_optimizer(config), optax_own(config)):
+    state = optimizer.init(params)
+    for _ in range(2):
+      updates, state = optimizer.update(gradient, state, params)
+    results.append(jax.tree.leaves((updates, state)))
+  for ours, theirs in zip(*results, strict=True):
+    assert np.asarray(ours).tobytes() == np.asarray(theirs).tobytes()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_decay_is_scaled_by_rate_and_rule_alone(name):
+  """Without a gradient, what moves a parameter is its decay."""
+  rules = (("positions", "weight_decay", 0.5), ("scale|bias", "weight_decay", 0.0))
+  config = OptimizerConfig(name=name, learning_rate=0.5, warmup_steps=0, weight_decay=0.25, rules=rules, clip_norm=1.0)
+  params = random_params(TOWER)
+  (after,) = train(config, params, [jax.tree.map(jnp.zeros_like, params)])
+  for key, value in flatten(params).items():
+    factor = 0.5 if "positions" in key else 0.0 if "scale" in key or "bias" in key else 1.0
+    np.testing.assert_allclose(after[key], value * (1 - 0.5 * 0.25 * factor), rtol=1e-6, err_msg=key)
+
+
+def updates_of(config, params, gradients):
+  optimizer = make_optimizer(config)
+  state, update = optimizer.init(params), jax.jit(optimizer.update)
+  for gradient in gradients:
+    updates, state = update(gradient, state, params)
+  return flatten(updates), state
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_rates_by_rule_and_by_layer_scale_updates_exactly(name):
+  """Rules and layers together, with a part of the tower frozen."""
+  rules = (("^vision_projection", "learning_rate", 0.25), ("^vision", "learning_rate", 3.0))
+  shared = {**SETTINGS, "name": name, "warmup_steps": 0, "clip_norm": 1.0}
+  params, gradients = random_params(TOWER), [random_params(TOWER, seed) for seed in (1, 2)]
+  frozen = freeze("mlp/up/kernel")
+  plain, _ = updates_of(OptimizerConfig(**shared, rules=frozen), params, gradients)
+  scaled, _ = updates_of(OptimizerConfig(**shared, rules=frozen + rules, layer_decay=0.5), params, gradients)
+  factors = {
+    "vision/positions": 3.0 / 8,
+    "vision/pre_norm/scale": 3.0 / 8,
+    "vision/transformer/blocks/mlp/up/kernel": 1.0,  # frozen: both are zero
+    "vision/transformer/blocks/mlp/up/bias": np.array([[3.0 / 4], [3.0 / 2]], np.float32),
+    "vision/post_norm/scale": 3.0,
+    "vision_projection/kernel": 0.25,
+    "temperature/global": 1.0,
+  }
+  assert factors.keys() == plain.keys()
+  for key, factor in factors.items():
+    np.testing.assert_array_equal(scaled[key], plain[key] * np.float32(factor), err_msg=key)
+    assert np.any(plain[key]) == ("kernel" not in key or "projection" in key), key
+
+
+def test_rates_of_a_whole_model_rise_through_both_towers():
+  params = abstract_params(preset("tiny"))
+  factor = rate_factor(OptimizerConfig(layer_decay=0.5), params)
+  below = ("patch_embedding", "class_embedding", "token_embedding", "positions", "pre_norm")
+  for name in flatten(params):
+    expected = (0.25, 0.5) if "/blocks/" in name else 0.125 if any(part in name for part in below) else 1.0
+    assert factor(name) == expected, name
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_first_moments_are_kept_in_bfloat16(name):
+  params, gradients = random_params(TOWER), [random_params(TOWER, seed) for seed in (1, 2)]
+  narrow, state = updates_of(OptimizerConfig(name=name, moment_dtype="bfloat16", warmup_steps=0), params, gradients)
+  wide, wide_state = updates_of(OptimizerConfig(name=name, warmup_steps=0), params, gradients)
+  trained = sum(leaf.size for leaf in jax.tree.leaves(params))
+  halved = sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.dtype == jnp.bfloat16)
+  assert halved == trained  # each parameter has one first moment
+  assert not any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(wide_state))
+  for key, update in narrow.items():
+    assert update.dtype == jnp.float32
+    scale = float(jnp.abs(wide[key]).max())
+    # the sign of a sum near zero may turn, which for Lion is a whole step
+    close = np.abs(update - wide[key]) <= 0.05 * scale
+    assert close.mean() > 0.99, key
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 1.0, "layer_decay": 0.5}], ids=str)
+def test_the_state_has_no_room_for_frozen_parameters(name, settings):
+  config = OptimizerConfig(name=name, rules=freeze("^vision/"), **settings)
+  params = random_params(TOWER)
+  state = jax.eval_shape(make_optimizer(config).init, params)
+  large = {leaf.size for leaf in jax.tree.leaves(state) if leaf.size > 3}  # not counts, nor Muon's coefficients
+  assert large == {130 * 6}
+  updates, _ = updates_of(config, params, [random_params(TOWER, 1)] * 2)
+  assert {key for key, update in updates.items() if np.any(update)} == {
+    "vision_projection/kernel",
+    "temperature/global",
+  }
+
+
+def test_adafactor_keeps_rows_and_columns_of_each_layer():
+  config = OptimizerConfig(name="adafactor", b1=0.0)
+  state = jax.eval_shape(make_optimizer(config).init, random_params({"blocks/kernel": (3, 130, 128)}))
+  assert sorted(leaf.shape for leaf in jax.tree.leaves(state) if leaf.size > 1) == [(3, 128), (3, 130)]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["a", "b", "^a/", ""]), st.sampled_from(["x", "y"]), st.floats(0, 1))))
+def test_the_first_rule_that_is_found_decides(rules):
+  rules = tuple((pattern, {"x": "frozen", "y": "learning_rate"}[key], value) for pattern, key, value in rules)
+  for name in ("a/b", "c/a", "b"):
+    for setting, default in (("frozen", 0.0), ("learning_rate", 1.0), ("weight_decay", 1.0)):
+      matching = [
+        value
+        for pattern, key, value in rules
+        if key == setting and {"a": "a" in name, "b": "b" in name, "^a/": name == "a/b", "": True}[pattern]
+      ]
+      assert rule_value(rules, setting, name) == (matching[0] if matching else default)
+
+
+def test_an_exception_to_a_frozen_tower():
+  params = random_params(TOWER)
+  assert freezes(freeze("^vision"), params, "vision") and freezes(freeze("^vision/"), params, "vision")
+  rules = (("post_norm", "frozen", 0.0), *freeze("^vision"))
+  assert not freezes(rules, params, "vision")
+  updates, _ = updates_of(OptimizerConfig(rules=rules), params, [random_params(TOWER, 1)] * 2)
+  assert {key for key, update in updates.items() if np.any(update)} == {"vision/post_norm/scale", "temperature/global"}
+
+
+def test_rules_that_cannot_be_meant():
+  for rules, message in (
+    ((("kernel", "decay", 0.0),), "'decay' is not a setting; there are weight_decay, learning_rate, frozen"),
+    ((("kernle", "weight_decay", 0.0),), "'kernle' is in no parameter's name, such as a/kernel"),
+    ((("a", "frozen", 1.0),), "freeze every parameter"),
+  ):
+    with pytest.raises(ValueError, match=f"config.optimizer.rules .*{message}"):
+      check_rules(rules, ["a/kernel", "a/bias"])
+  check_rules(freeze("kernel")[:1], ["a/kernel", "a/bias"])
+  with pytest.raises(ValueError, match="optimizer.name must be one of adamw, adafactor, lion, muon, got 'sgd'"):
+    make_optimizer(OptimizerConfig(name="sgd"))
+
+
+@given(st.sampled_from([0.5, 0.9, 0.999]), st.integers(1, 20))
+def test_the_average_is_the_weighted_sum_of_what_was(decay, steps):
+  history = np.random.default_rng(steps).normal(size=(steps + 1, 3))
+  average = {"a": jnp.asarray(history[0], jnp.float32)}
+  for value in history[1:]:
+    average = update_average(decay, average, {"a": jnp.asarray(value, jnp.float32)})
+  weights = decay ** np.arange(steps, -1, -1.0) * np.array([1.0] + [1.0 - decay] * steps)
+  assert weights.sum() == pytest.approx(1.0)
+  np.testing.assert_allclose(average["a"], weights @ history, atol=2e-6)
+  assert average["a"].dtype == jnp.float32

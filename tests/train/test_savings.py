@@ -12,7 +12,7 @@ from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer, stop_fro
 from fgclip_jax.train.step import choose_patches, resize
 
 MODEL = preset("tiny")
-FROZEN = ("^vision", "temperature")
+FROZEN = (("^vision", "frozen", 1.0), ("temperature", "frozen", 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +45,7 @@ def test_dropped_patches_are_not_looked_at(params):
 
 
 def test_frozen_parameters_have_no_state_no_gradient_and_do_not_move(params):
-  optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0, frozen=FROZEN, clip_norm=1.0))
+  optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-2, warmup_steps=0, rules=FROZEN, clip_norm=1.0))
   state = optimizer.init(params)
   frozen = {name for name in flatten(params) if name.startswith(("vision", "temperature"))}
   trained = sum(leaf.size for name, leaf in flatten(params).items() if name not in frozen)

@@ -1,14 +1,18 @@
-"""The state of a run: made the same on any mesh, and really split over it."""
+"""The state of a run: made the same on any mesh, really split over it, and the same after a step there."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fgclip_jax.models.parameters import abstract_params, flatten, init_params
+from fgclip_jax.losses.objective import Objective
+from fgclip_jax.models.parameters import abstract_params, flatten, init_params, unflatten
 from fgclip_jax.models.presets import preset
-from fgclip_jax.train.mesh import make_mesh, place
-from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
-from fgclip_jax.train.state import TrainState, init_state, state_from, state_shardings
+from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train.mesh import make_mesh, place, to_devices
+from fgclip_jax.train.optimizer import NAMES, OptimizerConfig, apply_updates, make_optimizer
+from fgclip_jax.train.state import TrainState, abstract_state, init_state, state_from, state_shardings
+from fgclip_jax.train.step import make_loss, make_step
 
 MODEL = preset("tiny").replace(text={"vocab_size": 512})
 
@@ -50,7 +54,7 @@ def test_moments_lie_where_their_parameters_lie(mesh, clip_norm):
 
 
 def test_frozen_parameters_have_no_moments(mesh):
-  optimizer = make_optimizer(OptimizerConfig(frozen=("^vision",), clip_norm=1.0))
+  optimizer = make_optimizer(OptimizerConfig(rules=(("^vision", "frozen", 1.0),), clip_norm=1.0))
   shardings = state_shardings(MODEL, optimizer, mesh)
   shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(MODEL)).items()}
   trained = {name for name in shapes if not name.startswith("vision")}
@@ -82,3 +86,101 @@ def test_a_state_around_given_parameters_is_float32(mesh):
     assert leaf.dtype == np.float32
     np.testing.assert_array_equal(leaf, flatten(params)[name].astype(np.float32))
     assert leaf.sharding == place(name, leaf.shape, mesh)
+
+
+# ---- a step of every optimizer
+SMALL = preset("tiny").replace(  # wide enough for Adafactor to factor the blocks' matrices
+  vision={"image_size": 16, "width": 128, "mlp_width": 256, "depth": 2},
+  text={"vocab_size": 32, "width": 128, "mlp_width": 128, "depth": 2, "short_length": 8, "long_length": None}
+  | {"end_id": 31},
+)
+OBJECTIVE = Objective(global_long=0.0, regional=0.0, hard_negative=0.0)
+IMAGES = 8
+
+
+def make_batch(shards: int) -> dict:
+  """Images with one caption each, a caption a row."""
+  rng = np.random.default_rng(0)
+  each = IMAGES // shards
+  tokens = rng.integers(0, 31, (shards, each, 8)).astype(np.int32)
+  tokens[..., -1] = 31
+  return {
+    "image": rng.integers(0, 256, (shards, each, 16, 16, 3), np.uint8),
+    "boxes": np.zeros((shards, each, 0, 4), np.float32),
+    "box_count": np.zeros((shards, each), np.int32),
+    "tokens": tokens,
+    "segment": np.ones_like(tokens),
+    "position": np.broadcast_to(np.arange(8, dtype=np.int32), tokens.shape).copy(),
+    "long_end": np.full((shards, each), -1, np.int32),
+    "short_end": np.tile(np.arange(each, dtype=np.int32) * 8 + 7, (shards, 1)),
+    "region_end": np.zeros((shards, each, 0), np.int32),
+    "region_caption": np.zeros((shards, each, 0), np.int32),
+    "hard_box": np.zeros((shards, 0), np.int32),
+    "hard_end": np.zeros((shards, 0, 1), np.int32),
+    "record": np.tile(np.arange(each), (shards, 1)),
+  }
+
+
+@pytest.fixture(scope="module")
+def small_params():
+  rng = np.random.default_rng(0)
+  shapes = flatten(abstract_params(SMALL))
+  return unflatten({name: rng.normal(0, 0.1, leaf.shape).astype(np.float32) for name, leaf in shapes.items()})
+
+
+@pytest.fixture(scope="module")
+def gradients(quick, small_params):
+  """On one device."""
+  loss = make_loss(SMALL, OBJECTIVE, Runtime(), None)
+  gradient = quick(jax.jit(jax.grad(lambda params, batch: loss(params, batch, jax.random.key(0))[0])))
+  return flatten(gradient(small_params, jax.tree.map(jnp.asarray, make_batch(1))))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_step_on_a_mesh_is_that_of_one_device(quick, mesh, small_params, gradients, name):
+  """With everything that a config may ask for; its state lies where `state_shardings` says, and is overwritten."""
+  rate, decay = 1e-2, 0.75
+  rules = (("^text/token", "frozen", 1.0), ("^text", "learning_rate", 0.5), ("norm|bias", "weight_decay", 0.0))
+  config = OptimizerConfig(
+    name=name, learning_rate=rate, warmup_steps=0, eps=1e-6, rules=rules, layer_decay=0.75, clip_norm=1.0
+  )
+  optimizer = make_optimizer(config)
+  state = state_from(SMALL, optimizer, mesh, small_params, ema=True)
+  step = quick(make_step(SMALL, OBJECTIVE, config, Runtime(), mesh, ema_decay=decay))
+  after, _ = step(state, to_devices(make_batch(4), mesh))
+  kernel = "vision/transformer/blocks/mlp/up/kernel"
+  assert flatten(state.params)[kernel].is_deleted() and flatten(state.ema)[kernel].is_deleted()
+  shardings = state_shardings(SMALL, optimizer, mesh, ema=True)
+  assert jax.tree.map(lambda leaf: leaf.sharding, after) == shardings
+  assert flatten(after.params)[kernel].addressable_shards[0].data.shape == (2, 64, 128)
+  assert flatten(after.ema)[kernel].addressable_shards[0].data.shape == (2, 64, 128)
+
+  update = quick(jax.jit(lambda params, flat: optimizer.update(unflatten(flat), optimizer.init(params), params)[0]))
+  expected = flatten(apply_updates(config, small_params, update(small_params, gradients)))
+  for key, leaf in flatten(after.params).items():
+    start, gradient = flatten(small_params)[key], gradients[key]
+    # where a gradient is zero but for rounding, Adam and Lion take whole steps of its sign
+    sure = np.abs(gradient) > 1e-4 * np.abs(gradient).max() if name != "muon" else np.full(leaf.shape, True)
+    assert np.all(leaf == start) == (key == "text/token_embedding"), key
+    if np.abs(gradient).max() < 1e-7:
+      continue  # keys' biases have no influence
+    assert sure.mean() > 0.75, key
+    np.testing.assert_allclose(
+      np.where(sure, leaf, 0), np.where(sure, expected[key], 0), rtol=0, atol=0.01 * rate, err_msg=key
+    )
+    average = decay * start + (1 - decay) * np.asarray(leaf)
+    np.testing.assert_allclose(flatten(after.ema)[key], average, atol=1e-6, err_msg=key)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_what_has_a_parameters_shape_lies_like_it(mesh, name):
+  model = preset("vit_b16")
+  optimizer = make_optimizer(OptimizerConfig(name=name, moment_dtype="bfloat16", clip_norm=1.0))
+  state, shardings = abstract_state(model, optimizer, ema=True), state_shardings(model, optimizer, mesh, ema=True)
+  assert shardings.ema == shardings.params
+  everywhere = 0
+  for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):
+    if sharding.is_fully_replicated:
+      everywhere += leaf.size
+  spread = sum(leaf.size for leaf in jax.tree.leaves(abstract_params(model)))
+  assert everywhere < 0.02 * spread  # biases, norms, counts, Adafactor's rows and columns
