@@ -270,7 +270,7 @@ def test_the_command_prints_a_table_and_writes_json(folders, data, results, tmp_
   result = json.loads(output.read_text())
   assert result["metrics"] == results and result["name"] == "first" and result["records"] == 12
   assert result["settings"] == {
-    "model": folders, "data": data, "split": "validation", "limit": None, "dtype": "float32",
+    "model": folders, "data": data, "split": "validation", "limit": None, "dtype": "float32", "raw_weights": False,
   }  # fmt: skip
   assert {"fgclip_jax", "jax", "python"} <= set(result["versions"]) and result["seconds"] > 0
 

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fgclip_jax.models.parameters import flatten
-from fgclip_jax.train.checkpoint import FOLDER, Checkpoints, read_params
+from fgclip_jax.train.checkpoint import FOLDER, Checkpoints, keeps_average, read_params
 from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import TrainState, make_state
@@ -25,12 +25,14 @@ def make_params(seed: int = 0, width: int = 6):
   }
 
 
-def make_train_state(seed: int = 0, width: int = 6, **optimizer) -> TrainState:
+def make_train_state(seed: int = 0, width: int = 6, ema: bool = False, **optimizer) -> TrainState:
   """A state with something in every leaf, split over two devices where it divides."""
   rng = np.random.default_rng(seed)
-  state = make_state(make_optimizer(OptimizerConfig(**optimizer)), make_params(seed, width))
+  state = make_state(make_optimizer(OptimizerConfig(**optimizer)), make_params(seed, width), ema)
   fill = lambda leaf: jnp.asarray(rng.normal(size=leaf.shape), leaf.dtype)  # noqa: E731
   state = state.replace(opt_state=jax.tree.map(fill, state.opt_state), step=jnp.int32(seed))
+  if ema:
+    state = state.replace(ema=make_params(seed + 100, width))
   return jax.device_put(state, shardings_of(state))
 
 
@@ -44,11 +46,11 @@ def shardings_of(state: TrainState):
   return jax.tree.map(place, state)
 
 
-def saved(folder, steps, keep: int = 9, keep_every: int = 0) -> list[int]:
+def saved(folder, steps, keep: int = 9, keep_every: int = 0, **state) -> list[int]:
   """Saves states at these steps and returns the steps that are left."""
   checkpoints = Checkpoints(str(folder), keep, keep_every)
   for step in steps:
-    checkpoints.save(step, make_train_state(step), CONFIG)
+    checkpoints.save(step, make_train_state(step, **state), CONFIG)
   checkpoints.close()
   return sorted(int(name) for name in os.listdir(folder / FOLDER) if name.isdigit())
 
@@ -67,7 +69,18 @@ def assert_same(one, two):
     assert first.dtype == second.dtype and np.asarray(first).tobytes() == np.asarray(second).tobytes(), path
 
 
-@pytest.mark.parametrize("config", [{}, {"clip_norm": 1.0}, {"rules": (("^vision", "frozen", 1.0),)}], ids=str)
+@pytest.mark.parametrize(
+  "config",
+  [
+    {},
+    {"clip_norm": 1.0},
+    {"rules": (("^vision", "frozen", 1.0),), "ema": True},
+    {"name": "adafactor", "moment_dtype": "bfloat16"},
+    {"name": "lion"},
+    {"name": "muon", "ema": True},
+  ],
+  ids=str,
+)
 def test_a_state_comes_back_bit_for_bit_and_where_it_lay(tmp_path, config):
   state = make_train_state(5, **config)
   checkpoints = Checkpoints(str(tmp_path))
@@ -116,6 +129,38 @@ def test_parameters_alone(tmp_path):
   params = read_params(str(tmp_path))
   assert_same(params, make_params(4))
   assert all(len(leaf.sharding.device_set) == 1 for leaf in flatten(params).values())
+
+
+def test_the_average_is_read_unless_the_raw_weights_are_asked_for(tmp_path):
+  saved(tmp_path, [1, 4], ema=True)
+  assert keeps_average(str(tmp_path))
+  assert_same(read_params(str(tmp_path)), make_params(104))
+  assert_same(read_params(str(tmp_path), ema=False), make_params(4))
+
+
+def test_without_an_average_the_weights_are_read(tmp_path):
+  saved(tmp_path, [4])
+  assert not keeps_average(str(tmp_path))
+  assert_same(read_params(str(tmp_path), ema=True), make_params(4))
+  assert not (tmp_path / FOLDER / "4" / "ema").exists()
+
+
+@pytest.mark.parametrize(
+  "before, message", [(False, "lacks averaged weights, .* is set"), (True, "holds .* is not set")]
+)
+def test_an_average_neither_begins_nor_ends_within_a_run(tmp_path, before, message):
+  saved(tmp_path, [2], ema=before)
+  with pytest.raises(ValueError, match=f"checkpoint 2 in .* {message}: .*config.init_from to start from"):
+    restored(tmp_path, make_train_state(ema=not before))
+
+
+def test_moments_may_change_their_dtype(tmp_path):
+  saved(tmp_path, [2])
+  back = restored(tmp_path, make_train_state(moment_dtype="bfloat16"))
+  expected = jax.tree.map(
+    lambda leaf, like: leaf.astype(like.dtype), make_train_state(2), make_train_state(moment_dtype="bfloat16")
+  )
+  assert_same(back, expected)
 
 
 def test_nothing_to_read(tmp_path):

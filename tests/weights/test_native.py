@@ -2,11 +2,18 @@
 
 import json
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
 
+import fgclip_jax
+from fgclip_jax import convert
+from fgclip_jax.models.parameters import flatten, unflatten
 from fgclip_jax.models.presets import preset
+from fgclip_jax.train.checkpoint import Checkpoints
+from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
+from fgclip_jax.train.state import make_state
 from fgclip_jax.weights import folder as folders
 from fgclip_jax.weights import huggingface, native
 
@@ -62,3 +69,23 @@ def test_no_model_folder(tmp_path):
     folders.read(str(tmp_path / "nothing"))
   with pytest.raises(FileNotFoundError, match="is no model folder: it has neither config.json"):
     folders.read(str(tmp_path))
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_a_run_gives_its_averaged_weights_or_on_request_its_last(ema, tmp_path, random_params, capsys):
+  last, average = (jax.tree.map(jax.numpy.asarray, unflatten(random_params(TINY, seed=seed))) for seed in (0, 1))
+  run, output = str(tmp_path / "run"), str(tmp_path / "model")
+  state = make_state(make_optimizer(OptimizerConfig()), last).replace(ema=average)
+  checkpoints = Checkpoints(run)
+  checkpoints.save(3, state, {})
+  checkpoints.close()
+  native.write_model_file(run, TINY)
+
+  expected = flatten(average if ema else last)
+  assert folders.is_averaged(run)
+  assert convert.main([run, output, "--to=jax", *([] if ema else ["--raw_weights"])]) == 0
+  assert ("averaged over its steps" in capsys.readouterr().out) == ema
+  assert not folders.is_averaged(output)
+  for flat in (folders.read(run, ema)[1], flatten(fgclip_jax.load(run, ema=ema).params), folders.read(output)[1]):
+    for name, value in expected.items():
+      np.testing.assert_array_equal(flat[name], value, err_msg=name)
