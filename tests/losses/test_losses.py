@@ -1,4 +1,4 @@
-"""The losses equal a slow reference written from their definitions, and the sharded forms equal the dense one."""
+"""The objective equals a slow reference written from its definition, on one device and over several."""
 
 import dataclasses
 import functools
@@ -18,6 +18,7 @@ from fgclip_jax.models.fgclip import Embeddings
 
 BOXES, NEGATIVES, WIDTH = 3, 10, 8
 TEMPERATURE = {"global": 2.0, "regional": 1.5, "hard_negative": 2.5}
+BIAS = -3.0  # of the sigmoid contrast
 
 
 @pytest.fixture(autouse=True)
@@ -102,13 +103,21 @@ def slow_info_nce(image, text, scale):
   return np.mean(each) if each else 0.0
 
 
+def slow_sigmoid(image, text, scale):
+  """SigLIP's loss, arXiv 2303.15343, algorithm 1."""
+  labels = 2 * np.eye(len(image)) - 1
+  each = np.log1p(np.exp(-labels * (scale * image @ text.T + BIAS)))
+  return each.sum() / len(image) if len(image) else 0.0
+
+
 def slow_terms(e, objective):
   """Every term from its definition, one box and one contrast group at a time."""
   e = as_numpy(e)
   scales = {name: np.exp(value) for name, value in TEMPERATURE.items()}
+  slow = slow_sigmoid if objective.contrast == "sigmoid" else slow_info_nce
   terms = {
-    "global_long": slow_info_nce(e.image, e.long, scales["global"]),
-    "global_short": slow_info_nce(e.image, e.short, scales["global"]),
+    "global_long": slow(e.image, e.long, scales["global"]),
+    "global_short": slow(e.image, e.short, scales["global"]),
   }
   per_group = objective.regional_group or len(e.image)
   regional, hard = [], []
@@ -117,7 +126,7 @@ def slow_terms(e, objective):
     keep = e.region_valid[rows]
     image, text, caption = (getattr(e, name)[rows][keep] for name in ("region_image", "region_text", "region_caption"))
     if not objective.regional_mask_identical:
-      regional.append(slow_info_nce(image, text, scales["regional"]))
+      regional.append(slow(image, text, scales["regional"]))
     else:
       each = []
       for i in range(len(image)):
@@ -137,7 +146,9 @@ def slow_terms(e, objective):
   return terms | {"total": sum(getattr(objective, name) * value for name, value in terms.items())}
 
 
-@functools.partial(jax.jit, static_argnames=("objective", "mesh"))
+@functools.partial(
+  jax.jit, static_argnames=("objective", "mesh"), compiler_options={"xla_backend_optimization_level": 0}
+)
 def _compute(floats, e, temperature, objective, mesh):
   def total(floats, temperature):
     terms = objective_terms(e.replace(**floats), temperature, objective, mesh)
@@ -151,7 +162,8 @@ def terms_and_gradients(e, objective, mesh=None):
   """The terms, and the gradients of their total for every float array and temperature."""
   floats = {f.name: getattr(e, f.name) for f in dataclasses.fields(e)}
   floats = {name: x for name, x in floats.items() if jnp.issubdtype(x.dtype, jnp.floating)}
-  temperature = {name: jnp.asarray(value, jnp.float64) for name, value in TEMPERATURE.items()}
+  given = TEMPERATURE | ({"bias": BIAS} if objective.contrast == "sigmoid" else {})
+  temperature = {name: jnp.asarray(value, jnp.float64) for name, value in given.items()}
   if mesh is not None:
     floats, e = jax.device_put((floats, e), NamedSharding(mesh, PartitionSpec(("data", "fsdp"))))
     temperature = jax.device_put(temperature, NamedSharding(mesh, PartitionSpec()))
@@ -176,6 +188,8 @@ _VARIANTS = {
   "more than a device's": Objective(regional_group=8),
   "identical captions do not repel": Objective(regional_mask_identical=True),
   "identical captions, groups": Objective(regional_mask_identical=True, regional_group=4),
+  "sigmoid": Objective(contrast="sigmoid"),
+  "sigmoid, groups": Objective(contrast="sigmoid", regional_group=4),
 }
 
 
@@ -183,7 +197,7 @@ _VARIANTS = {
 def dense(objective, shards):
   """A batch that is split over so many devices, and the dense form's results for it."""
   e = spread(make(COUNTS, NEGATIVE_COUNTS, captions=4), shards)
-  return e, terms_and_gradients(e, objective)
+  return e, terms_and_gradients(e, dataclasses.replace(objective, form="dense"))
 
 
 @pytest.mark.parametrize("objective", _VARIANTS.values(), ids=_VARIANTS)
@@ -199,18 +213,22 @@ def over(shape):
 
 
 @pytest.mark.parametrize(
-  ("shape", "variant"),
+  ("shape", "variant", "form"),
   [
-    *(((8, 1, 1), variant) for variant in _VARIANTS),
-    *(((2, 4, 1), variant) for variant in ("whole batch", "identical captions do not repel")),
-    *(((2, 2, 2), variant) for variant in ("whole batch", "more than a device's")),
+    ((8, 1, 1), "whole batch", "ring"),
+    ((8, 1, 1), "a device's images", "chunked"),  # which no device then gathers
+    ((8, 1, 1), "less than a device's", "auto"),
+    ((8, 1, 1), "identical captions, groups", "auto"),
+    ((2, 4, 1), "identical captions do not repel", "chunked"),
+    ((2, 2, 2), "more than a device's", "ring"),
+    ((2, 2, 2), "sigmoid, groups", "auto"),
   ],
   ids=str,
 )
-def test_over_devices_equals_dense(shape, variant):
+def test_over_devices_equals_dense(shape, variant, form):
   objective = _VARIANTS[variant]
-  e, expected = dense(objective, shape[0] * shape[1])
-  assert_close(terms_and_gradients(e, objective, over(shape)), expected)
+  e, expected = dense(objective, 8)
+  assert_close(terms_and_gradients(e, dataclasses.replace(objective, form=form, chunk=8), over(shape)), expected)
 
 
 @settings(max_examples=60)
@@ -237,7 +255,7 @@ def test_an_all_empty_batch_has_zero_region_terms_and_finite_gradients(group):
 
 def test_an_all_empty_batch_over_devices():
   e = spread(make([0] * 8, []), 8)
-  assert_close(terms_and_gradients(e, Objective(), over((4, 2, 1))), terms_and_gradients(e, Objective()))
+  assert_close(terms_and_gradients(e, Objective(form="ring"), over((4, 2, 1))), terms_and_gradients(e, Objective()))
 
 
 def test_a_box_without_negatives_or_with_one_region_alone():
@@ -288,3 +306,22 @@ def test_weights_scale_the_terms():
 def test_a_group_that_does_not_divide_the_batch():
   with pytest.raises(ValueError, match="regional_group 3 must divide the batch of 4 images"):
     objective_terms(make([1] * 4, [0] * 4), {"global": jnp.asarray(1.0)}, Objective(regional_group=3))
+
+
+@pytest.mark.parametrize(
+  ("changes", "message"),
+  [
+    ({"form": "rows!"}, "objective.form must be one of .*'chunked', 'ring'.*, got 'rows!'"),
+    ({"contrast": "hinge"}, "objective.contrast must be one of .*, got 'hinge'"),
+    ({"chunk": 0}, "objective.chunk must be at least 1, got 0"),
+  ],
+)
+def test_an_impossible_objective(changes, message):
+  with pytest.raises(ValueError, match=message):
+    Objective(**changes)
+
+
+def test_the_sigmoid_contrast_needs_a_bias():
+  e = make([0] * 4, [])
+  with pytest.raises(ValueError, match="needs temperature/bias: give the model a logit_bias"):
+    objective_terms(e, {"global": jnp.asarray(1.0)}, Objective(contrast="sigmoid"))
