@@ -232,7 +232,8 @@ def test_unit_length():
 
 
 def test_initial_parameters_are_float32_repeatable_and_of_clips_spread():
-  init = _compile(lambda seed, runtime=None: init_params(TINY, jax.random.key(seed)))
+  biased = TINY.replace(logit_bias=-10.0)
+  init = _compile(lambda seed, runtime=None: init_params(biased, jax.random.key(seed)))
   first, again, other = (flatten(init(seed)) for seed in (0, 0, 1))
   assert all(leaf.dtype == jnp.float32 for leaf in first.values())
   assert all(np.array_equal(again[name], leaf) for name, leaf in first.items())
@@ -249,6 +250,7 @@ def test_initial_parameters_are_float32_repeatable_and_of_clips_spread():
   }.items():
     assert np.std(first[name]) == pytest.approx(spread, rel=0.1), name
   assert float(first["temperature/regional"]) == pytest.approx(np.log(1 / 0.07), abs=1e-4)
+  assert float(first["temperature/bias"]) == -10.0
 
 
 def test_a_plain_clip_lacks_what_fgclip_adds():

@@ -114,6 +114,18 @@ def test_the_model_of_the_weights(data, tmp_path, plain):
     assert run.model.text.long_length == 248  # a plain CLIP becomes FG-CLIP
 
 
+def test_the_sigmoid_contrast_brings_its_bias(data, tmp_path):
+  run = read(data, objective__contrast="sigmoid")
+  assert run.model == preset("tiny").replace(temperature_init=np.log(10), logit_bias=-10.0)
+  assert flatten(abstract_params(run.model))["temperature/bias"].shape == ()
+  native.write_model_file(str(tmp_path), run.model)
+  again = {"model": "from_weights", "init_from": str(tmp_path)}
+  assert read(data, objective__contrast="sigmoid", **again).model == run.model
+  native.write_model_file(str(tmp_path), preset("tiny"))
+  with pytest.raises(ValueError, match="config.objective.contrast is 'sigmoid', but the weights in .* no logit bias"):
+    read(data, objective__contrast="sigmoid", **again)
+
+
 IMPOSSIBLE = [
   # keys
   ({"foo": 1}, r"unknown keys \['foo'\] in the config"),
@@ -203,6 +215,9 @@ IMPOSSIBLE = [
   ({"kind": "clip"}, r"config.objective: \['global_long', 'regional', 'hard_negative'\] need FG-CLIP"),
   ({"objective__regional_group": 3}, "config.objective.regional_group 3 must divide data.batch_size 4096"),
   ({"objective__regional_group": 0}, "config.objective.regional_group 0 must divide"),
+  ({"objective__form": "blocks"}, "objective.form must be one of .*'chunked', 'ring'.*, got 'blocks'"),
+  ({"objective__chunk": 0}, "objective.chunk must be at least 1, got 0"),
+  ({"objective__contrast": "hinge"}, "objective.contrast must be one of"),
   ({"data__boxes": 0}, "config.data.boxes must be at least 1: the objective has region terms"),
   # the data
   ({"data__batch_size": 0}, "data.batch_size must be at least 1"),

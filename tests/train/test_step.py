@@ -185,20 +185,21 @@ def test_bfloat16_computes_about_the_same_and_keeps_float32_weights(quick, expec
   assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
 
 
-def test_plain_clip(quick):
-  model = MODEL.replace(text={"long_length": None})
+@pytest.mark.parametrize("contrast", ["softmax", "sigmoid"])
+def test_plain_clip(quick, contrast):
+  model = MODEL.replace(text={"long_length": None}, logit_bias=None if contrast == "softmax" else -10.0)
   layout = Layout(boxes=0, row_length=24, short_length=12, long_length=None)
   mesh = make_mesh({"data": 2}, jax.devices()[:2])
   optimizer = dataclasses.replace(OPTIMIZER, temperature_max=2.6)
-  objective = Objective(global_long=0.0, regional=0.0, hard_negative=0.0)
+  objective = Objective(global_long=0.0, regional=0.0, hard_negative=0.0, contrast=contrast)
   step = quick(make_step(model, objective, optimizer, Runtime(), mesh))
   examples = [dataclasses.replace(e, long=None, boxes=e.boxes[:0], regions=(), negatives=()) for e in make_examples()]
   state = state_from(model, make_optimizer(optimizer), mesh, random_params(model))
-  losses = []
+  losses, bias = [], {"logit_bias"} if contrast == "sigmoid" else set()
   for _ in range(6):
     state, values = step(state, to_devices(assemble(examples, 2, layout), mesh))
     losses.append(float(values["loss"]))
-  assert set(values) == {"loss", "loss_global_short", "learning_rate", "gradient_norm", "temperature_global"}
+  assert set(values) == {"loss", "loss_global_short", "learning_rate", "gradient_norm", "temperature_global"} | bias
   assert losses[-1] < losses[0]
   assert float(state.params["temperature"]["global"]) <= np.float32(2.6)
 

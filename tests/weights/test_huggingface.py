@@ -198,3 +198,10 @@ def test_plain_clip_becomes_fgclip(random_params):
   for name in ("regional", "hard_negative"):
     assert made[f"temperature/{name}"] == flat["temperature/global"]
   assert made["text/long_positions"].shape == (248, 32)
+
+
+def test_a_logit_bias_has_no_place_in_this_format(tmp_path, random_params):
+  config = CLIP.replace(logit_bias=-10.0)
+  with pytest.raises(ValueError, match="has a logit bias .*: write it as a jax folder"):
+    huggingface.write(str(tmp_path / "out"), config, random_params(config))
+  assert not (tmp_path / "out").exists()
