@@ -231,8 +231,8 @@ def apply_updates(config: OptimizerConfig, params: Params, updates: Params) -> P
   params = optax.apply_updates(params, updates)
   if config.temperature_max is None:
     return params
-  held = jax.tree.map(lambda t: jnp.minimum(t, config.temperature_max), params["temperature"])
-  return {**params, "temperature": held}
+  hold = lambda name, t: t if name == "bias" else jnp.minimum(t, config.temperature_max)  # noqa: E731
+  return {**params, "temperature": {name: hold(name, t) for name, t in params["temperature"].items()}}
 
 
 def update_average(decay: float, average: Params, params: Params) -> Params:

@@ -79,6 +79,7 @@ def make_params(seed=0):
       "norm/scale": (4,),
       "temperature/global": (),
       "temperature/regional": (),
+      "temperature/bias": (),
     },
     seed,
   )
@@ -173,7 +174,7 @@ def test_temperatures_are_held_at_their_maximum_and_nothing_else_is():
   held = train(OptimizerConfig(**SETTINGS, temperature_max=limit), params, gradients)
   free = train(OptimizerConfig(**SETTINGS), params, gradients)
   for name, value in held[-1].items():
-    if name.startswith("temperature"):
+    if name.startswith("temperature/") and name != "temperature/bias":
       assert float(value) == pytest.approx(limit) and float(free[-1][name]) > limit
     else:
       np.testing.assert_allclose(value, free[-1][name], rtol=1e-6)
