@@ -1,17 +1,18 @@
 #!/usr/bin/env bash
-# Makes .venv in the repository and installs what the program needs (with --dev: what its tests need, too).
-# Runs again at no cost: it installs only when a requirements file has changed.
+# Makes .venv in the repository and installs what the program needs: for a CPU, with --tpu or --gpu for these, and
+# with --dev what its tests need, too. Runs again at no cost: it installs only when a requirements file has changed.
 #
-#   bash launch/setup.sh [--dev]            PYTHON=python3.12 bash launch/setup.sh    picks the Python
+#   bash launch/setup.sh [--tpu | --gpu] [--dev]     PYTHON=python3.12 bash launch/setup.sh    picks the Python
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 files=(requirements.txt)
-case "${1:-}" in
-  "") ;;
-  --dev) files+=(requirements-dev.txt) ;;
-  *) echo "usage: bash launch/setup.sh [--dev]" >&2; exit 2 ;;
-esac
+for flag in "$@"; do
+  case "$flag" in
+    --dev | --tpu | --gpu) files+=("requirements-${flag#--}.txt") ;;
+    *) echo "usage: bash launch/setup.sh [--tpu | --gpu] [--dev]" >&2; exit 2 ;;
+  esac
+done
 
 supported='import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))'
 
@@ -34,17 +35,21 @@ if ! { [[ -e .venv/bin/python ]] && .venv/bin/python -m pip --version; } >/dev/n
   "$python" -m venv --clear .venv
 fi
 
-# The stamp is a hash of the installed requirements; a --dev installation serves the plain one as well.
-stamp() { cat "$@" | .venv/bin/python -c 'import hashlib, sys; print(hashlib.sha256(sys.stdin.buffer.read()).hexdigest())'; }
+# The stamp: for each requirements file that is installed, a line with its hash and name.
+stamp() {
+  .venv/bin/python -c 'import hashlib, sys
+for path in sys.argv[1:]: print(hashlib.sha256(open(path, "rb").read()).hexdigest(), path)' "$@"
+}
 wanted="$(stamp "${files[@]}")"
-everything="$(stamp requirements.txt requirements-dev.txt)"
 installed="$(cat .venv/installed.sha256 2>/dev/null || true)"
-if [[ "$installed" == "$wanted" || "$installed" == "$everything" ]]; then
+missing="$(echo "$wanted" | grep -vxF "$installed" || true)"
+if [[ -z "$missing" ]]; then
   echo "setup: .venv is up to date with ${files[*]}"
   exit 0
 fi
 
 echo "setup: installing ${files[*]} into .venv (a few minutes the first time)"
 .venv/bin/python -m pip install --quiet --disable-pip-version-check "${files[@]/#/--requirement=}"
-echo "$wanted" > .venv/installed.sha256
+others="$(echo "$installed" | grep -vE " ($(IFS="|"; echo "${files[*]}"))\$" || true)"
+printf "%s\n" "$others" "$wanted" > .venv/installed.sha256
 echo "setup: done"

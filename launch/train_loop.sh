@@ -1,0 +1,65 @@
+#!/usr/bin/env bash
+# Runs a command, and again when it fails: training then goes on from its newest checkpoint.
+#
+#   bash launch/train_loop.sh [--max_restarts=3] [--pause=10] [--preempted=restart|stop] [--dry_run] COMMAND...
+#
+# Exit code 75 means that the run has saved and ended because its machine is taken away; that is no failure and is
+# not counted (--preempted=stop leaves it to the caller). SIGTERM and Ctrl-C are passed on as SIGTERM, and nothing is
+# started again. Ends with the command's last exit code.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+pause=10
+preempted=restart
+while [[ "${1:-}" == --* ]]; do
+  case "$1" in
+    --pause=*) pause="$(whole_number "$1")" || exit ;;
+    --preempted=restart | --preempted=stop) preempted="${1#*=}" ;;
+    *) shared_flag "$1" || die "unknown flag '$1'" ;;
+  esac
+  shift
+done
+(($#)) || die "which command? see the head of $0"
+
+if $dry_run; then
+  echo "# at most $max_restarts restarts after failures, $pause s apart; exit code 75: $preempted"
+  run "$@"
+  exit
+fi
+
+child="" signals=0
+# shellcheck disable=SC2329  # the trap calls it
+on_signal() {
+  signals=$((signals + 1))
+  [[ -z "$child" ]] || kill -TERM "$child" 2>/dev/null || true
+}
+trap "on_signal" INT TERM
+
+for ((failures = 0; ; )); do
+  code=0
+  "$@" &
+  child=$!
+  wait "$child" || code=$?
+  # a signal ends `wait` before the command has ended
+  for ((seen = 0; seen < signals; )); do
+    seen=$signals code=0
+    wait "$child" || code=$?
+  done
+  child=""
+  if ((code == 0 || signals > 0)); then break; fi
+  if ((code == 75)); then
+    if [[ "$preempted" == stop ]]; then break; fi
+    echo "train_loop: the run saved and ended because its machine was to be taken away; starting again" >&2
+  elif ((failures < max_restarts)); then
+    failures=$((failures + 1))
+    echo "train_loop: exit code $code; restart $failures of $max_restarts in $pause s" >&2
+  else
+    echo "train_loop: exit code $code; no restarts left of $max_restarts" >&2
+    break
+  fi
+  sleep "$pause" >/dev/null 2>&1 &
+  wait $! || true
+  if ((signals > 0)); then break; fi
+done
+exit "$code"
