@@ -14,7 +14,7 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.parameters import Params
-from fgclip_jax.train.state import TrainState
+from fgclip_jax.train.state import COUNTS, TrainState
 
 FOLDER = "checkpoints"
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -52,7 +52,7 @@ class Checkpoints:
     """Begins to save; returns once the arrays are copied. A step that is there already is left alone."""
     if self.latest == step:
       return
-    items = {"params": state.params, "optimizer": {"opt_state": state.opt_state, "step": state.step}}
+    items = {"params": state.params, "optimizer": _optimizer_item(state)}
     if state.ema is not None:
       items["ema"] = state.ema
     metadata = {"config": config, "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}}
@@ -67,7 +67,7 @@ class Checkpoints:
     metadata = self._checkpointer.checkpointables_metadata(None).metadata
     self._check_average("ema" in metadata, abstract.ema is not None)
     stored = _shapes({**metadata["optimizer"], "params": metadata["params"]})
-    wanted = _shapes({"params": abstract.params, "opt_state": abstract.opt_state, "step": abstract.step})
+    wanted = _shapes({"params": abstract.params, **_optimizer_item(abstract)})
     names = {name for name, _ in stored.items() ^ wanted.items()}
     if names:
       shown = [
@@ -81,16 +81,11 @@ class Checkpoints:
     targets = jax.tree.map(
       lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), abstract, shardings
     )
-    wanted = {"params": targets.params, "optimizer": {"opt_state": targets.opt_state, "step": targets.step}}
+    wanted = {"params": targets.params, "optimizer": _optimizer_item(targets)}
     if targets.ema is not None:
       wanted["ema"] = targets.ema
     items = self._checkpointer.load_checkpointables(None, wanted)
-    return TrainState(
-      step=items["optimizer"]["step"],
-      params=items["params"],
-      opt_state=items["optimizer"]["opt_state"],
-      ema=items.get("ema"),
-    )
+    return TrainState(params=items["params"], ema=items.get("ema"), **items["optimizer"])
 
   def _check_average(self, stored: bool, wanted: bool) -> None:
     if stored != wanted:
@@ -108,6 +103,10 @@ class Checkpoints:
   def close(self) -> None:
     """Waits until everything is on disk."""
     self._checkpointer.close()
+
+
+def _optimizer_item(state: TrainState) -> dict[str, Any]:
+  return {name: getattr(state, name) for name in ("opt_state", *COUNTS)}
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -12,19 +12,25 @@ from fgclip_jax.models.parameters import Params, abstract_params, flatten, init_
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.train.mesh import place, place_params
 
+COUNTS = ("step", "skipped", "skipped_in_a_row")
+
 
 @flax.struct.dataclass
 class TrainState:
   """The state that a step takes and gives: arrays, or their shapes or shardings.
 
   Attributes:
-    step: updates made, int32.
+    step: steps made, int32.
+    skipped: of these, steps that changed nothing because the loss or a gradient was not finite, int32.
+    skipped_in_a_row: how many of these came last, without one that was sound after them, int32.
     params: float32.
     opt_state: the optimizer's.
     ema: the parameters' exponential moving average, a tree like theirs; None: none is kept.
   """
 
   step: Any
+  skipped: Any
+  skipped_in_a_row: Any
   params: Any
   opt_state: Any
   ema: Any = None
@@ -33,7 +39,8 @@ class TrainState:
 def make_state(optimizer: optax.GradientTransformation, params: Params, ema: bool = False) -> TrainState:
   """A fresh state around parameters; with `ema`, their average begins with them."""
   average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: the step is given both to overwrite
-  return TrainState(step=jnp.zeros((), jnp.int32), params=params, opt_state=optimizer.init(params), ema=average)
+  counts = {name: jnp.zeros((), jnp.int32) for name in COUNTS}
+  return TrainState(**counts, params=params, opt_state=optimizer.init(params), ema=average)
 
 
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from fgclip_jax.data.image import MEAN, STD
 from fgclip_jax.losses.objective import Objective, objective_terms
+from fgclip_jax.models.fgclip import Embeddings
 from fgclip_jax.models.parameters import Params, build
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.transformer import Runtime
@@ -47,19 +48,18 @@ def choose_patches(key: Array, images: int, patches: int, dropout: float) -> Int
   return jnp.sort(order[:, :kept], axis=1)
 
 
-def make_loss(
+def make_embed(
   config: ModelConfig,
-  objective: Objective,
   runtime: Runtime,
   mesh: Mesh | None,
   *,
   patch_dropout: float = 0.0,
   image_size: int | None = None,
-) -> Callable[[Params, dict[str, Array], Array], tuple[Array, Metrics]]:
-  """The function of (parameters, batch, random key) that training differentiates: the total, and every term.
+) -> Callable[[Params, dict[str, Array], Array], Embeddings]:
+  """The function of (parameters, batch, random key) that embeds a batch as training does.
 
   Args:
-    config, objective, runtime, mesh: see there.
+    config, runtime, mesh: see there.
     patch_dropout: the share of patches that the image tower does not see.
     image_size: resizes the batch's images to this side, and the position table with them.
   """
@@ -68,7 +68,7 @@ def make_loss(
   size = image_size or config.vision.image_size
   resized = config.replace(vision={"image_size": size})
 
-  def loss(params, batch, key):
+  def embed(params, batch, key):
     image, keep = normalize(batch["image"]), None
     if size != config.vision.image_size:
       image = resize(image, size)
@@ -77,11 +77,31 @@ def make_loss(
     if patch_dropout:
       images = image.shape[0] * image.shape[1]
       keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)
-    embeddings = build(resized, params, runtime)({**batch, "image": image}, keep)
+    return build(resized, params, runtime)({**batch, "image": image}, keep)
+
+  return embed
+
+
+def make_loss(
+  config: ModelConfig, objective: Objective, runtime: Runtime, mesh: Mesh | None, **savings: Any
+) -> Callable[[Params, dict[str, Array], Array], tuple[Array, Metrics]]:
+  """The function of (parameters, batch, random key) that training differentiates: the total, and every term.
+
+  The arguments are those of `make_embed`, and the objective.
+  """
+  embed = make_embed(config, runtime, mesh, **savings)
+
+  def loss(params, batch, key):
+    embeddings = embed(params, batch, key)
     terms = objective_terms(embeddings, params["temperature"], objective, mesh)
     return terms["total"], terms
 
   return loss
+
+
+def spread(embedding: Float[Array, "B D"]) -> Float[Array, ""]:
+  """The variance of unit-length embeddings, 0..1, over all directions: 0 where all have become the same."""
+  return jnp.mean(jnp.sum((embedding - jnp.mean(embedding, axis=0)) ** 2, axis=-1))
 
 
 def make_step(
@@ -101,34 +121,54 @@ def make_step(
   Args:
     config, objective, optimizer_config, runtime, mesh: see there.
     seed: what is random in step s follows from the seed and s.
-    patch_dropout, image_size: see `make_loss`.
+    patch_dropout, image_size: see `make_embed`.
     ema_decay: the decay of the state's average of the parameters; None: it has none.
 
   Returns:
-    A function of state and batch. Its metrics: `loss` and the unweighted terms `loss_*`, `learning_rate`,
-    `gradient_norm`, `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one.
+    A function of state and batch. A step whose loss or gradient is not finite changes nothing but the counts of such
+    steps. Its metrics: `loss` and the unweighted terms `loss_*`, `skipped_updates` (in all) and `skipped_in_a_row`,
+    `learning_rate`, `gradient_norm`, `update_norm`, `embedding_variance_image` and `_short` (see `spread`),
+    `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one.
   """
   optimizer, rate = make_optimizer(optimizer_config), schedule(optimizer_config)
-  loss = make_loss(config, objective, runtime, mesh, patch_dropout=patch_dropout, image_size=image_size)
+  embed = make_embed(config, runtime, mesh, patch_dropout=patch_dropout, image_size=image_size)
 
   def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def trained(params: Any):
-      return loss(stop_frozen(params, optimizer_config.rules), batch, key)
+      params = stop_frozen(params, optimizer_config.rules)
+      embeddings = embed(params, batch, key)
+      terms = objective_terms(embeddings, params["temperature"], objective, mesh)
+      return terms["total"], (terms, {name: spread(getattr(embeddings, name)) for name in ("image", "short")})
 
-    (total, terms), gradients = jax.value_and_grad(trained, has_aux=True)(state.params)
+    (total, (terms, variance)), gradients = jax.value_and_grad(trained, has_aux=True)(state.params)
+    norm = optax.tree.norm(gradients)
+    sound = jnp.isfinite(total) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
     params = apply_updates(optimizer_config, state.params, updates)
-    metrics = {"loss": total}
+    ema = None if ema_decay is None else update_average(ema_decay, state.ema, params)
+    # what a step that is not sound would change stays; selected on the device, so that the host need not look
+    after = TrainState(
+      step=state.step,
+      skipped=state.skipped,
+      skipped_in_a_row=jnp.zeros_like(state.skipped_in_a_row),
+      params=params,
+      opt_state=opt_state,
+      ema=ema,
+    )
+    before = state.replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
+    after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, before).replace(step=state.step + 1)
+    metrics = {"loss": total, "skipped_updates": after.skipped, "skipped_in_a_row": after.skipped_in_a_row}
     metrics |= {f"loss_{name}": value for name, value in terms.items() if name != "total"}
-    metrics |= {"learning_rate": jnp.asarray(rate(state.step)), "gradient_norm": optax.tree.norm(gradients)}
+    metrics |= {f"embedding_variance_{name}": value for name, value in variance.items()}
+    metrics |= {"learning_rate": jnp.asarray(rate(state.step)), "gradient_norm": norm}
+    metrics |= {"update_norm": jnp.where(sound, optax.tree.norm(updates), 0.0)}
     temperature = dict(state.params["temperature"])
     if "bias" in temperature:
       metrics["logit_bias"] = temperature.pop("bias")
     metrics |= {f"temperature_{name}": jnp.exp(value) for name, value in temperature.items()}
-    ema = None if ema_decay is None else update_average(ema_decay, state.ema, params)
-    return TrainState(step=state.step + 1, params=params, opt_state=opt_state, ema=ema), metrics
+    return after, metrics
 
   shardings = state_shardings(config, optimizer, mesh, ema=ema_decay is not None)
   return jax.jit(
