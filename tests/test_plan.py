@@ -1,0 +1,129 @@
+"""The planning command, and what the compiled step of a tiny model holds and sends."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import stage2
+from fgclip_jax.train import forecast as forecasts
+from fgclip_jax.train import hardware
+from fgclip_jax.train.config import read_config
+from fgclip_jax.train.mesh import make_mesh
+
+# wide enough that a quarter of a weight is still whole tiles of a TPU, which are gathered and scattered as such
+WIDE = {"width": 512, "depth": 2, "heads": 8, "mlp_width": 1024}
+BATCH = 88  # no other axis has this size
+
+
+@pytest.fixture
+def plan(root, tmp_path):
+  """Types the command in an empty folder; returns its exit code and what it printed."""
+
+  def plan(*arguments: str) -> tuple[int, str, str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    process = subprocess.run(
+      [sys.executable, "-m", "fgclip_jax.plan", *arguments],
+      cwd=tmp_path, env=environment | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
+      timeout=600,
+    )  # fmt: skip
+    return process.returncode, process.stdout, process.stderr
+
+  return plan
+
+
+@pytest.fixture(scope="module")
+def libtpu():
+  pytest.importorskip("libtpu", reason="needs libtpu, see requirements-tpu.txt")
+
+
+def test_a_plan_from_end_to_end(plan, root, tmp_path, libtpu):
+  config = f"--config={root}/configs/stage2.py:tiny"
+  keys = ["--config.data.batch_size=32", "--config.objective.regional_group=8"]
+  code, out, err = plan(config, "--topology=v5e:2x2", *keys, "--json=plan.json", "--long_tokens=100")
+  assert code == 0, err
+  assert out.startswith("tiny, 1.6 M parameters, 32 px; batch 32, 2,930 steps\nv5e:2x2: 4 x TPU v5 lite; jax ")
+  assert "assumed: long captions of 100 tokens, short 15, regions 15, 3.3 boxes an image, 2.5% of them with ten" in out
+  assert re.search(r"^mesh data=\d,fsdp=\d,tensor=\d", out, re.M)
+  assert re.search(r"^compiles, in \d+ s$", out, re.M)
+  assert re.search(r"^memory of a device, GiB: peak 0\.\d+ of 15\.75$", out, re.M)
+  assert re.search(r"^  all-reduce +[1-9]\d* ", out, re.M)
+  assert re.search(r"^estimate of a step, .* \(no measurement, ", out, re.M)
+  assert re.search(r"^  all overlapped .* hours, .* chip-hours$", out, re.M)
+  assert f"next: python -m fgclip_jax.main {config} {keys[0]} {keys[1]} --workdir=DIR" in out
+  with open(tmp_path / "plan.json", encoding="utf-8") as file:
+    written = json.load(file)
+  assert written["versions"]["jax"] == jax.__version__ and written["captions"]["long"] == 100
+  (found,) = written["plans"]
+  memory, estimate = found["memory"], found["estimate"]
+  assert memory["parameters"] < memory["optimizer"] < memory["peak"] < memory["limit"]
+  assert found["operations"]["useful"] < found["operations"]["executed"]
+  assert estimate["step_seconds_overlapped"] < estimate["step_seconds_in_turn"]
+  assert estimate["chip_hours_in_turn"] == pytest.approx(4 * estimate["step_seconds_in_turn"] * 2930 / 3600)
+  assert not found["problem"]
+
+
+def test_a_batch_that_is_too_large(plan, root, libtpu):
+  arguments = [f"--config={root}/configs/stage1.py:tiny", "--topology=v5e:2x2", "--config.data.batch_size=4000000"]
+  code, out, err = plan(*arguments, "--config.runtime.remat=none")
+  assert code == 1 and not err, err
+  assert re.search(r"^does not compile for these devices: RESOURCE_EXHAUSTED: .* exceeds available HBM", out, re.M)
+  assert "  --config.runtime.remat=full" in out and "  --config.runtime.micro_batches=" in out
+  assert out.endswith("more devices\n")
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    ([], "error: --config is missing"),
+    (["--config={configs}/stage1.py:tiny"], "error: --topology is missing"),
+    (["--config={configs}/stage1.py:tiny", "--topology=v9:2x2"], "error: --topology 'v9:2x2': give a chip (v4, v5e"),
+    (["--config={configs}/stage1.py:tiny", "--topology=h100:2x8", "--slices=2"], "error: --topology 'h100:2x8': GPUs"),
+    (["--config={configs}/stage1.py:tiny", "--topology=v5e:2x2", "stray"], "error: unknown argument 'stray'"),
+  ],
+)
+def test_mistakes(plan, root, arguments, message):
+  code, out, err = plan(*(argument.format(configs=root / "configs") for argument in arguments))
+  assert code == 1 and err.startswith(message) and "Traceback" not in err and not out
+
+
+def test_a_shape_that_does_not_exist(libtpu):
+  hardware.prepare_environment("v5e")
+  with pytest.raises(ValueError, match="'v5e:3x3' is no shape that v5e comes in"):
+    hardware.describe("v5e:3x3")
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+  monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ModuleNotFoundError, match="libtpu is not installed.*pip install -r requirements-tpu.txt"):
+    hardware.describe("v5e:2x2")
+  with pytest.raises(ModuleNotFoundError, match="pip install -r requirements-plan-gpu.txt"):
+    hardware.describe("h100:1x8")
+
+
+def compiled_step(topology: str, mesh: dict[str, int]) -> forecasts.Forecast:
+  config = stage2.get_config("tiny")
+  for tower in ("vision", "text"):
+    config.model_changes[tower].update(WIDE)
+  config.data.batch_size, config.objective.regional_group = BATCH, BATCH // 4
+  run, described = read_config(config, check_data=False), hardware.describe(topology)
+  with jax.numpy_dtype_promotion("standard"):  # Optax's own code needs it
+    return forecasts.forecast(run, described, make_mesh(mesh, described.devices))
+
+
+@pytest.mark.slow
+def test_the_compiled_step_scatters_and_donates(libtpu):
+  hardware.prepare_environment("v5e")
+  found = compiled_step("v5e:2x2", {"data": 2, "fsdp": 2})
+  assert found.fits
+  assert not found.checks["batch_by_batch_arrays"]  # no device holds all images against all captions
+  assert found.collectives["all-gather"]["times"] > 0 and found.collectives["reduce-scatter"]["times"] > 0
+  assert not found.checks["whole_weight_all_reduces"]
+  # all of the state is updated in place: what is not are the metrics
+  state = found.memory["parameters"] + found.memory["optimizer"]
+  assert found.checks["donated_bytes"] == pytest.approx(state, rel=0.02)
+  assert found.checks["output_bytes"] - found.checks["donated_bytes"] < 1e5
