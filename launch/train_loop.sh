@@ -40,12 +40,13 @@ for ((failures = 0; ; )); do
   code=0
   "$@" &
   child=$!
-  wait "$child" || code=$?
+  if ((signals > 0)); then on_signal; fi  # it came before the child was known
   # a signal ends `wait` before the command has ended
-  for ((seen = 0; seen < signals; )); do
+  until
     seen=$signals code=0
     wait "$child" || code=$?
-  done
+    ((seen == signals))
+  do :; done
   child=""
   if ((code == 0 || signals > 0)); then break; fi
   if ((code == 75)); then
@@ -58,8 +59,8 @@ for ((failures = 0; ; )); do
     echo "train_loop: exit code $code; no restarts left of $max_restarts" >&2
     break
   fi
-  sleep "$pause" >/dev/null 2>&1 &
-  wait $! || true
+  # second by second: a signal may come just before `sleep`
+  for ((waited = 0; waited < pause && signals == 0; waited++)); do sleep 1; done
   if ((signals > 0)); then break; fi
 done
 exit "$code"
