@@ -57,23 +57,49 @@ def test_the_argument_picks_the_model(data, name, model):
   assert run.model.fine_grained == (name != "clip")
 
 
-def test_stage1_has_no_regions(data):
-  config = get("stage1")
+PUBLISHED = [("vit_b16", 224, 16, 768, 512), ("vit_l14_336", 336, 14, 1024, 768)]
+
+
+@pytest.mark.parametrize("name", ["stage1", "stage2"])
+@pytest.mark.parametrize(("model", "image_size", "patch_size", "width", "embedding_width"), PUBLISHED)
+def test_the_published_models(data, name, model, image_size, patch_size, width, embedding_width):
+  config = get(name, model)
+  config.data.path = data
+  size = read_config(config).model
+  assert (size.vision.image_size, size.vision.patch_size, size.vision.width) == (image_size, patch_size, width)
+  assert (size.text.short_length, size.text.long_length, size.embedding_width) == (77, 248, embedding_width)
+
+
+@pytest.mark.parametrize("model", [model for model, *_ in PUBLISHED])
+def test_stage1_is_the_published_one(data, model):
+  config = get("stage1", model)
   config.data.path = data
   run = read_config(config)
   assert not run.objective.needs_regions and run.layout().boxes == 0
   assert run.objective.global_long == run.objective.global_short == 1.0
+  assert run.data.batch_size == 160 * 384
+  assert run.steps == 1_600_000_000 // run.data.batch_size  # one epoch
+  optimizer = run.optimizer
+  assert (optimizer.name, optimizer.learning_rate, optimizer.temperature_max) == ("adamw", 1e-4, None)
+  assert config.runtime.dtype == "bfloat16"
 
 
-def test_stage2_is_the_published_one(data):
-  config = get("stage2")
+@pytest.mark.parametrize("model", [model for model, *_ in PUBLISHED])
+def test_stage2_is_the_published_one(data, model):
+  config = get("stage2", model)
   config.data.path = data
   run = read_config(config)
   weights = run.objective.global_long, run.objective.global_short, run.objective.regional, run.objective.hard_negative
   assert weights == (1.0, 1.0, 0.1, 0.5)
-  assert run.objective.regional_group == 512 and run.data.batch_size == 4096
-  assert (run.optimizer.learning_rate, run.optimizer.b2, run.optimizer.weight_decay) == (1e-6, 0.999, 0.001)
-  assert run.data.short_prefix == "a photo of " and run.layout().boxes == 4
+  assert run.objective.regional_group == 512 and run.data.batch_size == 8 * 512
+  assert run.steps == round(12_000_000 / run.data.batch_size)  # one epoch
+  optimizer = run.optimizer
+  assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adamw", 1e-6, 0.001)
+  assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.999, 1e-8)
+  assert (optimizer.warmup_steps, optimizer.end_fraction) == (200, 0.0)
+  assert optimizer.clip_norm is None and optimizer.temperature_max is None
+  assert (config.runtime.dtype, config.runtime.remat) == ("bfloat16", "full")
+  assert run.data.short_prefix == "a photo of " and run.data.region_text == "random" and run.layout().boxes == 4
 
 
 def test_clip_has_neither_long_text_nor_regions(data):
