@@ -5,19 +5,66 @@ where the run keeps one.
 """
 
 import contextlib
+import dataclasses
+import functools
 import importlib.metadata
+import logging
+import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.parameters import Params
 from fgclip_jax.train.state import COUNTS, TrainState
 
 FOLDER = "checkpoints"
+# what goes wrong in Orbax is raised, and told by us in a line; its own log has a traceback for every thread
+logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+class ForeignCheckpoint(ValueError):
+  """A checkpoint of something else than the config describes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Keep:
+  """Which checkpoints stay; a newer one is complete before an older one goes.
+
+  Attributes:
+    newest: so many of the newest.
+    every: those whose step is a multiple of this; 0: none.
+    best: so many of the best by `metric`, a name in the run's metrics; 0: none.
+    metric, mode: `min` or `max`, whichever is better.
+  """
+
+  newest: int = 2
+  every: int = 0
+  best: int = 0
+  metric: str = "loss"
+  mode: str = "min"
+
+  def __post_init__(self):
+    if self.mode not in ("min", "max"):
+      raise ValueError(f"keep.mode must be 'min' or 'max', got {self.mode!r}")
+
+  def policy(self) -> ocp.training.preservation_policies.PreservationPolicy:
+    """As Orbax understands it."""
+    policies = ocp.training.preservation_policies
+    kept: list[Any] = [policies.LatestN(self.newest)]
+    if self.every:
+      kept.append(policies.EveryNSteps(self.every))
+    if self.best:
+      sign = 1 if self.mode == "max" else -1
+      # without the metric (a run that ended on bad numbers) it is the worst
+      value = lambda metrics: sign * metrics.get(self.metric, -sign * math.inf)  # noqa: E731
+      kept.append(policies.BestN(get_metric_fn=value, n=self.best, keep_checkpoints_without_metrics=False))
+    return policies.AnyPreservationPolicy(kept)
 
 
 class Checkpoints:
@@ -25,46 +72,121 @@ class Checkpoints:
 
   Args:
     workdir: the run's folder.
-    keep: the newest so many are kept.
-    keep_every: so is every one whose step is a multiple of this; 0: none.
+    keep: which of them stay.
+    max_failed_saves: so many saves in a row may fail before it is an error.
+    say: prints a line.
   """
 
-  def __init__(self, workdir: str, keep: int = 2, keep_every: int = 0):
-    policies = ocp.training.preservation_policies
-    kept: list[Any] = [policies.LatestN(keep)]
-    if keep_every:
-      kept.append(policies.EveryNSteps(keep_every))
+  def __init__(self, workdir: str, keep: Keep = Keep(), max_failed_saves: int = 3, say: Callable[[str], None] = print):
     self._folder = os.path.abspath(os.path.join(workdir, FOLDER))
+    self._keep, self._max_failed, self._say = keep, max_failed_saves, say
+    self._failed, self._under_way = 0, None
+    self._open()
+
+  def _open(self) -> None:
+    """Looks at the folder, and removes what an earlier process left half written."""
     self._checkpointer = ocp.training.Checkpointer(
       self._folder,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
-      preservation_policy=policies.AnyPreservationPolicy(kept),
+      preservation_policy=self._keep.policy(),
       cleanup_tmp_directories=True,
     )
+    self.latest = _latest(self._checkpointer)
 
-  @property
-  def latest(self) -> int | None:
-    """The step of the newest complete checkpoint."""
-    newest = self._checkpointer.latest
-    return None if newest is None else newest.step
+  def save(self, step: int, state: TrainState, config: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+    """Begins to save; returns once the arrays are copied. A step that is there already is left alone.
 
-  def save(self, step: int, state: TrainState, config: dict[str, Any]) -> None:
-    """Begins to save; returns once the arrays are copied. A step that is there already is left alone."""
+    A save that fails, now or later, is reported and counted.
+
+    Args:
+      step: of the state.
+      state: what is saved.
+      config: saved with it.
+      metrics: of that step, by which the best are kept.
+
+    Raises:
+      OSError: too many saves in a row have failed.
+    """
+    self.wait()
     if self.latest == step:
       return
     items = {"params": state.params, "optimizer": _optimizer_item(state)}
     if state.ema is not None:
       items["ema"] = state.ema
     metadata = {"config": config, "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}}
-    self._checkpointer.save_checkpointables_async(step, items, custom_metadata=metadata)
+    begin = functools.partial(
+      self._checkpointer.save_checkpointables_async, step, items, metrics=metrics or {}, custom_metadata=metadata
+    )
+    self._attempt(step, lambda: setattr(self, "_under_way", (step, begin())))
 
-  def restore(self, shardings: TrainState, abstract: TrainState) -> TrainState:
-    """The newest checkpoint's state, laid out by `shardings`, bit for bit as it was saved.
+  def wait(self) -> None:
+    """Waits until the save under way has ended, one way or the other; errors as for `save`."""
+    if self._under_way is not None:
+      (step, response), self._under_way = self._under_way, None
+      if self._attempt(step, response.result):
+        self._failed, self.latest = 0, step
+
+  def _attempt(self, step: int, action: Callable[[], Any]) -> bool:
+    """Does a part of a save; a failure is told and counted."""
+    fault = None
+    try:
+      action()
+    except Exception as error:  # Orbax and file systems raise many types; all of them mean that it is not saved
+      fault = error
+    if _all_agree(fault is None):
+      return True
+    self._failed += 1
+    reason = str(fault).strip().splitlines()[0] if fault else "another process failed"
+    message = f"the checkpoint of step {step} could not be saved ({reason}); the last good one is step {self.latest}"
+    # Orbax tells of an old failure again and again, and leaves what it had written
+    latest = self.latest
+    self._open()
+    self.latest = latest if self.latest is None else self.latest
+    if self._failed >= self._max_failed:
+      raise OSError(f"{message}; {self._failed} saves in a row have failed") from fault
+    self._say(f"{message}; trying again at the next save ({self._failed} of {self._max_failed} failures in a row)")
+    return False
+
+  def restore(self, shardings: TrainState, abstract: TrainState) -> TrainState | None:
+    """The newest good checkpoint's state, laid out by `shardings`, bit for bit as it was saved; None: there is none.
+
+    One that cannot be read is set aside, under another name, and the one before it is taken.
 
     Raises:
-      ValueError: it holds another model or another kind of optimizer, or an average where none is wanted, or none.
+      ForeignCheckpoint: it holds another model or another kind of optimizer, or an average where none is wanted, or
+        none where one is.
+      ValueError: there are checkpoints, but none that can be read.
     """
+    damaged = []
+    while self.latest is not None:
+      state = fault = None
+      try:
+        state = self._load(shardings, abstract)
+        self.saved_config()
+      except ForeignCheckpoint:
+        raise
+      except Exception as error:  # what Orbax raises for damage is of many types
+        fault = error
+      if _all_agree(fault is None):
+        return state
+      name = _set_aside(self._folder, self.latest)
+      damaged.append(name)
+      reason = str(fault).strip().splitlines()[0][:200] if fault else "another process failed"
+      self._say(f"checkpoint {self.latest} cannot be read, is now called {name!r} and not used: {reason}")
+      self._checkpointer.close()
+      self._open()
+    if damaged:
+      raise ValueError(
+        f"no checkpoint in {self._folder!r} can be read (they are now called {', '.join(damaged)}); "
+        "give another --workdir to begin anew"
+      )
+    return None
+
+  def _load(self, shardings: TrainState, abstract: TrainState) -> TrainState:
     metadata = self._checkpointer.checkpointables_metadata(None).metadata
+    for item, tree in metadata.items():
+      if not jax.tree.leaves(tree):
+        raise OSError(f"nothing is left of {item!r}")  # Orbax finds no array where their index is gone
     self._check_average("ema" in metadata, abstract.ema is not None)
     stored = _shapes({**metadata["optimizer"], "params": metadata["params"]})
     wanted = _shapes({"params": abstract.params, **_optimizer_item(abstract)})
@@ -74,7 +196,7 @@ class Checkpoints:
         f"{name} {stored.get(name, 'missing')} (config: {wanted.get(name, 'none')})"
         for name in sorted(names, key=lambda name: (name.startswith("opt_state"), name))[:5]
       ]
-      raise ValueError(
+      raise ForeignCheckpoint(
         f"checkpoint {self.latest} in {self._folder!r} is of another model or optimizer than the config; give another "
         f"--workdir, or the config it was made with. {len(names)} arrays differ, e.g. {', '.join(shown)}"
       )
@@ -90,7 +212,7 @@ class Checkpoints:
   def _check_average(self, stored: bool, wanted: bool) -> None:
     if stored != wanted:
       has, key = ("holds", "is not set") if stored else ("lacks", "is set")
-      raise ValueError(
+      raise ForeignCheckpoint(
         f"checkpoint {self.latest} in {self._folder!r} {has} averaged weights, and config.ema_decay {key}: an average "
         "begins and ends with its run; continue with ema_decay as it was, or give another --workdir, with "
         "config.init_from to start from these weights"
@@ -101,8 +223,31 @@ class Checkpoints:
     return self._checkpointer.checkpointables_metadata(None).custom_metadata["config"]
 
   def close(self) -> None:
-    """Waits until everything is on disk."""
+    """Waits until everything is on disk; errors as for `save`."""
+    self.wait()
     self._checkpointer.close()
+
+
+def _all_agree(good: bool) -> bool:
+  """Whether it is so on every process."""
+  return good if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(good)).all())
+
+
+def _set_aside(folder: str, step: int) -> str:
+  """Gives a checkpoint a name that no run takes for a step; returns it."""
+  name = f"damaged-{step}"
+  while os.path.exists(os.path.join(folder, name)):
+    name += "-again"
+  if jax.process_index() == 0:
+    os.rename(os.path.join(folder, str(step)), os.path.join(folder, name))
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(name)
+  return name
+
+
+def _latest(checkpointer: ocp.training.Checkpointer) -> int | None:
+  newest = checkpointer.latest
+  return None if newest is None else newest.step
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.parameters import flatten
-from fgclip_jax.train.checkpoint import FOLDER, Checkpoints, keeps_average, read_params
+from fgclip_jax.train.checkpoint import FOLDER, Checkpoints, Keep, keeps_average, read_params
 from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import TrainState, make_state
@@ -46,11 +47,11 @@ def shardings_of(state: TrainState):
   return jax.tree.map(place, state)
 
 
-def saved(folder, steps, keep: int = 9, keep_every: int = 0, **state) -> list[int]:
+def saved(folder, steps, keep: Keep | None = None, losses=None, **state) -> list[int]:
   """Saves states at these steps and returns the steps that are left."""
-  checkpoints = Checkpoints(str(folder), keep, keep_every)
+  checkpoints = Checkpoints(str(folder), keep or Keep(newest=9))
   for step in steps:
-    checkpoints.save(step, make_train_state(step, **state), CONFIG)
+    checkpoints.save(step, make_train_state(step, **state), CONFIG, losses and {"loss": losses[step]})
   checkpoints.close()
   return sorted(int(name) for name in os.listdir(folder / FOLDER) if name.isdigit())
 
@@ -102,8 +103,13 @@ def test_the_config_is_saved_with_it(tmp_path):
 
 
 def test_which_are_kept(tmp_path):
-  assert saved(tmp_path / "newest", range(1, 6), keep=2) == [4, 5]
-  assert saved(tmp_path / "some", range(1, 8), keep=1, keep_every=3) == [3, 6, 7]
+  assert saved(tmp_path / "newest", range(1, 6), Keep(newest=2)) == [4, 5]
+  assert saved(tmp_path / "some", range(1, 8), Keep(newest=1, every=3)) == [3, 6, 7]
+  losses = {1: 3.0, 2: 1.0, 3: 2.0, 4: 5.0, 5: 4.0}
+  assert saved(tmp_path / "least", range(1, 6), Keep(newest=1, best=2), losses) == [2, 3, 5]
+  assert saved(tmp_path / "most", range(1, 6), Keep(newest=1, best=1, mode="max"), losses) == [4, 5]
+  # nothing is known of a metric that the run does not have
+  assert 5 in saved(tmp_path / "other", range(1, 6), Keep(newest=1, best=1, metric="accuracy"), losses)
 
 
 def test_the_newest_is_restored(tmp_path):
@@ -122,6 +128,78 @@ def test_a_half_written_checkpoint_is_ignored(tmp_path):
   assert_same(read_params(str(tmp_path)), make_params(2))
   assert saved(tmp_path, [9])[-1] == 9  # and it is in nobody's way
   assert_same(restored(tmp_path, make_train_state()), make_train_state(9))
+
+
+@pytest.mark.parametrize("item", ["params", "optimizer"])
+@pytest.mark.parametrize("damage", [os.remove, lambda path: os.truncate(path, os.path.getsize(path) // 2)])
+def test_of_damaged_checkpoints_the_newest_good_one_is_taken(tmp_path, capsys, item, damage):
+  saved(tmp_path, [1, 2, 3])
+  damage(tmp_path / FOLDER / "2" / item / "manifest.ocdbt")
+  data = tmp_path / FOLDER / "3" / item / "d"
+  damage(data / os.listdir(data)[0])
+  assert_same(restored(tmp_path, make_train_state()), make_train_state(1))
+  lines = capsys.readouterr().out.splitlines()
+  for step, line in zip((3, 2), lines, strict=True):
+    assert line.startswith(f"checkpoint {step} cannot be read, is now called 'damaged-{step}' and not used: ")
+  assert sorted(os.listdir(tmp_path / FOLDER)) == ["1", "damaged-2", "damaged-3"]
+  assert saved(tmp_path, [2, 3]) == [1, 2, 3]  # the run comes there again
+  assert_same(restored(tmp_path, make_train_state()), make_train_state(3))
+
+
+def test_no_checkpoint_is_left(tmp_path):
+  assert restored(tmp_path, make_train_state()) is None
+  saved(tmp_path, [1])
+  os.remove(tmp_path / FOLDER / "1" / "_CHECKPOINT_METADATA")  # the config is in there
+  with pytest.raises(ValueError, match="no checkpoint in .* can be read .*now called damaged-1.* another --workdir"):
+    restored(tmp_path, make_train_state())
+
+
+class FullDisk:
+  """Makes saves fail, some at once and some later, as a full disk does."""
+
+  def __init__(self, monkeypatch):
+    self.faults = []
+    original = ocp.training.Checkpointer.save_checkpointables_async
+
+    def save(checkpointer, step, items, **kwargs):
+      fault = self.faults.pop(0) if self.faults else ""
+      if fault == "at once":
+        raise OSError("No space left on device")
+      response = original(checkpointer, step, items, **kwargs)
+      return self if fault and response.result() else response
+
+    monkeypatch.setattr(ocp.training.Checkpointer, "save_checkpointables_async", save)
+
+  def result(self):
+    raise ValueError("RESOURCE_EXHAUSTED: No space left on device\nmore of it")
+
+
+def test_a_failed_save_is_told_and_tried_again_at_the_next(tmp_path, monkeypatch, capsys):
+  disk = FullDisk(monkeypatch)
+  disk.faults = ["", "at once", "at once", ""]
+  checkpoints = Checkpoints(str(tmp_path), Keep(newest=1))
+  for step in (1, 2, 3, 4):
+    checkpoints.save(step, make_train_state(step), CONFIG)
+  checkpoints.close()
+  assert capsys.readouterr().out.splitlines() == [
+    f"the checkpoint of step {step} could not be saved (No space left on device); the last good one is step 1; "
+    f"trying again at the next save ({number} of 3 failures in a row)"
+    for number, step in ((1, 2), (2, 3))
+  ]
+  assert os.listdir(tmp_path / FOLDER) == ["4"]
+
+
+@pytest.mark.parametrize("fault", ["at once", "later"])
+def test_too_many_failed_saves_in_a_row(tmp_path, monkeypatch, fault):
+  disk = FullDisk(monkeypatch)
+  checkpoints = Checkpoints(str(tmp_path), Keep(newest=1), max_failed_saves=2, say=lambda line: None)
+  checkpoints.save(1, make_train_state(1), CONFIG)
+  checkpoints.wait()
+  disk.faults = [fault] * 2
+  with pytest.raises(OSError, match="step 3 .*No space left on device.*; 2 saves in a row have failed"):
+    for step in (2, 3):
+      checkpoints.save(step, make_train_state(step), CONFIG)
+      checkpoints.wait()
 
 
 def test_parameters_alone(tmp_path):
