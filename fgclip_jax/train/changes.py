@@ -1,0 +1,63 @@
+"""What may differ between a run's config and that of the checkpoint it continues from."""
+
+import json
+import re
+from typing import Any
+
+# what changes no number, or is only for the person who looks: always
+FREE = (
+  r"mesh|log_every|checkpoint_every|keep\..*|guard\..*|in_flight|profile|compilation_cache|resume_changed|init_from"
+  r"|data\.(workers|threads|prefetch|max_bad_share)|runtime\.(remat|unroll|attention|micro_batches)"
+  r"|objective\.(form|chunk)"
+)
+# what makes another run of it, but one that can go on from the same state and the same place in the data: if asked for
+ON_REQUEST = (
+  r"steps|optimizer\.(?!name$|moment_dtype$).*|objective\..*|runtime\.dtype|data\.path|progressive|patch_dropout"
+)
+
+
+class ConfigChanged(ValueError):
+  """A run would continue with another config than it began with."""
+
+
+def check_changes(before: dict[str, Any], now: dict[str, Any], workdir: str) -> list[str]:
+  """Compares a run's config with its checkpoint's; returns a line for each change.
+
+  A key that the earlier config did not have is new in this version, and told like a change that is free.
+
+  Args:
+    before, now: whole configs, as nested dicts.
+    workdir: the run's folder, for the message.
+
+  Raises:
+    ConfigChanged: something has changed that may not, or may only with `resume_changed`; the message shows all of it.
+  """
+  before, now = flat_dict(before), flat_dict(json.loads(json.dumps(now)))
+  changes = {
+    key: f"{key} {before.get(key)} -> {now.get(key)}"
+    for key in sorted({*before, *now})
+    if before.get(key) != now.get(key)
+  }
+  told = {key: line for key, line in changes.items() if key not in before or re.fullmatch(FREE, key)}
+  asked = {key: line for key, line in changes.items() if key not in told and re.fullmatch(ON_REQUEST, key)}
+  never = {key: line for key, line in changes.items() if key not in told and key not in asked}
+  if never:
+    raise ConfigChanged(
+      f"{workdir} was begun with another config, and cannot go on with this one: {', '.join(never.values())}; "
+      f"give another --workdir (config.init_from={workdir} starts it from these weights), or the config of "
+      f"{workdir}/config.json"
+    )
+  if asked and not now.get("resume_changed"):
+    raise ConfigChanged(
+      f"{workdir} was begun with another config: {', '.join(asked.values())}; "
+      "to go on with this one all the same, add --config.resume_changed=True"
+    )
+  return list(changes.values())
+
+
+def flat_dict(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+  """{'a': {'b': 1}} -> {'a.b': 1}."""
+  flat = {}
+  for key, value in values.items():
+    flat |= flat_dict(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+  return flat

@@ -1,0 +1,118 @@
+"""Watches a run's numbers: steps that changed nothing, losses that jump, and which records they came with."""
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Callable
+
+import jax
+import numpy as np
+
+FOLDER = "sick"
+_MEMORY, _WARM_UP, _MOST_FILES = 0.98, 50, 50
+
+
+@dataclasses.dataclass(frozen=True)
+class GuardConfig:
+  """When a run reports, tries again, or gives up.
+
+  Attributes:
+    max_skipped: so many steps in a row without finite numbers end the run.
+    spike_deviations: a loss so many standard deviations above its moving average is reported; 0: none is.
+    max_failed_saves: so many checkpoints in a row that cannot be saved end the run.
+    watchdog_seconds: how long nothing may move before the run says what it waits for; 0: it never does.
+    grace_seconds: how long a run may take to save when it is told to end.
+  """
+
+  max_skipped: int = 10
+  spike_deviations: float = 8.0
+  max_failed_saves: int = 3
+  watchdog_seconds: float = 300.0
+  grace_seconds: float = 60.0
+
+  def __post_init__(self):
+    for name in ("max_skipped", "max_failed_saves"):
+      if getattr(self, name) < 1:
+        raise ValueError(f"guard.{name} must be at least 1, got {getattr(self, name)}")
+    for name in ("spike_deviations", "watchdog_seconds"):
+      if getattr(self, name) < 0:
+        raise ValueError(f"guard.{name} must not be negative, got {getattr(self, name)}")
+    if self.grace_seconds <= 0:
+      raise ValueError(f"guard.grace_seconds must be positive, got {self.grace_seconds}")
+
+
+class SickNumbers(FloatingPointError):
+  """Too many steps in a row had no finite loss or gradient."""
+
+
+class Guard:
+  """Looks at every finished step.
+
+  Args:
+    config: see there.
+    workdir: the run's folder; what led to a report is written under `WORKDIR/sick`.
+    where: a record's file and its number in it.
+    say: prints a line.
+  """
+
+  def __init__(self, config: GuardConfig, workdir: str, where: Callable[[int], str], say: Callable[[str], None]):
+    self._config, self._where, self._say = config, where, say
+    self._folder, self._files = os.path.join(workdir, FOLDER), 0
+    self._mean, self._variance, self._seen = 0.0, 0.0, 0
+
+  def look(self, step: int, values: dict[str, float], records: np.ndarray) -> None:
+    """Reports a step that is not as it should be.
+
+    Args:
+      step: that has finished.
+      values: its `loss`, `gradient_norm`, `skipped_updates` and `skipped_in_a_row`.
+      records: the numbers of its records, those of this process.
+
+    Raises:
+      SickNumbers: `max_skipped` steps in a row changed nothing.
+    """
+    loss, in_a_row = values["loss"], int(values["skipped_in_a_row"])
+    numbers = f"the loss is {loss:.6g}, the gradient's norm {values['gradient_norm']:.6g}"
+    if in_a_row:
+      path = self._write(step, numbers, records)
+      message = (
+        f"step {step}: {numbers}; nothing was changed ({in_a_row} in a row, {values['skipped_updates']:.0f} in all)"
+      )
+      self._say(f"{message}; its records are in {path}")
+      if in_a_row >= self._config.max_skipped:
+        raise SickNumbers(
+          f"{message}; its records and those before are in {self._folder}. "
+          "The weights are those of the last good step. Try a lower learning rate, optimizer.clip_norm, or config.runtime.dtype=float32"
+        )
+      return
+    if self._is_spike(loss):
+      path = self._write(step, numbers, records)
+      self._say(f"step {step}: the loss jumped to {loss:.4f} from about {self._mean:.4f}; its records are in {path}")
+
+  def _is_spike(self, loss: float) -> bool:
+    """Whether the loss is far above its moving average, which it then does not enter."""
+    above = loss - self._mean
+    limit = self._config.spike_deviations * math.sqrt(self._variance)
+    if self._config.spike_deviations and self._seen >= _WARM_UP and above > limit:
+      return True
+    weight = max(1 - _MEMORY, 1 / (self._seen + 1))
+    self._mean += weight * above
+    self._variance = (1 - weight) * (self._variance + weight * above**2)
+    self._seen += 1
+    return False
+
+  def _write(self, step: int, reason: str, records: np.ndarray) -> str:
+    """Writes a step's records, one file for each process; at most some, as a sick run has many such steps."""
+    process = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
+    path = os.path.join(self._folder, f"step-{step}{process}.json")
+    self._files += 1
+    if self._files > _MOST_FILES:
+      return f"no file ({_MOST_FILES} have been written)"
+    os.makedirs(self._folder, exist_ok=True)
+    numbers = [int(number) for number in np.ravel(records)]
+    content = {"step": step, "reason": reason, "records": {str(number): self._where(number) for number in numbers}}
+    with open(path, "w", encoding="utf-8") as file:
+      json.dump(content, file, indent=1)
+      file.write("\n")
+    return path
