@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 from fgclip_jax.losses.pairs import Axis, Labels, Sigmoid, Softmax
 
 FORMS = ("dense", "rows", "chunked", "ring")
-_ROWS_AT_MOST = 2**24  # logits of one block of the form `rows`: 64 MiB
+_ROWS_AT_MOST = 2**22  # logits of one block of the form `rows`, of which there are some: 16 MiB
 
 
 @dataclasses.dataclass(frozen=True)

@@ -159,14 +159,7 @@ def test_which_form_holds_a_block_of_all_columns(form):
 
 @pytest.mark.parametrize(
   ("rows", "devices", "form"),
-  [
-    (240, 256, "rows"),
-    (128, 256, "rows"),
-    (4096, 1, "rows"),
-    (8192, 4, "ring"),
-    (1024, 256, "ring"),
-    (512, 256, "chunked"),
-  ],
+  [(128, 256, "rows"), (2048, 1, "rows"), (240, 256, "chunked"), (8192, 4, "ring"), (1024, 256, "ring")],
 )
 def test_auto_goes_by_rows_and_devices(rows, devices, form):
   assert choose_form(rows, devices, 1024) == form
