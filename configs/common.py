@@ -91,8 +91,7 @@ def get_config() -> ml_collections.ConfigDict:
     {"dtype": "bfloat16", "remat": "full", "unroll": 1, "attention": "auto", "micro_batches": 1}
   )
 
-  # sizes of the mesh's axes; -1 takes what the others leave
-  config.mesh = ml_collections.ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+  config.mesh = "auto"  # or sizes of its axes, e.g. "data=32,fsdp=8,tensor=1"; see fgclip_jax/train/mesh.py
 
   # savings, off by default
   config.patch_dropout = 0.0  # stage 1: the share of patches that the image tower does not see

@@ -4,11 +4,15 @@
 
 Any key of the config can be changed on the command line: `--config.optimizer.learning_rate=3e-6`.
 The same command again continues from the newest checkpoint in the workdir.
+
+Several processes find each other under Slurm, Open MPI and on TPUs; elsewhere each is told with --coordinator=HOST:PORT
+(of process 0), --processes=N and --process=I. They need a --workdir and data that all of them see.
 """
 
 import os
 import runpy
 import sys
+import traceback
 from typing import NoReturn
 
 from absl import app, flags, logging
@@ -16,6 +20,13 @@ from ml_collections import ConfigDict, config_flags
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The config file; an argument may follow a colon.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run: checkpoints, metrics, config.")
+
+_COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, in a run of several processes.")
+_PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
+_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+_HEARTBEAT_TIMEOUT = flags.DEFINE_float(
+  "heartbeat_timeout", 100.0, "Seconds within which the run ends when one of its processes is gone."
+)
 
 
 def main(argv: list[str]) -> int:
@@ -29,17 +40,29 @@ def main(argv: list[str]) -> int:
       print(f"error: --{flag} is missing\n{__doc__}", file=sys.stderr)
       return 1
   # imported here: data workers import this module again, and need no model
+  from fgclip_jax.train import distributed
   from fgclip_jax.train.config import read_config
   from fgclip_jax.train.loop import train
 
-  workdir = _WORKDIR.value
+  workdir, peers = _WORKDIR.value, None
   try:
+    peers = distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT_TIMEOUT.value)
     train(read_config(_CONFIG.value), workdir)
   except (OSError, ValueError, FloatingPointError) as error:
     print(f"error: {error}", file=sys.stderr)
+    if peers:
+      peers.fail(error)
     return 1
-  print(f"wrote {workdir}/checkpoints (the model), {workdir}/metrics.jsonl, {workdir}/tensorboard")
-  print(f"next: python -m fgclip_jax.evaluate --model {workdir} --data {_CONFIG.value.data.path}")
+  except Exception as error:
+    if peers:
+      traceback.print_exc()
+      peers.fail(error)
+    raise
+  if peers:
+    peers.close()
+  if peers is None or peers.index == 0:
+    print(f"wrote {workdir}/checkpoints (the model), {workdir}/metrics.jsonl, {workdir}/tensorboard")
+    print(f"next: python -m fgclip_jax.evaluate --model {workdir} --data {_CONFIG.value.data.path}")
   return 0
 
 

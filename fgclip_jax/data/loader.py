@@ -1,8 +1,9 @@
 """Grain pipeline from record shards to batches.
 
 The order of examples is one global sequence that depends on the seed alone: shuffled anew every
-epoch, cut into global batches, of which each process takes its block. So batch `s` holds the same
-examples whatever the number of processes and workers, and a run continues by starting at step `s`.
+epoch, cut into global batches and these into data shards, of which each process takes its own. So batch `s`
+holds the same examples in the same places whatever the number of processes and workers, and a run continues by
+starting at step `s`.
 """
 
 import dataclasses
@@ -175,13 +176,13 @@ def measure_ladder(
   return measured_ladder(layout, images, needed)
 
 
-class _ProcessBlock(grain.MapDataset):
-  """Of every global batch the block of one process."""
+class _LocalShards(grain.MapDataset):
+  """Of every global batch the data shards of one process."""
 
-  def __init__(self, parent: grain.MapDataset, batch_size: int, process_index: int, process_count: int):
+  def __init__(self, parent: grain.MapDataset, batch_size: int, shards: int, local_shards: Sequence[int]):
     super().__init__(parent)
-    self._batch_size, self._local = batch_size, batch_size // process_count
-    self._offset = process_index * self._local
+    self._batch_size, self._images, self._shards = batch_size, batch_size // shards, tuple(local_shards)
+    self._local = self._images * len(self._shards)
 
   def __len__(self) -> int:
     return len(self._parent) // self._batch_size * self._local
@@ -190,7 +191,8 @@ class _ProcessBlock(grain.MapDataset):
     if isinstance(index, slice):
       return self.slice(index)
     step, position = divmod(index, self._local)
-    return self._parent[step * self._batch_size + self._offset + position]
+    shard, image = divmod(position, self._images)
+    return self._parent[step * self._batch_size + self._shards[shard] * self._images + image]
 
 
 class _Assemble:
@@ -212,8 +214,8 @@ class Loader:
     layout: the static shapes of a batch; without a ladder of row budgets, one is measured.
     image_size: side of the square images, in pixels.
     seed: of the order and of every random choice.
-    shards: G, the data shards that this process feeds; divides its part of the batch.
-    process_index, process_count: which part of each global batch this process takes.
+    shards: G, the data shards of the whole run; divides the batch.
+    local_shards: which of them this process feeds; all by default.
     start: the first step.
 
   Attributes:
@@ -234,17 +236,15 @@ class Loader:
     *,
     seed: int,
     shards: int = 1,
-    process_index: int = 0,
-    process_count: int = 1,
+    local_shards: Sequence[int] | None = None,
     start: int = 0,
   ):
-    if config.batch_size % (process_count * shards):
-      raise ValueError(
-        f"data.batch_size {config.batch_size} must divide over {process_count} processes x {shards} data shards each"
-      )
+    if config.batch_size % shards:
+      raise ValueError(f"data.batch_size {config.batch_size} must divide over {shards} data shards")
+    local_shards = range(shards) if local_shards is None else local_shards
     source = Records(config.path, config.split)
     if not layout.ladder:
-      layout = dataclasses.replace(layout, ladder=measure_ladder(source, config, layout, seed, shards * process_count))
+      layout = dataclasses.replace(layout, ladder=measure_ladder(source, config, layout, seed, shards))
     self.layout = layout
     for line in source.damage:
       print(line, flush=True)
@@ -255,9 +255,9 @@ class Loader:
     if config.shuffle:
       order = order.shuffle()
     examples = order.repeat().random_map(LoadExample(source, config, layout, image_size))
-    local = config.batch_size // process_count
-    blocks = _ProcessBlock(examples, config.batch_size, process_index, process_count)
-    batches = blocks.batch(local, drop_remainder=True, batch_fn=_Assemble(layout, shards))[start:]
+    local = config.batch_size // shards * len(local_shards)
+    parts = _LocalShards(examples, config.batch_size, shards, local_shards)
+    batches = parts.batch(local, drop_remainder=True, batch_fn=_Assemble(layout, len(local_shards)))[start:]
     workers = default_workers() if config.workers < 0 else config.workers
     ahead = max(config.prefetch, config.threads)
     pipeline = batches.to_iter_dataset(grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=ahead))

@@ -20,6 +20,7 @@ from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import END_ID, ModelConfig, preset
 from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train.mesh import parse_mesh
 from fgclip_jax.train.optimizer import MOMENT_DTYPES, NAMES, OptimizerConfig, check_rules
 from fgclip_jax.weights import folder as folders
 from fgclip_jax.weights.names import stretched_length
@@ -35,7 +36,7 @@ class RunConfig:
     model: the model's size.
     init_from: a folder that the weights come from; empty: random.
     objective, data, optimizer, runtime: see there.
-    mesh: axis sizes.
+    mesh: sizes of its axes; None chooses them.
     steps: updates to make in all.
     ema_decay: of the parameters' exponential moving average, by update; None: none is kept.
     seed: of weights and data order.
@@ -56,7 +57,7 @@ class RunConfig:
   data: DataConfig
   optimizer: OptimizerConfig
   runtime: Runtime
-  mesh: dict[str, int]
+  mesh: dict[str, int] | None
   steps: int
   ema_decay: float | None
   seed: int
@@ -132,7 +133,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     data=section("data", DataConfig),
     optimizer=optimizer,
     runtime=section("runtime", Runtime, sharding=None),
-    mesh={axis: _whole(f"mesh.{axis}", size, least=-1) for axis, size in _dict("mesh", take("mesh")).items()},
+    mesh=parse_mesh(_typed("mesh", take("mesh"), str)),
     steps=steps,
     ema_decay=_typed("ema_decay", take("ema_decay"), float | None),
     seed=whole("seed", least=0, most=2**32 - 1),  # Grain's range

@@ -14,9 +14,18 @@ from fgclip_jax.data.loader import Loader
 from fgclip_jax.models.parameters import abstract_params, count, unflatten
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.train.accounts import batch_work
-from fgclip_jax.train.checkpoint import Checkpoints
+from fgclip_jax.train.checkpoint import Checkpoints, Keep
 from fgclip_jax.train.config import RunConfig
-from fgclip_jax.train.mesh import data_shards, make_mesh, to_devices
+from fgclip_jax.train.mesh import (
+  check_batch,
+  choose_mesh,
+  data_shards,
+  local_memory,
+  local_shards,
+  make_mesh,
+  mesh_text,
+  to_devices,
+)
 from fgclip_jax.train.metrics import Clock, Metrics, duration
 from fgclip_jax.train.optimizer import freezes, make_optimizer
 from fgclip_jax.train.state import TrainState, abstract_state, init_state, state_from, state_shardings
@@ -31,34 +40,36 @@ CACHE_FOLDER = os.path.join("~", ".cache", "fgclip_jax", "xla")
 def train(run: RunConfig, workdir: str) -> TrainState:
   """Trains until `run.steps`, continuing from the newest checkpoint in `workdir`. Returns the last state."""
   # ---- mesh and data
-  mesh = make_mesh(run.mesh)
+  devices = jax.devices()
   processes, chief = jax.process_count(), jax.process_index() == 0
-  shards = data_shards(mesh)
-  if run.data.batch_size % (shards * run.runtime.micro_batches):
-    raise ValueError(
-      f"config.data.batch_size {run.data.batch_size} must divide over {shards} data shards"
-      + (f" x {run.runtime.micro_batches} micro-batches" if run.runtime.micro_batches > 1 else "")
-    )
   say = print if chief else lambda *_: None
-  model = run.model
+  model, optimizer, ema = run.model, make_optimizer(run.optimizer), run.ema_decay is not None
+  abstract = abstract_state(model, optimizer, ema)
+  state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
+  sizes = run.mesh or choose_mesh(devices, state_bytes, run.data.batch_size, local_memory())
+  mesh = make_mesh(sizes, devices)
+  check_batch(mesh.shape, run.data.batch_size, devices, run.runtime.micro_batches)
   say(
     f"{'FG-CLIP' if model.fine_grained else 'CLIP'} {run.values['model']}: {count(abstract_params(model)) / 1e6:.1f} M "
-    f"parameters, {model.vision.image_size} px; mesh {dict(mesh.shape)} of {jax.devices()[0].device_kind}"
+    f"parameters, {model.vision.image_size} px"
+  )
+  say(
+    f"mesh {mesh_text(mesh.shape)}{'' if run.mesh else ' (auto)'}: {len(devices)} x {devices[0].device_kind}"
+    + (f" in {processes} processes" if processes > 1 else " in one process")
   )
   use_compilation_cache(run.compilation_cache)
 
   # ---- data, from where the newest checkpoint stands; before the state, which compiles
   os.makedirs(workdir, exist_ok=True)
-  checkpoints = Checkpoints(workdir, run.keep, run.keep_every)
+  checkpoints = Checkpoints(workdir, Keep(run.keep, run.keep_every), say=say)
   begin = checkpoints.latest or 0
   loader = Loader(
     run.data,
     run.layout(),
     model.vision.image_size,
     seed=run.seed,
-    shards=shards // processes,
-    process_index=jax.process_index(),
-    process_count=processes,
+    shards=data_shards(mesh),
+    local_shards=local_shards(mesh),
     start=begin,
   )
   say(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
@@ -69,10 +80,9 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   )
 
   # ---- state: the newest checkpoint, given weights, or random
-  optimizer, ema = make_optimizer(run.optimizer), run.ema_decay is not None
   if checkpoints.latest is not None:
     shardings = state_shardings(model, optimizer, mesh, ema)
-    state = checkpoints.restore(shardings, abstract_state(model, optimizer, ema))
+    state = checkpoints.restore(shardings, abstract)
     say(f"continuing {workdir} from step {begin}{_changes(checkpoints.saved_config(), run.values)}")
   elif run.init_from:
     state = state_from(model, optimizer, mesh, read_weights(run.init_from, model), ema)
@@ -112,7 +122,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
 
   # ---- steps: the host runs ahead by `in_flight` steps and reads a step's metrics when it is done
   metrics = Metrics(workdir, run.steps, begin) if chief else None
-  clock = Clock(run.data.batch_size, loader, len(jax.devices()), processes)
+  clock = Clock(run.data.batch_size, loader, len(devices), data_shards(mesh) // len(local_shards(mesh)))
   under_way: collections.deque = collections.deque()
 
   def finish_one() -> None:

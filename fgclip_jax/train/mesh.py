@@ -1,16 +1,15 @@
 """The device mesh, and where parameters and batches lie on it."""
 
-import functools
 import math
 import re
 from typing import Any
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fgclip_jax.models.parameters import Params, flatten, unflatten
+from fgclip_jax.train.distributed import agree
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -26,29 +25,173 @@ PLACEMENT: tuple[tuple[str, PartitionSpec], ...] = (
   (r"", PartitionSpec()),
 )
 
+_STATE_SHARE = 1 / 16  # of a device's memory that parameters and optimizer may take before they are split further
+_LARGEST_FSDP = 16  # over more devices, shards get smaller than a TPU's tiles, and XLA all-reduces whole weights
+_LEAST_MEMORY = 16 * 2**30  # of the accelerators in use
 
-def make_mesh(sizes: dict[str, int], devices: Any = None) -> Mesh:
-  """A mesh with the axes `data`, `fsdp`, `tensor`.
 
-  Args:
-    sizes: of each axis; one of them may be -1: what the others leave. Axes not named are 1.
-    devices: all devices by default.
+# ---- its shape
+
+
+def parse_mesh(text: str) -> dict[str, int] | None:
+  """Reads `config.mesh`: `auto`, which is None, or sizes of axes as in `data=32,fsdp=8,tensor=1`.
 
   Raises:
-    ValueError: an unknown axis, or sizes whose product is not the number of devices.
+    ValueError: neither of them.
   """
-  devices = jax.devices() if devices is None else devices
+  if text == "auto":
+    return None
+  sizes: dict[str, int] = {}
+  for part in text.split(","):
+    axis, _, size = part.strip().partition("=")
+    if axis not in AXES or axis in sizes or not size.isdecimal() or int(size) < 1:
+      raise ValueError(
+        f"config.mesh must be 'auto', or sizes of the axes {', '.join(AXES)} as in 'data=32,fsdp=8,tensor=1' (data is "
+        f"what the others leave, fsdp and tensor are 1 unless given), got {text!r}"
+      )
+    sizes[axis] = int(size)
+  return sizes
+
+
+def mesh_text(sizes: Any) -> str:
+  """Sizes of axes as `parse_mesh` reads them."""
+  return ",".join(f"{axis}={sizes[axis]}" for axis in AXES)
+
+
+def choose_mesh(devices: Any, state_bytes: int, batch_size: int, memory_bytes: int | None = None) -> dict[str, int]:
+  """A good mesh: small groups that share the state (`fsdp`) inside data parallelism.
+
+  The groups are the smallest in which the state takes no more than a sixteenth of each device's memory, of at most 16
+  devices, and lie within a slice or a node, whose network is fast. Simulated devices (CPU) share nothing.
+
+  Args:
+    devices: present ones, or those of a topology.
+    state_bytes: of parameters and optimizer state together.
+    batch_size: images of a global batch.
+    memory_bytes: of one device; None takes 16 GiB.
+
+  Returns:
+    The size of every axis.
+
+  Raises:
+    ValueError: the batch does not divide over the devices.
+  """
+  allowed = (memory_bytes or _LEAST_MEMORY) * _STATE_SHARE
+  most = 1 if devices[0].platform == "cpu" else _LARGEST_FSDP
+  choices = [sizes for sizes in possible_meshes(devices) if sizes["tensor"] == 1 and sizes["fsdp"] <= most]
+  chosen = next((sizes for sizes in choices if state_bytes / sizes["fsdp"] <= allowed), choices[-1])
+  check_batch(chosen, batch_size, devices)
+  return chosen
+
+
+def local_memory() -> int | None:
+  """Bytes of a device's memory, as the process with the least sees it; None where a device does not say (CPU)."""
+  stats = jax.local_devices()[0].memory_stats() or {}
+  return agree(stats.get("bytes_limit", 0), min) or None
+
+
+def make_mesh(sizes: dict[str, int], devices: Any = None) -> Mesh:
+  """A mesh with the axes `data`, `fsdp`, `tensor`; the last two lie within a slice or a node.
+
+  Args:
+    sizes: of each axis; `data` is what the others leave, and they are 1, unless given.
+    devices: all devices by default; those of a topology (`jax.experimental.topologies`) do as well.
+
+  Raises:
+    ValueError: an unknown axis, or sizes that do not fit the number of devices, their slices or their torus; with
+      those that do.
+  """
+  devices = list(jax.devices() if devices is None else devices)
   unknown = set(sizes) - set(AXES)
   if unknown:
     raise ValueError(f"mesh has the axes {AXES}, not {sorted(unknown)}")
-  shape = [sizes.get(axis, 1) for axis in AXES]
-  if shape.count(-1) > 1 or any(size < 1 and size != -1 for size in shape):
-    raise ValueError(f"mesh sizes must be positive, at most one -1, got {dict(zip(AXES, shape, strict=True))}")
-  known = math.prod(size for size in shape if size != -1)
-  shape = [len(devices) // known if size == -1 else size for size in shape]
-  if math.prod(shape) != len(devices):
-    raise ValueError(f"a mesh of {dict(zip(AXES, shape, strict=True))} does not fit {len(devices)} devices")
-  return jax.make_mesh(tuple(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  rest = sizes.get("fsdp", 1) * sizes.get("tensor", 1)
+  full = {"data": sizes.get("data", max(len(devices) // max(rest, 1), 1)), **{a: sizes.get(a, 1) for a in AXES[1:]}}
+  if min(full.values()) < 1:
+    raise ValueError(f"mesh sizes must be positive, got {full}")
+  arranged = _arrange(full, devices)
+  if isinstance(arranged, str):
+    raise ValueError(
+      f"a mesh of {mesh_text(full)} does not fit {len(devices)} devices ({devices[0].device_kind}): {arranged}; "
+      f"possible: {_listed(possible_meshes(devices))}"
+    )
+  return Mesh(arranged, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def possible_meshes(devices: Any) -> list[dict[str, int]]:
+  """Every mesh that these devices can form: by `tensor`, then by `fsdp`, ascending."""
+  devices = list(devices)
+  group = len(_fast_groups(devices)[0])
+  divisors = [size for size in range(1, group + 1) if group % size == 0]
+  meshes = [
+    {"data": len(devices) // (fsdp * tensor), "fsdp": fsdp, "tensor": tensor}
+    for tensor in divisors
+    for fsdp in divisors
+    if group % (fsdp * tensor) == 0
+  ]
+  return [sizes for sizes in meshes if not isinstance(_arrange(sizes, devices), str)]
+
+
+def check_batch(sizes: Any, batch_size: int, devices: Any, micro_batches: int = 1) -> None:
+  """A ValueError unless a global batch divides over the data shards and their micro-batches; with meshes where it does.
+
+  Args:
+    sizes: of the mesh's axes.
+    batch_size: images of a global batch.
+    devices: the mesh's.
+    micro_batches: into how many parts a data shard's images are divided.
+  """
+  parts = sizes["data"] * sizes["fsdp"] * micro_batches
+  if batch_size % parts == 0:
+    return
+  fits = [m for m in possible_meshes(devices) if batch_size % (m["data"] * m["fsdp"] * micro_batches) == 0]
+  raise ValueError(
+    f"config.data.batch_size {batch_size} must divide over {sizes['data'] * sizes['fsdp']} data shards"
+    + (f" x {micro_batches} micro-batches" if micro_batches > 1 else "")
+    + f": take {max(batch_size // parts, 1) * parts}"
+    + (f" or {(batch_size // parts + 1) * parts}" if batch_size > parts else "")
+    + (f", or a config.mesh of {_listed(fits)}" if fits else "")
+  )
+
+
+def _listed(meshes: list[dict[str, int]], most: int = 12) -> str:
+  shown = [repr(mesh_text(sizes)) for sizes in meshes[:most]]
+  return ", ".join(shown) + (f" and {len(meshes) - most} more" if len(meshes) > most else "")
+
+
+def _fast_groups(devices: list[Any]) -> list[list[Any]]:
+  """Devices by the fast network that joins them: a TPU slice, a node of GPUs; all of them elsewhere."""
+  # a process has the GPUs of its node, or a single one: then JAX takes the node for a slice
+  by_node = devices[0].platform in ("gpu", "cuda", "rocm") and len({d.process_index for d in devices}) < len(devices)
+
+  def group(device):
+    return device.process_index if by_node else getattr(device, "slice_index", 0)
+
+  groups: dict[int, list[Any]] = {}
+  for device in devices:
+    groups.setdefault(group(device), []).append(device)
+  if len({len(members) for members in groups.values()}) > 1:
+    raise ValueError(f"slices or nodes have different numbers of devices: {[len(g) for g in groups.values()]}")
+  return [groups[key] for key in sorted(groups)]
+
+
+def _arrange(sizes: dict[str, int], devices: list[Any]) -> np.ndarray | str:
+  """The devices as an array with the mesh's axes; or what is in the way."""
+  if math.prod(sizes.values()) != len(devices):
+    return f"it takes {math.prod(sizes.values())}"
+  groups = _fast_groups(devices)
+  if sizes["data"] % len(groups):
+    return f"fsdp and tensor must lie within a slice or a node, of which there are {len(groups)}: they must divide data"
+  shape = (sizes["data"] // len(groups), sizes["fsdp"], sizes["tensor"])
+  types = (AxisType.Auto,) * len(AXES)
+  try:
+    blocks = [jax.make_mesh(shape, AXES, axis_types=types, devices=group).devices for group in groups]
+  except NotImplementedError:  # JAX's, where an axis is no product of the torus's axes
+    return "its axes are no products of the torus's axes"
+  return np.concatenate(blocks)  # data is the slow network's
+
+
+# ---- where parameters and batches lie
 
 
 def place(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
@@ -80,6 +223,16 @@ def data_shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
+def local_shards(mesh: Mesh) -> tuple[int, ...]:
+  """Which of the data shards this process feeds, ascending; on a torus they need not be neighbours.
+
+  Two processes feed the same one where it lies on devices of both, as with `tensor` over several hosts.
+  """
+  rows = mesh.devices.reshape(data_shards(mesh), -1)
+  here = jax.process_index()
+  return tuple(i for i, row in enumerate(rows) if any(device.process_index == here for device in row))
+
+
 def pad_rows(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
   """The batch with empty rows of text added up to `rows` per shard; ends of captions stay where they are."""
   missing = rows - batch["tokens"].shape[1]
@@ -87,13 +240,19 @@ def pad_rows(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This process's part of a batch as global arrays."""
+  """This process's part of a batch, [its data shards, ...], as global arrays, [G, ...]."""
   sharding = batch_sharding(mesh)
-  place_all = functools.partial(jax.make_array_from_process_local_data, sharding)
+  row = {shard: i for i, shard in enumerate(local_shards(mesh))}
+
+  def put(value):
+    def part(index):  # of one device: index[0] is its data shard
+      start = row[index[0].start or 0]
+      return value[start : start + 1]
+
+    return jax.make_array_from_callback((data_shards(mesh), *value.shape[1:]), sharding, part)
+
   with jax.transfer_guard("allow"):  # with several processes JAX takes these transfers for implicit ones
-    # the text last: where processes have to agree, they wait for the devices, and the images are on their way by then
-    arrays = {key: place_all(value) for key, value in batch.items() if key not in TEXT_ROWS}
-    if jax.process_count() > 1:
-      counts = multihost_utils.process_allgather(np.asarray(batch["tokens"].shape[1], np.int32))
-      batch = pad_rows(batch, int(np.max(counts)))  # each process took the budget that its own captions need
-    return arrays | {key: place_all(batch[key]) for key in TEXT_ROWS}
+    # the text last: where processes have to agree they wait for each other, and the images are on their way by then
+    arrays = {key: put(value) for key, value in batch.items() if key not in TEXT_ROWS}
+    batch = pad_rows(batch, agree(batch["tokens"].shape[1]))  # each process took the budget that its captions need
+    return arrays | {key: put(batch[key]) for key in TEXT_ROWS}

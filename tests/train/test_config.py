@@ -59,7 +59,7 @@ def test_the_base_config(data):
   assert run.model == preset("tiny") and run.model.fine_grained
   assert run.optimizer.total_steps == run.steps == 1000
   assert run.runtime.dtype == np.dtype("bfloat16")
-  assert run.mesh == {"data": -1, "fsdp": 1, "tensor": 1}
+  assert run.mesh is None
   assert run.values["optimizer"]["learning_rate"] == 1e-6
   layout = run.layout()
   assert (layout.boxes, layout.row_length, layout.short_length, layout.long_length) == (4, 256, 77, 248)
@@ -137,7 +137,7 @@ IMPOSSIBLE = [
   ({"optimizer": DELETE}, "config.optimizer is missing"),
   ({"runtime": DELETE}, "config.runtime is missing"),
   ({"data": 3}, "config.data must be a section"),
-  ({"mesh": (1, 1, 1)}, "config.mesh must be a section"),
+  ({"mesh": (1, 1, 1)}, "config.mesh must be str"),
   # types
   ({"optimizer__learning_rate": "1e-3"}, "config.optimizer.learning_rate must be float, got '1e-3'"),
   ({"optimizer__warmup_steps": 1.5}, "config.optimizer.warmup_steps must be int, got 1.5"),
@@ -169,7 +169,7 @@ IMPOSSIBLE = [
   ({"keep": 0}, "config.keep must be"),
   ({"keep_every": -1}, "config.keep_every must be a whole number of at least 0"),
   ({"in_flight": 0}, "config.in_flight must be"),
-  ({"mesh__fsdp": 1.0}, "config.mesh.fsdp must be a whole number"),
+  ({"mesh": "fsdp=1.0"}, "config.mesh must be 'auto', or sizes of the axes data, fsdp, tensor as in"),
   ({"runtime__dtype": "float16"}, r"config.runtime.dtype must be one of \['float32', 'bfloat16'\], got 'float16'"),
   ({"runtime__remat": "some"}, "remat must be 'none', 'dots', 'full'"),
   ({"runtime__unroll": -1}, "config.runtime.unroll must be"),

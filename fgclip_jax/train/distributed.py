@@ -1,0 +1,223 @@
+"""A run of several processes: how they find each other, agree, and end when one of them is gone.
+
+They talk through the coordination service that `jax.distributed` starts in process 0. It is host to host: no device
+takes part, so nothing waits for the step that is under way.
+"""
+
+import itertools
+import math
+import multiprocessing
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+import jax
+from jax._src import distributed as _service  # the service's client has no public name
+
+PEER_GONE = 76  # the exit code of a process that ends because of another one
+
+_ENDED = "fgclip/ended"  # why the run ends, once it does
+_ALIVE = "fgclip/alive"  # a folder: a count that each process raises, or _DONE
+_DONE = "done"
+_AGREED = "fgclip/agreed"  # a folder of rounds
+_HOUR = 3_600_000  # ms; one process may load or compile for long while the others wait
+_LAUNCHERS = {"SLURM_NTASKS": "Slurm", "OMPI_COMM_WORLD_SIZE": "Open MPI"}  # variables with the number of processes
+_rounds = itertools.count()
+
+
+def start(
+  coordinator: str | None = None,
+  processes: int | None = None,
+  process: int | None = None,
+  heartbeat_timeout: float = 100.0,
+) -> "Peers | None":
+  """Joins the run's other processes, and prints what was found; to be called before JAX starts a backend.
+
+  Without arguments, they are taken from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`, else from
+  the launcher as JAX finds it: TPU metadata, Slurm, Open MPI. Under the last two JAX gives each process one GPU.
+
+  Args:
+    coordinator: HOST:PORT of process 0.
+    processes: how many there are.
+    process: which this is, from 0.
+    heartbeat_timeout: seconds of silence after which a process counts as gone and the run ends.
+
+  Returns:
+    The watch over the other processes; None: there are none.
+
+  Raises:
+    ValueError: incomplete or impossible arguments, or the other processes did not come.
+  """
+  if heartbeat_timeout < 5:
+    raise ValueError(f"--heartbeat_timeout must be at least 5 seconds, got {heartbeat_timeout:g}")
+  given, source = (coordinator, processes, process), "as given by flags"
+  if given == (None, None, None):
+    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
+    texts = [os.environ.get(name) for name in names]
+    if all(texts):
+      given, source = (
+        (texts[0], *(_whole(n, t) for n, t in zip(names[1:], texts[1:], strict=True))),
+        "as given by JAX_*",
+      )
+  if None not in given:
+    coordinator, processes, process = given
+    if processes < 1 or not 0 <= process < processes:
+      raise ValueError(f"there is no process {process} of {processes}: --process counts from 0")
+    if processes > 1:
+      _join(heartbeat_timeout, *given, cluster_detection_method="deactivate")
+  elif given != (None, None, None):
+    raise ValueError("give all of --coordinator=HOST:PORT, --processes=N and --process=I, or none of them")
+  else:
+    launcher = next((name for name in _LAUNCHERS if name in os.environ), None)
+    if os.environ.get(launcher or "") != "1":  # alone, a process takes all GPUs, where JAX would give it one
+      _join(heartbeat_timeout)
+      source = f"as found by JAX ({_LAUNCHERS.get(launcher, 'TPU')})"
+  index, count = _place()
+  if count == 1:
+    return None
+  if index == 0:
+    print(
+      f"{count} processes {source}, this is process 0 at {_service.global_state.coordinator_address}; "
+      f"one that is silent for {heartbeat_timeout:g} s ends the run",
+      flush=True,
+    )
+  return Peers(heartbeat_timeout)
+
+
+def _whole(name: str, text: str) -> int:
+  if not text.isdecimal():
+    raise ValueError(f"{name} must be a whole number, got {text!r}")
+  return int(text)
+
+
+def _join(heartbeat_timeout: float, *where, **options) -> None:
+  try:
+    jax.distributed.initialize(*where, heartbeat_timeout_seconds=math.ceil(heartbeat_timeout), **options)
+  except ValueError as error:
+    if where or "defined" not in str(error):
+      raise
+    # JAX has found no launcher: a process alone
+  except jax.errors.JaxRuntimeError as error:
+    raise ValueError(f"could not join the other processes: {_first_line(error)}") from error
+
+
+def agree(value: int, choose: Callable[[list[int]], int] = max) -> int:
+  """What process 0 chooses of all processes' values; each must call it the same number of times."""
+  client, index, count = _service.global_state.client, *_place()
+  if count == 1:
+    return value
+  number = next(_rounds)
+  folder = f"{_AGREED}/{number}"
+  if index:
+    client.key_value_set(f"{folder}/{index}", str(value))
+    return int(client.blocking_key_value_get(f"{folder}/result", _HOUR))
+  values = [value, *(int(client.blocking_key_value_get(f"{folder}/{i}", _HOUR)) for i in range(1, count))]
+  client.key_value_set(f"{folder}/result", str(choose(values)))
+  if number:  # all have come to this round, so they have read the result of the one before
+    client.key_value_delete(f"{_AGREED}/{number - 1}")
+  return choose(values)
+
+
+class Peers:
+  """Watches over the processes of a run, from a thread, and ends this one when another is gone.
+
+  Process 0 hears from all the others and tells them of a loss. They notice themselves if it is process 0 that is gone;
+  so does JAX, and where that is quicker it aborts with a message of its own.
+
+  Args:
+    heartbeat_timeout: seconds within which the run has ended once a process is silent.
+
+  Attributes:
+    index: which process this is.
+  """
+
+  def __init__(self, heartbeat_timeout: float):
+    self._client, self.index, self._count = _service.global_state.client, *_place()
+    self._silence = 0.7 * heartbeat_timeout  # JAX's own watch is due later: it aborts without naming anyone
+    self._interval = min(heartbeat_timeout / 10, 2.0)
+    self._stopped = threading.Event()
+    self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
+    self._thread.start()
+
+  def close(self) -> None:
+    """Tells the others that this process is done; the run goes on without it."""
+    self._stopped.set()
+    self._thread.join()
+    self._client.key_value_set(f"{_ALIVE}/{self.index}", _DONE, allow_overwrite=True)
+
+  def fail(self, error: BaseException) -> NoReturn:
+    """Ends this process with code 1, and the others with `PEER_GONE`; none waits for what will never come.
+
+    Where the error may come from the loss of another process, that is awaited, and reported instead.
+    """
+    if isinstance(error, jax.errors.JaxRuntimeError):
+      print(f"looking for a process that is gone, for {self._silence:g} s", file=sys.stderr, flush=True)
+      self._thread.join(self._silence + 2 * self._interval)
+    self._stopped.set()
+    self._tell(f"process {self.index} of {self._count} ended: {_first_line(error)}")
+    self._leave(1)
+
+  def _watch(self) -> None:
+    heard: dict[int, str] = {}
+    silent = dict.fromkeys(range(1, self._count), 0)  # how many times in a row nothing new was heard
+    for number in itertools.count():
+      try:
+        self._client.key_value_set(f"{_ALIVE}/{self.index}", str(number), allow_overwrite=True)
+        reason = self._wait_for_end()
+        if reason is None and self.index == 0 and not self._stopped.is_set():
+          entries = self._client.key_value_dir_get(_ALIVE)
+          now = {int(key.rpartition("/")[2]): value for key, value in entries}
+          for i in silent:
+            silent[i] = silent[i] + 1 if now.get(i) == heard.get(i) != _DONE else 0
+          heard = now
+          gone = [i for i, times in silent.items() if times * self._interval >= self._silence]
+          if gone:
+            reason = f"process {', '.join(map(str, gone))} of {self._count} has been silent for {self._silence:g} s: "
+            reason += "it was killed, or has lost the network"
+            self._tell(reason)
+      except jax.errors.JaxRuntimeError as error:
+        reason = f"process 0 of {self._count} is gone ({_first_line(error)})"
+      if self._stopped.is_set():
+        return
+      if reason is not None:
+        print(f"error: {reason}; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
+        self._leave(PEER_GONE)
+
+  def _wait_for_end(self) -> str | None:
+    """Waits for an interval; why the run ends, if it does."""
+    try:
+      # a request that is under way notices at once that process 0 is gone
+      return self._client.blocking_key_value_get(_ENDED, round(self._interval * 1000))
+    except jax.errors.JaxRuntimeError as error:
+      if "DEADLINE_EXCEEDED" not in str(error):
+        raise
+      return None
+
+  def _tell(self, reason: str) -> None:
+    try:
+      self._client.key_value_set(_ENDED, reason)
+    except jax.errors.JaxRuntimeError as error:
+      if "ALREADY_EXISTS" not in str(error):  # that another was first is fine
+        print(f"the other processes could not be told: {_first_line(error)}", file=sys.stderr, flush=True)
+
+  def _leave(self, code: int) -> NoReturn:
+    """Ends the process without JAX's own end, which waits for all the others."""
+    if self.index == 0:
+      time.sleep(1)  # the service ends with this process: the others are to read why before
+    for child in multiprocessing.active_children():  # those that load data
+      child.terminate()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _place() -> tuple[int, int]:
+  """Which process this is, of how many; known before a backend is started."""
+  return _service.global_state.process_id, _service.global_state.num_processes
+
+
+def _first_line(error: BaseException) -> str:
+  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -1,0 +1,188 @@
+"""Several processes: how they find each other, agree, and end together. They compute nothing, and so start quickly."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from fgclip_jax.train import distributed
+from fgclip_jax.train.distributed import PEER_GONE, agree, start
+
+# arguments of start() as a literal, then what to do as a process that belongs to the others
+PROCESS = """
+import os, signal, sys, time
+from fgclip_jax.train.distributed import agree, start
+peers = start(**eval(sys.argv[1]))
+index, count = (peers.index, {processes}) if peers else (0, 1)
+{body}
+"""
+TIMEOUT = 5.0  # seconds, the shortest that is taken
+
+
+def free_port() -> int:
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    return free.getsockname()[1]
+
+
+@pytest.fixture
+def run(root):
+  """Starts the processes, waits for all of them, and returns (exit code, output, errors) of each."""
+  started = []
+
+  def run(body: str, places: list[dict], environments: list[dict] | None = None):
+    code = PROCESS.format(body=body, processes=len(places))
+    for place, more in zip(places, environments or [{}] * len(places), strict=True):
+      command = [sys.executable, "-c", code, repr({"heartbeat_timeout": TIMEOUT, **place})]
+      environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"} | more
+      started.append(
+        subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+      )
+    outputs = [process.communicate(timeout=120) for process in started]
+    return [(process.returncode, *output) for process, output in zip(started, outputs, strict=True)]
+
+  yield run
+  for process in started:
+    process.kill()
+
+
+def by_flags(processes: int) -> list[dict]:
+  coordinator = f"localhost:{free_port()}"
+  return [{"coordinator": coordinator, "processes": processes, "process": index} for index in range(processes)]
+
+
+def test_processes_agree(run):
+  """Every round gives all of them the same, and leaves nothing behind but its own."""
+  body = """
+from fgclip_jax.train import distributed
+values = [(7 * index + 3 * i) % 5 for i in range(20)]
+print([agree(value) for value in values] + [agree(index, min), agree(index + 1, sum)])
+if index == 0:
+  left = distributed._service.global_state.client.key_value_dir_get("fgclip/agreed")
+  print({key.split("/")[2] for key, _ in left})
+peers.close()
+"""
+  results = run(body, by_flags(3))
+  assert [code for code, _, _ in results] == [0, 0, 0], results
+  expected = [max((7 * index + 3 * i) % 5 for index in range(3)) for i in range(20)] + [0, 6]
+  first, *others = (out.splitlines() for _, out, _ in results)
+  assert "3 processes as given by flags, this is process 0 at localhost:" in first[0]
+  assert f"one that is silent for {TIMEOUT:g} s ends the run" in first[0]
+  assert first[1:] == [str(expected), "{'21'}"]
+  assert others == [[str(expected)]] * 2
+
+
+def test_a_killed_process_ends_the_run(run):
+  body = """
+if index == 1:
+  agree(0)
+  os.kill(os.getpid(), signal.SIGKILL)
+begin = time.monotonic()
+agree(0)
+agree(0)  # which never comes
+"""
+  (zero, one, two) = run(body, by_flags(3))
+  assert one[0] == -9
+  for code, _, errors in (zero, two):
+    assert code == PEER_GONE, errors
+    assert "error: process 1 of 3 has been silent for 3.5 s: it was killed, or has lost the network; the same" in errors
+
+
+def test_a_killed_first_process_ends_the_run(run):
+  body = """
+agree(0)
+if index == 0:
+  os.kill(os.getpid(), signal.SIGKILL)
+agree(0)
+"""
+  (zero, one) = run(body, by_flags(2))
+  assert zero[0] == -9
+  # JAX notices as quickly, and where it is first it aborts
+  said = {PEER_GONE: "error: process 0 of 2 is gone", -6: "leader task was preempted/died"}
+  assert said[one[0]] in one[2]
+
+
+@pytest.mark.parametrize("failing", [0, 1])
+def test_a_process_that_fails_ends_the_run(run, failing):
+  body = f"""
+agree(0)
+if index == {failing}:
+  peers.fail(OSError("the disk is full\\nas are all others"))
+agree(0)
+"""
+  results = run(body, by_flags(2))
+  assert results[failing][0] == 1
+  code, _, errors = results[1 - failing]
+  assert code == PEER_GONE
+  assert f"error: process {failing} of 2 ended: the disk is full; the same command continues" in errors
+
+
+def test_one_that_is_done_is_not_missed(run):
+  body = f"""
+agree(0)
+if index == 0:
+  time.sleep({0.8 * TIMEOUT})
+print("done")
+peers.close()
+"""
+  assert [result[0] for result in run(body, by_flags(2))] == [0, 0]
+
+
+def test_places_from_the_environment(run):
+  coordinator = f"localhost:{free_port()}"
+  environments = [
+    {"JAX_COORDINATOR_ADDRESS": coordinator, "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": str(index)}
+    for index in range(2)
+  ]
+  (zero, one) = run("print(agree(index)); peers.close()", [{}, {}], environments)
+  assert "2 processes as given by JAX_*" in zero[1] and one[:2] == (0, "1\n")
+
+
+def test_places_from_slurm(run):
+  job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
+  environments = [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(2)]
+  (zero, one) = run("print(agree(index)); peers.close()", [{}, {}], environments)
+  assert "2 processes as found by JAX (Slurm)" in zero[1] and one[:2] == (0, "1\n")
+
+
+# ---- alone
+
+
+def test_a_process_alone(monkeypatch):
+  for name in ("JAX_COORDINATOR_ADDRESS", "SLURM_NTASKS", "OMPI_COMM_WORLD_SIZE"):
+    monkeypatch.delenv(name, raising=False)
+  assert agree(3) == 3 and agree(3, min) == 3
+  assert start(processes=1, process=0, coordinator="localhost:1") is None
+
+
+def test_a_task_alone_takes_all_devices(monkeypatch):
+  monkeypatch.setenv("SLURM_NTASKS", "1")
+  monkeypatch.setattr(distributed, "_join", lambda *_, **__: pytest.fail("joined"))
+  assert start() is None
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    (
+      {"coordinator": "localhost:1", "processes": 2},
+      "give all of --coordinator=HOST:PORT, --processes=N and --process=I",
+    ),
+    ({"process": 0}, "give all of"),
+    ({"coordinator": "localhost:1", "processes": 2, "process": 2}, "there is no process 2 of 2"),
+    ({"coordinator": "localhost:1", "processes": 0, "process": 0}, "there is no process 0 of 0"),
+    ({"heartbeat_timeout": 1.0}, "--heartbeat_timeout must be at least 5 seconds, got 1"),
+  ],
+)
+def test_impossible_arguments(arguments, message):
+  with pytest.raises(ValueError, match=message):
+    start(**arguments)
+
+
+def test_an_impossible_environment(monkeypatch):
+  for name, value in {"COORDINATOR_ADDRESS": "localhost:1", "NUM_PROCESSES": "two", "PROCESS_ID": "0"}.items():
+    monkeypatch.setenv(f"JAX_{name}", value)
+  with pytest.raises(ValueError, match="JAX_NUM_PROCESSES must be a whole number, got 'two'"):
+    start()
