@@ -15,7 +15,10 @@ from fgclip_jax.losses.forms import FORMS, choose_form
 ROWS, GROUPS, CHUNK, WIDTH = 48, 8, 16, 8
 AXES = ("data", "fsdp")
 SCALES = {"softmax": 25.0, "sigmoid": 9.0}
-QUICK = {"xla_backend_optimization_level": 0}  # tiny programs: compiling is what takes time
+QUICK = {
+  "xla_backend_optimization_level": 0,
+  "xla_cpu_use_fusion_emitters": False,
+}  # tiny: compiling counts
 
 
 @pytest.fixture(autouse=True)

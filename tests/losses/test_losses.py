@@ -146,9 +146,10 @@ def slow_terms(e, objective):
   return terms | {"total": sum(getattr(objective, name) * value for name, value in terms.items())}
 
 
-@functools.partial(
-  jax.jit, static_argnames=("objective", "mesh"), compiler_options={"xla_backend_optimization_level": 0}
-)
+QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # tiny programs: compiling counts
+
+
+@functools.partial(jax.jit, static_argnames=("objective", "mesh"), compiler_options=QUICK)
 def _compute(floats, e, temperature, objective, mesh):
   def total(floats, temperature):
     terms = objective_terms(e.replace(**floats), temperature, objective, mesh)
