@@ -100,20 +100,19 @@ def _print_run(run, topology, captions) -> None:
     + (f"{regions} hard negatives" if layout.boxes else "")
     + (f"; rows of text {captions.fill:.0%} full" if layout.packed else "; a row for each caption")
   )
+  if topology.chip.near == "host" and run.runtime.attention == "auto":
+    print("attention is compiled in its plain form here; on the GPUs it is cuDNN's where that can be, and holds less")
   if run.progressive:
     print(f"planned throughout for {run.model.vision.image_size} px, though the run begins smaller")
 
 
 def _single(run, topology, captions) -> Iterator:
-  from fgclip_jax.train.forecast import forecast
-  from fgclip_jax.train.mesh import make_mesh
+  from fgclip_jax.train.forecast import choose, forecast
+  from fgclip_jax.train.mesh import check_batch, make_mesh, mesh_text
 
-  try:
-    mesh = make_mesh(run.mesh, topology.devices)
-  except NotImplementedError as error:  # JAX's, where an axis of the mesh is no product of axes of the torus
-    message = "this mesh does not lie on this torus; take axes that are products of the torus's axes, or --search"
-    raise ValueError(message) from error
-  print(f"mesh {_mesh_text(mesh.shape)}; compiling ...", flush=True)
+  mesh = make_mesh(choose(run, topology), topology.devices)
+  check_batch(mesh.shape, run.data.batch_size, topology.devices, run.runtime.micro_batches)
+  print(f"mesh {mesh_text(mesh.shape)}{'' if run.mesh else ' (auto)'}; compiling ...", flush=True)
   plan = forecast(run, topology, mesh, captions)
   print_plan(plan, topology)
   if plan.fits:
@@ -124,22 +123,25 @@ def _single(run, topology, captions) -> Iterator:
 
 def _search(run, topology, captions) -> Iterator:
   """For every mesh, the settings with the fewest operations that fit."""
-  from fgclip_jax.train.forecast import forecast, mesh_choices
-  from fgclip_jax.train.mesh import make_mesh
+  from fgclip_jax.train.forecast import forecast, mesh_choices, needed_bytes
+  from fgclip_jax.train.mesh import make_mesh, mesh_text
 
-  fitting = []
-  for sizes in mesh_choices(run, topology):
-    try:
-      mesh = make_mesh(sizes, topology.devices)
-    except (ValueError, NotImplementedError):  # it does not lie on this torus
-      continue
+  choices, fitting = mesh_choices(run, topology), []
+  print(f"trying {len(choices)} meshes, each with ever fewer activations held until it fits ...", flush=True)
+  for sizes in choices:
+    mesh, least = make_mesh(sizes, topology.devices), 0.0
     for trial in _trials(run, mesh):
+      parts = trial.runtime.micro_batches
+      if parts < least:
+        continue
       plan = forecast(trial, topology, mesh, captions)
       print(f"{_settings(plan)}: {_outcome(plan)}", flush=True)
       yield plan
       if plan.fits:
         fitting.append(plan)
         break
+      if trial.runtime.remat == REMATS[-1]:
+        least = parts * (needed_bytes(plan.problem) or 0) / topology.chip.memory
   if not fitting:
     print("nothing that was tried fits: more devices, or a smaller --config.data.batch_size")
     return
@@ -152,7 +154,7 @@ def _search(run, topology, captions) -> Iterator:
   print_plan(best, topology)
   print(
     f"next: --config.runtime.remat={best.run['remat']} --config.runtime.micro_batches={best.run['micro_batches']} "
-    f"--config.mesh={_mesh_text(best.mesh)}"
+    f"--config.mesh={mesh_text(best.mesh)}"
   )
 
 
@@ -168,12 +170,10 @@ def _trials(run, mesh) -> Iterator:
     yield dataclasses.replace(run, runtime=runtime)
 
 
-def _mesh_text(sizes) -> str:
-  return ",".join(f"{axis}={size}" for axis, size in sizes.items())
-
-
 def _settings(plan) -> str:
-  return f"mesh {_mesh_text(plan.mesh)} remat={plan.run['remat']} micro_batches={plan.run['micro_batches']}"
+  from fgclip_jax.train.mesh import mesh_text
+
+  return f"mesh {mesh_text(plan.mesh)} remat={plan.run['remat']} micro_batches={plan.run['micro_batches']}"
 
 
 def _outcome(plan) -> str:

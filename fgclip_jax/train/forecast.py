@@ -18,7 +18,7 @@ from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.train.accounts import batch_work
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.hardware import GIB, Topology
-from fgclip_jax.train.mesh import batch_sharding, data_shards, place
+from fgclip_jax.train.mesh import batch_sharding, choose_mesh, data_shards, place, possible_meshes
 from fgclip_jax.train.operations import matrix_operations
 from fgclip_jax.train.optimizer import freezes, make_optimizer
 from fgclip_jax.train.program import KINDS, Collective, Program
@@ -57,12 +57,12 @@ class Forecast:
   topology: dict[str, Any]
   mesh: dict[str, int]
   batch: dict[str, int]
-  operations: dict[str, float] | None = None
+  operations: dict[str, int] | None = None
   compile_seconds: float | None = None
   problem: str = ""
   advice: tuple[str, ...] = ()
   memory: dict[str, int] | None = None
-  collectives: dict[str, dict[str, float]] | None = None
+  collectives: dict[str, dict[str, int]] | None = None
   checks: dict[str, Any] | None = None
   estimate: dict[str, float] | None = None
 
@@ -144,6 +144,7 @@ def forecast(run: RunConfig, topology: Topology, mesh: Mesh, captions: Captions 
   """Compiles the run's step for a mesh of devices that need not be there, and reads what it takes."""
   shards, batch_size, size = data_shards(mesh), run.data.batch_size, run.model.vision.image_size
   layout, images = run.layout(), batch_size // shards
+  rows = row_budget(layout, images, captions)
   plan = Forecast(
     run={
       "model": run.values["model"],
@@ -153,14 +154,8 @@ def forecast(run: RunConfig, topology: Topology, mesh: Mesh, captions: Captions 
     },
     topology={"name": topology.name, "devices": mesh.size, "slices": topology.slices, "kind": topology.chip.kind},
     mesh=dict(mesh.shape),
-    batch={"images": batch_size, "images_per_shard": images, "row_length": layout.row_length, "rows_per_shard": 0},
+    batch={"images": batch_size, "images_per_shard": images, "row_length": layout.row_length, "rows_per_shard": rows},
   )
-  if problem := _indivisible(run, mesh):
-    plan.problem, plan.advice = problem
-    return plan
-  rows = row_budget(layout, images, captions)
-  plan.batch["rows_per_shard"] = rows
-
   optimizer = make_optimizer(run.optimizer)
   savings = {"patch_dropout": run.patch_dropout, "ema_decay": run.ema_decay}
   step = make_step(run.model, run.objective, run.optimizer, run.runtime, mesh, seed=run.seed, **savings)
@@ -238,25 +233,6 @@ def needed_bytes(message: str) -> int | None:
   return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
 
 
-def _indivisible(run: RunConfig, mesh: Mesh) -> tuple[str, tuple[str, ...]] | None:
-  """The problem and the advice where a batch does not divide."""
-  shards, batch = data_shards(mesh), run.data.batch_size
-  if batch % shards:
-    advice = [f"--config.data.batch_size={batch // shards * shards or shards} or {(batch // shards + 1) * shards}"]
-    fits = max(count for count in _divisors(mesh.size) if batch % count == 0)
-    heads = math.gcd(run.model.vision.heads, run.model.text.heads)
-    if heads % (mesh.size // fits) == 0:
-      advice.append(f"a mesh with {fits} data shards: data x fsdp = {fits}, tensor = {mesh.size // fits}")
-    return f"{batch} images do not divide over {shards} data shards", tuple(advice)
-  images, parts = batch // shards, run.runtime.micro_batches
-  if images % parts:
-    counts = _divisors(images)
-    near = [*[count for count in counts if count < parts][-1:], *[count for count in counts if count > parts][:1]]
-    advice = " or ".join(f"--config.runtime.micro_batches={count}" for count in near)
-    return f"{images} images of a data shard do not divide into {parts} micro-batches", (advice,)
-  return None
-
-
 def _advise(
   run: RunConfig, mesh: Mesh, topology: Topology, needed: int | None, sizes: dict[str, int]
 ) -> tuple[str, ...]:
@@ -297,7 +273,7 @@ def _state_bytes(state: Any, shardings: Any) -> dict[str, int]:
   }
 
 
-def _by_kind(collectives: list[Collective]) -> dict[str, dict[str, float]]:
+def _by_kind(collectives: list[Collective]) -> dict[str, dict[str, int]]:
   table = {}
   for kind in KINDS:
     chosen = [collective for collective in collectives if collective.kind == kind]
@@ -335,7 +311,7 @@ def _estimate(plan, topology, mesh, counted, traffic, collectives, steps) -> dic
   hours = {name: seconds * steps / 3600 for name, seconds in step.items()}
   return {
     **parts,
-    "memory_bytes": traffic,
+    "memory_bytes": float(traffic),
     **{f"step_seconds_{name}": seconds for name, seconds in step.items()},
     **{f"hours_{name}": value for name, value in hours.items()},
     **{f"chip_hours_{name}": value * mesh.size for name, value in hours.items()},
@@ -343,11 +319,24 @@ def _estimate(plan, topology, mesh, counted, traffic, collectives, steps) -> dic
   }
 
 
+def choose(run: RunConfig, topology: Topology) -> dict[str, int]:
+  """The mesh that the run would take on these devices."""
+  if run.mesh:
+    return run.mesh
+  state = abstract_state(run.model, make_optimizer(run.optimizer), run.ema_decay is not None)
+  held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+  return choose_mesh(topology.devices, held, run.data.batch_size, topology.chip.memory)
+
+
 def mesh_choices(run: RunConfig, topology: Topology) -> list[dict[str, int]]:
-  """Meshes worth trying: fsdp groups of 1 to 64 within a slice, data takes the rest, and no tensor parallelism.
+  """Meshes worth trying: fsdp groups of up to 64 devices, no tensor parallelism.
 
   Towers of this size gain nothing from splitting a matrix product, which costs two all-reduces of activations a block.
   """
-  sizes = [fsdp for fsdp in (1, 4, 8, 16, 32, 64) if topology.per_slice % fsdp == 0]
-  devices = len(topology.devices)
-  return [{"data": devices // fsdp, "fsdp": fsdp, "tensor": 1} for fsdp in sizes if run.data.batch_size % devices == 0]
+  return [
+    sizes
+    for sizes in possible_meshes(topology.devices)
+    if sizes["tensor"] == 1
+    and sizes["fsdp"] in (1, 4, 8, 16, 32, 64)
+    and run.data.batch_size % len(topology.devices) == 0
+  ]

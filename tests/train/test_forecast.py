@@ -106,20 +106,16 @@ def test_advice_to_hold_less():
   assert not any("fsdp" in line for line in advice(run, 17, held_gib=12, data=1, fsdp=8))
 
 
-def test_advice_where_a_batch_does_not_divide():
-  mesh = make_mesh({"data": 8})
-  problem, lines = forecasts._indivisible(stage(stage1, data__batch_size=60), mesh)
-  assert problem == "60 images do not divide over 8 data shards"
-  assert lines == ("--config.data.batch_size=56 or 64", "a mesh with 4 data shards: data x fsdp = 4, tensor = 2")
-  problem, lines = forecasts._indivisible(stage(stage1, data__batch_size=48, runtime__micro_batches=4), mesh)
-  assert problem == "6 images of a data shard do not divide into 4 micro-batches"
-  assert lines == ("--config.runtime.micro_batches=3 or --config.runtime.micro_batches=6",)
-  assert forecasts._indivisible(stage(stage1, data__batch_size=48, runtime__micro_batches=3), mesh) is None
-
-
 def test_meshes_worth_trying():
-  topology = Topology("test", CHIPS["v5e"], tuple(range(16)), per_slice=8, slices=2)
-  run = stage(stage2, data__batch_size=512)
-  assert forecasts.mesh_choices(run, topology) == [
-    {"data": 16 // fsdp, "fsdp": fsdp, "tensor": 1} for fsdp in (1, 4, 8)
-  ]
+  topology, run = make_topology("v5e", per_slice=8), stage(stage2, data__batch_size=512)
+  assert forecasts.mesh_choices(run, topology) == [{"data": 8 // fsdp, "fsdp": fsdp, "tensor": 1} for fsdp in (1, 4, 8)]
+  assert not forecasts.mesh_choices(
+    dataclasses.replace(run, data=dataclasses.replace(run.data, batch_size=3)), topology
+  )
+
+
+def test_the_mesh_is_the_one_that_a_run_takes():
+  topology, run = make_topology("v5e", per_slice=8), stage(stage2, data__batch_size=512)
+  assert forecasts.choose(run, topology) == {"data": 8, "fsdp": 1, "tensor": 1}
+  given_mesh = {"data": 4, "fsdp": 2}
+  assert forecasts.choose(dataclasses.replace(run, mesh=given_mesh), topology) == given_mesh
