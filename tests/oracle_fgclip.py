@@ -16,6 +16,8 @@ from fgclip_jax.data.packing import Caption, Example, Layout, assemble, cut
 from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models.parameters import build, flatten, unflatten
 from fgclip_jax.models.roi_align import roi_align
+from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train.mesh import activation_sharding, data_shards, place_params, to_devices
 from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer, rule_value, schedule
 from fgclip_jax.weights import huggingface, names
 
@@ -111,8 +113,11 @@ def text_features(model, captions: list[Caption], layout: Layout):
   return jax.jit(functools.partial(type(model).text_features, long=long))(model, *args, row, end)
 
 
-def fgclip_folder(folder: pathlib.Path, report: Report) -> set[str]:
-  """Compares a folder of an FG-CLIP run; returns the files it has dealt with."""
+def fgclip_folder(folder: pathlib.Path, report: Report, mesh: jax.sharding.Mesh | None = None) -> set[str]:
+  """Compares a folder of an FG-CLIP run; returns the files it has dealt with.
+
+  With a mesh, losses and gradients are computed there, of packed captions.
+  """
   name = folder.name
   config, flat, _ = huggingface.read(str(folder / "checkpoint"))
   params = unflatten({key: jnp.asarray(value) for key, value in flat.items()})
@@ -127,7 +132,7 @@ def fgclip_folder(folder: pathlib.Path, report: Report) -> set[str]:
   boxes = max(part["box_infos"].reshape(len(part["box_nums"]), -1, 4).shape[1] for part in inputs)
   layouts = {
     form: Layout(boxes=boxes, row_length=config.text.long_length, packed=form == "packed")
-    for form in ("padded", "packed")
+    for form in (("padded", "packed") if mesh is None else ("packed",))
   }
   # each rank is a contrast group of ours, as the published code scores regions within a process
   group = len(examples) // len(ranks) if len(ranks) > 1 else None
@@ -156,12 +161,17 @@ def fgclip_folder(folder: pathlib.Path, report: Report) -> set[str]:
     if stage in recorded_losses or (stage == "stage2" and (folder / "optimizer.json").exists())
   }
 
-  @jax.jit
+  # compiling for several devices is slow, unless it does not optimise
+  options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False} if mesh else None
+
+  @functools.partial(jax.jit, compiler_options=options)
   def compiled(params, batch, chosen):
     # compiling costs far more than running: one function serves all stages, `chosen` being 1 for one and 0 for others
     def total(params):
-      embeddings = build(config, params)(batch)
-      terms = {stage: objective_terms(embeddings, params["temperature"], value) for stage, value in stages.items()}
+      embeddings = build(config, params, Runtime(sharding=mesh and activation_sharding(mesh)))(batch)
+      terms = {
+        stage: objective_terms(embeddings, params["temperature"], value, mesh) for stage, value in stages.items()
+      }
       return sum(chosen[stage] * terms[stage]["total"] for stage in stages), terms
 
     (_, terms), grads = jax.value_and_grad(total, has_aux=True)(params)
@@ -171,8 +181,11 @@ def fgclip_folder(folder: pathlib.Path, report: Report) -> set[str]:
     terms, grads = compiled(params, batch, {other: float(other == stage) for other in stages})
     return terms[stage], grads
 
+  if mesh is not None:
+    params = jax.device_put(params, place_params(params, mesh))
   for form, layout in layouts.items():
-    batch = assemble(examples, len(ranks), layout)
+    batch = assemble(examples, data_shards(mesh) if mesh else len(ranks), layout)
+    batch = to_devices(batch, mesh) if mesh else batch
     for stage, recorded in recorded_losses.items():
       if stage not in stages:
         continue

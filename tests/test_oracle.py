@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import pathlib
 import shutil
 
@@ -9,6 +10,8 @@ import jax
 import numpy as np
 import pytest
 import safetensors.numpy
+
+from fgclip_jax.train.mesh import make_mesh
 
 FOLDERS = ("common", "fgclip_p14", "fgclip_p16", "fgclip_p16_world2")
 
@@ -33,6 +36,20 @@ def test_equals_the_recorded_run(name, command, oracle, capsys):
   printed = capsys.readouterr().out
   assert code == 0, printed
   assert " 0 failed" in printed and "FAIL" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sizes", [(6, 1, 1), (2, 3, 1), (1, 2, 4), (3, 1, 2)], ids=str)
+def test_equals_the_recorded_run_of_two_processes_on_any_mesh(sizes, command, oracle, capsys):
+  """Its six images divide over so many data shards, which are other groups than the two processes were."""
+  folder = oracle / "fgclip_p16_world2"
+  if not folder.is_dir():
+    pytest.skip(f"no folder fgclip_p16_world2 in {oracle}")
+  mesh = make_mesh(dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)), jax.devices()[: math.prod(sizes)])
+  report = command.Report(quiet=True)
+  command.fgclip_folder(folder, report, mesh)
+  assert report.failed == 0, capsys.readouterr().out
+  assert report.compared > 60
 
 
 def _copy(oracle, paths, folder):

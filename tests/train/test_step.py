@@ -80,7 +80,7 @@ class Run:
   def batch(self, examples: list[Example]):
     return to_devices(assemble(examples, self.shards, self.layout), self.mesh)
 
-  def updates(self, examples: list[Example], count: int = 2):
+  def updates(self, examples: list[Example], count: int = 3):
     state, metrics = self.state(), []
     for _ in range(count):
       state, values = self.step(state, self.batch(examples))
@@ -100,7 +100,7 @@ def expected(single):
 
 def test_metrics(expected):
   _, metrics = expected
-  first, second = metrics
+  first, second, _ = metrics
   terms = {"loss_global_long": 1, "loss_global_short": 1, "loss_regional": 0.1, "loss_hard_negative": 0.5}
   assert set(first) == {
     "loss", *terms, "learning_rate", "gradient_norm", "update_norm", "skipped_updates", "skipped_in_a_row",
@@ -119,11 +119,16 @@ def test_a_mesh_gives_what_one_device_gives(quick, expected, sizes):
   run = Run(quick, dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
   state, metrics = run.updates(make_examples())
   for values, single_values in zip(metrics, expected[1], strict=True):
-    assert values == pytest.approx(single_values, rel=2e-5)
+    assert values == pytest.approx(single_values, rel=1e-5)
   for name, leaf in flatten(state.params).items():
     assert leaf.sharding == place(name, leaf.shape, run.mesh), name  # and so they stay
-    np.testing.assert_allclose(leaf, flatten(expected[0].params)[name], rtol=1e-4, atol=2e-6, err_msg=name)
-  assert int(state.step) == 2
+    np.testing.assert_allclose(leaf, flatten(expected[0].params)[name], rtol=1e-5, atol=2e-6, err_msg=name)
+  # and the moments, which are means of gradients and of their squares
+  moments = jax.tree_util.tree_leaves_with_path(state.opt_state)
+  for (path, leaf), other in zip(moments, jax.tree.leaves(expected[0].opt_state), strict=True):
+    floor = 1e-5 * max(np.max(np.abs(other)), 1e-4)
+    np.testing.assert_allclose(leaf, other, rtol=1e-5, atol=floor, err_msg=jax.tree_util.keystr(path))
+  assert int(state.step) == 3
 
 
 @pytest.mark.parametrize("parts, sizes", [(4, (1, 1, 1)), (2, (2, 2, 1))], ids=str)
