@@ -103,6 +103,19 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.log_every = 10
   config.checkpoint_every = 500
-  config.keep = 2  # the newest so many checkpoints are kept,
-  config.keep_every = 0  # and so is every one at a multiple of this step; 0: none
+  # which checkpoints stay (fgclip_jax/train/checkpoint.py): the newest so many, those at a multiple of `every` steps
+  # (0: none), and the best so many by a metric (0: none)
+  config.keep = ml_collections.ConfigDict({"newest": 2, "every": 0, "best": 0, "metric": "loss", "mode": "min"})
+
+  # when the run reports, tries again, or gives up (fgclip_jax/train/guard.py)
+  config.guard = ml_collections.ConfigDict(
+    {
+      "max_skipped": 10,
+      "spike_deviations": 8.0,
+      "max_failed_saves": 3,
+      "watchdog_seconds": 300.0,
+      "grace_seconds": 60.0,
+    }
+  )
+  config.resume_changed = False  # True: continue although steps, schedule or objective have changed
   return config

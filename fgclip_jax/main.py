@@ -30,7 +30,7 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_float(
 
 
 def main(argv: list[str]) -> int:
-  """The command; returns its exit code."""
+  """The command; returns its exit code: 75 where the run was told to end and has saved."""
   logging.set_verbosity(logging.WARNING)  # Orbax reports every file it opens
   if len(argv) > 1:
     print(f"error: unknown argument {argv[1]!r}; config keys are set with --config.KEY=VALUE", file=sys.stderr)
@@ -43,11 +43,17 @@ def main(argv: list[str]) -> int:
   from fgclip_jax.train import distributed
   from fgclip_jax.train.config import read_config
   from fgclip_jax.train.loop import train
+  from fgclip_jax.train.preemption import EXIT_CODE, Preempted
 
   workdir, peers = _WORKDIR.value, None
   try:
     peers = distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT_TIMEOUT.value)
     train(read_config(_CONFIG.value), workdir)
+  except Preempted as preempted:
+    print(preempted)
+    if peers:
+      peers.close()
+    return EXIT_CODE
   except (OSError, ValueError, FloatingPointError) as error:
     print(f"error: {error}", file=sys.stderr)
     if peers:

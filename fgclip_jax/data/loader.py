@@ -246,6 +246,7 @@ class Loader:
     if not layout.ladder:
       layout = dataclasses.replace(layout, ladder=measure_ladder(source, config, layout, seed, shards))
     self.layout = layout
+    self._source = source
     for line in source.damage:
       print(line, flush=True)
     self.records, self.epoch_steps = len(source), len(source) / config.batch_size
@@ -307,6 +308,10 @@ class Loader:
       # out of the memory shared with the workers, which leaks where an array outlives this process's interpreter
       element["batch"] = {key: np.array(value) for key, value in element["batch"].items()}
     return element
+
+  def where(self, record: int) -> str:
+    """A record's file and its number in it."""
+    return self._source.where(record)
 
   def close(self) -> None:
     """Ends the worker processes."""

@@ -32,7 +32,7 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], workdir: str) -> 
   Raises:
     ConfigChanged: something has changed that may not, or may only with `resume_changed`; the message shows all of it.
   """
-  before, now = flat_dict(before), flat_dict(json.loads(json.dumps(now)))
+  before, now = (flat_dict(json.loads(json.dumps(values))) for values in (before, now))  # lists for tuples
   changes = {
     key: f"{key} {before.get(key)} -> {now.get(key)}"
     for key in sorted({*before, *now})

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.parameters import Params
+from fgclip_jax.train.changes import ConfigChanged
+from fgclip_jax.train.distributed import agree
 from fgclip_jax.train.state import COUNTS, TrainState
 
 FOLDER = "checkpoints"
@@ -93,7 +93,14 @@ class Checkpoints:
     )
     self.latest = _latest(self._checkpointer)
 
-  def save(self, step: int, state: TrainState, config: dict[str, Any], metrics: dict[str, float] | None = None) -> None:
+  def save(
+    self,
+    step: int,
+    state: TrainState,
+    config: dict[str, Any],
+    metrics: dict[str, float] | None = None,
+    at_once: bool = False,
+  ) -> None:
     """Begins to save; returns once the arrays are copied. A step that is there already is left alone.
 
     A save that fails, now or later, is reported and counted.
@@ -103,13 +110,19 @@ class Checkpoints:
       state: what is saved.
       config: saved with it.
       metrics: of that step, by which the best are kept.
+      at_once: there is no next save: returns once this one is on disk, and tries again where it fails.
 
     Raises:
       OSError: too many saves in a row have failed.
     """
     self.wait()
-    if self.latest == step:
-      return
+    while self.latest != step:
+      self._begin(step, state, config, metrics)
+      if not at_once:
+        return
+      self.wait()
+
+  def _begin(self, step: int, state: TrainState, config: dict[str, Any], metrics: dict[str, float] | None) -> None:
     items = {"params": state.params, "optimizer": _optimizer_item(state)}
     if state.ema is not None:
       items["ema"] = state.ema
@@ -147,12 +160,22 @@ class Checkpoints:
     self._say(f"{message}; trying again at the next save ({self._failed} of {self._max_failed} failures in a row)")
     return False
 
-  def restore(self, shardings: TrainState, abstract: TrainState) -> TrainState | None:
+  def restore(
+    self,
+    shardings: TrainState,
+    abstract: TrainState,
+    check: Callable[[dict[str, Any]], None] = lambda config: None,
+  ) -> TrainState | None:
     """The newest good checkpoint's state, laid out by `shardings`, bit for bit as it was saved; None: there is none.
 
     One that cannot be read is set aside, under another name, and the one before it is taken.
 
+    Args:
+      shardings, abstract: of the state that is wanted.
+      check: is given the config that a checkpoint was saved with, before it is read; may raise `ConfigChanged`.
+
     Raises:
+      ConfigChanged: from `check`.
       ForeignCheckpoint: it holds another model or another kind of optimizer, or an average where none is wanted, or
         none where one is.
       ValueError: there are checkpoints, but none that can be read.
@@ -161,9 +184,9 @@ class Checkpoints:
     while self.latest is not None:
       state = fault = None
       try:
+        check(self.saved_config())
         state = self._load(shardings, abstract)
-        self.saved_config()
-      except ForeignCheckpoint:
+      except (ConfigChanged, ForeignCheckpoint):
         raise
       except Exception as error:  # what Orbax raises for damage is of many types
         fault = error
@@ -230,7 +253,7 @@ class Checkpoints:
 
 def _all_agree(good: bool) -> bool:
   """Whether it is so on every process."""
-  return good if jax.process_count() == 1 else bool(multihost_utils.process_allgather(np.asarray(good)).all())
+  return bool(agree(int(good), min))
 
 
 def _set_aside(folder: str, step: int) -> str:
@@ -240,8 +263,7 @@ def _set_aside(folder: str, step: int) -> str:
     name += "-again"
   if jax.process_index() == 0:
     os.rename(os.path.join(folder, str(step)), os.path.join(folder, name))
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices(name)
+  agree(0)  # the others go on when it has its new name
   return name
 
 

@@ -20,6 +20,8 @@ from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import END_ID, ModelConfig, preset
 from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train.checkpoint import Keep
+from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.mesh import parse_mesh
 from fgclip_jax.train.optimizer import MOMENT_DTYPES, NAMES, OptimizerConfig, check_rules
 from fgclip_jax.weights import folder as folders
@@ -41,7 +43,9 @@ class RunConfig:
     ema_decay: of the parameters' exponential moving average, by update; None: none is kept.
     seed: of weights and data order.
     log_every, checkpoint_every: in steps.
-    keep, keep_every: which checkpoints are kept.
+    keep: which checkpoints stay.
+    guard: when the run reports, tries again, or gives up.
+    resume_changed: the run may continue with another length, schedule or objective than it began with.
     in_flight: steps that may be under way on the devices before the host waits.
     patch_dropout: the share of patches that the image tower does not see (FLIP); not with region terms.
     progressive: pairs of a step and the image size from that step on; empty: the model's size throughout.
@@ -63,8 +67,9 @@ class RunConfig:
   seed: int
   log_every: int
   checkpoint_every: int
-  keep: int
-  keep_every: int
+  keep: Keep
+  guard: GuardConfig
+  resume_changed: bool
   in_flight: int
   patch_dropout: float
   progressive: tuple[tuple[int, int], ...]
@@ -137,8 +142,10 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     steps=steps,
     ema_decay=_typed("ema_decay", take("ema_decay"), float | None),
     seed=whole("seed", least=0, most=2**32 - 1),  # Grain's range
-    **{key: whole(key) for key in ("log_every", "checkpoint_every", "keep", "in_flight")},
-    keep_every=whole("keep_every", least=0),
+    **{key: whole(key) for key in ("log_every", "checkpoint_every", "in_flight")},
+    keep=section("keep", Keep),
+    guard=section("guard", GuardConfig),
+    resume_changed=_typed("resume_changed", take("resume_changed"), bool),
     patch_dropout=_typed("patch_dropout", take("patch_dropout"), float),
     compilation_cache=_typed("compilation_cache", take("compilation_cache"), str),
     progressive=_pairs("progressive", take("progressive")),
@@ -147,6 +154,8 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
   )
   if left:
     raise ValueError(f"unknown keys {sorted(left)} in the config; see configs/common.py")
+  for name, least in (("newest", 1), ("every", 0), ("best", 0)):
+    _whole(f"keep.{name}", getattr(run.keep, name), least=least)
   _whole("runtime.unroll", run.runtime.unroll, least=0)
   _whole("runtime.micro_batches", run.runtime.micro_batches)
   _check_objective(run)

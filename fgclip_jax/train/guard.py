@@ -10,6 +10,7 @@ import jax
 import numpy as np
 
 FOLDER = "sick"
+NUMBERS = ("loss", "gradient_norm", "skipped_updates", "skipped_in_a_row")  # what is looked at
 _MEMORY, _WARM_UP, _MOST_FILES = 0.98, 50, 50
 
 
@@ -66,7 +67,7 @@ class Guard:
 
     Args:
       step: that has finished.
-      values: its `loss`, `gradient_norm`, `skipped_updates` and `skipped_in_a_row`.
+      values: its numbers, `NUMBERS` among them.
       records: the numbers of its records, those of this process.
 
     Raises:
@@ -82,8 +83,8 @@ class Guard:
       self._say(f"{message}; its records are in {path}")
       if in_a_row >= self._config.max_skipped:
         raise SickNumbers(
-          f"{message}; its records and those before are in {self._folder}. "
-          "The weights are those of the last good step. Try a lower learning rate, optimizer.clip_norm, or config.runtime.dtype=float32"
+          f"{message}; its records and those before are in {self._folder}. The weights are still those of the last "
+          "good step. Try a lower learning rate, optimizer.clip_norm, or config.runtime.dtype=float32"
         )
       return
     if self._is_spike(loss):

@@ -8,14 +8,15 @@ import os
 from typing import Any
 
 import jax
-import numpy as np
 
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.models.parameters import abstract_params, count, unflatten
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.train.accounts import batch_work
-from fgclip_jax.train.checkpoint import Checkpoints, Keep
+from fgclip_jax.train.changes import check_changes, flat_dict
+from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
+from fgclip_jax.train.guard import NUMBERS, Guard, SickNumbers
 from fgclip_jax.train.mesh import (
   check_batch,
   choose_mesh,
@@ -28,8 +29,10 @@ from fgclip_jax.train.mesh import (
 )
 from fgclip_jax.train.metrics import Clock, Metrics, duration
 from fgclip_jax.train.optimizer import freezes, make_optimizer
+from fgclip_jax.train.preemption import Preempted, Preemption
 from fgclip_jax.train.state import TrainState, abstract_state, init_state, state_from, state_shardings
 from fgclip_jax.train.step import make_step
+from fgclip_jax.train.watchdog import Watchdog
 from fgclip_jax.weights import folder as folders
 from fgclip_jax.weights import huggingface, native
 
@@ -38,7 +41,14 @@ CACHE_FOLDER = os.path.join("~", ".cache", "fgclip_jax", "xla")
 
 
 def train(run: RunConfig, workdir: str) -> TrainState:
-  """Trains until `run.steps`, continuing from the newest checkpoint in `workdir`. Returns the last state."""
+  """Trains until `run.steps`, continuing from the newest good checkpoint in `workdir`. Returns the last state.
+
+  Raises:
+    Preempted: the run was told to end, and has saved.
+    SickNumbers: too many steps in a row changed nothing; the last good state is saved.
+    OSError: too many checkpoints in a row could not be saved; or a worker process has died.
+    ValueError: data or checkpoints that do not fit the config, or too many bad records.
+  """
   # ---- mesh and data
   devices = jax.devices()
   processes, chief = jax.process_count(), jax.process_index() == 0
@@ -59,9 +69,14 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   )
   use_compilation_cache(run.compilation_cache)
 
-  # ---- data, from where the newest checkpoint stands; before the state, which compiles
+  # ---- what the run continues from; then data, which is looked at before anything is compiled
   os.makedirs(workdir, exist_ok=True)
-  checkpoints = Checkpoints(workdir, Keep(run.keep, run.keep_every), say=say)
+  checkpoints = Checkpoints(workdir, run.keep, run.guard.max_failed_saves, say)
+  changes: list[str] = []
+  shardings = state_shardings(model, optimizer, mesh, ema)
+  state = checkpoints.restore(
+    shardings, abstract, lambda before: changes.extend(check_changes(before, run.values, workdir))
+  )
   begin = checkpoints.latest or 0
   loader = Loader(
     run.data,
@@ -79,11 +94,9 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     f"{len(ladder)} shapes, each compiled when a batch first needs it (most need the first few)"
   )
 
-  # ---- state: the newest checkpoint, given weights, or random
-  if checkpoints.latest is not None:
-    shardings = state_shardings(model, optimizer, mesh, ema)
-    state = checkpoints.restore(shardings, abstract)
-    say(f"continuing {workdir} from step {begin}{_changes(checkpoints.saved_config(), run.values)}")
+  # ---- state: the checkpoint's, given weights, or random
+  if state is not None:
+    say(f"continuing {workdir} from step {begin}{'; changed since: ' if changes else ''}{', '.join(changes)}")
   elif run.init_from:
     state = state_from(model, optimizer, mesh, read_weights(run.init_from, model), ema)
     say(f"weights from {run.init_from}{', averaged over its steps' if folders.is_averaged(run.init_from) else ''}")
@@ -108,7 +121,8 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   frozen_image_tower = freezes(run.optimizer.rules, state.params, "vision")
 
   def next_batch(step: int):
-    """The batch of a step, on the devices, and its work; placed while the step before is under way."""
+    """The batch of a step, on the devices, its work and its records; placed while the step before is under way."""
+    watchdog.at(f"data for step {step}")
     batch = next(loader)
     work = batch_work(
       model,
@@ -118,52 +132,59 @@ def train(run: RunConfig, workdir: str) -> TrainState:
       patch_dropout=run.patch_dropout,
       frozen_image_tower=frozen_image_tower,
     )
-    return to_devices(batch, mesh), work
+    return to_devices(batch, mesh), work, batch["record"]
 
   # ---- steps: the host runs ahead by `in_flight` steps and reads a step's metrics when it is done
   metrics = Metrics(workdir, run.steps, begin) if chief else None
-  clock = Clock(run.data.batch_size, loader, len(devices), data_shards(mesh) // len(local_shards(mesh)))
+  clock = Clock(run.data.batch_size, loader, len(jax.devices()), processes)
+  watchdog, guard = Watchdog(run.guard.watchdog_seconds), Guard(run.guard, workdir, loader.where, say)
+  preemption, profile = Preemption(run.guard.grace_seconds), Profile(run.profile, workdir)
   under_way: collections.deque = collections.deque()
 
-  def finish_one() -> None:
-    step, values, work = under_way.popleft()
+  def finish_one() -> dict[str, float]:
+    """Waits for the earliest step under way, and looks at its numbers."""
+    step, values, work, records = under_way.popleft()
+    watchdog.at(f"step {step}, on the devices")
     jax.block_until_ready(values)
     clock.count(work)
-    if not (_saves(run, step) or step % run.log_every == 0 or step == begin + 1):
-      return
-    values = {name: float(value) for name, value in jax.device_get(values).items()}
-    values |= clock.lap(step)
-    if metrics:
-      metrics.write(step, values)
-      metrics.progress(step, values, clock.seconds_per_step)
-    if not np.isfinite(values["loss"]) or not np.isfinite(values["gradient_norm"]):
-      raise FloatingPointError(
-        f"the loss is {values['loss']}, its gradient's norm {values['gradient_norm']} at step {step}; the last "
-        f"checkpoint is step {checkpoints.latest}. Try a lower learning rate, or config.runtime.dtype=float32"
-      )
+    logged = _saves(run, step) or step % run.log_every == 0 or step == begin + 1
+    wanted = values if logged else {name: values[name] for name in NUMBERS}
+    numbers = {name: float(value) for name, value in jax.device_get(wanted).items()}
+    if logged:
+      numbers |= clock.lap(step)
+      if metrics:
+        metrics.write(step, numbers)
+        metrics.progress(step, numbers, clock.seconds_per_step)
+    guard.look(step, numbers, records)
+    return numbers
 
-  profile = Profile(run.profile, workdir)
-  try:
+  step = begin
+  with contextlib.ExitStack() as opened:
+    for thing in (preemption, watchdog, loader, checkpoints, profile, *filter(None, [metrics])):
+      opened.callback(thing.close)
     # a batch's transfer is explicit; anything implicit in the loop would stall the devices
-    with jax.transfer_guard("disallow"), contextlib.closing(profile):
-      batch = work = None
-      for step in range(begin + 1, run.steps + 1):
-        if batch is None:
-          batch, work = next_batch(step)
+    opened.enter_context(jax.transfer_guard("disallow"))
+    try:
+      ahead = next_batch(step + 1) if step < run.steps else None
+      while ahead is not None:
+        step += 1
+        batch, *told = ahead
         profile.before(step)
         state, values = step_for(size_at(step))(state, batch)
-        under_way.append((step, values, work))
-        batch, work = next_batch(step + 1) if step < run.steps else (None, None)
-        while len(under_way) > (0 if _saves(run, step) or profile.ends(step) else run.in_flight - 1):
-          finish_one()
+        under_way.append((step, values, *told))
+        ends = preemption.reached(step)
+        ahead = next_batch(step + 1) if step < run.steps and not ends else None
+        while len(under_way) > (0 if ends or _saves(run, step) or profile.ends(step) else run.in_flight - 1):
+          numbers = finish_one()
         profile.after(step)
-        if _saves(run, step):  # every step up to here is finite: a checkpoint with NaN in it is none
-          checkpoints.save(step, state, run.values)
-  finally:
-    loader.close()
-    checkpoints.close()
-    if metrics:
-      metrics.close()
+        if ends or _saves(run, step):
+          watchdog.at(f"the checkpoint of step {step}")
+          checkpoints.save(step, state, run.values, numbers, at_once=ahead is None)
+        if ends:
+          raise Preempted(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
+    except SickNumbers:
+      checkpoints.save(step, state, run.values, at_once=True)
+      raise
   say(f"trained to step {run.steps} in {duration(clock.total)}" if begin < run.steps else "nothing left to do")
   return state
 
@@ -215,7 +236,7 @@ def read_weights(folder: str, model: ModelConfig) -> Any:
   config, flat, _ = folders.read(folder)
   if model.fine_grained and not config.fine_grained:
     config, flat = huggingface.to_fgclip(config, flat)
-  ours, theirs = (_flat_dict(c.replace(temperature_init=0.0).to_dict()) for c in (model, config))
+  ours, theirs = (flat_dict(c.replace(temperature_init=0.0).to_dict()) for c in (model, config))
   different = [f"{key} {theirs[key]} (config: {ours[key]})" for key in ours if ours[key] != theirs[key]]
   if different:
     raise ValueError(
@@ -223,19 +244,3 @@ def read_weights(folder: str, model: ModelConfig) -> Any:
       "set config.model=from_weights to take the size from the weights"
     )
   return unflatten(flat)
-
-
-def _changes(before: dict[str, Any], now: dict[str, Any]) -> str:
-  """Says how the config differs from the checkpoint's; empty where it does not."""
-  before, now = _flat_dict(before), _flat_dict(json.loads(json.dumps(now)))
-  changed = [
-    f"{key} {before.get(key)} -> {now.get(key)}" for key in sorted({*before, *now}) if before.get(key) != now.get(key)
-  ]
-  return f"; changed in the config since: {', '.join(changed)}" if changed else ""
-
-
-def _flat_dict(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-  flat = {}
-  for key, value in values.items():
-    flat |= _flat_dict(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-  return flat

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -17,9 +18,12 @@ from fgclip_jax.data import scenes
 from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import ModelConfig, preset
 from fgclip_jax.train import loop
+from fgclip_jax.train.changes import ConfigChanged
 from fgclip_jax.train.checkpoint import FOLDER, read_params
 from fgclip_jax.train.config import RunConfig, read_config
+from fgclip_jax.train.guard import SickNumbers
 from fgclip_jax.train.loop import read_weights, train
+from fgclip_jax.train.preemption import Preempted
 from fgclip_jax.train.step import make_step
 from fgclip_jax.weights import folder as folders
 from fgclip_jax.weights import huggingface, native
@@ -152,21 +156,67 @@ def test_a_finished_run_has_nothing_left_to_do(full, data, clip_weights, capsys)
   assert read_metrics(workdir) == before
 
 
-def test_a_changed_config_is_said(full, data, clip_weights, tmp_path, capsys):
-  workdir = shutil.copytree(full[0], tmp_path / "run")
-  train(make_run(data, clip_weights, steps=5, optimizer={"b1": 0.5}), str(workdir))
-  out = capsys.readouterr().out
-  assert "from step 6; changed in the config since: optimizer.b1 0.9 -> 0.5, steps 6 -> 5\n" in out
+def test_a_changed_config_is_seen(full, data, clip_weights, tmp_path, capsys):
+  workdir = str(shutil.copytree(full[0], tmp_path / "run"))
+  with pytest.raises(ConfigChanged, match="optimizer.b1 0.9 -> 0.5, steps 6 -> 5; .*resume_changed=True"):
+    train(make_run(data, clip_weights, steps=5, optimizer={"b1": 0.5}), workdir)
+  with pytest.raises(ConfigChanged, match="seed 0 -> 1; give another --workdir"):
+    train(make_run(data, clip_weights, seed=1), workdir)
+  train(make_run(data, clip_weights, steps=5, optimizer={"b1": 0.5}, log_every=7, resume_changed=True), workdir)
+  changed = "log_every 2 -> 7, optimizer.b1 0.9 -> 0.5, resume_changed False -> True, steps 6 -> 5"
+  assert f"from step 6; changed since: {changed}\n" in capsys.readouterr().out
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_without_a_checkpoint(data, tmp_path):
+# ---- runs that are told to end, and numbers that are not finite
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_told_to_end_saves_and_goes_on_later(full, data, clip_weights, tmp_path, monkeypatch, number):
+  def tell_at_four(step, *settings):
+    def told(state, batch):
+      if int(jax.device_get(state.step)) == 3:
+        os.kill(os.getpid(), number)
+      return step(state, batch)
+
+    return told
+
+  before = signal.getsignal(number)
+  with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved step 4 of 6"):
+    make = loop.make_step
+    patch.setattr(loop, "make_step", lambda *settings, **savings: tell_at_four(make(*settings, **savings)))
+    train(make_run(data, clip_weights), str(tmp_path))
+  assert signal.getsignal(number) is before
+  assert sorted(os.listdir(tmp_path / FOLDER)) == ["3", "4"]
+  assert_same(train(make_run(data, clip_weights), str(tmp_path)), full[1])
+  lines = read_metrics(tmp_path)
+  assert all(line in lines for line in read_metrics(full[0]))  # as if nothing had been
+
+
+def test_numbers_that_stay_sick_end_the_run_with_the_last_good_weights(data, tmp_path, capsys):
   flat = random_weights(CLIP)
   flat["vision/class_embedding"][:] = np.nan
   huggingface.write(str(tmp_path / "weights"), CLIP, flat)
-  run = make_run(data, str(tmp_path / "weights"), checkpoint_every=1)
-  with pytest.raises(FloatingPointError, match="the loss is nan, .* at step 1; the last checkpoint is step None"):
+  run = make_run(data, str(tmp_path / "weights"), guard={"max_skipped": 3}, in_flight=1, keep={"newest": 1})
+  with pytest.raises(SickNumbers, match="step 3: the loss is nan, .*3 in a row, 3 in all"):
     train(run, str(tmp_path / "run"))
-  assert not [name for name in os.listdir(tmp_path / "run" / FOLDER) if name.isdigit()]
+  assert os.listdir(tmp_path / "run" / FOLDER) == ["3"]
+  stretched = read_weights(str(tmp_path / "weights"), preset("tiny"))
+  assert_same(read_params(str(tmp_path / "run")), jax.tree.map(np.asarray, stretched))
+  (first, *_) = sorted((tmp_path / "run" / "sick").iterdir())
+  assert len(json.loads(first.read_text())["records"]) == 8
+  assert "step 2: the loss is nan" in capsys.readouterr().out
+
+
+def test_what_a_run_says_when_a_checkpoint_is_damaged(full, data, clip_weights, tmp_path, capsys):
+  workdir = shutil.copytree(full[0], tmp_path / "run")
+  os.remove(workdir / FOLDER / "6" / "params" / "manifest.ocdbt")
+  state = train(make_run(data, clip_weights), str(workdir))
+  out = capsys.readouterr().out
+  assert (
+    "checkpoint 6 cannot be read, is now called 'damaged-6'" in out and f"continuing {workdir} from step 3\n" in out
+  )
+  assert_same(state, full[1])
+  assert read_metrics(workdir) == read_metrics(full[0])
 
 
 # ---- where weights come from
