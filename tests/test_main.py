@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
 
@@ -23,17 +24,33 @@ def data(tmp_path_factory) -> str:
 
 
 @pytest.fixture
-def run(root, tmp_path):
+def begin(root, tmp_path):
+  """Types the command in an empty folder; returns the process."""
+  begun = []
+
+  def begin(*arguments: str) -> subprocess.Popen:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_NUM")}
+    environment |= {"PYTHONPATH": str(root), "XLA_FLAGS": FAST}
+    process = subprocess.Popen(
+      [sys.executable, "-m", "fgclip_jax.main", *arguments],
+      cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    begun.append(process)
+    return process
+
+  yield begin
+  for process in begun:
+    process.kill()
+
+
+@pytest.fixture
+def run(begin):
   """Types the command in an empty folder; returns its exit code and what it printed."""
 
   def run(*arguments: str) -> tuple[int, str, str]:
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_NUM")}
-    environment |= {"PYTHONPATH": str(root), "XLA_FLAGS": FAST}
-    process = subprocess.run(
-      [sys.executable, "-m", "fgclip_jax.main", *arguments],
-      cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300,
-    )  # fmt: skip
-    return process.returncode, process.stdout, process.stderr
+    process = begin(*arguments)
+    out, err = process.communicate(timeout=300)
+    return process.returncode, out, err
 
   return run
 
@@ -98,6 +115,7 @@ def test_a_run_from_end_to_end(run, root, data, tmp_path):
     (["--workdir=w"], "error: --config is missing"),
     (["--config={configs}/stage2.py"], "error: --workdir is missing"),
     (["--config={configs}/stage2.py", "--workdir=w", "stray"], "error: unknown argument 'stray'"),
+    (["--config={configs}/stage2.py", "--workdir=w", "--process=0"], "error: give all of --coordinator=HOST:PORT, "),
     (
       ["--config={configs}/stage2.py", "--workdir=w", "--config.data.path=nowhere"],
       "error: no data set folder at 'nowhere'; make one with `python -m fgclip_jax.prepare`",
@@ -113,6 +131,22 @@ def test_mistakes_end_the_command_before_anything_is_compiled(run, root, data, t
   assert code == 1
   assert err.startswith(message) and "Traceback" not in err
   assert not out and not os.listdir(tmp_path)
+
+
+def test_one_of_two_processes_that_cannot_begin_ends_the_other(begin, root, data):
+  with socket.socket() as free:
+    free.bind(("localhost", 0))
+    places = [f"--coordinator=localhost:{free.getsockname()[1]}", "--processes=2"]
+  config = [f"--config={root}/configs/stage2.py:tiny", "--workdir=w"]
+  processes = [
+    begin(*config, *places, f"--process={index}", f"--config.data.path={path}")
+    for index, path in enumerate((data, "nowhere"))
+  ]
+  (out, err), (other_out, other_err) = (process.communicate(timeout=100) for process in processes)
+  assert [process.returncode for process in processes] == [76, 1], err + other_err
+  assert out.startswith("2 processes as given by flags, this is process 0 at localhost:") and not other_out
+  assert "error: process 1 of 2 ended: no data set folder at 'nowhere'" in err
+  assert other_err.startswith("error: no data set folder at 'nowhere'") and "Traceback" not in err + other_err
 
 
 @pytest.mark.parametrize(
