@@ -59,7 +59,7 @@ def main(argv: list[str]) -> int:
     if peers:
       peers.fail(error)
     return 1
-  except Exception as error:
+  except (Exception, KeyboardInterrupt) as error:
     if peers:
       traceback.print_exc()
       peers.fail(error)

@@ -136,7 +136,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
 
   # ---- steps: the host runs ahead by `in_flight` steps and reads a step's metrics when it is done
   metrics = Metrics(workdir, run.steps, begin) if chief else None
-  clock = Clock(run.data.batch_size, loader, len(jax.devices()), processes)
+  clock = Clock(run.data.batch_size, loader, len(devices), data_shards(mesh) // len(local_shards(mesh)))
   watchdog, guard = Watchdog(run.guard.watchdog_seconds), Guard(run.guard, workdir, loader.where, say)
   preemption, profile = Preemption(run.guard.grace_seconds), Profile(run.profile, workdir)
   under_way: collections.deque = collections.deque()
