@@ -3,7 +3,10 @@
 import os
 import pathlib
 
-os.environ["JAX_PLATFORMS"] = "cpu"  # before JAX is imported; processes that tests start inherit it
+# before JAX is imported; processes that tests start inherit both
+os.environ["JAX_PLATFORMS"] = "cpu"
+# programs that run once or twice: compiling them well would take longer than running them does
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
 
 import hypothesis
 import jax
