@@ -95,7 +95,8 @@ def _whole(name: str, text: str) -> int:
 
 def _join(heartbeat_timeout: float, *where, **options) -> None:
   try:
-    jax.distributed.initialize(*where, heartbeat_timeout_seconds=math.ceil(heartbeat_timeout), **options)
+    # twice: JAX's own watch counts coarsely, aborts, and names nobody; it is for what `Peers` cannot notice
+    jax.distributed.initialize(*where, heartbeat_timeout_seconds=math.ceil(2 * heartbeat_timeout), **options)
   except ValueError as error:
     if where or "defined" not in str(error):
       raise
@@ -122,13 +123,13 @@ def agree(value: int, choose: Callable[[list[int]], int] = max) -> int:
 
 
 class Peers:
-  """Watches over the processes of a run, from a thread, and ends this one when another is gone.
+  """Watches over the processes of a run, from threads, and ends this one when another is gone.
 
-  Process 0 hears from all the others and tells them of a loss. They notice themselves if it is process 0 that is gone;
-  so does JAX, and where that is quicker it aborts with a message of its own.
+  Process 0 hears from all the others and tells them of a loss. They notice themselves if process 0 does not answer;
+  where it was killed, so does JAX, and if that is quicker it aborts with a message of its own.
 
   Args:
-    heartbeat_timeout: seconds within which the run has ended once a process is silent.
+    heartbeat_timeout: seconds within which the run ends once a process is silent.
 
   Attributes:
     index: which process this is.
@@ -136,16 +137,19 @@ class Peers:
 
   def __init__(self, heartbeat_timeout: float):
     self._client, self.index, self._count = _service.global_state.client, *_place()
-    self._silence = 0.7 * heartbeat_timeout  # JAX's own watch is due later: it aborts without naming anyone
+    self._silence = 0.7 * heartbeat_timeout  # it takes up to two more intervals to notice and to tell
     self._interval = min(heartbeat_timeout / 10, 2.0)
     self._stopped = threading.Event()
+    self._round = 0  # of `_watch`
     self._thread = threading.Thread(target=self._watch, name="peers", daemon=True)
     self._thread.start()
+    if self.index:
+      threading.Thread(target=self._watch_answers, name="answers", daemon=True).start()
 
   def close(self) -> None:
     """Tells the others that this process is done; the run goes on without it."""
     self._stopped.set()
-    self._thread.join()
+    self._thread.join(self._silence)
     self._client.key_value_set(f"{_ALIVE}/{self.index}", _DONE, allow_overwrite=True)
 
   def fail(self, error: BaseException) -> NoReturn:
@@ -161,30 +165,38 @@ class Peers:
     self._leave(1)
 
   def _watch(self) -> None:
+    """Shows that this process is alive, and waits for the end; process 0 also looks who else is alive."""
     heard: dict[int, str] = {}
-    silent = dict.fromkeys(range(1, self._count), 0)  # how many times in a row nothing new was heard
-    for number in itertools.count():
+    silent = dict.fromkeys(range(1, self._count), 0)  # rounds without news: seconds would count a pause of this process
+    while True:
+      self._round += 1
       try:
-        self._client.key_value_set(f"{_ALIVE}/{self.index}", str(number), allow_overwrite=True)
+        self._client.key_value_set(f"{_ALIVE}/{self.index}", str(self._round), allow_overwrite=True)
         reason = self._wait_for_end()
-        if reason is None and self.index == 0 and not self._stopped.is_set():
+        if self.index == 0 and reason is None:
           entries = self._client.key_value_dir_get(_ALIVE)
           now = {int(key.rpartition("/")[2]): value for key, value in entries}
-          for i in silent:
-            silent[i] = silent[i] + 1 if now.get(i) == heard.get(i) != _DONE else 0
+          silent = {i: rounds + 1 if now.get(i) == heard.get(i) != _DONE else 0 for i, rounds in silent.items()}
           heard = now
-          gone = [i for i, times in silent.items() if times * self._interval >= self._silence]
+          gone = [str(i) for i, rounds in silent.items() if rounds * self._interval >= self._silence]
           if gone:
-            reason = f"process {', '.join(map(str, gone))} of {self._count} has been silent for {self._silence:g} s: "
-            reason += "it was killed, or has lost the network"
+            reason = self._silent(", ".join(gone))
             self._tell(reason)
       except jax.errors.JaxRuntimeError as error:
         reason = f"process 0 of {self._count} is gone ({_first_line(error)})"
       if self._stopped.is_set():
         return
       if reason is not None:
-        print(f"error: {reason}; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
-        self._leave(PEER_GONE)
+        self._end(reason)
+
+  def _watch_answers(self) -> None:
+    """Ends this process when process 0 has stopped answering, where a request would wait for long."""
+    seen = waits = 0
+    while not self._stopped.wait(self._interval):
+      waits = waits + 1 if self._round == seen else 0
+      seen = self._round
+      if waits * self._interval >= self._silence:
+        self._end(self._silent("0"))
 
   def _wait_for_end(self) -> str | None:
     """Waits for an interval; why the run ends, if it does."""
@@ -195,6 +207,14 @@ class Peers:
       if "DEADLINE_EXCEEDED" not in str(error):
         raise
       return None
+
+  def _silent(self, who: str) -> str:
+    silence = f"process {who} of {self._count} has been silent for {self._silence:g} s"
+    return f"{silence}: it was killed or stopped, or has lost the network"
+
+  def _end(self, reason: str) -> NoReturn:
+    print(f"error: {reason}; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
+    self._leave(PEER_GONE)
 
   def _tell(self, reason: str) -> None:
     try:

@@ -81,18 +81,32 @@ peers.close()
 
 def test_a_killed_process_ends_the_run(run):
   body = """
-if index == 1:
-  agree(0)
-  os.kill(os.getpid(), signal.SIGKILL)
-begin = time.monotonic()
 agree(0)
-agree(0)  # which never comes
+if index == 1:
+  os.kill(os.getpid(), signal.SIGKILL)
+agree(0)
 """
   (zero, one, two) = run(body, by_flags(3))
   assert one[0] == -9 and zero[1].startswith("3 processes as given by flags, this is process 0 at localhost:")
   for code, _, errors in (zero, two):
     assert code == PEER_GONE, errors
-    assert "error: process 1 of 3 has been silent for 3.5 s: it was killed, or has lost the network; the same" in errors
+    assert "error: process 1 of 3 has been silent for 3.5 s: it was killed or stopped, or has lost the net" in errors
+    assert "the same command continues from the newest checkpoint" in errors
+
+
+def test_a_first_process_that_hangs_ends_the_run(run):
+  body = """
+agree(0)
+if index == 0:
+  after = f"exec >/dev/null 2>&1; sleep 6; kill -KILL {os.getpid()}"
+  subprocess.Popen(["sh", "-c", after])
+  os.kill(os.getpid(), signal.SIGSTOP)
+agree(0)
+"""
+  (zero, one) = run("import subprocess" + body, by_flags(2))
+  assert zero[0] == -9
+  assert one[0] == PEER_GONE
+  assert "error: process 0 of 2 has been silent for 3.5 s: it was killed or stopped, or has lost the net" in one[2]
 
 
 def test_a_killed_first_process_ends_the_run(run):
