@@ -215,11 +215,13 @@ def whole_weight_all_reduces(run: RunConfig, mesh: Mesh, collectives: list[Colle
   def sizes(shape):
     return tuple(sorted(size for size in shape if size > 1))
 
-  whole = {
-    sizes(leaf.shape[1:])
+  kernels = [
+    (leaf.shape, place(name, leaf.shape, mesh).shard_shape(leaf.shape))
     for name, leaf in flatten(abstract_params(run.model)).items()
-    if "blocks/" in name and name.endswith("kernel") and not place(name, leaf.shape, mesh).is_fully_replicated
-  }
+    if "blocks/" in name and name.endswith("kernel")
+  ]
+  # the part of one may look like the whole of another
+  whole = {sizes(shape[1:]) for shape, _ in kernels} - {sizes(part[1:]) for _, part in kernels}
   return sum(
     collective.times * collective.size
     for collective in collectives

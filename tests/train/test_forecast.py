@@ -15,6 +15,7 @@ from fgclip_jax.train.config import read_config
 from fgclip_jax.train.forecast import Captions
 from fgclip_jax.train.hardware import CHIPS, Topology
 from fgclip_jax.train.mesh import make_mesh
+from fgclip_jax.train.program import Collective
 
 CAPTIONS = Captions()
 
@@ -119,3 +120,16 @@ def test_the_mesh_is_the_one_that_a_run_takes():
   assert forecasts.choose(run, topology) == {"data": 8, "fsdp": 1, "tensor": 1}
   given_mesh = {"data": 4, "fsdp": 2}
   assert forecasts.choose(dataclasses.replace(run, mesh=given_mesh), topology) == given_mesh
+
+
+def test_sums_of_whole_weights_are_told_from_those_of_parts():
+  run = stage(stage1)  # kernels [32, 32], [32, 64], [64, 32]
+
+  def count(shape, **mesh):
+    collective = Collective("all-reduce", 3, (shape, (7,)), 100, (0, 1), "")
+    return forecasts.whole_weight_all_reduces(run, make_mesh(mesh), [collective])
+
+  assert count((1, 32, 64), data=2, fsdp=4) == count((64, 32), data=2, fsdp=4) == count((32, 32), data=2, fsdp=4) == 300
+  assert count((8, 32), data=2, fsdp=4) == count((16, 32), data=4, fsdp=2) == 0
+  assert count((32, 32), data=4, tensor=2) == 0  # also half of a [32, 64]
+  assert count((32, 64), data=8) == 0  # nothing is split: the sum of whole gradients is what is needed
