@@ -105,7 +105,8 @@ def test_a_run_from_end_to_end(run, root, data, tmp_path):
 
   # and another model is refused
   code, out, err = run(*arguments, "--config.model_changes.vision.depth=2")
-  assert code == 1 and "error: checkpoint 4 in" in err and "another model" in err
+  assert code == 1 and "error: runs/tiny was begun with another config" in err
+  assert "model_changes.vision.depth 1 -> 2" in err
   assert "Traceback" not in err
 
 

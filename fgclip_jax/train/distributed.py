@@ -98,9 +98,9 @@ def _join(heartbeat_timeout: float, *where, **options) -> None:
     # twice: JAX's own watch counts coarsely, aborts, and names nobody; it is for what `Peers` cannot notice
     jax.distributed.initialize(*where, heartbeat_timeout_seconds=math.ceil(2 * heartbeat_timeout), **options)
   except ValueError as error:
-    if where or "defined" not in str(error):
+    # no launcher and no address: a process alone
+    if where or not str(error).startswith("coordinator_address"):
       raise
-    # JAX has found no launcher: a process alone
   except jax.errors.JaxRuntimeError as error:
     raise ValueError(f"could not join the other processes: {_first_line(error)}") from error
 

@@ -33,15 +33,17 @@ def run(root):
   started = []
 
   def run(body: str, places: list[dict], environments: list[dict] | None = None):
+    begun = []
     code = PROCESS.format(body=body, processes=len(places))
     for place, more in zip(places, environments or [{}] * len(places), strict=True):
       command = [sys.executable, "-c", code, repr({"heartbeat_timeout": TIMEOUT, **place})]
       environment = os.environ | {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"} | more
-      started.append(
+      begun.append(
         subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
       )
-    outputs = [process.communicate(timeout=120) for process in started]
-    return [(process.returncode, *output) for process, output in zip(started, outputs, strict=True)]
+    started.extend(begun)
+    outputs = [process.communicate(timeout=120) for process in begun]
+    return [(process.returncode, *output) for process, output in zip(begun, outputs, strict=True)]
 
   yield run
   for process in started:
@@ -164,6 +166,13 @@ def test_a_process_alone(monkeypatch):
     monkeypatch.delenv(name, raising=False)
   assert agree(3) == 3 and agree(3, min) == 3
   assert start(processes=1, process=0, coordinator="localhost:1") is None
+
+
+def test_a_process_without_a_launcher_is_alone(run):
+  ((code, out, errors),) = run("print(peers, agree(5))", [{}])
+  assert (code, out) == (0, "None 5\n"), errors
+  ((code, _, errors),) = run("", [{}], [{"JAX_COORDINATOR_ADDRESS": "localhost:1"}])
+  assert code == 1 and "ValueError: Number of processes must be defined" in errors
 
 
 def test_a_task_alone_takes_all_devices(monkeypatch):
