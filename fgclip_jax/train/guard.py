@@ -110,10 +110,13 @@ class Guard:
     self._files += 1
     if self._files > _MOST_FILES:
       return f"no file ({_MOST_FILES} have been written)"
-    os.makedirs(self._folder, exist_ok=True)
     numbers = [int(number) for number in np.ravel(records)]
     content = {"step": step, "reason": reason, "records": {str(number): self._where(number) for number in numbers}}
-    with open(path, "w", encoding="utf-8") as file:
-      json.dump(content, file, indent=1)
-      file.write("\n")
+    try:
+      os.makedirs(self._folder, exist_ok=True)
+      with open(path, "w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+    except OSError as error:  # a full disk is no reason to end a run
+      return f"no file ({error})"
     return path

@@ -2,10 +2,14 @@
 
 import json
 import os
+import socket
+import struct
 import time
 
 import jax
-import tensorboardX
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
 
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.train.accounts import Work, peak_flops
@@ -16,6 +20,8 @@ METRICS_FILE = "metrics.jsonl"
 class Metrics:
   """Writes numbers by step into a run's folder; only one process of a run should.
 
+  Where the disk is full a run goes on, and the numbers follow when there is room.
+
   Args:
     workdir: the run's folder.
     total_steps: for the time left.
@@ -25,17 +31,26 @@ class Metrics:
   def __init__(self, workdir: str, total_steps: int, begin: int = 0):
     self._total_steps = total_steps
     path = os.path.join(workdir, METRICS_FILE)
-    kept = _lines_until(path, begin)
-    self._file = open(path, "w", encoding="utf-8")
-    self._file.writelines(kept)
-    self._board = tensorboardX.SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=begin + 1)
+    kept = "".join(_lines_until(path, begin))
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+      file.write(kept)
+    os.replace(path + ".tmp", path)  # at no moment are the lines on no disk
+    self._lines = _Growing(path)
+    folder = os.path.join(workdir, "tensorboard")
+    os.makedirs(folder, exist_ok=True)
+    # TensorBoard tells events files by their seconds and sorts by name
+    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+    self._board = _Growing(os.path.join(folder, name))
+    start = Event(wall_time=time.time(), step=begin + 1, session_log=SessionLog(status=SessionLog.START))
+    # what an earlier file has of this step and later ones is void
+    self._board.add(_record(Event(wall_time=time.time(), file_version="brain.Event:2")) + _record(start))
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes the values of a step."""
-    self._file.write(json.dumps({"step": step, "time": time.time(), **values}) + "\n")
-    self._file.flush()
-    for name, value in values.items():
-      self._board.add_scalar(name, value, step)
+    now = time.time()
+    self._lines.add((json.dumps({"step": step, "time": now, **values}) + "\n").encode())
+    events = [Event(wall_time=now, step=step, summary=summary.scalar(name, value)) for name, value in values.items()]
+    self._board.add(b"".join(map(_record, events)))
 
   def progress(self, step: int, values: dict[str, float], seconds_per_step: float) -> None:
     """Prints one line."""
@@ -50,9 +65,41 @@ class Metrics:
     )
 
   def close(self) -> None:
-    """Ends the files."""
-    self._board.close()
-    self._file.close()
+    """Writes what has not been written yet; all else is on disk already."""
+    self._lines.add(b"")
+    self._board.add(b"")
+
+
+class _Growing:
+  """A file that only grows, by whole pieces; a piece that does not fit comes with the next one."""
+
+  def __init__(self, path: str):
+    self._path, self._size = path, os.path.getsize(path) if os.path.exists(path) else 0
+    self._left, self._failed = b"", False
+
+  def add(self, piece: bytes) -> None:
+    """Appends a piece, and says so when that begins to fail."""
+    self._left += piece
+    if not self._left:
+      return
+    try:
+      # opened anew each time: a file that a write has failed for may not be asked again everywhere
+      with open(self._path, "ab") as file:
+        file.truncate(self._size)  # half a piece
+        file.write(self._left)
+    except OSError as error:
+      if not self._failed:
+        print(f"{self._path} cannot be written ({error.strerror}); what is missing follows when it can", flush=True)
+      self._failed = True
+      return
+    self._size, self._left, self._failed = self._size + len(self._left), b"", False
+
+
+def _record(event: Event) -> bytes:
+  """An event as TensorBoard reads it: length, data, and a checksum of each (the TFRecord format)."""
+  data = event.SerializeToString()
+  length = struct.pack("<Q", len(data))
+  return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
 
 
 class Clock:

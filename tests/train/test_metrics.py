@@ -2,12 +2,15 @@
 
 import json
 import os
+import resource
 
 import pytest
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event
 
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.train.accounts import Work
-from fgclip_jax.train.metrics import METRICS_FILE, Clock, Metrics, duration
+from fgclip_jax.train.metrics import METRICS_FILE, Clock, Metrics, _record, duration
 
 
 def read(folder) -> list[dict]:
@@ -38,6 +41,52 @@ def test_continuing_drops_what_was_written_after_the_checkpoint(tmp_path):
   assert [line["step"] for line in read(tmp_path)] == [10, 20, 30, 40]
   write(tmp_path, [10])  # from the start again
   assert [line["step"] for line in read(tmp_path)] == [10]
+
+
+def read_events(folder) -> list[Event]:
+  """Those of the newest file."""
+  data, events = max((folder / "tensorboard").iterdir()).read_bytes(), []
+  while data:
+    length = int.from_bytes(data[:8], "little")
+    events.append(Event.FromString(data[12 : 12 + length]))
+    assert data[: 16 + length] == _record(events[-1])  # checksums too
+    data = data[16 + length :]
+  return events
+
+
+def test_what_tensorboard_reads(tmp_path):
+  write(tmp_path, [21, 22], begin=20)
+  version, start, *events = read_events(tmp_path)
+  assert version.file_version == "brain.Event:2"
+  assert start.step == 21 and start.session_log.status == start.session_log.START
+  values = [(event.step, value.tag, value.simple_value) for event in events for value in event.summary.value]
+  assert values == [(21, "loss", pytest.approx(2.1)), (22, "loss", pytest.approx(2.2))]
+
+
+def test_a_record_is_as_tensorboardx_writes_it(tmp_path):
+  writer = EventsWriter(str(tmp_path / "events"))
+  event = Event(wall_time=1.5, step=3, file_version="brain.Event:2")
+  writer.write_event(event)
+  writer.close()
+  (path,) = tmp_path.iterdir()
+  assert path.read_bytes().endswith(_record(event))
+
+
+def test_on_a_full_disk_a_run_goes_on_and_nothing_is_lost(tmp_path, capsys):
+  write(tmp_path, [10, 20])
+  metrics = Metrics(str(tmp_path), 100, 20)
+  before = resource.getrlimit(resource.RLIMIT_FSIZE)
+  try:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (120, before[1]))  # in the middle of a line
+    for step in range(30, 300, 10):
+      metrics.write(step, {"loss": step / 10})
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, before)
+  said = capsys.readouterr().out.splitlines()
+  assert len(said) == 2 and "metrics.jsonl cannot be written (File too large)" in "".join(said)  # once for each file
+  metrics.close()
+  assert [line["step"] for line in read(tmp_path)] == [*range(10, 300, 10)]
+  assert [event.step for event in read_events(tmp_path)][2:] == [*range(30, 300, 10)]
 
 
 def test_progress_line(tmp_path, capsys):
