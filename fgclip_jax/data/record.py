@@ -161,14 +161,17 @@ def decode(data: bytes) -> Record:
     counts = [int(count) for count in fields["region/negative_count"]]
     identity, caption, long_caption = (fields[key].decode() for key in ("id", "short", "long"))
     image = fields["image"]
+    if not isinstance(image, bytes):
+      raise TypeError(f"its image is of type {type(image).__name__}")
   except Exception as error:  # protobuf and TFDS raise many types; the cause is chained
     raise RecordError("record_unreadable", "record", f"is not a serialized record ({error})") from error
-  if not len(short) == len(long) == len(boxes) == len(counts) or sum(counts) != len(negatives):
+  agree = len(short) == len(long) == len(boxes) == len(counts) and sum(counts) == len(negatives)
+  if not agree or not all(0 <= count <= MAX_NEGATIVES for count in counts):
     raise RecordError(
       "record_unreadable",
       "region",
-      f"counts disagree: {len(boxes)} boxes, {len(short)} short and {len(long)} long captions, "
-      f"{sum(counts)} negatives announced, {len(negatives)} held",
+      f"counts disagree or are impossible: {len(boxes)} boxes, {len(short)} short and {len(long)} long captions, "
+      f"{counts} negatives announced, {len(negatives)} held",
     )
   ends = np.cumsum(counts, dtype=int) if counts else np.zeros(0, int)
   regions = tuple(
