@@ -122,49 +122,55 @@ def _single(run, topology, captions) -> Iterator:
 
 
 def _search(run, topology, captions) -> Iterator:
-  """For every mesh, the settings with the fewest operations that fit."""
-  from fgclip_jax.train.forecast import forecast, mesh_choices, needed_bytes
+  """Rematerialisation and micro-batches on the mesh that the run would take; then other meshes with the best."""
+  from fgclip_jax.train.forecast import choose, forecast, mesh_choices
   from fgclip_jax.train.mesh import make_mesh, mesh_text
 
-  choices, fitting = mesh_choices(run, topology), []
-  print(f"trying {len(choices)} meshes, each with ever fewer activations held until it fits ...", flush=True)
-  for sizes in choices:
-    mesh, least = make_mesh(sizes, topology.devices), 0.0
-    for trial in _trials(run, mesh):
-      parts = trial.runtime.micro_batches
-      if parts < least:
-        continue
-      plan = forecast(trial, topology, mesh, captions)
-      print(f"{_settings(plan)}: {_outcome(plan)}", flush=True)
+  def attempt(trial, mesh):
+    plan = forecast(trial, topology, mesh, captions)
+    print(f"{_settings(plan)}: {_outcome(plan)}", flush=True)
+    return plan
+
+  mesh, fitting = make_mesh(choose(run, topology), topology.devices), []
+  trial = run
+  for trial in _trials(run, mesh):
+    if fitting and trial.runtime.micro_batches > 1:
+      break  # only to fit: every part is computed once more
+    plan = attempt(trial, mesh)
+    fitting += [(plan, trial)] if plan.fits else []
+    yield plan
+  trial = min(fitting, key=lambda pair: _cost(pair[0]))[1] if fitting else trial
+  for sizes in mesh_choices(run, topology):
+    if sizes != dict(mesh.shape):
+      plan = attempt(trial, make_mesh(sizes, topology.devices))
+      fitting += [(plan, trial)] if plan.fits else []
       yield plan
-      if plan.fits:
-        fitting.append(plan)
-        break
-      if trial.runtime.remat == REMATS[-1]:
-        least = parts * (needed_bytes(plan.problem) or 0) / topology.chip.memory
   if not fitting:
     print("nothing that was tried fits: more devices, or a smaller --config.data.batch_size")
     return
-  fitting.sort(key=lambda plan: (plan.estimate["step_seconds_overlapped"], plan.estimate["step_seconds_in_turn"]))
-  print(f"\nby the estimated step, all overlapped, then in turn ({len(fitting)} fit):")
-  for plan in fitting:
+  print(f"\nby the estimated step ({len(fitting)} fit):")
+  ranked = sorted((plan for plan, _ in fitting), key=_cost)
+  for plan in ranked:
     print(f"  {_settings(plan)}: {_outcome(plan)}")
-  best = fitting[0]
   print()
-  print_plan(best, topology)
+  print_plan(ranked[0], topology)
   print(
-    f"next: --config.runtime.remat={best.run['remat']} --config.runtime.micro_batches={best.run['micro_batches']} "
-    f"--config.mesh={mesh_text(best.mesh)}"
+    f"next: --config.runtime.remat={ranked[0].run['remat']} "
+    f"--config.runtime.micro_batches={ranked[0].run['micro_batches']} --config.mesh={mesh_text(ranked[0].mesh)}"
   )
 
 
+def _cost(plan) -> tuple[float, float]:
+  return plan.estimate["step_seconds_overlapped"], plan.estimate["step_seconds_in_turn"]
+
+
 def _trials(run, mesh) -> Iterator:
-  """The run with ever fewer activations held; stops being asked when one fits."""
+  """The run with ever fewer activations held."""
   from fgclip_jax.train.mesh import data_shards
 
   images = run.data.batch_size // data_shards(mesh)
   settings = [(remat, 1) for remat in REMATS]
-  settings += [("full", parts) for parts in (2, 4, 8, 16, 32) if images % parts == 0]
+  settings += [(REMATS[-1], parts) for parts in (2, 4, 8, 16, 32) if images % parts == 0]
   for remat, parts in settings:
     runtime = dataclasses.replace(run.runtime, remat=remat, micro_batches=parts)
     yield dataclasses.replace(run, runtime=runtime)

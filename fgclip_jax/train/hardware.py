@@ -90,6 +90,7 @@ class Topology:
 def prepare_environment(topology: str) -> None:
   """Tells the compilers that there is no accelerator; to be called before JAX starts a backend."""
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
+  os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks about memory are in the plan
   if topology.startswith("h100"):
     os.environ["JAX_SKIP_CUDA_CONSTRAINTS_CHECK"] = "1"
     # without a GPU nothing can be tried out, and Triton's tiles are chosen by trying
