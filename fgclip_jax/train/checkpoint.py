@@ -19,6 +19,8 @@ from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.parameters import Params
 from fgclip_jax.train.changes import ConfigChanged
+from fgclip_jax.train.checksums import check as check_sums
+from fgclip_jax.train.checksums import checksums
 from fgclip_jax.train.distributed import agree
 from fgclip_jax.train.state import COUNTS, TrainState
 
@@ -126,7 +128,8 @@ class Checkpoints:
     items = {"params": state.params, "optimizer": _optimizer_item(state)}
     if state.ema is not None:
       items["ema"] = state.ema
-    metadata = {"config": config, "versions": {name: importlib.metadata.version(name) for name in _PACKAGES}}
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    metadata = {"config": config, "versions": versions, "checksums": checksums(items)}
     begin = functools.partial(
       self._checkpointer.save_checkpointables_async, step, items, metrics=metrics or {}, custom_metadata=metadata
     )
@@ -206,7 +209,8 @@ class Checkpoints:
     return None
 
   def _load(self, shardings: TrainState, abstract: TrainState) -> TrainState:
-    metadata = self._checkpointer.checkpointables_metadata(None).metadata
+    described = self._checkpointer.checkpointables_metadata(None)
+    metadata = described.metadata
     for item, tree in metadata.items():
       if not jax.tree.leaves(tree):
         raise OSError(f"nothing is left of {item!r}")  # Orbax finds no array where their index is gone
@@ -230,6 +234,7 @@ class Checkpoints:
     if targets.ema is not None:
       wanted["ema"] = targets.ema
     items = self._checkpointer.load_checkpointables(None, wanted)
+    check_sums(items, described.custom_metadata.get("checksums", {}), metadata)
     return TrainState(params=items["params"], ema=items.get("ema"), **items["optimizer"])
 
   def _check_average(self, stored: bool, wanted: bool) -> None:
@@ -292,27 +297,31 @@ def read_params(workdir: str, ema: bool = True) -> Params:
 
   Raises:
     FileNotFoundError: the run has no complete checkpoint.
+    OSError: its disk has changed them since they were saved.
   """
-  with _newest(workdir) as (checkpointer, stored):
+  with _newest(workdir) as (checkpointer, described):
+    stored = described.metadata
     item = "ema" if ema and "ema" in stored else "params"
     sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    return checkpointer.load_checkpointables(None, {item: jax.tree.map(place, stored[item])})[item]
+    items = checkpointer.load_checkpointables(None, {item: jax.tree.map(place, stored[item])})
+    check_sums(items, described.custom_metadata.get("checksums", {}), stored)
+    return items[item]
 
 
 def keeps_average(workdir: str) -> bool:
   """Whether a run's newest checkpoint holds an average of the parameters; errors as for `read_params`."""
-  with _newest(workdir) as (_, stored):
-    return "ema" in stored
+  with _newest(workdir) as (_, described):
+    return "ema" in described.metadata
 
 
 @contextlib.contextmanager
-def _newest(workdir: str) -> Iterator[tuple[ocp.training.Checkpointer, dict[str, Any]]]:
-  """A run's checkpointer, and what its newest checkpoint holds: trees of shapes and dtypes."""
+def _newest(workdir: str) -> Iterator[tuple[ocp.training.Checkpointer, Any]]:
+  """A run's checkpointer, and what its newest checkpoint holds, as Orbax describes it: shapes and dtypes, metadata."""
   folder = os.path.abspath(os.path.join(workdir, FOLDER))
   if not os.path.isdir(folder):
     raise FileNotFoundError(f"{workdir!r} has no {FOLDER!r} folder: no run has saved anything there")
   with ocp.training.Checkpointer(folder) as checkpointer:
     if checkpointer.latest is None:
       raise FileNotFoundError(f"no complete checkpoint in {folder!r}")
-    yield checkpointer, checkpointer.checkpointables_metadata(None).metadata
+    yield checkpointer, checkpointer.checkpointables_metadata(None)
