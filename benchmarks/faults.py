@@ -37,6 +37,7 @@ from fgclip_jax.train.checkpoint import read_params
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 KILLS_A_RUN, TRIES = 5, 4
 RECORDS = 256
+LONGEST = 240  # characters of a cell
 ROWS = ("injected", "what the run said", "exit codes", "restarts", "equal", "s")
 
 
@@ -82,7 +83,7 @@ class Bench:
 
   def row(self, *cells: str) -> None:
     """Adds a row and shows it."""
-    self.rows.append([cell.replace("|", "/") for cell in cells])
+    self.rows.append([cell.replace("|", "/").replace(self.folder, "")[:LONGEST] for cell in cells])
     print("| " + " | ".join(self.rows[-1]) + " |", flush=True)
 
 
@@ -111,7 +112,7 @@ def kills(bench: Bench) -> None:
         break  # it was done before
       moments.append(moment)
       done += 1
-    bench.report(f"SIGKILL x {len(moments)}: {', '.join(moments)}", run, run.attempts[-1].find("continuing", "nothing"))
+    bench.report(f"SIGKILL x {len(moments)}: {', '.join(moments)}", run, "")
     number += 1
   if done < bench.options.kills:
     bench.row(f"{bench.options.kills - done} more kills", "not done: the time was up", "", "", "", "")
@@ -171,7 +172,7 @@ def full_disk(bench: Bench, for_good: bool) -> None:
     attempt.end()
     how = "until the run ended" if for_good else "for two saves"
     said = attempt.find("error:" if for_good else "could not be saved")
-    bench.report(f"a full disk ({disk.kind}) {how}", run, said.replace(bench.folder, ""))
+    bench.report(f"a full disk ({disk.kind}) {how}", run, said)
 
 
 def damaged_checkpoint(bench: Bench, name: str, part: str, damage: Callable[[str], None]) -> None:
@@ -194,6 +195,15 @@ def cut(path: str) -> None:
   os.truncate(path, os.path.getsize(path) // 2)
 
 
+def flip_bit(path: str) -> None:
+  """Changes one bit a third into a file."""
+  with open(path, "rb+") as file:
+    file.seek(os.path.getsize(path) // 3)
+    byte = file.read(1)[0]
+    file.seek(-1, os.SEEK_CUR)
+    file.write(bytes([byte ^ 1]))
+
+
 # ---- data
 
 
@@ -206,7 +216,7 @@ def damaged_shard(bench: Bench, name: str, damage: Callable[[str, random.Random]
     bench.report(f"a shard {name}", whole, whole.attempts[-1].lines[-1])
     return
   kill(bench, run, bench.rng.randrange(8, 30), "step")
-  said = whole.attempts[0].find(word).replace(bench.folder, "")
+  said = whole.attempts[0].find(word)
   bench.report(f"a shard {name}; SIGKILL", run, said, wanted=result(whole))
 
 
@@ -235,7 +245,7 @@ def half_a_shard(bench: Bench) -> None:
   attempt = run.start()
   attempt.end()
   shutil.copytree(bench.data, data, dirs_exist_ok=True)
-  said = attempt.find("error:").replace(bench.folder, "")
+  said = attempt.find("error:")
   bench.report("a shard cut to a half, then whole again", run, said, note="other data")
 
 
@@ -254,12 +264,14 @@ def stuck_worker(bench: Bench) -> None:
   run = bench.run("stuck", "--config.data.workers=1", "--config.guard.watchdog_seconds=4")
   attempt = run.start()
   attempt.wait_for("step 10")
+  before = len(attempt.lines)
   worker = workers_of(attempt.pid)[0]
   os.kill(worker, signal.SIGSTOP)
-  attempt.wait_for("waiting for")
+  attempt.until(lambda: [line for line in attempt.lines[before:] if "waiting for" in line])
+  said = next((line for line in attempt.lines[before:] if "waiting for" in line), "")
   os.kill(worker, signal.SIGCONT)
   attempt.end()
-  bench.report("the data worker stops, later goes on", run, attempt.find("waiting for"))
+  bench.report("the data worker stops, later goes on", run, said)
 
 
 # ---- numbers
@@ -270,7 +282,7 @@ def one_sick_batch(bench: Bench) -> None:
   whole, run = (bench.run(f"sick {part}", sick=(10, 10)) for part in ("undisturbed", "killed"))
   whole.finish(1)
   kill(bench, run, bench.rng.randrange(12, 30), "step")
-  said = whole.attempts[0].find("nothing was changed").replace(bench.folder, "")
+  said = whole.attempts[0].find("nothing was changed")
   bench.report("boxes of NaN in the batch of step 10; SIGKILL", run, said, wanted=result(whole))
 
 
@@ -280,17 +292,21 @@ def sick_from_then_on(bench: Bench) -> None:
   attempt = run.start()
   attempt.end()
   run.sick = ()
-  said = attempt.find("error:").replace(bench.folder, "")
+  said = attempt.find("error:")
   bench.report("boxes of NaN in all batches from step 10 on, then sound ones", run, said, note="10 updates fewer")
 
 
 FAULTS: dict[str, Callable[[Bench], None]] = {
+  "kills": kills,
   "sigterm": lambda bench: told_to_end(bench, signal.SIGTERM),
   "ctrl-c": lambda bench: told_to_end(bench, signal.SIGINT),
   "ctrl-c-twice": lambda bench: told_to_end(bench, signal.SIGINT, 2),
   "disk": lambda bench: full_disk(bench, for_good=False),
   "disk-for-good": lambda bench: full_disk(bench, for_good=True),
   "truncated": lambda bench: damaged_checkpoint(bench, "a file of the newest checkpoint cut to a half", "/d/", cut),
+  "flipped": lambda bench: damaged_checkpoint(
+    bench, "a bit of the newest checkpoint changed", "process_0/d/", flip_bit
+  ),
   "deleted": lambda bench: damaged_checkpoint(bench, "a file of the newest checkpoint deleted", "", os.remove),
   "flipped-shard": lambda bench: damaged_shard(bench, "with bytes changed at two places", flip, "record_corrupt"),
   "cut-shard": lambda bench: damaged_shard(bench, "without its last three records", cut_records, "damaged shard"),
@@ -299,7 +315,6 @@ FAULTS: dict[str, Callable[[Bench], None]] = {
   "stuck-worker": stuck_worker,
   "nan": one_sick_batch,
   "nan-for-good": sick_from_then_on,
-  "kills": kills,
 }
 
 

@@ -87,12 +87,24 @@ class Checkpoints:
 
   def _open(self) -> None:
     """Looks at the folder, and removes what an earlier process left half written."""
-    self._checkpointer = ocp.training.Checkpointer(
+    open_folder = functools.partial(
+      ocp.training.Checkpointer,
       self._folder,
       save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
       preservation_policy=self._keep.policy(),
       cleanup_tmp_directories=True,
     )
+    try:
+      self._checkpointer = open_folder()
+    except ValueError:  # Orbax opens none where one describes itself wrongly
+      wrong = [step for step in _steps(self._folder) if not _describes_itself(self._folder, step)]
+      if not wrong:
+        raise
+      agree(0)  # all have looked
+      for step in wrong:
+        name = _set_aside(self._folder, step)
+        self._say(f"checkpoint {step} cannot be read, is now called {name!r} and not used: its metadata is damaged")
+      self._checkpointer = open_folder()
     self.latest = _latest(self._checkpointer)
 
   def save(
@@ -270,6 +282,18 @@ def _set_aside(folder: str, step: int) -> str:
     os.rename(os.path.join(folder, str(step)), os.path.join(folder, name))
   agree(0)  # the others go on when it has its new name
   return name
+
+
+def _steps(folder: str) -> list[int]:
+  return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+
+
+def _describes_itself(folder: str, step: int) -> bool:
+  try:
+    ocp.checkpointables_metadata(os.path.join(folder, str(step)))
+  except ValueError:
+    return False
+  return True
 
 
 def _latest(checkpointer: ocp.training.Checkpointer) -> int | None:

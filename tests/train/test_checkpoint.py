@@ -146,6 +146,26 @@ def test_of_damaged_checkpoints_the_newest_good_one_is_taken(tmp_path, capsys, i
   assert_same(restored(tmp_path, make_train_state()), make_train_state(3))
 
 
+def test_a_bit_that_the_disk_has_changed(tmp_path):
+  saved(tmp_path, [1, 2], width=5000)  # Orbax itself checks small arrays only
+  path = max((tmp_path / FOLDER / "2" / "params").rglob("d/*"), key=os.path.getsize)
+  data = bytearray(path.read_bytes())
+  data[len(data) // 3] ^= 1
+  path.write_bytes(data)
+  with pytest.raises(OSError, match="1 arrays are not what was saved, e.g. params/vision/kernel"):
+    read_params(str(tmp_path))
+  assert_same(restored(tmp_path, make_train_state(width=5000)), make_train_state(1, width=5000))
+  assert sorted(os.listdir(tmp_path / FOLDER)) == ["1", "damaged-2"]
+
+
+def test_a_checkpoint_that_describes_itself_wrongly(tmp_path, capsys):
+  saved(tmp_path, [1, 2])
+  path = tmp_path / FOLDER / "2" / "_CHECKPOINT_METADATA"
+  path.write_text(path.read_text().replace("performance", "perforxance"))
+  assert_same(restored(tmp_path, make_train_state()), make_train_state(1))
+  assert "checkpoint 2 cannot be read, is now called 'damaged-2' and not used: its metad" in capsys.readouterr().out
+
+
 def test_no_checkpoint_is_left(tmp_path):
   assert restored(tmp_path, make_train_state()) is None
   saved(tmp_path, [1])
