@@ -112,7 +112,7 @@ def kills(bench: Bench) -> None:
         break  # it was done before
       moments.append(moment)
       done += 1
-    bench.report(f"SIGKILL x {len(moments)}: {', '.join(moments)}", run, "")
+    bench.report(f"SIGKILL x {len(moments)}: {', '.join(moments)}", run, "–")
     number += 1
   if done < bench.options.kills:
     bench.row(f"{bench.options.kills - done} more kills", "not done: the time was up", "", "", "", "")
@@ -136,7 +136,8 @@ def kill(bench: Bench, run: Run, step: int, kind: str) -> str | None:
   if not attempt.signal(signal.SIGKILL):
     return None
   attempt.end()
-  return moment + (" (half a checkpoint was left)" if saving(run.workdir) else "")
+  # what is there shortly after the start may be from the kill before
+  return moment + (" (half a checkpoint was left)" if saving(run.workdir) and kind != "start" else "")
 
 
 def told_to_end(bench: Bench, number: signal.Signals, times: int = 1) -> None:
@@ -159,8 +160,9 @@ def told_to_end(bench: Bench, number: signal.Signals, times: int = 1) -> None:
 
 def full_disk(bench: Bench, for_good: bool) -> None:
   """A disk without a free byte, until it has room again; or until the run gives up."""
-  with Disk(os.path.join(bench.folder, "disk")) as disk:
-    run = bench.run(os.path.join("disk", "run"))
+  name = "disk, full for good" if for_good else "disk"
+  with Disk(os.path.join(bench.folder, name)) as disk:
+    run = bench.run(os.path.join(name, "run"))
     attempt = run.start()
     attempt.wait_for("step 10")
     disk.fill(attempt)
@@ -349,8 +351,12 @@ def main(argv: list[str] | None = None) -> int:
     for name in options.only:
       if bench.late():
         bench.row(name, "not done: the time was up", "", "", "", "")
-      else:
+        continue
+      try:
         FAULTS[name](bench)
+      except TimeoutError as error:
+        bench.failed += 1
+        bench.row(name, str(error).replace("\n", " / "), "", "", "**hangs**", "")
     lines = [ROWS, ["---"] * 4 + ["---", "---:"], *bench.rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
     text = f"{machine()}\n\n{table}\n"
