@@ -84,7 +84,7 @@ class Attempt:
     end = time.monotonic() + PATIENCE
     while not condition() and self.running():
       if time.monotonic() > end:
-        self.signal(signal.SIGKILL)
+        os.killpg(self.pid, signal.SIGKILL)
         raise TimeoutError("\n".join(["the run hangs; it has said:", *self.lines]))
       time.sleep(0.001)
 
