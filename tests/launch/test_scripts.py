@@ -1,6 +1,5 @@
 """All scripts: shellcheck, mistakes in their flags; setup.sh and train_loop.sh."""
 
-import functools
 import itertools
 import pathlib
 import shutil
@@ -127,11 +126,10 @@ def test_a_signal_lets_the_run_save_and_ends_the_loop(root, tmp_path, number, co
   # like training: says that it has begun, and saves for a while when it is told to end
   save = f"trap 'sleep 0.3; echo saved; exit {code}' TERM; echo begun; while :; do sleep 0.05; done"
   loop = subprocess.Popen(
-    ["bash", root / "launch/train_loop.sh", "--pause=0", "bash", "-c", save],
+    # tests that run in the background ignore Ctrl-C, and so would all that they start
+    ["env", "--default-signal=INT", "bash", root / "launch/train_loop.sh", "--pause=0", "bash", "-c", save],
     stdout=subprocess.PIPE,
     text=True,
-    # tests that run in the background ignore Ctrl-C, and so would all that they start
-    preexec_fn=functools.partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
   )
   assert loop.stdout.readline() == "begun\n"
   loop.send_signal(number)
