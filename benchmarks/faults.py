@@ -11,9 +11,7 @@ the last step and every logged loss equal those of a run that nothing disturbed,
 import argparse
 import dataclasses
 import hashlib
-import importlib.metadata
 import os
-import platform
 import random
 import shutil
 import signal
@@ -27,6 +25,7 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 
 from absl import logging
 from faults_runs import STEPS, Disk, Run, checkpoint_files, read_losses, saving, workers_of
+from machine import machine
 
 from fgclip_jax import prepare
 from fgclip_jax.data.record import find_shards
@@ -321,14 +320,6 @@ FAULTS: dict[str, Callable[[Bench], None]] = {
 }
 
 
-def machine() -> str:
-  """What the table was made on."""
-  versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
-  with open("/proc/cpuinfo", encoding="utf-8") as file:
-    cpu = next((line.partition(":")[2].strip() for line in file if line.startswith("model name")), platform.machine())
-  return f"{cpu}, {len(os.sched_getaffinity(0))} cores; Python {platform.python_version()}, {versions}."
-
-
 def main(argv: list[str] | None = None) -> int:
   """The command; returns its exit code: 1 where a run was not finished or its result is not the undisturbed one's."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -360,7 +351,7 @@ def main(argv: list[str] | None = None) -> int:
         bench.row(name, str(error).replace("\n", " / "), "", "", "**hangs**", "")
     lines = [ROWS, ["---"] * 4 + ["---", "---:"], *bench.rows]
     table = "\n".join("| " + " | ".join(line) + " |" for line in lines)
-    text = f"{machine()}\n\n{table}\n"
+    text = f"{machine(*PACKAGES)}\n\n{table}\n"
     print("\n" + text)
     if options.output:
       with open(options.output, "w", encoding="utf-8") as file:

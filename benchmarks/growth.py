@@ -1,6 +1,6 @@
 """How a step grows: operations and bytes per image, as the batch and the devices grow.
 
-  python benchmarks/growth.py                           # about ten minutes on two cores
+  python benchmarks/growth.py                           # each row is a compilation, of minutes
   python benchmarks/growth.py --model tiny --slices v5e:2x2 v5e:4x4
 
 Compiles stage 1's step ahead of time (no accelerator) for slices of TPUs, for the same number of images on each device

@@ -10,27 +10,25 @@ A small trial: `python benchmarks/loss_memory.py --topologies v5e:2x2 --batches 
 
 import argparse
 import collections
-import math
+import importlib.metadata
 import os
 import pathlib
-import re
 import sys
 import time
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-4")  # spares libtpu a search for the machine's TPUs
-os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 
 import jax
 import jax.numpy as jnp
-from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fgclip_jax.losses.forms import FORMS, choose_form
 from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models.fgclip import Embeddings
+from fgclip_jax.train import hardware
+from fgclip_jax.train.forecast import needed_bytes
+from fgclip_jax.train.mesh import make_mesh
 
 MIB, GIB = 2**20, 2**30
 AIM = (256, 2**20, GIB)  # devices, batch, bytes
@@ -39,8 +37,12 @@ AIM = (256, 2**20, GIB)  # devices, batch, bytes
 def main(argv: list[str] | None = None) -> int:
   """The command; returns its exit code."""
   options = parse(argv)
-  meshes = [mesh_of(name) for name in options.topologies]
-  versions = f"jax {jax.__version__}, jaxlib {jax.lib.__version__}, libtpu {libtpu_version()}"
+  hardware.prepare_environment(options.topologies[0])
+  try:
+    meshes = [mesh_of(name) for name in options.topologies]
+  except (ModuleNotFoundError, ValueError) as error:
+    sys.exit(str(error))
+  versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "jaxlib", "libtpu"))
   print(f"Peak per device in MiB, {options.width} wide, float32, chunks of {options.chunk:,}; {versions}.")
   print("`> x`: does not fit the device, would take x. **Bold**: what `auto` chooses.\n")
   print(f"| devices | batch | {' | '.join(options.forms)} |\n| ---: | ---: |{' ---: |' * len(options.forms)}")
@@ -85,21 +87,11 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   return options
 
 
-def libtpu_version() -> str:
-  """The version of libtpu; exits with advice where it is missing."""
-  from importlib import metadata
-
-  try:
-    return metadata.version("libtpu")
-  except metadata.PackageNotFoundError:
-    sys.exit("libtpu is missing: pip install -r requirements-tpu.txt")
-
-
 def mesh_of(topology: str) -> jax.sharding.Mesh:
   """A mesh of a TPU slice that need not be there, e.g. `v5e:16x16`: its first side is `data`, the others `fsdp`."""
-  first, *others = (int(side) for side in topology.split(":")[1].split("x"))
-  devices = topologies.get_topology_desc(platform="tpu", topology_name=topology)
-  return topologies.make_mesh(devices, (first, math.prod(others)), ("data", "fsdp"))
+  devices = hardware.describe(topology).devices
+  first = int(topology.partition(":")[2].partition("x")[0])
+  return make_mesh({"data": first, "fsdp": len(devices) // first}, devices)
 
 
 def compiled_peak(mesh: jax.sharding.Mesh, batch: int, width: int, form: str, chunk: int) -> tuple[int, bool]:
@@ -117,10 +109,10 @@ def compiled_peak(mesh: jax.sharding.Mesh, batch: int, width: int, form: str, ch
   try:
     return lowered.compile().memory_analysis().peak_memory_in_bytes, True
   except jax.errors.JaxRuntimeError as error:
-    used = re.search(r"(?:[Uu]sed |temporaries \()([\d.]+)([KMGT])", str(error))
+    used = needed_bytes(str(error))
     if used is None:
       raise
-    return int(float(used[1]) * 2 ** (10 * (1 + "KMGT".index(used[2])))), False
+    return used, False
 
 
 def draw(peaks: dict[tuple[int, int, str], tuple[int, bool]], options: argparse.Namespace) -> None:

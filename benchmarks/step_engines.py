@@ -187,7 +187,7 @@ class Ours:
   def step(self, batch) -> Terms:
     """Forward and backward; the gradients are kept until the next one."""
     self.gradients = None
-    (_, terms), self.gradients = self._step(self.params, batch, self._key)
+    (_, (terms, _)), self.gradients = self._step(self.params, batch, self._key)
     self._jax.block_until_ready(self.gradients)
     return {name: float(value) for name, value in terms.items()}
 

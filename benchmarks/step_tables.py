@@ -2,12 +2,10 @@
 
 import argparse
 import concurrent.futures
-import importlib.metadata
 import math
 import multiprocessing
 import os
 import pathlib
-import platform
 import sys
 import tempfile
 
@@ -16,6 +14,7 @@ import numpy as np
 import safetensors.numpy
 import step_batches
 import step_packing
+from machine import machine
 from step_batches import Mix
 from step_engines import Job, Result, run
 
@@ -39,7 +38,7 @@ def make(options: argparse.Namespace) -> int:
   jax.config.update("jax_platforms", "cpu")
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: options.cores])  # every engine inherits it
   model = preset(options.model)
-  sections = [machine(options)]
+  sections = [taken_on(options)]
   with tempfile.TemporaryDirectory() as folder:
     prepared = None
     if os.path.isdir(options.real):
@@ -70,17 +69,11 @@ def say(text: str) -> None:
   print(text, file=sys.stderr, flush=True)
 
 
-def machine(options: argparse.Namespace) -> str:
-  """What the tables were taken on."""
-  with open("/proc/cpuinfo", encoding="utf-8") as file:
-    names = [line.split(":")[1].strip() for line in file if line.startswith("model name")]
-  memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-  versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES)
+def taken_on(options: argparse.Namespace) -> str:
+  """What the tables were taken on, and what was measured."""
   return (
-    f"{names[0] if names else platform.machine()}, {len(os.sched_getaffinity(0))} of {os.cpu_count()} cores, "
-    f"{memory:.0f} GiB; Python {platform.python_version()}, {versions}.\n"
-    f"{options.model}, float32, batch {options.batch}, {options.batches} batches x {options.steps} timed steps, "
-    f"forward and backward."
+    f"{machine(*PACKAGES)}\n{options.model}, float32, batch {options.batch}, {options.batches} batches x "
+    f"{options.steps} timed steps, forward and backward."
   )
 
 

@@ -32,13 +32,9 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_float(
 def main(argv: list[str]) -> int:
   """The command; returns its exit code: 75 where the run was told to end and has saved."""
   logging.set_verbosity(logging.WARNING)  # Orbax reports every file it opens
-  if len(argv) > 1:
-    print(f"error: unknown argument {argv[1]!r}; config keys are set with --config.KEY=VALUE", file=sys.stderr)
+  if wrong := wrong_usage(argv, {"config": _CONFIG.value, "workdir": _WORKDIR.value}, __doc__):
+    print(wrong, file=sys.stderr)
     return 1
-  for flag, value in (("config", _CONFIG.value), ("workdir", _WORKDIR.value)):
-    if not value:
-      print(f"error: --{flag} is missing\n{__doc__}", file=sys.stderr)
-      return 1
   # imported here: data workers import this module again, and need no model
   from fgclip_jax.train import distributed
   from fgclip_jax.train.config import read_config
@@ -70,6 +66,13 @@ def main(argv: list[str]) -> int:
     print(f"wrote {workdir}/checkpoints (the model), {workdir}/metrics.jsonl, {workdir}/tensorboard")
     print(f"next: python -m fgclip_jax.evaluate --model {workdir} --data {_CONFIG.value.data.path}")
   return 0
+
+
+def wrong_usage(argv: list[str], needed: dict[str, object], usage: str) -> str:
+  """What is wrong about a command: an argument that is no flag, or a flag without a value; empty if nothing is."""
+  if len(argv) > 1:
+    return f"error: unknown argument {argv[1]!r}; config keys are set with --config.KEY=VALUE"
+  return next((f"error: --{flag} is missing\n{usage}" for flag, value in needed.items() if not value), "")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

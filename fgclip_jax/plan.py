@@ -37,14 +37,10 @@ REMATS = ("none", "dots", "full")  # by operations, fewest first
 def main(argv: list[str]) -> int:
   """The command; returns its exit code: 0 if there is a plan that fits."""
   logging.set_verbosity(logging.WARNING)
-  if len(argv) > 1:
-    print(f"error: unknown argument {argv[1]!r}; config keys are set with --config.KEY=VALUE", file=sys.stderr)
-    return 1
   config = training._CONFIG.value
-  for flag, value in (("config", config), ("topology", _TOPOLOGY.value)):
-    if not value:
-      print(f"error: --{flag} is missing\n{__doc__}", file=sys.stderr)
-      return 1
+  if wrong := training.wrong_usage(argv, {"config": config, "topology": _TOPOLOGY.value}, __doc__):
+    print(wrong, file=sys.stderr)
+    return 1
   hardware.prepare_environment(_TOPOLOGY.value)
   import jax
 

@@ -34,6 +34,18 @@ shared_flag() {
   esac
 }
 
+# Takes a launcher's flags where it has none of its own; the training's, after --, are left in `training`.
+only_shared_flags() {
+  while (($#)); do
+    case "$1" in
+      --) shift; break ;;
+      *) shared_flag "$1" || die "unknown flag '$1'; the training's own flags come after --" ;;
+    esac
+    shift
+  done
+  training=("$@")
+}
+
 # The value of --flag=VALUE, a whole number.
 whole_number() {
   [[ "${1#*=}" =~ ^[0-9]+$ ]] || die "${1%%=*} takes a whole number, got '${1#*=}'"

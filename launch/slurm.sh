@@ -24,14 +24,8 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "${BASH_SOURCE[0]}")/..}"  # Slurm runs a copy
 # shellcheck source=launch/common.sh
 source launch/common.sh
 
-while (($#)); do
-  case "$1" in
-    --) shift; break ;;
-    *) shared_flag "$1" || die "unknown flag '$1'; the training's own flags come after --" ;;
-  esac
-  shift
-done
-(($#)) || die "the training's flags come after --"
+only_shared_flags "$@"
+((${#training[@]})) || die "the training's flags come after --"
 $dry_run || [[ -x .venv/bin/python ]] || die "no .venv here: run bash launch/setup.sh --gpu first"
 
 # No --gpus-per-task: JAX takes the GPU of the task's number on its node, so every task has to see all of them.
@@ -41,7 +35,7 @@ $dry_run || [[ -x .venv/bin/python ]] || die "no .venv here: run bash launch/set
 code=0
 run bash launch/train_loop.sh --max_restarts="$max_restarts" --preempted=stop \
   srun --kill-on-bad-exit=0 --wait=300 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-  env JAX_PLATFORMS=cuda,cpu .venv/bin/python -m fgclip_jax.main "$@" || code=$?
+  env JAX_PLATFORMS=cuda,cpu .venv/bin/python -m fgclip_jax.main "${training[@]}" || code=$?
 if ((code == 75)); then
   scontrol requeue "$SLURM_JOB_ID"  # back into the queue; it goes on from what was saved
 fi

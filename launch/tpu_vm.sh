@@ -7,13 +7,7 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source launch/common.sh
 
-while (($#)); do
-  case "$1" in
-    --) shift; break ;;
-    *) shared_flag "$1" || die "unknown flag '$1'; the training's own flags come after --" ;;
-  esac
-  shift
-done
+only_shared_flags "$@"
 
 # Images of TPU VMs bring Python 3.10, which is too old; uv brings a newer one into the home folder.
 if [[ ! -e .venv ]] && ! command -v python3.13 python3.12 python3.11 >/dev/null; then
@@ -24,8 +18,8 @@ if [[ ! -e .venv ]] && ! command -v python3.13 python3.12 python3.11 >/dev/null;
 fi
 run bash launch/setup.sh --tpu
 
-if (($#)); then
+if ((${#training[@]})); then
   # JAX_PLATFORMS: without chips this is an error, not a run on the CPU
   run exec bash launch/train_loop.sh --max_restarts="$max_restarts" \
-    env JAX_PLATFORMS=tpu,cpu .venv/bin/python -m fgclip_jax.main "$@"
+    env JAX_PLATFORMS=tpu,cpu .venv/bin/python -m fgclip_jax.main "${training[@]}"
 fi

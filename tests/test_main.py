@@ -12,9 +12,6 @@ import pytest
 from fgclip_jax import main as command
 from fgclip_jax.data import scenes
 
-# optimised programs take five times as long to compile
-FAST = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
-
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory) -> str:
@@ -30,7 +27,7 @@ def begin(root, tmp_path):
 
   def begin(*arguments: str) -> subprocess.Popen:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_NUM")}
-    environment |= {"PYTHONPATH": str(root), "XLA_FLAGS": FAST}
+    environment |= {"PYTHONPATH": str(root)}
     process = subprocess.Popen(
       [sys.executable, "-m", "fgclip_jax.main", *arguments],
       cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -27,6 +27,12 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def named_leaves(tree: Any) -> dict[str, Any]:
+  """The leaves of any tree by the names of their places, as `flatten` names those of nested dicts."""
+  paths = jax.tree_util.tree_leaves_with_path(tree)
+  return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in paths}
+
+
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
   """Random parameters, float32; the same for the same key. Jit it to create them sharded."""
   return nnx.to_pure_dict(nnx.state(FGCLIP(config, rngs=nnx.Rngs(key)), nnx.Param))

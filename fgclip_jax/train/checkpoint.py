@@ -17,11 +17,12 @@ from typing import Any
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from fgclip_jax.models.parameters import Params
+from fgclip_jax.models.parameters import Params, named_leaves
 from fgclip_jax.train.changes import ConfigChanged
 from fgclip_jax.train.checksums import check as check_sums
 from fgclip_jax.train.checksums import checksums
 from fgclip_jax.train.distributed import agree
+from fgclip_jax.train.messages import first_line
 from fgclip_jax.train.state import COUNTS, TrainState
 
 FOLDER = "checkpoints"
@@ -102,8 +103,7 @@ class Checkpoints:
         raise
       agree(0)  # all have looked
       for step in wrong:
-        name = _set_aside(self._folder, step)
-        self._say(f"checkpoint {step} cannot be read, is now called {name!r} and not used: its metadata is damaged")
+        self._set_aside(step, "its metadata is damaged")
       self._checkpointer = open_folder()
     self.latest = _latest(self._checkpointer)
 
@@ -164,12 +164,10 @@ class Checkpoints:
     if _all_agree(fault is None):
       return True
     self._failed += 1
-    reason = str(fault).strip().splitlines()[0] if fault else "another process failed"
-    message = f"the checkpoint of step {step} could not be saved ({reason}); the last good one is step {self.latest}"
-    # Orbax tells of an old failure again and again, and leaves what it had written
-    latest = self.latest
-    self._open()
-    self.latest = latest if self.latest is None else self.latest
+    message = (
+      f"the checkpoint of step {step} could not be saved ({_reason(fault)}); the last good one is step {self.latest}"
+    )
+    self._open()  # Orbax tells of an old failure again and again, and leaves what it had written
     if self._failed >= self._max_failed:
       raise OSError(f"{message}; {self._failed} saves in a row have failed") from fault
     self._say(f"{message}; trying again at the next save ({self._failed} of {self._max_failed} failures in a row)")
@@ -207,10 +205,7 @@ class Checkpoints:
         fault = error
       if _all_agree(fault is None):
         return state
-      name = _set_aside(self._folder, self.latest)
-      damaged.append(name)
-      reason = str(fault).strip().splitlines()[0][:200] if fault else "another process failed"
-      self._say(f"checkpoint {self.latest} cannot be read, is now called {name!r} and not used: {reason}")
+      damaged.append(self._set_aside(self.latest, _reason(fault)[:200]))
       self._checkpointer.close()
       self._open()
     if damaged:
@@ -219,6 +214,17 @@ class Checkpoints:
         "give another --workdir to begin anew"
       )
     return None
+
+  def _set_aside(self, step: int, reason: str) -> str:
+    """Gives a checkpoint a name that no run takes for a step, and says so; returns it."""
+    name = f"damaged-{step}"
+    while os.path.exists(os.path.join(self._folder, name)):
+      name += "-again"
+    if jax.process_index() == 0:
+      os.rename(os.path.join(self._folder, str(step)), os.path.join(self._folder, name))
+    agree(0)  # the others go on when it has its new name
+    self._say(f"checkpoint {step} cannot be read, is now called {name!r} and not used: {reason}")
+    return name
 
   def _load(self, shardings: TrainState, abstract: TrainState) -> TrainState:
     described = self._checkpointer.checkpointables_metadata(None)
@@ -273,15 +279,8 @@ def _all_agree(good: bool) -> bool:
   return bool(agree(int(good), min))
 
 
-def _set_aside(folder: str, step: int) -> str:
-  """Gives a checkpoint a name that no run takes for a step; returns it."""
-  name = f"damaged-{step}"
-  while os.path.exists(os.path.join(folder, name)):
-    name += "-again"
-  if jax.process_index() == 0:
-    os.rename(os.path.join(folder, str(step)), os.path.join(folder, name))
-  agree(0)  # the others go on when it has its new name
-  return name
+def _reason(fault: Exception | None) -> str:
+  return first_line(fault) if fault else "another process failed"
 
 
 def _steps(folder: str) -> list[int]:
@@ -306,10 +305,7 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }
+  return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
 
 
 def read_params(workdir: str, ema: bool = True) -> Params:

@@ -8,6 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from fgclip_jax.models.parameters import named_leaves
+
 
 @jax.jit
 def _sums(leaves: list[jax.Array]) -> list[jax.Array]:
@@ -23,7 +25,7 @@ def checksums(tree: Any) -> dict[str, int]:
 
   Any single changed word changes it. Arrays of 1, 2 or 4 bytes an element.
   """
-  names = _named(tree)
+  names = named_leaves(tree)
   return {name: int(value) for name, value in zip(names, jax.device_get(_sums([*names.values()])), strict=True)}
 
 
@@ -38,18 +40,13 @@ def check(tree: Any, stored: dict[str, int], dtypes: Any) -> None:
   Raises:
     OSError: some differ.
   """
-  before = _named(dtypes)
-  same = {name: leaf for name, leaf in _named(tree).items() if name in stored and leaf.dtype == before[name].dtype}
+  before = named_leaves(dtypes)
+  same = {
+    name: leaf for name, leaf in named_leaves(tree).items() if name in stored and leaf.dtype == before[name].dtype
+  }
   found = zip(same, jax.device_get(_sums([*same.values()])), strict=True)
   changed = [name for name, value in found if int(value) != stored[name]]
   if changed:
     raise OSError(
       f"{len(changed)} arrays are not what was saved, e.g. {', '.join(changed[:3])}: the disk has changed them"
     )
-
-
-def _named(tree: Any) -> dict[str, Any]:
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): leaf
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
-  }

@@ -17,6 +17,8 @@ from typing import NoReturn
 import jax
 from jax._src import distributed as _service  # the service's client has no public name
 
+from fgclip_jax.train.messages import first_line
+
 PEER_GONE = 76  # the exit code of a process that ends because of another one
 
 _ENDED = "fgclip/ended"  # why the run ends, once it does
@@ -102,7 +104,7 @@ def _join(heartbeat_timeout: float, *where, **options) -> None:
     if where or not str(error).startswith("coordinator_address"):
       raise
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(f"could not join the other processes: {_first_line(error)}") from error
+    raise ValueError(f"could not join the other processes: {first_line(error)}") from error
 
 
 def agree(value: int, choose: Callable[[list[int]], int] = max) -> int:
@@ -161,7 +163,7 @@ class Peers:
       print(f"looking for a process that is gone, for {self._silence:g} s", file=sys.stderr, flush=True)
       self._thread.join(self._silence + 2 * self._interval)
     self._stopped.set()
-    self._tell(f"process {self.index} of {self._count} ended: {_first_line(error)}")
+    self._tell(f"process {self.index} of {self._count} ended: {first_line(error)}")
     self._leave(1)
 
   def _watch(self) -> None:
@@ -183,7 +185,7 @@ class Peers:
             reason = self._silent(", ".join(gone))
             self._tell(reason)
       except jax.errors.JaxRuntimeError as error:
-        reason = f"process 0 of {self._count} is gone ({_first_line(error)})"
+        reason = f"process 0 of {self._count} is gone ({first_line(error)})"
       if self._stopped.is_set():
         return
       if reason is not None:
@@ -221,7 +223,7 @@ class Peers:
       self._client.key_value_set(_ENDED, reason)
     except jax.errors.JaxRuntimeError as error:
       if "ALREADY_EXISTS" not in str(error):  # that another was first is fine
-        print(f"the other processes could not be told: {_first_line(error)}", file=sys.stderr, flush=True)
+        print(f"the other processes could not be told: {first_line(error)}", file=sys.stderr, flush=True)
 
   def _leave(self, code: int) -> NoReturn:
     """Ends the process without JAX's own end, which waits for all the others."""
@@ -237,7 +239,3 @@ class Peers:
 def _place() -> tuple[int, int]:
   """Which process this is, of how many; known before a backend is started."""
   return _service.global_state.process_id, _service.global_state.num_processes
-
-
-def _first_line(error: BaseException) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -19,10 +19,11 @@ from fgclip_jax.train.accounts import batch_work
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.hardware import GIB, Topology
 from fgclip_jax.train.mesh import batch_sharding, choose_mesh, data_shards, place, possible_meshes
+from fgclip_jax.train.messages import first_line
 from fgclip_jax.train.operations import matrix_operations
 from fgclip_jax.train.optimizer import freezes, make_optimizer
 from fgclip_jax.train.program import KINDS, Collective, Program
-from fgclip_jax.train.state import abstract_state, state_shardings
+from fgclip_jax.train.state import abstract_state, size_in_bytes, state_shardings
 from fgclip_jax.train.step import make_step
 
 
@@ -178,7 +179,7 @@ def forecast(run: RunConfig, topology: Topology, mesh: Mesh, captions: Captions 
   try:
     compiled = traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
-    plan.problem = str(error).strip().splitlines()[0]
+    plan.problem = first_line(error)
     plan.advice = _advise(run, mesh, topology, needed_bytes(plan.problem), sizes)
     return plan
   plan.compile_seconds = time.monotonic() - begin
@@ -231,7 +232,7 @@ def whole_weight_all_reduces(run: RunConfig, mesh: Mesh, collectives: list[Colle
 
 def needed_bytes(message: str) -> int | None:
   """The memory that a compiler's refusal says a program needs."""
-  found = re.search(r"\(([\d.]+)([KMGT])i?B?\) exceeds", message) or re.search(r"Used ([\d.]+)([KMGT])", message)
+  found = re.search(r"\(([\d.]+)([KMGT])i?B?\) exceeds", message) or re.search(r"[Uu]sed ([\d.]+)([KMGT])", message)
   return int(float(found[1]) * 1024 ** ("KMGT".index(found[2]) + 1)) if found else None
 
 
@@ -326,8 +327,7 @@ def choose(run: RunConfig, topology: Topology) -> dict[str, int]:
   if run.mesh:
     return run.mesh
   state = abstract_state(run.model, make_optimizer(run.optimizer), run.ema_decay is not None)
-  held = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
-  return choose_mesh(topology.devices, held, run.data.batch_size, topology.chip.memory)
+  return choose_mesh(topology.devices, size_in_bytes(state), run.data.batch_size, topology.chip.memory)
 
 
 def mesh_choices(run: RunConfig, topology: Topology) -> list[dict[str, int]]:

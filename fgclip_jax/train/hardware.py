@@ -7,6 +7,8 @@ import os
 import re
 from typing import Any
 
+from fgclip_jax.train.messages import first_line
+
 GIB = 2**30
 
 
@@ -137,14 +139,10 @@ def describe(name: str, slices: int = 1) -> Topology:
   try:
     found = topologies.get_topology_desc(platform="tpu", topology_name=name, **options)
   except Exception as error:  # JAX and libtpu raise several types; the cause is chained
-    raise ValueError(f"--topology {name!r} is no shape that {chip_name} comes in: {_first_line(error)}") from error
+    raise ValueError(f"--topology {name!r} is no shape that {chip_name} comes in: {first_line(error)}") from error
   return Topology(name, chip, tuple(found.devices), math.prod(sizes), slices)
 
 
 def _require(module: str, requirements: str) -> None:
   if importlib.util.find_spec(module) is None:
     raise ModuleNotFoundError(f"{module} is not installed; it compiles for this: pip install -r {requirements}")
-
-
-def _first_line(error: Exception) -> str:
-  return (str(error).strip() or type(error).__name__).splitlines()[0]

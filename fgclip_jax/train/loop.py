@@ -30,7 +30,7 @@ from fgclip_jax.train.mesh import (
 from fgclip_jax.train.metrics import Clock, Metrics, duration
 from fgclip_jax.train.optimizer import freezes, make_optimizer
 from fgclip_jax.train.preemption import Preempted, Preemption
-from fgclip_jax.train.state import TrainState, abstract_state, init_state, state_from, state_shardings
+from fgclip_jax.train.state import TrainState, abstract_state, init_state, size_in_bytes, state_from, state_shardings
 from fgclip_jax.train.step import make_step
 from fgclip_jax.train.watchdog import Watchdog
 from fgclip_jax.weights import folder as folders
@@ -55,8 +55,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   say = print if chief else lambda *_: None
   model, optimizer, ema = run.model, make_optimizer(run.optimizer), run.ema_decay is not None
   abstract = abstract_state(model, optimizer, ema)
-  state_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-  sizes = run.mesh or choose_mesh(devices, state_bytes, run.data.batch_size, local_memory())
+  sizes = run.mesh or choose_mesh(devices, size_in_bytes(abstract), run.data.batch_size, local_memory())
   mesh = make_mesh(sizes, devices)
   check_batch(mesh.shape, run.data.batch_size, devices, run.runtime.micro_batches)
   say(

@@ -48,6 +48,11 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
   return jax.eval_shape(lambda params: make_state(optimizer, params, ema), abstract_params(config))
 
 
+def size_in_bytes(state: TrainState) -> int:
+  """Of all its arrays together."""
+  return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
+
+
 def state_shardings(
   config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, ema: bool = False
 ) -> TrainState:

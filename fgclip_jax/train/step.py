@@ -48,18 +48,19 @@ def choose_patches(key: Array, images: int, patches: int, dropout: float) -> Int
   return jnp.sort(order[:, :kept], axis=1)
 
 
-def make_embed(
+def make_loss(
   config: ModelConfig,
+  objective: Objective,
   runtime: Runtime,
   mesh: Mesh | None,
   *,
   patch_dropout: float = 0.0,
   image_size: int | None = None,
-) -> Callable[[Params, dict[str, Array], Array], Embeddings]:
-  """The function of (parameters, batch, random key) that embeds a batch as training does.
+) -> Callable[[Params, dict[str, Array], Array], tuple[Array, tuple[Metrics, Embeddings]]]:
+  """The function of (parameters, batch, random key) that training differentiates: the total; every term, embeddings.
 
   Args:
-    config, runtime, mesh: see there.
+    config, objective, runtime, mesh: see there.
     patch_dropout: the share of patches that the image tower does not see.
     image_size: resizes the batch's images to this side, and the position table with them.
   """
@@ -68,7 +69,7 @@ def make_embed(
   size = image_size or config.vision.image_size
   resized = config.replace(vision={"image_size": size})
 
-  def embed(params, batch, key):
+  def loss(params, batch, key):
     image, keep = normalize(batch["image"]), None
     if size != config.vision.image_size:
       image = resize(image, size)
@@ -77,24 +78,9 @@ def make_embed(
     if patch_dropout:
       images = image.shape[0] * image.shape[1]
       keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)
-    return build(resized, params, runtime)({**batch, "image": image}, keep)
-
-  return embed
-
-
-def make_loss(
-  config: ModelConfig, objective: Objective, runtime: Runtime, mesh: Mesh | None, **savings: Any
-) -> Callable[[Params, dict[str, Array], Array], tuple[Array, Metrics]]:
-  """The function of (parameters, batch, random key) that training differentiates: the total, and every term.
-
-  The arguments are those of `make_embed`, and the objective.
-  """
-  embed = make_embed(config, runtime, mesh, **savings)
-
-  def loss(params, batch, key):
-    embeddings = embed(params, batch, key)
+    embeddings = build(resized, params, runtime)({**batch, "image": image}, keep)
     terms = objective_terms(embeddings, params["temperature"], objective, mesh)
-    return terms["total"], terms
+    return terms["total"], (terms, embeddings)
 
   return loss
 
@@ -121,7 +107,7 @@ def make_step(
   Args:
     config, objective, optimizer_config, runtime, mesh: see there.
     seed: what is random in step s follows from the seed and s.
-    patch_dropout, image_size: see `make_embed`.
+    patch_dropout, image_size: see `make_loss`.
     ema_decay: the decay of the state's average of the parameters; None: it has none.
 
   Returns:
@@ -131,18 +117,15 @@ def make_step(
     `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one.
   """
   optimizer, rate = make_optimizer(optimizer_config), schedule(optimizer_config)
-  embed = make_embed(config, runtime, mesh, patch_dropout=patch_dropout, image_size=image_size)
+  loss = make_loss(config, objective, runtime, mesh, patch_dropout=patch_dropout, image_size=image_size)
 
   def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
 
     def trained(params: Any):
-      params = stop_frozen(params, optimizer_config.rules)
-      embeddings = embed(params, batch, key)
-      terms = objective_terms(embeddings, params["temperature"], objective, mesh)
-      return terms["total"], (terms, {name: spread(getattr(embeddings, name)) for name in ("image", "short")})
+      return loss(stop_frozen(params, optimizer_config.rules), batch, key)
 
-    (total, (terms, variance)), gradients = jax.value_and_grad(trained, has_aux=True)(state.params)
+    (total, (terms, embeddings)), gradients = jax.value_and_grad(trained, has_aux=True)(state.params)
     norm = optax.tree.norm(gradients)
     sound = jnp.isfinite(total) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
@@ -161,7 +144,7 @@ def make_step(
     after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, before).replace(step=state.step + 1)
     metrics = {"loss": total, "skipped_updates": after.skipped, "skipped_in_a_row": after.skipped_in_a_row}
     metrics |= {f"loss_{name}": value for name, value in terms.items() if name != "total"}
-    metrics |= {f"embedding_variance_{name}": value for name, value in variance.items()}
+    metrics |= {f"embedding_variance_{name}": spread(getattr(embeddings, name)) for name in ("image", "short")}
     metrics |= {"learning_rate": jnp.asarray(rate(state.step)), "gradient_norm": norm}
     metrics |= {"update_norm": jnp.where(sound, optax.tree.norm(updates), 0.0)}
     temperature = dict(state.params["temperature"])

@@ -306,8 +306,6 @@ for folder in folders:
   train(make_run(data, weights), folder)
 peers.close()
 """
-# compiles in a fifth of the time
-QUICK_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 
 
 def run_processes(root, cache: str, *arguments: str) -> list[str]:
@@ -315,7 +313,7 @@ def run_processes(root, cache: str, *arguments: str) -> list[str]:
   with socket.socket() as free:
     free.bind(("localhost", 0))
     coordinator = f"localhost:{free.getsockname()[1]}"
-  environment = os.environ | {"PYTHONPATH": str(root), "XLA_FLAGS": QUICK_FLAGS, "JAX_NUM_CPU_DEVICES": "4"}
+  environment = os.environ | {"PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "4"}
   environment |= {"JAX_COMPILATION_CACHE_DIR": cache}  # the second run in a process finds what the first has compiled
   processes = [
     subprocess.Popen(
