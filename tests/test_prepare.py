@@ -251,7 +251,7 @@ def test_nothing_usable_is_an_error_and_leaves_no_shard(given, capsys):
   assert not list(given.output.glob("*.array_record*"))
   (given.annotations / "a.json").write_text("[]")
   assert given.convert() == 1
-  assert "no record in 1 annotation files" in capsys.readouterr().err
+  assert "no record in 1 input files" in capsys.readouterr().err
   (given.annotations / "a.json").write_text("oops")
   assert given.convert() == 1
   assert "neither a JSON list nor JSON lines" in capsys.readouterr().err

@@ -7,13 +7,36 @@
 ```
 """
 
+import dataclasses
 import os
+from collections.abc import Iterator
+from typing import ClassVar
 
-from fgclip_jax.data import fields
+from fgclip_jax.data import fields, streams
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, RecordError, Region
+from fgclip_jax.data.source import Folder
 
 SUFFIXES = (".json", ".jsonl")
 PREFIXES = ("grit-20m/data-12m/", "data/down-grit-12m/", "data/grit-12m/")  # what released annotations begin with
+
+
+@dataclasses.dataclass(frozen=True)
+class FineHard:
+  """The source: annotation `files`, and the folder in which their images lie."""
+
+  form: ClassVar[str] = "finehard"
+  files: tuple[str, ...]
+  images: Folder
+
+  def arguments(self) -> dict:
+    return {"images": os.path.abspath(self.images.path)}
+
+  def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, streams.Raw]]:
+    return streams.scan(file, offset)
+
+  def load(self, raw: streams.Raw, tell: fields.Tell) -> Record:
+    record, paths = parse(streams.load(raw), tell)
+    return dataclasses.replace(record, image=self.images.read(paths))
 
 
 def find_annotations(path: str) -> tuple[str, ...]:

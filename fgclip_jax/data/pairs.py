@@ -8,12 +8,35 @@
 height. A CSV file has the columns image, short (or caption) and long, named in its first line, and no regions.
 """
 
+import dataclasses
 import os
+from collections.abc import Iterator
+from typing import ClassVar
 
 from fgclip_jax.data import fields, streams
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, RecordError, Region
+from fgclip_jax.data.source import Folder
 
 FIELDS = ("image", "short", "caption", "long", "regions")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pairs:
+  """The source: `files` of captions, and the folder in which their images lie."""
+
+  form: ClassVar[str] = "pairs"
+  files: tuple[str, ...]
+  images: Folder
+
+  def arguments(self) -> dict:
+    return {"images": os.path.abspath(self.images.path)}
+
+  def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, streams.Raw]]:
+    return streams.scan(file, offset)
+
+  def load(self, raw: streams.Raw, tell: fields.Tell) -> Record:
+    record, paths = parse(streams.load(raw), tell)
+    return dataclasses.replace(record, image=self.images.read(paths))
 
 
 def check_captions(path: str) -> str:

@@ -1,4 +1,4 @@
-"""The plan of a conversion: which records of which annotation files make which shard.
+"""The plan of a conversion: which records of which files make which shard.
 
 It depends on the input and the arguments only, never on the number of processes.
 """
@@ -7,10 +7,10 @@ import dataclasses
 import itertools
 import json
 import os
-from collections.abc import Callable
 
-from fgclip_jax.data import fields, pool, record, streams
+from fgclip_jax.data import pool
 from fgclip_jax.data.record import RecordError
+from fgclip_jax.data.source import Source
 
 VERSION = 1  # counts changes of what is written, so that shards of an older program are not continued
 RECORDS_PER_SHARD = 8192
@@ -27,10 +27,7 @@ class Job:
   """What to convert and where to.
 
   Attributes:
-    form: the name of the annotations' form, e.g. `finehard`.
-    parse: its parser, see `finehard.parse`.
-    files: the annotation files, in order.
-    images: the folder of the images.
+    source: where the records come from.
     output: the folder of the data set.
     name: the data set's name.
     split: the split to write.
@@ -39,10 +36,7 @@ class Job:
     strict: stop at the first thing that would be left out.
   """
 
-  form: str
-  parse: Callable[[object, fields.Tell], tuple[record.Record, tuple[str, ...]]]
-  files: tuple[str, ...]
-  images: str
+  source: Source
   output: str
   name: str
   split: str = "train"
@@ -66,14 +60,14 @@ def get_arguments(job: Job) -> dict:
   """What decides what is written, as the plan keeps it."""
   return {
     "version": VERSION,
-    "form": job.form,
-    "images": os.path.abspath(job.images),
+    "form": job.source.form,
+    **job.source.arguments(),
     "name": job.name,
     "shards": job.shards,
     "check_images": job.check_images,
-    "annotations": [
+    "files": [
       {"path": os.path.abspath(path), "size": os.stat(path).st_size, "changed": os.stat(path).st_mtime_ns}
-      for path in job.files
+      for path in job.source.files
     ],
   }
 
@@ -81,10 +75,12 @@ def get_arguments(job: Job) -> dict:
 def compare(old: dict, new: dict) -> list[str]:
   """Says in words what differs between the arguments of two plans."""
   changes = [
-    f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if key != "annotations" and old.get(key) != new[key]
+    f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
+    for key in {**old, **new}
+    if key != "files" and old.get(key) != new.get(key)
   ]
-  before = {entry["path"]: entry for entry in old["annotations"]}
-  after = {entry["path"]: entry for entry in new["annotations"]}
+  before = {entry["path"]: entry for entry in old.get("files", [])}
+  after = {entry["path"]: entry for entry in new["files"]}
   for word, paths in (
     ("gone", [path for path in before if path not in after]),
     ("new", [path for path in after if path not in before]),
@@ -92,50 +88,51 @@ def compare(old: dict, new: dict) -> list[str]:
   ):
     if paths:
       more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-      changes.append(f"annotation file {paths[0]}{more} is {word}")
+      changes.append(f"input file {paths[0]}{more} is {word}")
   if not changes and old != new:
-    changes.append("the annotation files are in another order")
+    changes.append("the input files are in another order")
   return changes
 
 
 def make(job: Job, state: str, workers: int) -> dict:
-  """Reads all annotation files, and makes and saves the plan.
+  """Reads all input files, and makes and saves the plan.
 
   Returns:
-    `arguments`, and `files`: of each its number of `records`, the byte `offsets` of every 256th, and where it is
+    `arguments`, and `files`: of each its number of `records`, the `offsets` of every 256th, and where it is
     `broken` (kind, place and reason; None for a whole file).
 
   Raises:
     PrepareError: there is no record, or, where the job is strict, a file is broken.
   """
-  plan = {"arguments": get_arguments(job), "files": [None] * len(job.files)}
-  size = sum(entry["size"] for entry in plan["arguments"]["annotations"])
-  tasks = [(index, path, job.strict) for index, path in enumerate(job.files)]
-  for index, found in pool.run(_index_file, tasks, workers, total=size, label="reading annotations", unit="B"):
+  plan = {"arguments": get_arguments(job), "files": [None] * len(job.source.files)}
+  size = sum(entry["size"] for entry in plan["arguments"]["files"])
+  tasks = [(job, index) for index in range(len(job.source.files))]
+  for index, found in pool.run(_index_file, tasks, workers, total=size, label="reading the input", unit="B"):
     plan["files"][index] = found
   count = sum(found["records"] for found in plan["files"])
   if count == 0:
     broken = next((found["broken"][1:] for found in plan["files"] if found["broken"]), None)
-    reason = f": {job.files[0]}, {broken[0]}: {broken[1]}" if broken else ""
-    raise PrepareError(f"no record in {len(job.files)} annotation files{reason}")
+    reason = f": {job.source.files[0]}, {broken[0]}: {broken[1]}" if broken else ""
+    raise PrepareError(f"no record in {len(job.source.files)} input files{reason}")
   save_json(os.path.join(state, "plan.json"), plan)
   return plan
 
 
-def _index_file(task: tuple[int, str, bool]) -> tuple[int, dict]:
+def _index_file(task: tuple[Job, int]) -> tuple[int, dict]:
   """Counts a file's records; `broken` tells kind, place and reason where the file breaks off."""
-  number, path, strict = task
+  job, number = task
+  path = job.source.files[number]
   found = {"records": 0, "offsets": [], "broken": None}
   done = 0
   try:
-    for offset, _ in streams.scan(path):
+    for offset, _ in job.source.scan(path):
       if found["records"] % STRIDE == 0:
         found["offsets"].append(offset)
         pool.tick(offset - done)
         done = offset
       found["records"] += 1
   except RecordError as error:
-    if strict:
+    if job.strict:
       raise PrepareError(f"--strict: {path}, record {found['records']}: {error}") from error
     found["broken"] = [error.kind, error.field, error.message]
   pool.tick(os.path.getsize(path) - done)
@@ -161,7 +158,7 @@ def cut(job: Job, plan: dict) -> list[list[Piece]]:
       count = min(end - starts[number], counts[number]) - index
       if count:
         offset = plan["files"][number]["offsets"][index // STRIDE]
-        pieces[-1].append(Piece(job.files[number], offset, index % STRIDE, index, count))
+        pieces[-1].append(Piece(job.source.files[number], offset, index % STRIDE, index, count))
   return pieces
 
 

@@ -1,6 +1,6 @@
-"""Turns annotations and images into a data set: the one mechanism behind every converter.
+"""Turns the records of a source into a data set: the one mechanism behind every converter.
 
-1. Every annotation file is read once, to count its records and to note the byte offset of every 256th.
+1. Every input file is read once, to count its records and to note the offset of every 256th.
 2. The records, in the order of the files, are cut into shards of equal length. This plan depends on the input
    and the arguments only, never on the number of processes.
 3. Processes write shards. A shard is written under a temporary name, renamed, and then described in a JSON file
@@ -11,7 +11,6 @@ The plan and the descriptions lie in `OUTPUT/.prepare/SPLIT/`.
 
 import concurrent.futures.process
 import dataclasses
-import errno
 import fcntl
 import importlib.metadata
 import itertools
@@ -19,10 +18,11 @@ import json
 import os
 import re
 import shutil
+from typing import Any
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from fgclip_jax.data import fields, image, plans, pool, record, streams
+from fgclip_jax.data import fields, image, plans, pool, record
 from fgclip_jax.data.record import RecordError
 from fgclip_jax.data.tally import Tally
 
@@ -70,7 +70,7 @@ def write(job: plans.Job, workers: int, overwrite: bool = False) -> Tally:
 
 def _write(job: plans.Job, state: str, workers: int, overwrite: bool) -> Tally:
   plan = _load_plan(job, state, overwrite) or plans.make(job, state, workers)
-  broken = [(path, found) for path, found in zip(job.files, plan["files"], strict=True) if found["broken"]]
+  broken = [(path, found) for path, found in zip(job.source.files, plan["files"], strict=True) if found["broken"]]
   total = Tally()
   for path, found in broken:
     total.add_finding("file", RecordError(*found["broken"]), path, found["records"])
@@ -94,8 +94,6 @@ def _check(job: plans.Job) -> None:
   for option, value in (("name", job.name), ("split", job.split)):
     if not _NAME.fullmatch(value):
       raise plans.PrepareError(f"--{option} must be made of letters, digits and underscores, got {value!r}")
-  if not os.path.isdir(job.images):
-    raise plans.PrepareError(f"no images folder at {job.images!r} (--images)")
   if job.shards is not None and not 1 <= job.shards <= 99999:
     raise plans.PrepareError(f"--shards must lie in 1..99999, got {job.shards}")
   name = record.read_info(job.output).get("name", job.name)
@@ -172,7 +170,7 @@ def _write_shard(shard: _Shard) -> tuple[int, Tally]:
 
 def _convert_pieces(shard: _Shard, writer: ArrayRecordWriter, tally: Tally) -> None:
   for piece in shard.pieces:
-    found = itertools.islice(streams.scan(piece.file, piece.offset), piece.skip, piece.skip + piece.count)
+    found = itertools.islice(shard.job.source.scan(piece.file, piece.offset), piece.skip, piece.skip + piece.count)
     for index, (_, raw) in enumerate(found, piece.index):
       pool.tick(1)
       data = _convert(shard.job, raw, tally, piece.file, index)
@@ -193,7 +191,7 @@ def _check_shard(shard: _Shard, path: str, tally: Tally) -> None:
     raise plans.PrepareError(f"{path} holds {held} of {tally.records} records: is the disk full?")
 
 
-def _convert(job: plans.Job, raw: streams.Raw, tally: Tally, file: str, index: int) -> bytes | None:
+def _convert(job: plans.Job, raw: Any, tally: Tally, file: str, index: int) -> bytes | None:
   """Serializes one record, image included; None if it cannot be used. Counts either in `tally`."""
   findings = []
 
@@ -204,43 +202,28 @@ def _convert(job: plans.Job, raw: streams.Raw, tally: Tally, file: str, index: i
 
   tally.read += 1
   try:
-    parsed, paths = job.parse(streams.load(raw), tell)
-    parsed = dataclasses.replace(parsed, image=_read_image(job, paths))
-    data = record.encode(parsed)
+    loaded = job.source.load(raw, tell)
+    _check_image(job, loaded)
+    data = record.encode(loaded)
   except RecordError as error:
     findings.clear()  # the record is left out whole: its smaller findings no longer matter
     tell("record", error)
     data = None
   else:
-    tally.add_record(parsed)
+    tally.add_record(loaded)
   for loss, error in findings:
     tally.add_finding(loss, error, file, index)
   return data
 
 
-def _read_image(job: plans.Job, paths: tuple[str, ...]) -> bytes:
-  for path in paths:
-    try:
-      with open(os.path.join(job.images, path), "rb") as file:
-        data = file.read()
-      break
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-      continue
-    except PermissionError as error:
-      raise RecordError("image_not_permitted", "image", f"{path!r} may not be read") from error
-    except OSError as error:
-      if error.errno != errno.ENAMETOOLONG:
-        raise  # a fault of the disk or the network, not of the record
-  else:
-    raise RecordError("image_missing", "image", f"no file {paths[0]!r} under {job.images}")
+def _check_image(job: plans.Job, loaded: record.Record) -> None:
   if job.check_images:
     try:
-      image.open_image(data)
+      image.open_image(loaded.image)
     except RecordError as error:
-      raise RecordError(error.kind, error.field, f"{path!r} {error.message}") from error
-  elif not data:
-    raise RecordError("image_empty", "image", f"{path!r} is an empty file")
-  return data
+      raise RecordError(error.kind, error.field, f"{loaded.id!r} {error.message}") from error
+  elif not loaded.image:
+    raise RecordError("image_empty", "image", f"{loaded.id!r} is an empty file")
 
 
 def _load_finished(shard: _Shard) -> Tally | None:
@@ -277,9 +260,9 @@ def _finish(job: plans.Job, plan: dict, total: Tally, shards: list[int]) -> None
   info.setdefault("splits", {})[job.split] = total.records
   info.setdefault("shards", {})[job.split] = shards
   info.setdefault("sources", {})[job.split] = {
-    "form": job.form,
-    "images": os.path.abspath(job.images),
-    "annotations": len(job.files),
+    "form": job.source.form,
+    **job.source.arguments(),
+    "files": len(job.source.files),
     "created_with": report["created_with"],
     "counts": total.counts,
     "findings": {kind: {"left_out": found.loss, "count": found.count} for kind, found in total.findings.items()},

@@ -1,0 +1,93 @@
+"""What the commands of `prepare` share: options, and the conversion of a source into a data set."""
+
+import argparse
+import os
+
+IMAGE_CHECK = """
+Every image is decoded once, which finds broken ones and takes most of the time; its bytes are stored as they came.
+What cannot be used is left out, counted by class, and reported with an example in a table and in
+OUTPUT/report-SPLIT.json. Stopped, killed or finished: the same command typed again keeps the finished shards.
+"""
+
+
+def positive(text: str) -> int:
+  """Reads an option's number, which must be at least 1."""
+  value = int(text)
+  if value < 1:
+    raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+  return value
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+  """Adds `--output`."""
+  parser.add_argument("--output", required=True, metavar="DIR", help="the folder of the data set to write")
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+  """Adds `--images`."""
+  parser.add_argument("--images", required=True, metavar="DIR", help="the folder of the images")
+
+
+def add_workers(parser: argparse.ArgumentParser) -> None:
+  """Adds `--workers`."""
+  parser.add_argument(
+    "--workers",
+    type=positive,
+    default=_count_processors(),
+    metavar="N",
+    help="processes; the result does not depend on it (default: one per processor, %(default)s here)",
+  )
+
+
+def add_conversion(parser: argparse.ArgumentParser, name: str) -> None:
+  """Adds the options of every command that converts a source; `name` is the data set's name by default."""
+  parser.add_argument("--name", default=name, help="the data set's name, in the shards' names (default: %(default)s)")
+  parser.add_argument("--split", default="train", help="the split to write (default: %(default)s)")
+  parser.add_argument(
+    "--shards", type=positive, metavar="N", help="how many shards (default: one per 8192 records, at most 1000)"
+  )
+  parser.add_argument("--strict", action="store_true", help="stop at the first thing that would be left out")
+  parser.add_argument("--skip_image_check", action="store_true", help="do not decode the images: fast, finds less")
+  parser.add_argument("--overwrite", action="store_true", help="discard what was written for this split and start over")
+  add_workers(parser)
+
+
+def convert(options: argparse.Namespace, source) -> None:
+  """Converts a `source.Source` as the options say, and prints what was written and what to do next."""
+  from fgclip_jax.data import plans, writer
+
+  job = plans.Job(
+    source=source,
+    output=options.output,
+    name=options.name,
+    split=options.split,
+    shards=options.shards,
+    check_images=not options.skip_image_check,
+    strict=options.strict,
+  )
+  print(f"Converting {len(source.files)} input files of the form {source.form!r} into {job.output}")
+  tally = writer.write(job, options.workers, options.overwrite)
+  if table := tally.format_table():
+    print(f"Found on the way:\n{table}")
+  left_out = tally.read - tally.records
+  print(
+    f"Wrote split {job.split!r} to {job.output}: {tally.records:,} of {tally.read:,} records ({left_out:,} left out), "
+    f"{tally.image_bytes / 1e6:,.1f} MB of images, {tally.long_captions:,} long captions, {tally.regions:,} regions, "
+    f"{tally.regions_with_negatives:,} of them with hard negatives ({tally.negatives:,})"
+  )
+  print(f"Report: {os.path.join(job.output, f'report-{job.split}.json')}")
+  if left_out:
+    print("After repairing the input, run the command again with --overwrite.")
+  print_next("stage2" if tally.regions else "stage1" if tally.long_captions else "clip", job.output)
+
+
+def print_next(config: str, output: str) -> None:
+  """Prints the command that trains on what was written."""
+  command = f"python -m fgclip_jax.main --config=configs/{config}.py --config.data.path={output}"
+  print(f"Next: {command} --workdir=runs/{config}")
+
+
+def _count_processors() -> int:
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
