@@ -1,0 +1,115 @@
+"""Files on this machine and in object storage by one set of functions: a path with `://` goes through fsspec.
+
+Local paths take the functions of `os` directly. `gs://` needs the package gcsfs, `s3://` the package s3fs.
+"""
+
+import builtins
+import os
+import posixpath
+from typing import IO, Any
+
+
+def is_remote(path: str) -> bool:
+  """Whether a path is a URL, such as `gs://bucket/folder`."""
+  return "://" in path
+
+
+def open(path: str, mode: str = "rb", **options: Any) -> IO:
+  """Opens a file as `open` does; one opened for reading bytes can seek."""
+  if not is_remote(path):
+    return builtins.open(path, mode, **options)
+  system, name = _resolve(path)
+  return system.open(name, mode, **options)
+
+
+def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
+  """Returns `size` bytes of a file from `offset` on (None: to its end), or what of them there is."""
+  if is_remote(path):
+    system, name = _resolve(path)
+    return system.cat_file(name, start=offset, end=None if size is None else offset + size)
+  with builtins.open(path, "rb") as file:
+    file.seek(offset)
+    return file.read(-1 if size is None else size)
+
+
+def exists(path: str) -> bool:
+  """Whether there is a file or a folder at a path."""
+  if not is_remote(path):
+    return os.path.exists(path)
+  system, name = _resolve(path)
+  return system.exists(name)
+
+
+def is_file(path: str) -> bool:
+  """Whether there is a file at a path."""
+  if not is_remote(path):
+    return os.path.isfile(path)
+  system, name = _resolve(path)
+  return system.isfile(name)
+
+
+def is_folder(path: str) -> bool:
+  """Whether there is a folder at a path."""
+  if not is_remote(path):
+    return os.path.isdir(path)
+  system, name = _resolve(path)
+  return system.isdir(name)
+
+
+def make_folder(path: str) -> None:
+  """Makes a folder and those above it; one that is there already is left as it is."""
+  if not is_remote(path):
+    os.makedirs(path, exist_ok=True)
+    return
+  system, name = _resolve(path)
+  system.makedirs(name, exist_ok=True)
+
+
+def size(path: str) -> int:
+  """The size of a file in bytes; raises `FileNotFoundError` where there is none."""
+  if not is_remote(path):
+    return os.path.getsize(path)
+  system, name = _resolve(path)
+  return system.size(name)
+
+
+def list_folder(path: str) -> list[str]:
+  """The sorted names of what lies in a folder; raises `FileNotFoundError` where there is none."""
+  if not is_remote(path):
+    return sorted(os.listdir(path))
+  system, name = _resolve(path)
+  names = (posixpath.basename(entry.rstrip("/")) for entry in system.ls(name, detail=False))
+  return sorted(entry for entry in set(names) if entry)  # some stores list an empty name for the folder itself
+
+
+def join(path: str, *parts: str) -> str:
+  """Joins the parts of a path."""
+  return posixpath.join(path, *parts) if is_remote(path) else os.path.join(path, *parts)
+
+
+def absolute(path: str) -> str:
+  """A path that means the same in any current folder."""
+  return path if is_remote(path) else os.path.abspath(path)
+
+
+def fingerprint(path: str) -> dict[str, Any]:
+  """What changes when a file changes, as JSON: its `size`, and when or to what it `changed` last."""
+  if not is_remote(path):
+    found = os.stat(path)
+    return {"size": found.st_size, "changed": found.st_mtime_ns}
+  system, name = _resolve(path)
+  return {"size": system.size(name), "changed": system.ukey(name)}
+
+
+def _resolve(path: str) -> tuple[Any, str]:
+  """The file system of a URL, and the path in it; raises `ValueError` for one that cannot be used here."""
+  import fsspec
+
+  try:
+    return fsspec.url_to_fs(path)
+  except ImportError as error:
+    package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}.get(path.split("://")[0])
+    advice = f"pip install {package}" if package else str(error)
+    raise ValueError(f"{path!r} cannot be read without a further package: {advice}") from error
+  except ValueError as error:
+    raise ValueError(f"{path!r} names no known kind of storage: {error}") from error
