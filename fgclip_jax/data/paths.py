@@ -6,6 +6,7 @@ Local paths take the functions of `os` directly. `gs://` needs the package gcsfs
 import builtins
 import os
 import posixpath
+import shutil
 from typing import IO, Any
 
 
@@ -99,6 +100,43 @@ def fingerprint(path: str) -> dict[str, Any]:
     return {"size": found.st_size, "changed": found.st_mtime_ns}
   system, name = _resolve(path)
   return {"size": system.size(name), "changed": system.ukey(name)}
+
+
+def write(path: str, data: bytes) -> None:
+  """Writes a file that is complete from the moment it exists."""
+  if is_remote(path):
+    system, name = _resolve(path)
+    system.pipe_file(name, data)
+    return
+  with builtins.open(f"{path}.tmp", "wb") as file:
+    file.write(data)
+  os.replace(f"{path}.tmp", path)
+
+
+def publish(local: str, path: str) -> None:
+  """Moves a finished local file to its place, which is complete from the moment it exists.
+
+  A local place must lie on the same disk.
+  """
+  if not is_remote(path):
+    os.replace(local, path)
+    return
+  system, name = _resolve(path)
+  system.put_file(local, name)
+  os.remove(local)
+
+
+def remove(path: str) -> None:
+  """Removes a file, or a folder with all that lies in it; what does not exist is left so."""
+  if not is_remote(path):
+    if os.path.isdir(path):
+      shutil.rmtree(path)
+    elif os.path.lexists(path):
+      os.remove(path)
+    return
+  system, name = _resolve(path)
+  if system.exists(name):
+    system.rm(name, recursive=True)
 
 
 def _resolve(path: str) -> tuple[Any, str]:
