@@ -1,15 +1,19 @@
-"""Reads annotation files record by record, never whole: JSON lists, JSON lines, CSV.
+"""Reads annotation files record by record, never whole: JSON lists, JSON lines, CSV, JSON objects that hold lists.
 
 `scan` finds the records and their byte offsets, `load` parses one. Reading can start at any offset
-that `scan` gave earlier, so that processes share a file.
+that `scan` gave earlier, so that processes share a file. `walk` goes through the lists inside one object.
 """
 
+import contextlib
 import csv
+import gzip
+import io
 import json
 import os
+import zlib
 from collections.abc import Iterator
-from typing import BinaryIO
 
+from fgclip_jax.data import paths
 from fgclip_jax.data.record import RecordError
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
@@ -27,17 +31,42 @@ def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Raw]]:
 
   Raises:
     RecordError: the file breaks off or is not what its name says (kinds `annotation_truncated`,
-      `annotation_not_json`, `annotation_not_csv`); every record before the break has been yielded.
+      `annotation_not_json`, `annotation_not_csv`, `annotation_not_gzip`); every record before has been yielded.
     OSError: the file cannot be read.
   """
-  suffix = os.path.splitext(path)[1].lower()
-  with open(path, "rb") as file:
+  suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
+  with _open(path) as file:
     if suffix in (".csv", ".tsv"):
       yield from _scan_csv(file, offset, "\t" if suffix == ".tsv" else ",")
     elif (start := _find_list(file, lines=suffix == ".jsonl")) is None:
       yield from _scan_lines(file, offset)
     else:
       yield from _scan_list(file, start, offset)
+
+
+def walk(path: str) -> Iterator[tuple[str, bytes]]:
+  """Yields what a JSON object holds: its members' names and values, of a list each element by itself.
+
+  `{"a": [1, 2], "b": {"c": 3}}` gives `("a", b"1")`, `("a", b"2")`, `("b", b'{"c": 3}')`. The elements of a file that
+  is a list have the name "".
+
+  Raises:
+    RecordError: as `scan`.
+    OSError: the file cannot be read.
+  """
+  with _open(path) as file:
+    window = _Window(file, _find_text(file))
+    head = window.peek()
+    if head == "[":
+      window.position += 1
+      yield from (("", raw) for _, raw in _take_elements(window))
+    elif head == "{":
+      window.position += 1
+      yield from _take_members(window)
+    else:
+      kind = "annotation_not_json" if head else "annotation_truncated"
+      raise RecordError(kind, f"byte {window.place}", f"needs a JSON object or list, got {head or 'an empty file'!r}")
+    _check_end(window)
 
 
 def load(raw: Raw) -> object:
@@ -59,13 +88,32 @@ def load(raw: Raw) -> object:
     raise RecordError("record_not_json", "record", f"is not JSON ({error})") from error
 
 
-def _find_list(file: BinaryIO, lines: bool) -> int | None:
-  """The offset of the `[` that opens the list, or None for JSON lines; the file is left at its text's start."""
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[io.IOBase]:
+  with paths.open(path) as file:
+    if not path.lower().endswith(".gz"):
+      yield file
+      return
+    try:
+      with gzip.open(file) as text:
+        yield text
+    except EOFError as error:
+      raise RecordError("annotation_truncated", f"byte {file.tell()}", "the compressed file ends too early") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+      raise RecordError("annotation_not_gzip", f"byte {file.tell()}", f"cannot be unpacked ({error})") from error
+
+
+def _find_text(file: io.IOBase) -> int:
+  """The offset at which the text starts; the file is left there."""
   mark = file.read(3)
   if mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
     raise RecordError("annotation_not_json", "byte 0", "is UTF-16 text; save the file as UTF-8")
-  file.seek(3 if mark == b"\xef\xbb\xbf" else 0)
-  start = file.tell()
+  return file.seek(3 if mark == b"\xef\xbb\xbf" else 0)
+
+
+def _find_list(file: io.IOBase, lines: bool) -> int | None:
+  """The offset of the `[` that opens the list, or None for JSON lines; the file is left at its text's start."""
+  start = _find_text(file)
   while (head := file.read(1)) and head in _SPACE.encode():
     pass
   place = file.tell() - 1
@@ -84,7 +132,7 @@ def _find_list(file: BinaryIO, lines: bool) -> int | None:
   return None
 
 
-def _scan_lines(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
+def _scan_lines(file: io.IOBase, offset: int) -> Iterator[tuple[int, bytes]]:
   if offset:
     file.seek(offset)
   place = file.tell()
@@ -96,19 +144,54 @@ def _scan_lines(file: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
     place += len(line)
 
 
-def _scan_list(file: BinaryIO, start: int, offset: int) -> Iterator[tuple[int, bytes]]:
+def _scan_list(file: io.IOBase, start: int, offset: int) -> Iterator[tuple[int, bytes]]:
   window = _Window(file, offset or start + 1)
+  yield from _take_elements(window)
+  _check_end(window)
+
+
+def _take_elements(window: "_Window") -> Iterator[tuple[int, bytes]]:
+  """Moves over a list from behind its `[` to behind its `]`."""
   while (head := window.peek()) != "]":
     if not head:
       raise RecordError("annotation_truncated", f"byte {window.place}", "the file ends inside the list")
     place = window.place
     yield place, window.take_value()
-    head = window.peek()
-    if head == ",":
-      window.position += 1
-    elif head and head != "]":
-      raise RecordError("annotation_not_json", f"byte {window.place}", f"needs ',' or ']' after a record, got {head!r}")
+    _take_comma(window, "]")
   window.position += 1
+
+
+def _take_members(window: "_Window") -> Iterator[tuple[str, bytes]]:
+  """Moves over an object from behind its `{` to behind its `}`."""
+  while (head := window.peek()) != "}":
+    if not head:
+      raise RecordError("annotation_truncated", f"byte {window.place}", "the file ends inside the object")
+    place = window.place
+    name = load(window.take_value())
+    colon = window.peek()
+    if not isinstance(name, str) or colon not in (":", ""):
+      raise RecordError("annotation_not_json", f"byte {place}", f"needs a name and ':', got {name!r}")
+    window.position += len(colon)
+    if window.peek() == "[":
+      window.position += 1
+      yield from ((name, raw) for _, raw in _take_elements(window))
+    else:
+      yield name, window.take_value()
+    _take_comma(window, "}")
+  window.position += 1
+
+
+def _take_comma(window: "_Window", end: str) -> None:
+  head = window.peek()
+  if head == ",":
+    window.position += 1
+  elif head and head != end:
+    raise RecordError(
+      "annotation_not_json", f"byte {window.place}", f"needs ',' or {end!r} after a record, got {head!r}"
+    )
+
+
+def _check_end(window: "_Window") -> None:
   if window.peek():
     raise RecordError("annotation_not_json", f"byte {window.place}", "there is more text after the end of the list")
 
@@ -116,7 +199,7 @@ def _scan_list(file: BinaryIO, start: int, offset: int) -> Iterator[tuple[int, b
 class _Window:
   """The part of a file in memory, as text of one character per byte (latin-1): a position is a byte offset."""
 
-  def __init__(self, file: BinaryIO, offset: int):
+  def __init__(self, file: io.IOBase, offset: int):
     file.seek(offset)
     self.file, self.offset = file, offset
     self.text, self.position = "", 0
@@ -164,7 +247,7 @@ class _Window:
         raise RecordError("annotation_not_json", f"byte {self.place}", "is nested too deeply") from error
 
 
-def _scan_csv(file: BinaryIO, offset: int, delimiter: str) -> Iterator[tuple[int, Raw]]:
+def _scan_csv(file: io.IOBase, offset: int, delimiter: str) -> Iterator[tuple[int, Raw]]:
   place = 0
 
   def lines():

@@ -1,5 +1,6 @@
 """Reading annotation files record by record, from any record on, whole or broken."""
 
+import gzip
 import json
 import math
 
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from fgclip_jax.data import streams
 from fgclip_jax.data.record import RecordError
+from tests.data import standin
 
 _leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text()
 _values = st.recursive(_leaves, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=8)
@@ -139,3 +141,77 @@ def test_broken_csv_is_named(tmp_path, monkeypatch):
   assert _read(_write(tmp_path, "b.csv", "image,short\na.jpg\n"))[1].kind == "row_wrong_width"
   monkeypatch.setattr(streams, "MAX_RECORD", 100)
   assert _read(_write(tmp_path, "c.csv", 'image,short\na.jpg,"' + "x\n" * 200))[1].kind == "annotation_not_csv"
+
+
+def _walk(path):
+  """All names and values, and the error at which the file breaks, or None."""
+  values = []
+  try:
+    for name, raw in streams.walk(path):
+      values.append((name, streams.load(raw)))
+  except RecordError as error:
+    return values, error
+  return values, None
+
+
+@given(value=st.dictionaries(st.text(), _values) | st.lists(_values), chunk=st.integers(1, 40))
+def test_an_object_is_walked_list_by_list_whatever_the_chunk(tmp_path_factory, value, chunk):
+  path = _write(tmp_path_factory.mktemp("walk"), "a.json", json.dumps(value))
+  members = value.items() if isinstance(value, dict) else [("", value)]
+  expected = [(name, entry) for name, member in members for entry in (member if isinstance(member, list) else [member])]
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(streams, "CHUNK", chunk)
+    assert _walk(path) == (expected, None)
+
+
+@given(cut=st.integers(0, 200), chunk=st.sampled_from([1, 7, 1 << 20]))
+def test_what_lies_before_the_break_of_an_object_is_walked(tmp_path_factory, cut, chunk):
+  value = {"info": {"a": 1}, "images": [{"id": 1}, {"id": 2}], "annotations": [{"id": 3, "box": [0.5, 1]}], "url": "x"}
+  expected = [
+    ("info", {"a": 1}),
+    ("images", {"id": 1}),
+    ("images", {"id": 2}),
+    ("annotations", {"id": 3, "box": [0.5, 1]}),
+  ]
+  data = json.dumps(value).encode()
+  cut = min(cut, len(data) - 1)
+  path = _write(tmp_path_factory.mktemp("cut"), "a.json", data[:cut])
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(streams, "CHUNK", chunk)
+    values, error = _walk(path)
+  assert values[: len(expected)] == expected[: data[:cut].count(b"}")]
+  assert error.kind == "annotation_truncated"
+
+
+@pytest.mark.parametrize(
+  ("data", "kind"),
+  [
+    ("{1: 2}", "annotation_not_json"),
+    ('{"a" 2}', "annotation_not_json"),
+    ('{"a": 2 "b": 3}', "annotation_not_json"),
+    ('{"a": 2} more', "annotation_not_json"),
+    ('{"a": [1 2]}', "annotation_not_json"),
+    ("a,b", "annotation_not_json"),
+    (" ", "annotation_truncated"),
+  ],
+)
+def test_what_is_no_object_cannot_be_walked(tmp_path, data, kind):
+  assert _walk(_write(tmp_path, "a.json", data))[1].kind == kind
+
+
+def test_compressed_files_are_read_and_broken_ones_named(tmp_path):
+  data = gzip.compress(b'{"a": 1}\n{"a": 2}\n')
+  path = _write(tmp_path, "a.jsonl.gz", data)
+  assert _read(path) == ([{"a": 1}, {"a": 2}], None)
+  offset = [offset for offset, _ in streams.scan(path)][1]
+  assert _read(path, offset) == ([{"a": 2}], None)
+  assert _read(_write(tmp_path, "b.jsonl.gz", data[:-9]))[1].kind == "annotation_truncated"
+  assert _read(_write(tmp_path, "c.jsonl.gz", b"no gzip"))[1].kind == "annotation_not_gzip"
+  assert _walk(_write(tmp_path, "d.json.gz", gzip.compress(b'{"a": [1]}'))) == ([("a", 1)], None)
+
+
+def test_files_in_storage_are_read_from_any_record_on(tmp_path):
+  path = standin.remote(_write(tmp_path, "a.json", '[{"a": 1}, {"a": 2}]'))
+  assert _read(path) == ([{"a": 1}, {"a": 2}], None)
+  offset = [offset for offset, _ in streams.scan(path)][1]
+  assert _read(path, offset) == ([{"a": 2}], None)

@@ -1,0 +1,182 @@
+"""Tables on disk, text to text, for what does not fit in memory: made in parallel, read by any process.
+
+A table is a folder of sqlite files, its parts, which share the input between them, and `table.json`, which says what
+they were made of; where that has not changed, the table is used as it is.
+"""
+
+import dataclasses
+import functools
+import itertools
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+from fgclip_jax.data import paths, pool
+from fgclip_jax.data.record import RecordError
+
+MAX_PARTS = 16  # a look-up asks one after the other
+_INFO = "table.json"
+_ROWS = 10_000  # rows handed to sqlite at a time
+
+Reader = Callable[[Any], Iterator[tuple[str, str]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table in a folder.
+
+  Attributes:
+    folder: where its parts lie.
+    parts: how many there are.
+    made: when it was made, in nanoseconds; tells it from another one in the same folder.
+    entries: how many keys its parts hold.
+    repeated: how many keys were met again; the first value counts.
+    broken: what of the input broke off: its name and the reason.
+  """
+
+  folder: str
+  parts: int
+  made: int
+  entries: int
+  repeated: int
+  broken: tuple[tuple[str, str], ...]
+
+  def get(self, key: str) -> str | None:
+    """The value of a key; None if it has none."""
+    for connection in _connect(self.folder, self.parts, self.made):
+      row = connection.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()
+      if row:
+        return row[0]
+    return None
+
+
+def make(
+  folder: str, read: Reader, inputs: Sequence[tuple[str, Any]], arguments: dict, workers: int, *, label: str
+) -> Table:
+  """Makes a table, or opens the one in `folder` if it was made of the same.
+
+  Args:
+    folder: where the table lies.
+    read: a module's own function; yields keys and values of one input, and raises `RecordError` where it breaks off.
+    inputs: the name of each input, and what `read` is called with.
+    arguments: all that decides what the table holds, as JSON: fingerprints of the inputs and the like.
+    workers: the number of processes.
+    label: what the progress bar says.
+  """
+  arguments = json.loads(json.dumps({"inputs": [name for name, _ in inputs], **arguments}))
+  table = _open(folder, arguments)
+  if table:
+    return table
+  paths.make_folder(folder)
+  parts = min(len(inputs), MAX_PARTS)
+  bounds = [len(inputs) * part // parts for part in range(parts + 1)]
+  tasks = [(folder, part, read, inputs[begin:end]) for part, (begin, end) in enumerate(itertools.pairwise(bounds))]
+  results = dict(pool.run(_make_part, tasks, workers, total=len(inputs), label=label, unit=" files"))
+  entries, repeated, broken = zip(*(results[part] for part in range(parts)), strict=True)
+  info = {
+    "parts": parts,
+    "made": time.time_ns(),
+    "entries": sum(entries),
+    "repeated": sum(repeated),
+    "broken": [*itertools.chain(*broken)],
+  }
+  path = paths.join(folder, _INFO)
+  with paths.open(path, "w", encoding="utf-8") as file:
+    json.dump({"table": info, "arguments": arguments}, file, ensure_ascii=False)
+  return _open(folder, arguments)
+
+
+def _open(folder: str, arguments: dict) -> Table | None:
+  """The table in a folder; None where there is none that was made of the same."""
+  try:
+    with paths.open(paths.join(folder, _INFO), "r", encoding="utf-8") as file:
+      info = json.load(file)
+  except (FileNotFoundError, json.JSONDecodeError):
+    return None
+  if info["arguments"] != arguments:
+    return None
+  broken = tuple((name, reason) for name, reason in info["table"].pop("broken"))
+  return Table(folder=folder, broken=broken, **info["table"])
+
+
+def _part_path(folder: str, part: int) -> str:
+  return paths.join(folder, f"{part:05d}.sqlite")
+
+
+def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tuple[int, tuple[int, int, list]]:
+  """Writes one part; returns its number, and how many keys, repeated keys and which broken inputs it has."""
+  folder, part, read, inputs = task
+  target = _part_path(folder, part)
+  broken = []
+  with tempfile.TemporaryDirectory(dir=None if paths.is_remote(folder) else folder) as scratch:
+    path = os.path.join(scratch, "part.sqlite")
+    connection = sqlite3.connect(path, isolation_level=None)
+    try:
+      # Sorted before it is stored: keys in random order would touch every page of a large tree again and again.
+      connection.execute("PRAGMA journal_mode = OFF")
+      connection.execute("PRAGMA synchronous = OFF")
+      connection.execute("ATTACH ? AS scratch", (os.path.join(scratch, "unsorted.sqlite"),))
+      connection.execute("PRAGMA scratch.journal_mode = OFF")
+      connection.execute("CREATE TABLE scratch.found (key TEXT, value TEXT)")
+      connection.execute("BEGIN")
+      for name, value in inputs:
+        try:
+          for rows in _batches(read(value)):
+            connection.executemany("INSERT INTO scratch.found VALUES (?, ?)", rows)
+        except RecordError as error:
+          broken.append((name, str(error)))
+        pool.tick(1)
+      connection.execute("CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+      order = "SELECT key, value FROM scratch.found ORDER BY key, rowid"
+      connection.execute(f"INSERT OR IGNORE INTO entries {order}")
+      connection.execute("COMMIT")
+      (found,) = connection.execute("SELECT count(*) FROM scratch.found").fetchone()
+      (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+    finally:
+      connection.close()
+    if paths.is_remote(target):
+      with open(path, "rb") as source, paths.open(target, "wb") as file:
+        shutil.copyfileobj(source, file)
+    else:
+      os.replace(path, target)
+  return part, (entries, found - entries, broken)
+
+
+def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
+  """Lists of rows; those before an error are given before the error is raised."""
+  batch = []
+  try:
+    for row in rows:
+      batch.append(row)
+      if len(batch) == _ROWS:
+        yield batch
+        batch = []
+  except RecordError:
+    yield batch
+    raise
+  yield batch
+
+
+@functools.lru_cache(maxsize=16)
+def _connect(folder: str, parts: int, made: int) -> tuple[sqlite3.Connection, ...]:
+  """Opens the parts for reading, once per process; those of object storage are copied to this machine first."""
+  del made  # part of the cache's key alone
+  if paths.is_remote(folder):
+    local = tempfile.mkdtemp(prefix="fgclip_jax-table-")
+    for part in range(parts):
+      with paths.open(_part_path(folder, part)) as source, open(_part_path(local, part), "wb") as file:
+        shutil.copyfileobj(source, file)
+    folder = local
+  return tuple(
+    sqlite3.connect(f"file:{_quote(_part_path(folder, part))}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+    for part in range(parts)
+  )
+
+
+def _quote(path: str) -> str:
+  return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

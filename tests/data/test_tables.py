@@ -1,0 +1,76 @@
+"""Tables on disk: what goes in comes out, whatever the number of inputs and processes."""
+
+import sqlite3
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fgclip_jax.data import tables
+from fgclip_jax.data.record import RecordError
+from tests.data import standin
+
+
+def read_rows(rows):
+  """Yields the rows of an input; None stands for the place at which it breaks off."""
+  for row in rows:
+    if row is None:
+      raise RecordError("broken", "row", "is broken")
+    yield row
+
+
+def never(value):
+  raise AssertionError(f"read again: {value}")
+
+
+def make(folder, inputs, read=read_rows, workers=1, **arguments):
+  named = [(f"input {number}", value) for number, value in enumerate(inputs)]
+  return tables.make(str(folder), read, named, arguments, workers, label="testing")
+
+
+_texts = st.text(st.characters(codec="utf-8"), max_size=4)
+
+
+@given(inputs=st.lists(st.lists(st.tuples(_texts, _texts)), min_size=1, max_size=40))
+def test_the_first_value_of_a_key_is_found(tmp_path_factory, inputs):
+  table = make(tmp_path_factory.mktemp("table"), inputs)
+  expected = {}
+  rows = [row for rows in inputs for row in rows]
+  for key, value in rows:
+    expected.setdefault(key, value)
+  assert {key: table.get(key) for key in expected} == expected
+  assert table.get("no such key") is None
+  assert table.entries + table.repeated == len(rows)
+  assert table.entries >= len(expected)
+  assert table.parts <= tables.MAX_PARTS
+
+
+def test_what_comes_before_a_break_is_kept_and_the_break_is_told(tmp_path):
+  table = make(tmp_path, [[("a", "1"), None, ("b", "2")], [("c", "3")]])
+  assert [table.get(key) for key in "abc"] == ["1", None, "3"]
+  assert table.broken == (("input 0", "row: is broken"),)
+
+
+def test_a_table_is_used_again_until_what_it_is_made_of_changes(tmp_path):
+  first = make(tmp_path, [[("a", "1")]], size=3)
+  assert first.get("a") == "1"
+  assert make(tmp_path, [[("a", "1")]], read=never, size=3) == first
+  second = make(tmp_path, [[("a", "2")]], size=4)
+  assert second.get("a") == "2"
+  (tmp_path / "table.json").write_text("{")
+  assert make(tmp_path, [[("a", "3")]], size=4).get("a") == "3"
+
+
+def test_processes_make_the_same_table(tmp_path):
+  inputs = [[(f"{number} {index}", str(index)) for index in range(20)] for number in range(20)]
+  one, two = make(tmp_path / "one", inputs), make(tmp_path / "two", inputs, workers=2)
+  assert (one.entries, one.parts) == (two.entries, two.parts) == (400, 16)
+  assert all(two.get(key) == value for rows in inputs for key, value in rows)
+
+
+def test_a_table_may_lie_in_storage_and_cannot_be_written_to_afterwards(tmp_path):
+  table = make(standin.remote(tmp_path / "50% #1?"), [[("a", "1")], [("b", "2")]])
+  assert (table.get("a"), table.get("b")) == ("1", "2")
+  connection = tables._connect(table.folder, table.parts, table.made)[0]
+  with pytest.raises(sqlite3.OperationalError, match="readonly"):
+    connection.execute("DELETE FROM entries")
