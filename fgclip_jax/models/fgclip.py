@@ -1,6 +1,7 @@
 """FG-CLIP, the dual encoder: two towers, their projections, three temperatures (arXiv 2505.05071)."""
 
 import itertools
+from typing import Any
 
 import flax.struct
 import jax
@@ -8,7 +9,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.models.presets import ModelConfig, ResNetConfig
+from fgclip_jax.models.resnet import ResNetTower, Statistics
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.text import TextTower
 from fgclip_jax.models.transformer import Runtime, in_parts, linear
@@ -21,7 +23,8 @@ class Embeddings:
 
   `long` is None for a plain CLIP; the region and hard-negative fields are None where K = 0.
   A hard box's first text is the true one, the others are its negatives; `hard_row` is its place among all B*K
-  boxes. Equal numbers in `region_caption` stand for equal captions.
+  boxes. Equal numbers in `region_caption` stand for equal captions. `statistics` are the model's own, a tree like its
+  parameters: BatchNorm's, moved by this batch; None where there are none to move.
   """
 
   image: Float[Array, "B D"]
@@ -35,6 +38,7 @@ class Embeddings:
   hard_text: Float[Array, "H T D"] | None = None
   hard_valid: Bool[Array, "H T"] | None = None
   hard_row: Int[Array, "H"] | None = None
+  statistics: Any = None
 
 
 def unit_length(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -50,13 +54,14 @@ class FGCLIP(nnx.Module):
 
   def __init__(self, config: ModelConfig, runtime: Runtime = Runtime(), *, rngs: nnx.Rngs):
     self.config, self.runtime = config, runtime
-    self.vision = VisionTower(config.vision, runtime, rngs=rngs)
+    resnet = isinstance(config.vision, ResNetConfig)
+    self.vision = (ResNetTower if resnet else VisionTower)(config.vision, runtime, rngs=rngs)
     self.text = TextTower(config.text, runtime, rngs=rngs)
 
-    def projection(width):
-      return linear(width, config.embedding_width, width**-0.5, runtime.dtype, rngs, use_bias=False)
+    def projection(width, use_bias=False):
+      return linear(width, config.embedding_width, width**-0.5, runtime.dtype, rngs, use_bias)
 
-    self.vision_projection = projection(config.vision.width)
+    self.vision_projection = projection(config.vision.output_width, use_bias=resnet)  # the last part of its pooling
     self.short_projection = projection(config.text.width)
     names = ["global"]
     if config.fine_grained:
@@ -72,10 +77,21 @@ class FGCLIP(nnx.Module):
   ) -> tuple[Float[Array, "B D"], Float[Array, "B h w D"] | None]:
     """Features of whole images and of their patches (the dense ones, for regions).
 
-    `keep` names the patches to look at, by number (patch dropout); there are then no dense features.
+    `keep` names the patches to look at, by number (patch dropout); there are then no dense features. A ValueError with
+    a ResNet, which has no patches to drop.
     """
-    pooled, dense = self.vision(image, keep)
-    return self.vision_projection(pooled), None if dense is None else self.vision_projection(dense)
+    return self._image_features(image, keep, train=False)[:2]
+
+  def _image_features(
+    self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None, train: bool
+  ) -> tuple[Float[Array, "B D"], Float[Array, "B h w D"] | None, Statistics]:
+    if not isinstance(self.config.vision, ResNetConfig):
+      (pooled, dense), statistics = self.vision(image, keep), {}
+    elif keep is None:
+      pooled, dense, statistics = self.vision(image, train)
+    else:
+      raise ValueError("patches are dropped for Vision Transformers only: this model's image tower is a ResNet")
+    return self.vision_projection(pooled), None if dense is None else self.vision_projection(dense), statistics
 
   def text_features(
     self,
@@ -91,21 +107,25 @@ class FGCLIP(nnx.Module):
     projection = self.long_projection if long else self.short_projection
     return projection(self.text.final_norm(hidden[row, end]))
 
-  def __call__(self, batch: dict[str, Array], keep: Int[Array, "B N"] | None = None) -> Embeddings:
+  def __call__(
+    self, batch: dict[str, Array], keep: Int[Array, "B N"] | None = None, running_statistics: bool = False
+  ) -> Embeddings:
     """Embeds a batch (see docs/design.md for its keys; images already normalised, [G, b, S, S, 3] float).
 
-    `keep` drops patches (see `image_features`); the batch must then be without regions.
+    `keep` drops patches (see `image_features`); the batch must then be without regions. BatchNorm goes by the batch's
+    own statistics (each micro-batch's, averaged in the end), or with `running_statistics` by the running ones.
     """
     shards, per_shard = batch["image"].shape[:2]
     images = shards * per_shard
     regions = batch["boxes"].shape[2] if self.config.fine_grained else 0
 
     def encode_images(image, boxes, keep):
-      pooled, dense = self.image_features(image, keep)
-      return unit_length(pooled), unit_length(roi_align(dense, boxes)) if regions else None
+      pooled, dense, statistics = self._image_features(image, keep, train=not running_statistics)
+      for_each = jax.tree.map(lambda x: jnp.broadcast_to(x, (shards, *x.shape)), statistics)  # as parts are joined
+      return unit_length(pooled), unit_length(roi_align(dense, boxes)) if regions else None, for_each
 
     folded = (batch[key].reshape(images, *batch[key].shape[2:]) for key in ("image", "boxes"))
-    image, region_image = in_parts(encode_images, self.runtime.micro_batches, shards, *folded, keep)
+    image, region_image, statistics = in_parts(encode_images, self.runtime.micro_batches, shards, *folded, keep)
     ends = {"short": batch["short_end"]}
     if self.config.fine_grained:
       ends["long"] = batch["long_end"]
@@ -114,6 +134,8 @@ class FGCLIP(nnx.Module):
       ends["hard"] = batch["hard_end"]
     read = self._read_ends(batch, ends)
     embeddings = Embeddings(image=image, short=unit_length(self.short_projection(read["short"])))
+    if statistics and not running_statistics:
+      embeddings = embeddings.replace(statistics={"vision": jax.tree.map(lambda x: x.mean(0), statistics)})
     if self.config.fine_grained:
       embeddings = embeddings.replace(long=unit_length(self.long_projection(read["long"])))
     if not regions:

@@ -1,7 +1,9 @@
 """Parameters as a nested dict of arrays, and the model as a function of them.
 
 Everything outside `models` handles parameters in this form: keys joined by '/' name a leaf, e.g.
-`vision/transformer/blocks/attention/query/kernel` (stacked over depth along its first axis).
+`vision/transformer/blocks/attention/query/kernel` (stacked over depth along its first axis). The statistics that
+BatchNorm has gathered are among them, so that they go wherever a model goes; they are no parameters, though: no
+optimizer sees them and they are not counted.
 """
 
 from collections.abc import Mapping
@@ -15,6 +17,7 @@ from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.transformer import Runtime
 
 Params = Mapping[str, Any]
+STATISTICS = ("mean", "variance")  # BatchNorm's, the last parts of their names
 
 
 def flatten(params: Params) -> dict[str, Any]:
@@ -27,6 +30,24 @@ def unflatten(flat: Mapping[str, Any]) -> dict[str, Any]:
   return traverse_util.unflatten_dict(flat, sep="/")
 
 
+def is_statistic(name: str) -> bool:
+  """Whether the leaf of this name is one of BatchNorm's statistics."""
+  return name.rpartition("/")[2] in STATISTICS
+
+
+def split_statistics(params: Params) -> tuple[Params, Params]:
+  """Two trees: what is trained, and BatchNorm's statistics (empty for a Vision Transformer)."""
+  flat = flatten(params)
+  parts = ({name: leaf for name, leaf in flat.items() if is_statistic(name) == which} for which in (False, True))
+  trained, statistics = map(unflatten, parts)
+  return trained, statistics
+
+
+def merge(first: Params, second: Params) -> Params:
+  """One tree of two, e.g. the inverse of `split_statistics`; where both have a leaf, the second's."""
+  return unflatten(flatten(first) | flatten(second))
+
+
 def named_leaves(tree: Any) -> dict[str, Any]:
   """The leaves of any tree by the names of their places, as `flatten` names those of nested dicts."""
   paths = jax.tree_util.tree_leaves_with_path(tree)
@@ -35,7 +56,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
   """Random parameters, float32; the same for the same key. Jit it to create them sharded."""
-  return nnx.to_pure_dict(nnx.state(FGCLIP(config, rngs=nnx.Rngs(key)), nnx.Param))
+  return nnx.to_pure_dict(nnx.state(FGCLIP(config, rngs=nnx.Rngs(key)), (nnx.Param, nnx.BatchStat)))
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -52,5 +73,5 @@ def build(config: ModelConfig, params: Params, runtime: Runtime = Runtime()) -> 
 
 
 def count(params: Params) -> int:
-  """The number of parameters."""
-  return sum(leaf.size for leaf in jax.tree.leaves(params))
+  """The number of parameters; BatchNorm's statistics are none."""
+  return sum(leaf.size for name, leaf in flatten(params).items() if not is_statistic(name))

@@ -55,6 +55,59 @@ class VisionConfig(TowerConfig):
     """Patches along one side."""
     return self.image_size // self.patch_size
 
+  @property
+  def output_width(self) -> int:
+    """Channels of what is projected into the embedding space."""
+    return self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class ResNetConfig:
+  """The image tower, CLIP's ResNet.
+
+  Attributes:
+    width: channels of the stem; the last stage has 32 times as many.
+    depths: blocks of each of the four stages.
+    image_size: side of the square input, in pixels; a multiple of 32.
+  """
+
+  width: int = 64
+  depths: tuple[int, ...] = (3, 4, 6, 3)
+  image_size: int = 224
+
+  def __post_init__(self):
+    if self.width < 2 or self.width % 2:
+      raise ValueError(f"width {self.width} of a ResNet must be even: its stem begins with half of it")
+    if len(self.depths) != 4 or min(self.depths) < 1:
+      raise ValueError(f"depths of a ResNet must be four positive numbers of blocks, got {self.depths}")
+    if self.image_size % self.patch_size:
+      raise ValueError(f"image_size {self.image_size} of a ResNet must be a multiple of {self.patch_size}")
+
+  @property
+  def patch_size(self) -> int:
+    """Pixels along one side of a cell of the last stage's map."""
+    return 32
+
+  @property
+  def grid(self) -> int:
+    """Cells along one side of the last stage's map."""
+    return self.image_size // self.patch_size
+
+  @property
+  def depth(self) -> int:
+    """Blocks of all stages."""
+    return sum(self.depths)
+
+  @property
+  def output_width(self) -> int:
+    """Channels of the last stage's map, and of what is projected into the embedding space."""
+    return 32 * self.width
+
+  @property
+  def heads(self) -> int:
+    """Heads of the attention pooling, of 64 channels each."""
+    return self.output_width // 64
+
 
 @dataclasses.dataclass(frozen=True)
 class TextConfig(TowerConfig):
@@ -87,7 +140,7 @@ class ModelConfig:
     logit_bias: the first value of a learned bias of the logits, which the sigmoid contrast needs; None: there is none.
   """
 
-  vision: VisionConfig
+  vision: VisionConfig | ResNetConfig
   text: TextConfig
   embedding_width: int
   temperature_init: float = 2.6592
@@ -108,7 +161,14 @@ class ModelConfig:
     values = dict(values)
     if missing := [key for key in ("vision", "text") if key not in values]:
       raise TypeError(f"the model's sizes lack {' and '.join(missing)}")
-    return cls(vision=VisionConfig(**values.pop("vision")), text=TextConfig(**values.pop("text")), **values)
+    vision = dict(values.pop("vision"))
+    if "depths" in vision:
+      tower: VisionConfig | ResNetConfig = ResNetConfig(
+        **vision | {"depths": tuple(vision["depths"])}
+      )  # JSON has lists
+    else:
+      tower = VisionConfig(**vision)
+    return cls(vision=tower, text=TextConfig(**values.pop("text")), **values)
 
   def replace(self, *, vision: dict | None = None, text: dict | None = None, **changes) -> "ModelConfig":
     """A copy with fields of the towers or of the model changed."""
@@ -128,22 +188,38 @@ def _clip_vit(width, depth, patch_size, image_size, text_width, embedding_width)
   )
 
 
+def _clip_resnet(width, depths, image_size, text_width, embedding_width) -> ModelConfig:
+  return ModelConfig(
+    vision=ResNetConfig(width, depths, image_size),
+    text=TextConfig(text_width, 12, text_width // 64, 4 * text_width),
+    embedding_width=embedding_width,
+  )
+
+
 PRESETS: dict[str, ModelConfig] = {
   "vit_b32": _clip_vit(768, 12, 32, 224, 512, 512),
   "vit_b16": _clip_vit(768, 12, 16, 224, 512, 512),
   "vit_l14": _clip_vit(1024, 24, 14, 224, 768, 768),
   "vit_l14_336": _clip_vit(1024, 24, 14, 336, 768, 768),
+  "rn50": _clip_resnet(64, (3, 4, 6, 3), 224, 512, 1024),
+  "rn101": _clip_resnet(64, (3, 4, 23, 3), 224, 512, 512),
+  "rn50x4": _clip_resnet(80, (4, 6, 10, 6), 288, 640, 640),
+  "rn50x16": _clip_resnet(96, (6, 8, 18, 8), 384, 768, 768),
+  "rn50x64": _clip_resnet(128, (3, 15, 36, 10), 448, 1024, 1024),
   # the quickstart's: learns the rendered scenes in minutes on a CPU
   "scenes": ModelConfig(
     vision=VisionConfig(128, 4, 4, 512, image_size=64, patch_size=8),
     text=TextConfig(128, 3, 4, 512),
     embedding_width=128,
   ),
-  # for tests: compiles in a moment
+  # for tests: these compile in a moment
   "tiny": ModelConfig(
     vision=VisionConfig(32, 2, 2, 64, image_size=32, patch_size=8),
     text=TextConfig(32, 2, 2, 64),
     embedding_width=16,
+  ),
+  "tiny_resnet": ModelConfig(
+    vision=ResNetConfig(4, (1, 2, 1, 3), 64), text=TextConfig(32, 2, 2, 64), embedding_width=16
   ),
 }
 

@@ -20,6 +20,8 @@ PLACEMENT: tuple[tuple[str, PartitionSpec], ...] = (
   (r"blocks/.*(query|key|value|up)/kernel", PartitionSpec(None, "fsdp", "tensor")),
   (r"blocks/.*(out|down)/kernel", PartitionSpec(None, "tensor", "fsdp")),
   (r"blocks/.*(query|key|value|up)/bias", PartitionSpec(None, "tensor")),
+  (r"(conv\d|shortcut)/kernel", PartitionSpec(None, None, None, "fsdp")),  # outputs; inputs where blocks are stacked
+  (r"pool/(query|key|value)/kernel", PartitionSpec("fsdp", "tensor")),
   (r"token_embedding", PartitionSpec("fsdp", None)),  # by rows: split along its width, XLA would gather every token
   (r"(patch_embedding|_projection)/kernel", PartitionSpec("fsdp", None)),
   (r"", PartitionSpec()),
