@@ -106,18 +106,25 @@ def preprocess(
     FileNotFoundError: no file at a path.
     TypeError, ValueError: something that is none of those, an array of another dtype or shape, an unknown mode.
   """
-  shapers = {"squash": to_square, "center_crop": center_crop}
-  if mode not in shapers:
-    raise ValueError(f"mode must be one of {', '.join(shapers)}, got {mode!r}")
   single = isinstance(images, Picture) and not (isinstance(images, np.ndarray) and images.ndim == 4)
   rows = []
   for index, picture in enumerate([images] if single else images):
     name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else "image" if single else f"images[{index}]"
-    try:
-      rows.append(shapers[mode](_to_image(picture, name), size))
-    except ImageError as error:
-      raise ImageError(error.kind, name, error.message) from error
+    rows.append(to_levels(picture, size, mode, name))
   return normalize(np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8))
+
+
+def to_levels(
+  picture: Picture, size: int, mode: Mode = "squash", name: str = "image"
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """One image as `preprocess` takes it, not yet normalised; errors call it `name`."""
+  shapers = {"squash": to_square, "center_crop": center_crop}
+  if mode not in shapers:
+    raise ValueError(f"mode must be one of {', '.join(shapers)}, got {mode!r}")
+  try:
+    return shapers[mode](_to_image(picture, name), size)
+  except ImageError as error:
+    raise ImageError(error.kind, name, error.message) from error
 
 
 def _bicubic(image: Image.Image, width: int, height: int) -> Image.Image:
