@@ -1,0 +1,64 @@
+"""Small trees of images as people have them: folders, tar files and Parquet files as img2dataset writes them."""
+
+import io
+import json
+import pathlib
+import tarfile
+
+import pyarrow
+import pyarrow.parquet
+from PIL import Image
+
+
+def make_image(colour="red", size=(12, 8), form="JPEG"):
+  """The bytes of a small picture."""
+  file = io.BytesIO()
+  Image.new("RGB", size, colour).save(file, form)
+  return file.getvalue()
+
+
+def make_sample(key, image=b"image", **fields):
+  """What img2dataset knows about one download; `image` None stands for one that failed."""
+  failed = {"status": "failed_to_download", "error_message": "HTTP Error 404"}
+  side = {"key": key, "url": f"http://a.b/{key}.jpg", "caption": f"short {key}", "status": "success"}
+  return {"image": image, "side": side | (failed if image is None else {}) | fields}
+
+
+def write_tar(path, samples):
+  """Writes samples as img2dataset's tar files have them; returns the bytes of the file."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with tarfile.open(path, "w") as archive:
+    for sample in samples:
+      side = sample["side"]
+      files = {"jpg": sample["image"], "json": json.dumps(side).encode(), "txt": side["caption"].encode()}
+      for suffix, data in files.items():
+        if data is not None:
+          add_member(archive, f"{side['key']}.{suffix}", data)
+  return path.read_bytes()
+
+
+def add_member(archive, name, data):
+  """Adds one file to a tar file."""
+  member = tarfile.TarInfo(name)
+  member.size = len(data)
+  archive.addfile(member, io.BytesIO(data))
+
+
+def write_parquet(path, samples, images=True, rows=2):
+  """Writes samples as img2dataset's Parquet files have them, `rows` in a row group; without `images`, its tables."""
+  path = pathlib.Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  table = [{**({"jpg": sample["image"]} if images else {}), **sample["side"]} for sample in samples]
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(table), path, row_group_size=rows)
+
+
+def write_files(folder, samples):
+  """Writes samples as img2dataset's folders have them."""
+  folder = pathlib.Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  for sample in samples:
+    side = sample["side"]
+    (folder / f"{side['key']}.json").write_text(json.dumps(side))
+    if sample["image"] is not None:
+      (folder / f"{side['key']}.jpg").write_bytes(sample["image"])
