@@ -2,7 +2,7 @@
 
 ```python
 model = fgclip_jax.load("path/to/folder")
-image = model.encode_image(model.preprocess("picture.jpg"))      # [1, D]
+image = model.encode_image("picture.jpg")                        # [1, D]
 text = model.encode_text(["a cat", "a dog"])                     # [2, D]
 model.similarity(image, text)                                    # [1, 2], cosines
 ```
@@ -10,10 +10,10 @@ model.similarity(image, text)                                    # [1, 2], cosin
 
 import dataclasses
 import functools
+import itertools
 import os
-import warnings
-from collections.abc import Callable, Sequence
-from typing import Any
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,44 +22,59 @@ import tqdm
 from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
+from fgclip_jax import inference, inputs
 from fgclip_jax.data import image as images
 from fgclip_jax.data import packing
 from fgclip_jax.data.tokenizer import Tokenizer
-from fgclip_jax.models import fgclip, parameters
+from fgclip_jax.models import parameters, presets
 from fgclip_jax.models.presets import ModelConfig
-from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.weights import folder
 
 KINDS = ("short", "long", "region")
 DTYPES = ("float32", "bfloat16", "float16")
-# Sizes that programs are compiled for: images per chunk, and rows of packed captions per chunk. A call uses the
-# largest that it can fill, so that at most three programs of a kind exist and less than half of a call is padding.
-CHUNKS = (1, 8, 64)
 
-Ids = tuple[int, ...]
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
+Vectors = Float32[np.ndarray, "B D"]
+Regions = Float32[np.ndarray, "B K D"] | list[np.ndarray]  # a list has [K, D] for each image
 
 
-def load(path: str | os.PathLike, dtype: str = "float32", ema: bool = True) -> "FGCLIP":
+def load(
+  path_or_name: str | os.PathLike,
+  dtype: str = "float32",
+  device: inference.Device | None = None,
+  ema: bool = True,
+) -> "FGCLIP":
   """Loads a model.
 
   Args:
-    path: a folder in PyTorch format (`config.json`, `model.safetensors`) of FG-CLIP or plain CLIP, one of our model
-      folders, or a run folder, of which the newest checkpoint is taken.
+    path_or_name: a model of FG-CLIP or CLIP in any format that `python -m fgclip_jax.convert` reads, one of our model
+      folders, or a run folder, of which the newest checkpoint is taken; or else the `owner/name` of a model on the
+      Hugging Face hub, which is downloaded once.
     dtype: what activations are computed in: `float32`, `bfloat16` or `float16`. Parameters are kept in float32.
+    device: what to compute on: a device, its name (`cpu`, `gpu`, `gpu:1`, `tpu:3`), or a mesh, over which images and
+      texts are then spread. None: JAX's default device.
     ema: takes the weights that a run has averaged over its steps, if it has; otherwise those of its last step.
 
   Raises:
-    FileNotFoundError, ValueError: `path` holds no model, or a broken one; the message names the file.
+    FileNotFoundError, ValueError: there is no model, or a broken one; the message names the file. No such device.
   """
   if dtype not in DTYPES:
     raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
-  config, flat, _ = folder.read(os.fspath(path), ema)
-  return FGCLIP(config, parameters.unflatten(flat), Runtime(dtype=jnp.dtype(dtype)))
+  if isinstance(device, str):
+    device = inference.find_device(device)  # a wrong name is told before gigabytes are read
+  config, flat, _ = folder.read(_find(os.fspath(path_or_name)), ema)
+  return FGCLIP(config, inference.place(parameters.unflatten(flat), device), Runtime(dtype=jnp.dtype(dtype)))
+
+
+def list_presets() -> list[str]:
+  """The names of the sizes of models, as configs take them: `--config=configs/stage2.py:NAME`."""
+  return list(presets.PRESETS)
 
 
 def preprocess(
-  pictures: images.Picture | Sequence[images.Picture], config: ModelConfig, mode: images.Mode = "squash"
+  pictures: images.Picture | Sequence[images.Picture], config: ModelConfig, mode: images.Mode | None = None
 ) -> Float32[np.ndarray, "B S S 3"]:
   """Images as a model of this size takes them: squared, scaled to its resolution and normalised.
 
@@ -67,16 +82,21 @@ def preprocess(
     pictures: a PIL image, the path or the bytes of an image file, a uint8 array [H, W, 3], or a sequence of those.
       A single image makes a batch of one.
     config: the model's.
-    mode: `squash` (FG-CLIP; boxes stay fractions of the whole picture) or `center_crop` (plain CLIP).
+    mode: `squash` (boxes stay fractions of the whole picture) or `center_crop`. None: as the published code does,
+      `squash` for an FG-CLIP and `center_crop` for a plain CLIP.
 
   Raises:
     ImageError, FileNotFoundError, TypeError, ValueError: see `fgclip_jax.data.image.preprocess`.
   """
-  return images.preprocess(pictures, config.vision.image_size, mode)
+  return images.preprocess(pictures, config.vision.image_size, mode or inputs.default_mode(config))
 
 
 class FGCLIP:
   """A model with its parameters. Every `encode_*` takes any number of inputs and returns NumPy float32 of length one.
+
+  Images are given as PIL images, paths, bytes, uint8 arrays [H, W, 3], a list or an iterator of any of these, or
+  batches [B, S, S, 3] of the model's own size: uint8, or normalised floats as `preprocess` makes them. They are decoded
+  by threads while the device computes, so that an iterator over any number of files takes little memory.
 
   Attributes:
     config: the model's size.
@@ -92,19 +112,20 @@ class FGCLIP:
     processes all of them must make the same calls.
     """
     self.config = config
-    self.params = jax.tree.map(_to_float32, params)
-    mesh = _mesh(self.params)
+    self.params = inference.place(params, None)
+    mesh = inference.find_mesh(self.params)
     sharding = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))
     runtime = dataclasses.replace(runtime, dtype=jnp.dtype(runtime.dtype), remat="none", sharding=sharding)
     self.runtime = runtime
-    self._setup = _Setup(config, runtime, mesh)
+    self._setup = inference.Setup(config, runtime, mesh)
 
   def __repr__(self) -> str:
     vision, text = self.config.vision, self.config.text
     lengths = f"{text.short_length}" + (f"/{text.long_length}" if self.config.fine_grained else "")
+    tower = f"patch {vision.patch_size}" if isinstance(vision, presets.VisionConfig) else "ResNet"
     return (
       f"{'FGCLIP' if self.config.fine_grained else 'FGCLIP (plain CLIP)'}("
-      f"image {vision.image_size} px, patch {vision.patch_size}, width {vision.width} x {vision.depth} blocks; "
+      f"image {vision.image_size} px, {tower}, width {vision.width} x {vision.depth} blocks; "
       f"text {lengths} tokens, width {text.width} x {text.depth} blocks; "
       f"embedding {self.config.embedding_width}; "
       f"{parameters.count(self.params) / 1e6:.1f} M parameters, {self.runtime.dtype.name})"
@@ -118,261 +139,201 @@ class FGCLIP:
   @property
   def batch_size(self) -> int:
     """The largest batch that is computed at once; multiples of it leave nothing to pad."""
-    return self._setup.chunk(CHUNKS[-1])
+    return self._setup.sizes[-1]
 
   def preprocess(
-    self, pictures: images.Picture | Sequence[images.Picture], mode: images.Mode = "squash"
+    self, pictures: images.Picture | Sequence[images.Picture], mode: images.Mode | None = None
   ) -> Float32[np.ndarray, "B S S 3"]:
     """Images as this model takes them; see `fgclip_jax.preprocess`."""
     return preprocess(pictures, self.config, mode)
 
-  def encode_image(self, pixels: ArrayLike) -> Float32[np.ndarray, "B D"]:
-    """Embeds whole images.
+  def encode_image(self, pictures: inputs.Pictures, normalize: bool = True) -> Vectors:
+    """Embeds whole images, at least one.
 
     Args:
-      pixels: [B, S, S, 3], float as `preprocess` gives them, or uint8 RGB (normalised on the device).
+      pictures: the images; see the class. A plain CLIP sees the middle square of a picture, an FG-CLIP all of it,
+        squashed: for another way, use `preprocess`.
+      normalize: False gives the features as they are, of any length.
     """
-    pixels = self._check_pixels(pixels)
-    return self._in_chunks(lambda chunk: self._encode_pixels(chunk, dense=False)[0], pixels)[0]
+    encode = functools.partial(self._encode_pixels, dense=False, normalize=normalize)
+    mode = inputs.default_mode(self.config)
+    return np.concatenate([image for image, _ in self._in_chunks(encode, pictures, mode)])
 
-  def encode_dense(self, pixels: ArrayLike) -> Float32[np.ndarray, "B h w D"]:
+  def encode_dense(self, pictures: inputs.Pictures, normalize: bool = True) -> Float32[np.ndarray, "B h w D"]:
     """Embeds the patches of images, for comparison with region (or short) texts.
 
     Args:
-      pixels: as for `encode_image`.
+      pictures: the images; see the class. They are squashed to squares, so that patches divide the whole picture.
+      normalize: False gives the features as they are, of any length.
     """
-    pixels = self._check_pixels(pixels)
-    return self._in_chunks(lambda chunk: _unit_length(self._encode_pixels(chunk, dense=True)[1]), pixels)[0]
 
-  def encode_regions(self, pixels: ArrayLike, boxes: ArrayLike) -> Float32[np.ndarray, "B K D"]:
+    def encode(pixels):
+      dense = self._encode_pixels(pixels, dense=True, normalize=True)[1]
+      return inference.finish(dense, normalize=normalize)
+
+    return np.concatenate(list(self._in_chunks(encode, pictures, "squash")))
+
+  def encode_regions(self, pictures: inputs.Pictures, boxes: inputs.Boxes, normalize: bool = True) -> Regions:
     """Embeds boxes of images, for comparison with region texts.
 
     Args:
-      pixels: as for `encode_image`.
-      boxes: [B, K, 4], x1 y1 x2 y2 as fractions of the image's width and height. A box of no size gives zero.
+      pictures: as for `encode_dense`.
+      boxes: x1 y1 x2 y2 as fractions of the image's width and height: an array [B, K, 4], or a list that has [K, 4]
+        for each image, K differing and possibly 0. A box of no size gives zero.
+      normalize: False gives the features as they are, of any length.
+
+    Returns:
+      [B, K, D] for an array of boxes, a list that has [K, D] for each image for a list.
     """
-    return self.encode_image_and_regions(pixels, boxes)[1]
+    return self.encode_image_and_regions(pictures, boxes, normalize)[1]
 
   def encode_image_and_regions(
-    self, pixels: ArrayLike, boxes: ArrayLike
-  ) -> tuple[Float32[np.ndarray, "B D"], Float32[np.ndarray, "B K D"]]:
-    """`encode_image` and `encode_regions` in one pass through the image tower."""
-    pixels = self._check_pixels(pixels)
-    boxes = _check_boxes(boxes, len(pixels))
-    count = boxes.shape[1]
-    padding = (1 << max(count - 1, 0).bit_length()) - count  # to a power of two: few shapes to compile
-    boxes = np.pad(boxes, ((0, 0), (0, padding), (0, 0)))
+    self, pictures: inputs.Pictures, boxes: inputs.Boxes, normalize: bool = True
+  ) -> tuple[Vectors, Regions]:
+    """`encode_regions` and embeddings of the whole, squashed images in one pass through the image tower."""
 
     def encode(pixels, boxes):
-      image, dense = self._encode_pixels(pixels, dense=True)
-      return image, _pool(dense, boxes)
+      image, dense = self._encode_pixels(pixels, dense=True, normalize=normalize)
+      return image, inference.pool(dense, boxes, normalize=normalize)
 
-    image, regions = self._in_chunks(encode, pixels, boxes)
-    return image, regions[:, :count]
+    whole, regions = [], []
+    for image, pooled, counts in self._in_chunks(encode, pictures, "squash", boxes):
+      whole.append(image)
+      regions += [row[:count] for row, count in zip(pooled, counts, strict=True)]
+    return np.concatenate(whole), np.stack(regions) if hasattr(boxes, "ndim") else regions
 
   def encode_text(
-    self, texts: str | Sequence[str] | ArrayLike, kind: str = "short", progress: bool = False
-  ) -> Float32[np.ndarray, "B D"]:
-    """Embeds texts. A text that is longer than the model reads is cut, with a warning.
+    self,
+    texts: inputs.Texts,
+    kind: str = "short",
+    progress: bool = False,
+    normalize: bool = True,
+    truncate: bool = True,
+  ) -> Vectors:
+    """Embeds texts, at least one. A text that is longer than the model reads is cut, with a warning.
 
     Args:
-      texts: one text, a sequence of texts, or an integer array [B, L] of token ids, each row with an end-of-text id.
+      texts: one text, a sequence of texts, or token ids, each text with an end-of-text id: an integer array [B, L] or
+        a list of lists of ids.
       kind: `short` or `region` (one path for both, 77 tokens) or `long` (248 tokens; FG-CLIP alone has it).
       progress: shows a progress bar.
+      normalize: False gives the features as they are, of any length.
+      truncate: False makes a text that is too long an error.
     """
     if kind not in KINDS:
       raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    if kind == "long" and not self.config.fine_grained:
+    text, long = self.config.text, kind == "long"
+    if long and not self.config.fine_grained:
       raise ValueError(
         "this model is a plain CLIP, which reads no long texts: use kind='short', or make an FG-CLIP of it with "
         "`python -m fgclip_jax.convert INPUT OUTPUT --as fgclip`"
       )
-    length = self.config.text.long_length if kind == "long" else self.config.text.short_length
-    whole = self._to_ids(texts)
-    ids = [row if len(row) <= length else (*row[: length - 1], row[-1]) for row in whole]
-    over = [len(row) - length for row in whole if len(row) > length]
-    if over:
-      warnings.warn(
-        f"{len(over)} of {len(whole)} texts are longer than the {length} tokens of kind={kind!r}: "
-        f"{sum(over)} tokens were cut",
-        stacklevel=2,
-      )
-    return self._encode_ids(ids, length, kind == "long", progress)
+    length = text.long_length if long else text.short_length
+    whole = inputs.to_ids(texts, text, lambda: self.tokenizer)
+    better = self.config.fine_grained and not long and text.long_length > text.short_length
+    advice = f"; kind='long' reads {text.long_length}" if better else ""
+    ids = inputs.cut_ids(whole, length, kind, advice, truncate)
+    return self._encode_ids(ids, length, long, progress, normalize)
 
   def similarity(self, image: ArrayLike, text: ArrayLike) -> Float32[np.ndarray, "*B N"]:
-    """Cosines, -1 to 1, of embeddings [..., D] of images, patches or regions with embeddings [N, D] of texts."""
+    """Cosines, -1 to 1, of embeddings [..., D] of images, patches or regions with embeddings [N, D] of texts.
+
+    Of features that are not of unit length it gives the inner products.
+    """
     image, text = np.asarray(image, np.float32), np.asarray(text, np.float32)
     if text.ndim != 2 or image.ndim < 1 or image.shape[-1] != text.shape[-1]:
       raise ValueError(f"needs embeddings [..., D] and [N, D], got {list(image.shape)} and {list(text.shape)}")
     return image @ text.T
 
-  def _encode_pixels(self, pixels: np.ndarray, dense: bool) -> tuple[jax.Array, jax.Array | None]:
-    return _encode_pixels(self.params, pixels, setup=self._setup, dense=dense)
+  def _encode_pixels(self, pixels: np.ndarray, dense: bool, normalize: bool) -> tuple[jax.Array, jax.Array | None]:
+    return inference.encode_pixels(self.params, pixels, setup=self._setup, dense=dense, normalize=normalize)
 
-  def _in_chunks(self, function: Callable[..., Any], *arrays: np.ndarray) -> tuple[np.ndarray, ...]:
-    """Applies a function of batches to chunks of one size, the last one padded with copies of its last row."""
-    total = len(arrays[0])
-    size = self._setup.chunk(total)
-    parts = []
-    for start in range(0, total, size):
-      rows = np.minimum(np.arange(start, start + size), total - 1)
-      outputs = function(*(array[rows] for array in arrays))
-      parts.append([np.asarray(part) for part in (outputs if isinstance(outputs, tuple) else (outputs,))])
-    return tuple(np.concatenate(column)[:total] for column in zip(*parts, strict=True))
+  def _in_chunks(
+    self, function: Callable, pictures: inputs.Pictures, mode: images.Mode, boxes: inputs.Boxes | None = None
+  ) -> Iterator:
+    """Applies a function to chunks of images, and of boxes, of few sizes; yields its results without the padding.
 
-  def _encode_ids(self, ids: Sequence[Ids], length: int, long: bool, progress: bool) -> np.ndarray:
-    """Packs captions into rows of `length` tokens and encodes the rows, chunk by chunk."""
+    With boxes, also the number of boxes of each image.
+    """
+    pixels = inputs.to_pixels(pictures, self.config, mode)
+    count = (
+      len(pixels) if isinstance(pixels, np.ndarray) else len(pictures) if isinstance(pictures, list | tuple) else None
+    )
+    rows = pixels if boxes is None else _pairs(pixels, inputs.to_boxes(boxes, count))
+    kept: list = []  # of chunks under way
+
+    def start():
+      for batch in inputs.batches(rows, self.batch_size):
+        for size in inference.split(len(batch), self._setup.sizes):
+          chunk, batch = batch[:size], batch[size:]
+          filled = chunk + [chunk[-1]] * (size - len(chunk))
+          if boxes is None:
+            kept.append((len(chunk), None))
+            yield function(inputs.stack_pixels(filled))
+          else:
+            kept.append((len(chunk), [len(each) for _, each in chunk]))
+            columns = list(zip(*filled, strict=True))
+            yield function(inputs.stack_pixels(columns[0]), inputs.pad_boxes(columns[1]))
+
+    for result in inference.run_ahead(start()):
+      count, box_counts = kept.pop(0)
+      result = jax.tree.map(lambda leaf, count=count: leaf[:count], result)
+      yield result if box_counts is None else (*result, box_counts)
+
+  def _encode_ids(
+    self, ids: Sequence[inputs.Ids], length: int, long: bool, progress: bool, normalize: bool
+  ) -> np.ndarray:
+    """Packs captions into rows of up to `length` tokens and encodes the rows, chunk by chunk."""
     # none counts as shorter than two tokens, which bounds the captions that end within a chunk
-    places = np.asarray(packing.best_fit([max(len(row), 2) for row in ids], length))
-    rows = int(places[:, 0].max()) + 1
-    size = self._setup.chunk(rows)
-    rows = -(-rows // size) * size
-    captions = [packing.Caption(tuple(row), long) for row in ids]
-    text = packing.fill_rows(captions, places.tolist(), rows, length, self.config.text.short_length)
-    ends = places[:, 1] + [len(caption) - 1 for caption in ids]
-    features = np.zeros((len(ids), self.config.embedding_width), np.float32)
+    lengths = [max(len(row), 2) for row in ids]
+    length = inference.row_length(sum(lengths), length)
+    places = np.asarray(packing.best_fit(lengths, length))
+    sizes = inference.split(int(places[:, 0].max()) + 1, self._setup.sizes)
+    starts = [0, *itertools.accumulate(sizes)]
+    captions = [packing.Caption(row, long) for row in ids]
+    text = packing.fill_rows(captions, places.tolist(), starts[-1], length, self.config.text.short_length)
+    ends = places[:, 1] + [len(row) - 1 for row in ids]
     by_row = np.argsort(places[:, 0], kind="stable")
-    starts = np.searchsorted(places[by_row, 0], np.arange(0, rows + 1, size))
-    chunks = tqdm.trange(rows // size, desc="texts", unit="chunk", disable=not progress)
-    for chunk in chunks:
-      mine = by_row[starts[chunk] : starts[chunk + 1]]
-      at = np.zeros((2, size * length // 2), np.int32)
-      at[:, : len(mine)] = places[mine, 0] - chunk * size, ends[mine]
-      part = slice(chunk * size, (chunk + 1) * size)
-      arrays = (text[key][part] for key in ("tokens", "segment", "position"))
-      encoded = _encode_rows(self.params, *arrays, *at, setup=self._setup, long=long)
-      features[mine] = np.asarray(encoded)[: len(mine)]
+    bounds = np.searchsorted(places[by_row, 0], starts)
+
+    def start():
+      for row, size, first, last in zip(starts, sizes, bounds, bounds[1:], strict=False):
+        mine = by_row[first:last]
+        at = np.zeros((2, size * length // 2), np.int32)
+        at[:, : len(mine)] = places[mine, 0] - row, ends[mine]
+        arrays = (text[key][row : row + size] for key in ("tokens", "segment", "position"))
+        yield inference.encode_rows(self.params, *arrays, *at, setup=self._setup, long=long, normalize=normalize)
+
+    features = np.zeros((len(ids), self.config.embedding_width), np.float32)
+    found = tqdm.tqdm(inference.run_ahead(start()), "texts", len(sizes), unit="chunk", disable=not progress)
+    for first, last, encoded in zip(bounds, bounds[1:], found, strict=False):
+      features[by_row[first:last]] = encoded[: last - first]
     return features
 
-  def _to_ids(self, texts: str | Sequence[str] | ArrayLike) -> list[Ids]:
-    """Token ids of each text up to the one that it is read at; not yet cut to a length."""
-    end_id, vocabulary = self.config.text.end_id, self.config.text.vocab_size
-    if isinstance(texts, np.ndarray | jax.Array) and jnp.issubdtype(texts.dtype, jnp.integer):
-      rows = np.asarray(texts)
-      if rows.ndim != 2 or not rows.size:
-        raise ValueError(f"token ids must have the shape [B, L], got {list(rows.shape)}")
-      if rows.min() < 0 or rows.max() >= vocabulary:
-        raise ValueError(f"token ids must lie in 0..{vocabulary - 1}, got {rows.min()}..{rows.max()}")
-      endless = np.flatnonzero(~(rows == end_id).any(1)) if end_id != 2 else ()
-      if len(endless):
-        raise ValueError(f"row {endless[0]} of the token ids has no end-of-text id ({end_id})")
-    else:
-      texts = [texts] if isinstance(texts, str) else list(texts)
-      if not texts:
-        raise ValueError("there are no texts: give at least one")
-      if vocabulary != Tokenizer.vocab_size:
-        raise ValueError(
-          f"the model has a vocabulary of {vocabulary:,} tokens and CLIP's tokenizer {Tokenizer.vocab_size:,}: "
-          "give token ids instead of strings"
-        )
-      rows = [np.asarray(row) for row in self.tokenizer.encode_batch(texts)]
-    return [packing.cut(row, end_id).ids for row in rows]
 
-  def _check_pixels(self, pixels: ArrayLike) -> np.ndarray:
-    """Pixels as uint8 or float32 [B, S, S, 3], or an error that says what to do."""
-    pixels = np.asarray(pixels)
-    side = self.config.vision.image_size
-    expected = f"[B, {side}, {side}, 3]"
-    if pixels.shape == (side, side, 3):
-      raise ValueError(f"pixels must be a batch {expected}, got one image {list(pixels.shape)}: use pixels[None]")
-    if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
-      raise ValueError(f"pixels must be {expected}, got {list(pixels.shape)}: use model.preprocess")
-    if not len(pixels):
-      raise ValueError(f"pixels {list(pixels.shape)} hold no image: give at least one")
-    if pixels.dtype == np.uint8:
-      return pixels
-    if not jnp.issubdtype(pixels.dtype, jnp.floating):
-      raise ValueError(f"pixels must be normalised floats or uint8, got {pixels.dtype}")
-    largest = float(np.abs(pixels).max())
-    if largest > 10:
-      raise ValueError(
-        f"float pixels must be normalised (about -1.8 to 2.2), got values up to {largest:g}: use model.preprocess, "
-        "or give levels 0..255 as uint8"
-      )
-    return pixels.astype(np.float32)
+def _pairs(pixels: Iterable, boxes: Iterable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+  """Each image with its boxes; an error if one of them ends before the other."""
+  try:
+    yield from zip(pixels, boxes, strict=True)
+  except ValueError as error:
+    if "zip()" not in str(error):
+      raise
+    raise ValueError("there must be boxes for each image, and no more: an empty list for one without") from error
 
 
-@dataclasses.dataclass(frozen=True)
-class _Setup:
-  """What compiled programs depend on beside the shapes of their arguments."""
+def _find(path_or_name: str) -> str:
+  """The path of a model; one on the Hugging Face hub is downloaded unless it is there already."""
+  top = path_or_name.split("/")[0]
+  if os.path.exists(path_or_name) or os.path.isdir(top) or not _HUB_NAME.fullmatch(path_or_name):
+    if path_or_name in presets.PRESETS and not os.path.exists(path_or_name):
+      raise FileNotFoundError(f"{path_or_name!r} is a preset, a size without weights: give a model folder")
+    return path_or_name
+  import huggingface_hub
 
-  config: ModelConfig
-  runtime: Runtime
-  mesh: jax.sharding.Mesh | None
-
-  def chunk(self, count: int) -> int:
-    """The size of the chunks that `count` rows are encoded in."""
-    size = max(chunk for chunk in CHUNKS if chunk <= max(count, 1))
-    devices = self.mesh.size if self.mesh else 1
-    return -(-size // devices) * devices
-
-  def spread(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Rows of a batch spread over all devices of the mesh."""
-    return self._constrain(arrays, lambda mesh: jax.P(mesh.axis_names))
-
-  def gather(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Results on every device, so that every process can read them."""
-    return self._constrain(arrays, lambda mesh: jax.P())
-
-  def _constrain(self, arrays, spec):
-    if self.mesh is None:
-      return arrays
-    sharding = jax.sharding.NamedSharding(self.mesh, spec(self.mesh))
-    return tuple(jax.lax.with_sharding_constraint(array, sharding) for array in arrays)
-
-
-def _mesh(params: parameters.Params) -> jax.sharding.Mesh | None:
-  """The mesh of several devices that parameters live on, if they do."""
-  sharding = jax.tree.leaves(params)[0].sharding
-  several = isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh.size > 1
-  return sharding.mesh if several else None
-
-
-def _to_float32(leaf: Any) -> jax.Array:
-  done = isinstance(leaf, jax.Array) and leaf.dtype == jnp.float32
-  return leaf if done else jnp.asarray(leaf, jnp.float32)
-
-
-def _check_boxes(boxes: ArrayLike, count: int) -> np.ndarray:
-  """Boxes as float32 [B, K, 4] within 0..1, or an error that names the first wrong one."""
-  boxes = np.asarray(boxes, np.float32)
-  if boxes.ndim != 3 or boxes.shape[::2] != (count, 4):
-    raise ValueError(f"boxes must be [B, K, 4] with B = {count}, one list for each image, got {list(boxes.shape)}")
-  inside = ((boxes >= -1e-3) & (boxes <= 1 + 1e-3)).all(-1)  # False for NaN; a thousandth outside is rounding
-  wrong = np.argwhere(~(inside & (boxes[..., :2] <= boxes[..., 2:]).all(-1)))
-  if len(wrong):
-    image, box = wrong[0]
-    raise ValueError(
-      f"box {box} of image {image} is {boxes[image, box].tolist()}; needs x1 <= x2 and y1 <= y2 in 0..1, as "
-      "fractions of the image's width and height"
-    )
-  return boxes.clip(0, 1)
-
-
-@functools.partial(jax.jit, static_argnames=("setup", "dense"))
-def _encode_pixels(params, pixels, *, setup, dense):
-  """Unit-length image embeddings [B, D]; with `dense`, also patch features [B, h, w, D] of any length."""
-  (pixels,) = setup.spread(pixels)
-  if pixels.dtype == jnp.uint8:
-    mean, std = (jnp.asarray(values, jnp.float32) for values in (images.MEAN, images.STD))
-    pixels = (pixels.astype(jnp.float32) / 255 - mean) / std
-  image, patches = parameters.build(setup.config, params, setup.runtime).image_features(pixels)
-  (image,) = setup.gather(fgclip.unit_length(image))
-  return image, setup.gather(patches)[0] if dense else None
-
-
-@functools.partial(jax.jit, static_argnames=("setup", "long"))
-def _encode_rows(params, tokens, segment, position, row, end, *, setup, long):
-  """Unit-length embeddings [N, D] of captions that end at `[row, end]` of packed rows."""
-  tokens, segment, position = setup.spread(tokens, segment, position)
-  model = parameters.build(setup.config, params, setup.runtime)
-  return setup.gather(fgclip.unit_length(model.text_features(tokens, segment, position, row, end, long)))[0]
-
-
-@jax.jit
-def _pool(dense, boxes):
-  """Unit-length embeddings [B, K, D] of boxes, pooled from patch features of any length."""
-  return fgclip.unit_length(roi_align(dense, boxes))
-
-
-_unit_length = jax.jit(fgclip.unit_length)
+  try:
+    return huggingface_hub.snapshot_download(path_or_name, allow_patterns=["*.json", "*.safetensors"])
+  except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
+    raise FileNotFoundError(
+      f"no model folder at {path_or_name!r}, and no such model could be had from the Hugging Face hub: "
+      f"{str(error).splitlines()[0]}"
+    ) from error

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import fgclip_jax
-from fgclip_jax import api
+from fgclip_jax import api, inference, inputs
 from fgclip_jax.data import image as images
 from fgclip_jax.models import parameters, presets
 from fgclip_jax.weights import native
@@ -137,7 +137,7 @@ def test_chunks_and_padding_change_nothing(model, monkeypatch):
     return image, model.encode_dense(pixels), regions, model.encode_text(text), model.encode_text(text, "long")
 
   whole = encode_all(pixels, boxes, text)
-  monkeypatch.setattr(api, "CHUNKS", (1,))
+  monkeypatch.setattr(inference, "CHUNKS", (1,))
   single = encode_all(pixels, boxes, text)
   for one, other in zip(whole, single, strict=True):
     assert one.dtype == np.float32
@@ -153,7 +153,7 @@ def test_chunks_and_padding_change_nothing(model, monkeypatch):
 def test_regions_pool_the_dense_features_before_normalising(model):
   pixels = pictures(1)
   boxes = np.asarray([[[0.0, 0.0, 0.5, 0.5], [0.75, 0.25, 1.0, 0.5]]], np.float32)
-  dense = np.asarray(model._encode_pixels(pixels, dense=True)[1])[0]  # 4 x 4 cells, of any length
+  dense = np.asarray(model.encode_dense(pixels, normalize=False))[0]  # 4 x 4 cells, of any length
   image, regions = model.encode_image_and_regions(pixels, boxes)
   expected = unit(np.stack([dense[:2, :2].mean((0, 1)), dense[1, 3]]))
   np.testing.assert_allclose(regions[0], expected, atol=1e-5)
@@ -200,11 +200,11 @@ def test_a_text_that_is_too_long_is_cut_and_said(model):
 
 def test_new_parameters_compile_nothing_and_are_used(model):
   model.encode_image(pictures(1)), model.encode_text("a")
-  compiled = api._encode_pixels._cache_size(), api._encode_rows._cache_size()
+  compiled = inference.encode_pixels._cache_size(), inference.encode_rows._cache_size()
   other = api.FGCLIP(TINY, jax.tree.map(lambda leaf: leaf + 0.01 * jnp.ones_like(leaf), model.params))
   assert not np.allclose(other.encode_image(pictures(1)), model.encode_image(pictures(1)), atol=1e-4)
   assert not np.allclose(other.encode_text("a"), model.encode_text("a"), atol=1e-4)
-  assert compiled == (api._encode_pixels._cache_size(), api._encode_rows._cache_size())
+  assert compiled == (inference.encode_pixels._cache_size(), inference.encode_rows._cache_size())
 
 
 def test_parameters_on_a_mesh_are_used_where_they_are(model):

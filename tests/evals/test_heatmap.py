@@ -36,7 +36,7 @@ def test_the_map_is_the_similarity_of_patches_and_boxes(model):
     np.testing.assert_allclose(heat.similarity, dense @ text[i], atol=1e-5)
     assert [box for box, _ in heat.boxes] == boxes[i]
     for box, score in heat.boxes:
-      assert score == pytest.approx(float(model.encode_regions(pixels, [[box]])[0, 0] @ text[i]), abs=1e-5)
+      assert score == pytest.approx(float(model.encode_regions(pixels, [[box]])[0][0] @ text[i]), abs=1e-5)
 
 
 def test_colours_run_from_dark_to_light_and_stay_within_the_ends():
