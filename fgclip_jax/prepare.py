@@ -38,10 +38,15 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
       description=module.TEXT,
       epilog=f"example:\n  python -m fgclip_jax.prepare {name} {module.EXAMPLE}",
       formatter_class=argparse.RawDescriptionHelpFormatter,
+      allow_abbrev=False,  # what is not known may be a flag of Apache Beam
     )
     module.add_options(command)
     command.set_defaults(run=module.run)
-  return parser.parse_args(argv)
+  options, flags = parser.parse_known_args(argv)
+  options.flags = flags
+  if options.flags and getattr(options, "engine", None) != "beam":
+    parser.error(f"unrecognized arguments: {' '.join(options.flags)}")
+  return options
 
 
 if __name__ == "__main__":

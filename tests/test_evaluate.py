@@ -14,7 +14,7 @@ from PIL import Image
 
 from fgclip_jax import api, evaluate
 from fgclip_jax.data import image as images
-from fgclip_jax.data import record
+from fgclip_jax.data import record, tfds_folder
 from fgclip_jax.evals.examples import Examples
 from fgclip_jax.models import parameters, presets
 from fgclip_jax.weights import native
@@ -70,7 +70,7 @@ def write(folder, records, info=None, split="validation", shards=2):
     for data in records[shard::shards]:
       writer.write(data if isinstance(data, bytes) else record.encode(data))
     writer.close()
-  record.write_info(folder, info or {})
+  tfds_folder.write_info(folder, info or {})
   return folder
 
 

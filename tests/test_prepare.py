@@ -9,7 +9,7 @@ from array_record.python.array_record_module import ArrayRecordReader
 from PIL import Image
 
 from fgclip_jax import prepare
-from fgclip_jax.data import record
+from fgclip_jax.data import record, tfds_folder
 
 
 def make_image(size=(12, 8), mode="RGB", form="PNG", **options):
@@ -95,8 +95,9 @@ def test_records_keep_their_order_texts_and_image_bytes(given, capsys):
   out = capsys.readouterr().out
   assert "3 of 3 records (0 left out)" in out
   assert f"Next: python -m fgclip_jax.main --config=configs/stage2.py --config.data.path={given.output}" in out
-  info = record.read_info(str(given.output))
-  assert (info["name"], info["splits"]) == ("finehard", {"train": 3})
+  info = tfds_folder.read_info(str(given.output))
+  assert tfds_folder.read_name(str(given.output)) == "finehard"
+  assert tfds_folder.read_splits(str(given.output)) == {"train": [3]}
   assert info["sources"]["train"]["counts"]["regions"] == 3
 
 

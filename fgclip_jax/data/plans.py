@@ -4,17 +4,20 @@ It depends on the input and the arguments only, never on the number of processes
 """
 
 import dataclasses
+import functools
 import itertools
 import json
-import os
 
-from fgclip_jax.data import pool
+from fgclip_jax.data import paths, pool
 from fgclip_jax.data.record import RecordError
 from fgclip_jax.data.source import Source
+from fgclip_jax.data.stored_image import Storing
+from fgclip_jax.data.tokenizer import Tokenizer
 
-VERSION = 1  # counts changes of what is written, so that shards of an older program are not continued
+VERSION = 2  # counts changes of what is written, so that shards of an older program are not continued
 RECORDS_PER_SHARD = 8192
 MAX_SHARDS = 1000  # chosen by default: a reader keeps all shards open, and 1024 open files is a usual limit
+MAX_TASKS = 1000  # in which the input is read for the plan
 STRIDE = 256  # records between two noted offsets
 
 
@@ -32,7 +35,7 @@ class Job:
     name: the data set's name.
     split: the split to write.
     shards: how many shards; None chooses by the number of records.
-    check_images: decode every image to find those that are broken.
+    storing: how images are checked and stored.
     strict: stop at the first thing that would be left out.
   """
 
@@ -41,7 +44,7 @@ class Job:
   name: str
   split: str = "train"
   shards: int | None = None
-  check_images: bool = True
+  storing: Storing = dataclasses.field(default_factory=Storing)
   strict: bool = False
 
 
@@ -64,11 +67,11 @@ def get_arguments(job: Job) -> dict:
     **job.source.arguments(),
     "name": job.name,
     "shards": job.shards,
-    "check_images": job.check_images,
-    "files": [
-      {"path": os.path.abspath(path), "size": os.stat(path).st_size, "changed": os.stat(path).st_mtime_ns}
-      for path in job.source.files
-    ],
+    "check_images": job.storing.check,
+    "max_side": job.storing.max_side,
+    "quality": job.storing.quality,
+    "tokenizer": Tokenizer.name,
+    "files": [{"path": paths.absolute(path), **paths.fingerprint(path)} for path in job.source.files],
   }
 
 
@@ -81,20 +84,20 @@ def compare(old: dict, new: dict) -> list[str]:
   ]
   before = {entry["path"]: entry for entry in old.get("files", [])}
   after = {entry["path"]: entry for entry in new["files"]}
-  for word, paths in (
+  for word, found in (
     ("gone", [path for path in before if path not in after]),
     ("new", [path for path in after if path not in before]),
     ("changed", [path for path in after if path in before and before[path] != after[path]]),
   ):
-    if paths:
-      more = f" and {len(paths) - 1} more" if len(paths) > 1 else ""
-      changes.append(f"input file {paths[0]}{more} is {word}")
+    if found:
+      more = f" and {len(found) - 1} more" if len(found) > 1 else ""
+      changes.append(f"input file {found[0]}{more} is {word}")
   if not changes and old != new:
     changes.append("the input files are in another order")
   return changes
 
 
-def make(job: Job, state: str, workers: int) -> dict:
+def make(job: Job, state: str, workers: int | pool.Engine) -> dict:
   """Reads all input files, and makes and saves the plan.
 
   Returns:
@@ -106,22 +109,29 @@ def make(job: Job, state: str, workers: int) -> dict:
   """
   plan = {"arguments": get_arguments(job), "files": [None] * len(job.source.files)}
   size = sum(entry["size"] for entry in plan["arguments"]["files"])
-  tasks = [(job, index) for index in range(len(job.source.files))]
-  for index, found in pool.run(_index_file, tasks, workers, total=size, label="reading the input", unit="B"):
-    plan["files"][index] = found
+  groups = min(len(job.source.files), MAX_TASKS)
+  bounds = [len(job.source.files) * group // groups for group in range(groups + 1)] if groups else []
+  function = functools.partial(_index_files, job)
+  tasks = list(itertools.pairwise(bounds))
+  for begin, found in pool.run(function, tasks, workers, total=size, label="reading the input", unit="B"):
+    plan["files"][begin : begin + len(found)] = found
   count = sum(found["records"] for found in plan["files"])
   if count == 0:
     broken = next((found["broken"][1:] for found in plan["files"] if found["broken"]), None)
     reason = f": {job.source.files[0]}, {broken[0]}: {broken[1]}" if broken else ""
     raise PrepareError(f"no record in {len(job.source.files)} input files{reason}")
-  save_json(os.path.join(state, "plan.json"), plan)
+  save_json(paths.join(state, "plan.json"), plan)
   return plan
 
 
-def _index_file(task: tuple[Job, int]) -> tuple[int, dict]:
+def _index_files(job: Job, task: tuple[int, int]) -> tuple[int, list[dict]]:
+  """Counts the records of files `begin` to `end`."""
+  begin, end = task
+  return begin, [_index_file(job, path) for path in job.source.files[begin:end]]
+
+
+def _index_file(job: Job, path: str) -> dict:
   """Counts a file's records; `broken` tells kind, place and reason where the file breaks off."""
-  job, number = task
-  path = job.source.files[number]
   found = {"records": 0, "offsets": [], "broken": None}
   done = 0
   try:
@@ -135,8 +145,8 @@ def _index_file(task: tuple[Job, int]) -> tuple[int, dict]:
     if job.strict:
       raise PrepareError(f"--strict: {path}, record {found['records']}: {error}") from error
     found["broken"] = [error.kind, error.field, error.message]
-  pool.tick(os.path.getsize(path) - done)
-  return number, found
+  pool.tick(paths.size(path) - done)
+  return found
 
 
 def cut(job: Job, plan: dict) -> list[list[Piece]]:
@@ -164,7 +174,12 @@ def cut(job: Job, plan: dict) -> list[list[Piece]]:
 
 def save_json(path: str, value: dict) -> None:
   """Writes a JSON file that is complete from the moment it exists."""
-  with open(f"{path}.tmp", "w", encoding="utf-8") as file:
-    json.dump(value, file, indent=1, ensure_ascii=False)
-    file.write("\n")
-  os.replace(f"{path}.tmp", path)
+  paths.write(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode())
+
+
+def load_json(path: str) -> dict | None:
+  """Reads a JSON file; None where there is none."""
+  try:
+    return json.loads(paths.read(path))
+  except FileNotFoundError:
+    return None

@@ -1,4 +1,8 @@
-"""Runs tasks in processes, with a progress bar that also moves within a task."""
+"""Runs tasks in processes, or by an engine that has machines of its own.
+
+The one way in which work is spread: a function of a module, tasks and results that can be pickled and are small. Data
+pass through files.
+"""
 
 import concurrent.futures
 import multiprocessing
@@ -6,11 +10,19 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import tqdm
 
 Task, Result = TypeVar("Task"), TypeVar("Result")
+
+
+@runtime_checkable
+class Engine(Protocol):
+  """Runs tasks elsewhere, see `beam.Beam`."""
+
+  def run(self, function: Callable[[Task], Result], tasks: list[Task], *, label: str) -> Iterator[Result]:
+    """Yields the results of `function`, in any order; an error in a task stops the others and is raised."""
 
 
 class Stopped(Exception):
@@ -30,14 +42,28 @@ def tick(amount: int) -> None:
 
 
 def run(
-  function: Callable[[Task], Result], tasks: list[Task], workers: int, *, total: int, label: str, unit: str
+  function: Callable[[Task], Result], tasks: list[Task], workers: int | Engine, *, total: int, label: str, unit: str
 ) -> Iterator[Result]:
-  """Yields the results of `function`, a module's own, in the order in which tasks end.
+  """Yields the results of `function` in the order in which tasks end.
 
-  One worker, or one task, runs in this process. An error in a task stops the others and is raised here.
+  Args:
+    function: a module's own, or a `functools.partial` of one.
+    tasks: what it is called with.
+    workers: the number of processes (one worker, or one task, runs in this process), or an engine.
+    total: how far the progress bar goes, which `tick` moves; with an engine, it goes from task to task.
+    label, unit: of the progress bar.
+
+  Raises:
+    BaseException: an error in a task stops the others and is raised here.
   """
   global _advance
   if not tasks:
+    return
+  if not isinstance(workers, int):
+    with tqdm.tqdm(total=len(tasks), desc=label, unit=" tasks") as bar:
+      for result in workers.run(function, tasks, label=label):
+        bar.update(1)
+        yield result
     return
   workers = min(workers, len(tasks))
   with tqdm.tqdm(total=total, desc=label, unit=unit, unit_scale=True) as bar:

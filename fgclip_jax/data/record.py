@@ -1,24 +1,30 @@
 """The record: one image with its captions and regions, as it lies in ArrayRecord files.
 
-A record is a serialized `tf.train.Example` made and read by TensorFlow Datasets' feature
-connectors (no TensorFlow needed), so that `tfds.data_source` can read the same files. A data
-set is a folder of shards named `NAME-SPLIT.array_record-00000-of-00004`, written with
-`group_size:1` (random access needs it), next to `features.json` (the schema) and
-`info.json` (what `prepare` counted, and the data set's own facts).
+A record is a serialized `tf.train.Example` with the fields that `features` names, so that
+TensorFlow Datasets reads the same files; here they are read and written without it, which is
+several times as quick. A data set is a folder of shards named
+`NAME-SPLIT.array_record-00000-of-00004`, written with `group_size:1` (random access needs it);
+`tfds_folder.py` says what else lies in it.
 """
 
 import dataclasses
 import functools
-import json
+import itertools
 import math
-import os
 import re
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import numpy as np
 
+from fgclip_jax.data import paths
+
 MAX_NEGATIVES = 10  # hard negatives of one region that a record can hold (FG-CLIP uses exactly ten)
-INFO_FILE = "info.json"
-_SHARD = re.compile(r"^(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})$")
+Ids = tuple[int, ...]  # token ids of a whole text, start and end id included
+_TOKEN_LISTS = ("region_short", "region_long", "negative")
+_SHARD = re.compile(
+  r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<rest>\..+)?"
+)
 
 
 class RecordError(ValueError):
@@ -55,15 +61,34 @@ class Region:
 
 
 @dataclasses.dataclass(frozen=True)
+class Tokens:
+  """A record's captions as token ids, none of them cut; `info.json` names the tokenizer. No caption has no ids.
+
+  Attributes:
+    short, long: of the record's captions.
+    region_short, region_long: of each region's.
+    negatives: of each region's negatives.
+  """
+
+  short: Ids
+  long: Ids = ()
+  region_short: tuple[Ids, ...] = ()
+  region_long: tuple[Ids, ...] = ()
+  negatives: tuple[tuple[Ids, ...], ...] = ()
+
+
+@dataclasses.dataclass(frozen=True)
 class Record:
   """One training example.
 
   Attributes:
     id: names the image within its data set, e.g. its relative path.
-    image: the encoded image file (JPEG, PNG, WebP, ...), as it came.
+    image: the encoded image file (JPEG, PNG, WebP, ...).
     short: the short caption.
     long: the long caption; empty if there is none.
     regions: any number of regions.
+    width, height: of the image in pixels; 0 where they are not known.
+    tokens: the captions as token ids; None where they are not stored.
   """
 
   id: str
@@ -71,27 +96,37 @@ class Record:
   short: str
   long: str = ""
   regions: tuple[Region, ...] = ()
+  width: int = 0
+  height: int = 0
+  tokens: Tokens | None = None
 
 
 @functools.cache
 def features():
-  """The TensorFlow Datasets feature connectors of a record (imported here: it takes a third of a second)."""
+  """The schema for TensorFlow Datasets (imported here: it takes a third of a second)."""
   import tensorflow_datasets as tfds
 
-  def strings():
-    return tfds.features.Tensor(shape=(None,), dtype=np.str_)
+  def tensor(dtype: type, *shape: int | None):
+    return tfds.features.Tensor(shape=shape, dtype=dtype)
 
   return tfds.features.FeaturesDict(
     {
       "id": tfds.features.Text(),
       "image": tfds.features.Text(),  # raw bytes: any encoding Pillow reads
+      "width": tfds.features.Scalar(np.int32),
+      "height": tfds.features.Scalar(np.int32),
       "short": tfds.features.Text(),
       "long": tfds.features.Text(),
-      "region/box": tfds.features.Tensor(shape=(None, 4), dtype=np.float32),
-      "region/short": strings(),
-      "region/long": strings(),
-      "region/negative_count": tfds.features.Tensor(shape=(None,), dtype=np.int32),
-      "region/negatives": strings(),  # of all regions, one after the other
+      "region/box": tensor(np.float32, None, 4),
+      "region/short": tensor(np.str_, None),
+      "region/long": tensor(np.str_, None),
+      "region/negatives": tensor(np.str_, None, MAX_NEGATIVES),  # rows padded with empty texts
+      "region/negative_count": tensor(np.int32, None),
+      "tokens/short": tensor(np.int32, None),
+      "tokens/long": tensor(np.int32, None),
+      # of all regions, and of all negatives without the padding, one after the other
+      **{f"tokens/{texts}": tensor(np.int32, None) for texts in _TOKEN_LISTS},
+      **{f"tokens/{texts}_length": tensor(np.int32, None) for texts in _TOKEN_LISTS},
     }
   )
 
@@ -121,74 +156,144 @@ def check_box(box, field: str = "box") -> tuple[float, float, float, float]:
 
 
 def encode(record: Record) -> bytes:
-  """Serializes a record; raises `RecordError` for a box or a number of negatives that the schema forbids."""
+  """Serializes a record, equal ones to equal bytes.
+
+  Raises:
+    RecordError: a box or a number of negatives that the schema forbids, or tokens of other regions.
+  """
   for index, region in enumerate(record.regions):
     check_box(region.box, f"regions[{index}].box")
     if len(region.negatives) > MAX_NEGATIVES:
       raise RecordError(
         "too_many_negatives", f"regions[{index}].negatives", f"holds {len(region.negatives)}, at most {MAX_NEGATIVES}"
       )
-  from tensorflow_datasets.proto import tf_example_pb2
+  from tensorflow_datasets.proto import tf_example_pb2  # here: it takes a third of a second
 
-  connectors = features()
-  data = connectors.serialize_example(
-    connectors.encode_example(
-      {
-        "id": record.id,
-        "image": record.image,
-        "short": record.short,
-        "long": record.long,
-        "region/box": np.asarray([r.box for r in record.regions], np.float32).reshape(-1, 4),
-        "region/short": [r.short for r in record.regions],
-        "region/long": [r.long for r in record.regions],
-        "region/negative_count": np.asarray([len(r.negatives) for r in record.regions], np.int32),
-        "region/negatives": [text for r in record.regions for text in r.negatives],
-      }
-    )
-  )
+  example = tf_example_pb2.Example()
+  feature = example.features.feature
+
+  def put(key: str, kind: str, values: Iterable) -> None:
+    field = getattr(feature[key], kind)
+    field.SetInParent()  # there, even if it is empty
+    field.value.extend(values)
+
+  def put_texts(key: str, texts: Iterable[str]) -> None:
+    put(key, "bytes_list", (text.encode() for text in texts))
+
+  def put_numbers(key: str, numbers: Iterable[int]) -> None:
+    put(key, "int64_list", numbers)
+
+  put("image", "bytes_list", [record.image])
+  for key in ("id", "short", "long"):
+    put_texts(key, [getattr(record, key)])
+  put_numbers("width", [record.width])
+  put_numbers("height", [record.height])
+  regions = record.regions
+  put("region/box", "float_list", (value for region in regions for value in region.box))
+  put_texts("region/short", [region.short for region in regions])
+  put_texts("region/long", [region.long for region in regions])
+  padded = [(*region.negatives, *[""] * (MAX_NEGATIVES - len(region.negatives))) for region in regions]
+  put_texts("region/negatives", itertools.chain.from_iterable(padded))
+  put_numbers("region/negative_count", [len(region.negatives) for region in regions])
+  _put_tokens(record, put_numbers)
   # the order of a message's fields differs from process to process unless it is asked for
-  return tf_example_pb2.Example.FromString(data).SerializeToString(deterministic=True)
+  return example.SerializeToString(deterministic=True)
+
+
+def _put_tokens(record: Record, put: Callable[[str, Iterable[int]], None]) -> None:
+  tokens = record.tokens or Tokens(short=())
+  negatives = [ids for region in tokens.negatives for ids in region]
+  if record.tokens:
+    counts = [len(region.negatives) for region in record.regions]
+    regions = len(record.regions)
+    agree = len(tokens.region_short) == len(tokens.region_long) == regions and tokens.short
+    if not agree or [len(region) for region in tokens.negatives] != counts:
+      raise RecordError("tokens_disagree", "tokens", "are not those of the record's captions: make them anew")
+  put("tokens/short", tokens.short)
+  put("tokens/long", tokens.long)
+  for key, texts in zip(_TOKEN_LISTS, (tokens.region_short, tokens.region_long, negatives), strict=True):
+    put(f"tokens/{key}", itertools.chain.from_iterable(texts))
+    put(f"tokens/{key}_length", map(len, texts))
 
 
 def decode(data: bytes) -> Record:
   """Reads a serialized record; raises `RecordError` of kind `record_unreadable` where `data` is not one."""
+  from tensorflow_datasets.proto import tf_example_pb2  # here: it takes a third of a second
+
   try:
-    fields = features().deserialize_example_np(data)
-    short = [text.decode() for text in fields["region/short"]]
-    long = [text.decode() for text in fields["region/long"]]
-    negatives = [text.decode() for text in fields["region/negatives"]]
-    boxes = np.asarray(fields["region/box"], np.float64).reshape(-1, 4)
-    counts = [int(count) for count in fields["region/negative_count"]]
-    identity, caption, long_caption = (fields[key].decode() for key in ("id", "short", "long"))
-    image = fields["image"]
-    if not isinstance(image, bytes):
-      raise TypeError(f"its image is of type {type(image).__name__}")
-  except Exception as error:  # protobuf and TFDS raise many types; the cause is chained
+    return _decode(tf_example_pb2.Example.FromString(data).features.feature)
+  except RecordError:
+    raise
+  except Exception as error:  # protobuf raises several types; the cause is chained
     raise RecordError("record_unreadable", "record", f"is not a serialized record ({error})") from error
-  agree = len(short) == len(long) == len(boxes) == len(counts) and sum(counts) == len(negatives)
+
+
+def _decode(feature: Mapping[str, Any]) -> Record:
+  def texts(key: str) -> list[str]:
+    return [text.decode() for text in feature[key].bytes_list.value]
+
+  def numbers(key: str) -> list[int]:
+    return list(feature[key].int64_list.value)
+
+  if "width" not in feature:
+    message = "has no width: another version of this program wrote it; run `prepare` again"
+    raise RecordError("record_unreadable", "record", message)
+  (image,) = feature["image"].bytes_list.value
+  (identity,), (caption,), (long_caption,) = texts("id"), texts("short"), texts("long")
+  (width,), (height,) = numbers("width"), numbers("height")
+  short, long, negatives = texts("region/short"), texts("region/long"), texts("region/negatives")
+  boxes = list(feature["region/box"].float_list.value)
+  counts = numbers("region/negative_count")
+  agree = len(short) == len(long) == len(counts) and len(boxes) == 4 * len(short)
+  agree = agree and len(negatives) == MAX_NEGATIVES * len(short)
   if not agree or not all(0 <= count <= MAX_NEGATIVES for count in counts):
     raise RecordError(
       "record_unreadable",
       "region",
-      f"counts disagree or are impossible: {len(boxes)} boxes, {len(short)} short and {len(long)} long captions, "
-      f"{counts} negatives announced, {len(negatives)} held",
+      f"counts disagree or are impossible: {len(boxes)} numbers of boxes, {len(short)} short and {len(long)} long "
+      f"captions, {len(negatives)} negatives, of which {counts} are announced",
     )
-  ends = np.cumsum(counts, dtype=int) if counts else np.zeros(0, int)
   regions = tuple(
     Region(
-      box=check_box(boxes[i], f"regions[{i}].box"),
-      short=short[i],
-      long=long[i],
-      negatives=tuple(negatives[ends[i] - counts[i] : ends[i]]),
+      box=check_box(boxes[4 * index : 4 * index + 4], f"regions[{index}].box"),
+      short=short[index],
+      long=long[index],
+      negatives=tuple(negatives[MAX_NEGATIVES * index : MAX_NEGATIVES * index + count]),
     )
-    for i in range(len(counts))
+    for index, count in enumerate(counts)
   )
-  return Record(id=identity, image=image, short=caption, long=long_caption, regions=regions)
+  tokens = _decode_tokens(numbers, counts)
+  return Record(identity, image, caption, long_caption, regions, width, height, tokens)
+
+
+def _decode_tokens(numbers: Callable[[str], list[int]], counts: list[int]) -> Tokens | None:
+  short = tuple(numbers("tokens/short"))
+  if not short:
+    return None
+  lists = {}
+  for key, count in zip(_TOKEN_LISTS, (len(counts), len(counts), sum(counts)), strict=True):
+    ids, lengths = tuple(numbers(f"tokens/{key}")), numbers(f"tokens/{key}_length")
+    if len(lengths) != count or sum(lengths) != len(ids) or min(lengths, default=0) < 0:
+      message = f"disagrees: {len(ids)} ids in {len(lengths)} texts of {sum(lengths)}, not in {count}"
+      raise RecordError("record_unreadable", f"tokens/{key}", message)
+    ends = itertools.accumulate(lengths, initial=0)
+    lists[key] = tuple(ids[begin:end] for begin, end in itertools.pairwise(ends))
+  ends = itertools.accumulate(counts, initial=0)
+  negatives = tuple(lists["negative"][begin:end] for begin, end in itertools.pairwise(ends))
+  return Tokens(short, tuple(numbers("tokens/long")), lists["region_short"], lists["region_long"], negatives)
 
 
 def shard_path(folder: str, name: str, split: str, index: int, count: int) -> str:
   """The path of one shard, named as TensorFlow Datasets names them."""
-  return os.path.join(folder, f"{name}-{split}.array_record-{index:05d}-of-{count:05d}")
+  return paths.join(folder, f"{name}-{split}.array_record-{index:05d}-of-{count:05d}")
+
+
+def match_shard(entry: str) -> re.Match | None:
+  """Takes the name of a shard apart into `name`, `split`, `index`, `count` and `rest`.
+
+  `rest` is what follows the name in that of a shard's companion, such as an unfinished copy: `.tmp`.
+  """
+  return _SHARD.fullmatch(entry)
 
 
 def find_shards(folder: str, split: str) -> list[str]:
@@ -198,12 +303,12 @@ def find_shards(folder: str, split: str) -> list[str]:
     FileNotFoundError: no such folder or no shard of that split (the message lists the splits there are).
     ValueError: a shard of the set is missing.
   """
-  if not os.path.isdir(folder):
+  if not paths.is_folder(folder):
     raise FileNotFoundError(f"no data set folder at {folder!r}; make one with `python -m fgclip_jax.prepare`")
   found, splits = {}, set()
-  for entry in sorted(os.listdir(folder)):
-    match = _SHARD.match(entry)
-    if match:
+  for entry in paths.list_folder(folder):
+    match = match_shard(entry)
+    if match and not match["rest"]:
       splits.add(match["split"])
       if match["split"] == split:
         found.setdefault((match["name"], int(match["count"])), []).append(int(match["index"]))
@@ -217,22 +322,3 @@ def find_shards(folder: str, split: str) -> list[str]:
   if missing:
     raise ValueError(f"{folder!r}, split {split!r}: shards {missing} of {count} are missing; run `prepare` again")
   return [shard_path(folder, name, split, index, count) for index in range(count)]
-
-
-def write_info(folder: str, info: dict) -> None:
-  """Writes `features.json` (TensorFlow Datasets' schema) and `info.json` (counts and facts) into a data set folder."""
-  features().save_config(folder)
-  path = os.path.join(folder, INFO_FILE)
-  with open(path + ".tmp", "w", encoding="utf-8") as file:
-    json.dump(info, file, indent=2, ensure_ascii=False)
-    file.write("\n")
-  os.replace(path + ".tmp", path)
-
-
-def read_info(folder: str) -> dict:
-  """Reads `info.json` of a data set folder; empty if there is none."""
-  path = os.path.join(folder, INFO_FILE)
-  if not os.path.exists(path):
-    return {}
-  with open(path, encoding="utf-8") as file:
-    return json.load(file)

@@ -8,22 +8,21 @@ split is whether attributes are recognised, not whether combinations are remembe
 Everything follows from `(seed, index, split)`, whatever the number of processes.
 """
 
-import concurrent.futures
+import dataclasses
 import functools
 import io
-import multiprocessing
 import os
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
-import tqdm
-from array_record.python import array_record_module
 from PIL import Image
 
-from fgclip_jax.data import record, scene_shapes
+from fgclip_jax.data import paths, pool, record, scene_shapes, shard_file, tfds_folder, token_ids
+from fgclip_jax.data.tokenizer import Tokenizer
 
 NAME = "scenes"
-VERSION = 1  # counts changes of what is drawn or written, so that `write` does not keep outdated files
+VERSION = 2  # counts changes of what is drawn or written, so that `write` does not keep outdated files
 IMAGE_SIZE = 64
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 OBJECTS = 3
@@ -169,9 +168,11 @@ def make_record(seed: int, index: int, split: str) -> record.Record:
   long = [objects[i] for i in rng.permutation(OBJECTS)]
   short = [objects[i].description.short_caption for i in rng.permutation(OBJECTS)]
   with_negatives = {int(rng.integers(OBJECTS))} if split == "train" else set(range(OBJECTS))
-  return record.Record(
+  made = record.Record(
     id=f"{split}/{index:06d}",
     image=encode_image(image),
+    width=IMAGE_SIZE,
+    height=IMAGE_SIZE,
     short=f"{', '.join(short[:-1])} and {short[-1]}",
     long=", ".join(f"{item.description.caption} {item.quadrant}" for item in long),
     regions=tuple(
@@ -183,6 +184,7 @@ def make_record(seed: int, index: int, split: str) -> record.Record:
       for i, item in enumerate(objects)
     ),
   )
+  return dataclasses.replace(made, tokens=token_ids.make(made, _tokenizer()))
 
 
 def _draw_negatives(rng: np.random.Generator, description: Description, split: str) -> tuple[str, ...]:
@@ -197,6 +199,11 @@ def encode_image(image: np.ndarray) -> bytes:
   file = io.BytesIO()
   Image.fromarray(image).save(file, "PNG", compress_level=0)
   return file.getvalue()
+
+
+@functools.cache
+def _tokenizer() -> Tokenizer:
+  return Tokenizer()
 
 
 def _rng(seed: int, index: int, split: str, stream: int) -> np.random.Generator:
@@ -225,8 +232,8 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
     workers: number of processes; all processors if None. The records do not depend on it.
 
   Returns:
-    What `info.json` holds: `name`, `version`, `arguments`, `splits` (number of records of each), `shards` (that of
-    each shard), and `region_classes`, the captions of all descriptions, which regions can be classified into.
+    What `info.json` holds: `version`, `arguments`, `tokenizer`, and `region_classes`, the captions of all
+    descriptions, which regions can be classified into.
 
   Raises:
     ValueError: a count below one or a negative seed.
@@ -241,29 +248,28 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
   ]:
     if value < least:
       raise ValueError(f"{argument} must be at least {least}, got {value}")
-  splits = {"train": train, "validation": validation}
-  by_split = {split: _shards(output, split, count, seed) for split, count in splits.items()}
+  counts = {"train": train, "validation": validation}
+  by_split = {split: _shards(output, split, count, seed) for split, count in counts.items()}
   info = {
-    "name": NAME,
     "version": VERSION,
     "arguments": {"train": train, "validation": validation, "seed": seed},
-    "splits": splits,
-    "shards": {split: [shard.stop - shard.start for shard in shards] for split, shards in by_split.items()},
+    "tokenizer": Tokenizer.name,
     "region_classes": [item.caption for item in descriptions()],
   }
   shards = [shard for split in by_split.values() for shard in split]
   os.makedirs(output, exist_ok=True)
   _check_folder(output)
-  if record.read_info(output) == info and all(os.path.exists(shard.path) for shard in shards):
+  if tfds_folder.read_info(output) == info and all(os.path.exists(shard.path) for shard in shards):
     print(f"{output} already holds these scenes ({train:,} train, {validation:,} validation, seed {seed}): kept.")
     return info
   _clear(output)
   workers = min(workers, len(shards))
   print(f"Rendering {train:,} train and {validation:,} validation scenes into {output} ({workers} processes)")
-  with tqdm.tqdm(total=train + validation, unit="scene", desc="scenes") as progress:
-    for count in _map(_write_shard, shards, workers):
-      progress.update(count)
-  record.write_info(output, info)
+  found = pool.run(_write_shard, shards, workers, total=train + validation, label="scenes", unit=" scenes")
+  written = dict(found)
+  splits = {split: [written[shard.path] for shard in shards] for split, shards in by_split.items()}
+  tfds_folder.add_splits(output, NAME, splits)
+  tfds_folder.write_info(output, info)
   size = sum(os.path.getsize(shard.path) for shard in shards)
   print(f"Wrote {train + validation:,} scenes in {len(shards)} shards, {size / 1e6:.0f} MB, to {output}")
   return info
@@ -287,26 +293,14 @@ def _shards(output: str, split: str, count: int, seed: int) -> list[_Shard]:
   ]
 
 
-def _write_shard(shard: _Shard) -> int:
-  """Writes one shard under a temporary name, renames it when it is complete, and returns how many scenes it holds."""
-  temporary = shard.path + ".tmp"
-  writer = array_record_module.ArrayRecordWriter(temporary, "group_size:1")
+def _write_shard(shard: _Shard) -> tuple[str, tfds_folder.Shard]:
+  return shard.path, shard_file.write(shard.path, _encode_scenes(shard))
+
+
+def _encode_scenes(shard: _Shard) -> Iterator[bytes]:
   for index in range(shard.start, shard.stop):
-    writer.write(record.encode(make_record(shard.seed, index, shard.split)))
-  writer.close()
-  os.replace(temporary, shard.path)
-  return shard.stop - shard.start
-
-
-def _map(function, items: list, workers: int):
-  """Yields `function(item)` in order, computed by `workers` processes, or here if one is enough."""
-  if workers == 1:
-    yield from map(function, items)
-    return
-  # Spawned, not forked: the caller may run threads, and a fork of those can hang.
-  context = multiprocessing.get_context("spawn")
-  with concurrent.futures.ProcessPoolExecutor(workers, mp_context=context) as pool:
-    yield from pool.map(function, items)
+    pool.tick(1)
+    yield record.encode(make_record(shard.seed, index, shard.split))
 
 
 def _processors() -> int:
@@ -317,17 +311,16 @@ def _processors() -> int:
 def _check_folder(output: str) -> None:
   """Raises `FileExistsError` if the folder holds another data set."""
   foreign = [entry for entry in _shard_files(output) if not entry.startswith(f"{NAME}-")]
-  name = record.read_info(output).get("name", NAME)
+  name = tfds_folder.read_name(output) or NAME
   if foreign or name != NAME:
     raise FileExistsError(f"{output!r} holds another data set ({foreign[0] if foreign else name}); give another folder")
 
 
 def _clear(output: str) -> None:
   """Removes scenes made with other arguments, or half made; `info.json` first, as it vouches for the shards."""
-  for entry in [record.INFO_FILE, *_shard_files(output)]:
-    path = os.path.join(output, entry)
-    if os.path.exists(path):
-      os.remove(path)
+  paths.remove(os.path.join(output, tfds_folder.INFO))
+  for split in SPLITS:
+    tfds_folder.remove_split(output, split)
 
 
 def _shard_files(output: str) -> list[str]:

@@ -8,7 +8,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from fgclip_jax.data import paths
+from fgclip_jax.data import paths, tfds_folder
 from fgclip_jax.data import record as records
 from fgclip_jax.data.record import RecordError
 from fgclip_jax.data.remote import RemoteShard
@@ -21,9 +21,9 @@ class Records:
   """A split's records by number; the readers open when first used, in the process that uses them.
 
   Of a shard that is damaged, the records that are still whole are read. The others keep their numbers, as far as
-  `info.json` knows how many there were, so that the order of the rest does not depend on the damage.
+  `dataset_info.json` knows how many there were, so that the order of the rest does not depend on the damage.
 
-  Shards in object storage (a folder such as `gs://bucket/finehard`) are not opened here where `info.json` knows their
+  Shards in object storage (a folder such as `gs://bucket/finehard`) are not opened here where `dataset_info.json` knows their
   records, so what is damaged there shows when it is read.
 
   Attributes:
@@ -36,7 +36,7 @@ class Records:
   def __init__(self, folder: str, split: str):
     self.paths = records.find_shards(folder, split)
     self._remote = paths.is_remote(folder)
-    expected = records.read_info(folder).get("shards", {}).get(split)
+    expected = tfds_folder.read_splits(folder).get(split)
     self.damage: list[str] = []
     self._start_unopened()
     if self._remote and expected:

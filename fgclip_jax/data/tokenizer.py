@@ -36,10 +36,12 @@ class Tokenizer:
   Can be pickled, and used from several threads at once.
 
   Attributes:
+    name: says which ids it makes, where they are stored; ftfy's minor version decides some.
     start_id, end_id: 49406 and 49407. The end id is also what batches are padded with.
     vocab_size: 49408.
   """
 
+  name = f"openai-clip, ftfy {'.'.join(ftfy.__version__.split('.')[:2])}"
   start_id = VOCAB_SIZE - 2
   end_id = VOCAB_SIZE - 1
   vocab_size = VOCAB_SIZE
@@ -91,6 +93,10 @@ class Tokenizer:
         tokens.append(self._backend.id_to_token(index))
     raw = bytes(_alphabet()[character] for character in "".join(tokens))
     return raw.decode("utf-8", errors="replace").replace("</w>", " ").strip()
+
+  def save_vocabulary(self, folder: str) -> list[str]:
+    """Writes the vocabulary and the merges as transformers reads them; returns the paths: vocab.json, merges.txt."""
+    return self._backend.model.save(folder)
 
 
 def _clean(text: str, index: int) -> str:

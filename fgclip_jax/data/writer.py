@@ -11,41 +11,46 @@ The plan and the descriptions lie in `OUTPUT/.prepare/SPLIT/`.
 
 import concurrent.futures.process
 import dataclasses
-import fcntl
+import functools
 import importlib.metadata
 import itertools
 import json
-import os
 import re
-import shutil
+from collections.abc import Iterator
 from typing import Any
 
-from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-
-from fgclip_jax.data import fields, image, plans, pool, record
+from fgclip_jax.data import fields, locks, paths, plans, pool, record, shard_file, stored_image, tfds_folder, token_ids
 from fgclip_jax.data.record import RecordError
 from fgclip_jax.data.tally import Tally
+from fgclip_jax.data.tokenizer import Tokenizer
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 @dataclasses.dataclass(frozen=True)
-class _Shard:
+class _Task:
   """One shard to write: its `path`, the records it is made of, and the path of its description."""
 
-  job: plans.Job
   number: int
   path: str
   description: str
   pieces: list[plans.Piece]
 
 
-def write(job: plans.Job, workers: int, overwrite: bool = False) -> Tally:
+@dataclasses.dataclass(frozen=True)
+class _Done:
+  """A finished shard and what was counted in it."""
+
+  shard: tfds_folder.Shard
+  tally: Tally
+
+
+def write(job: plans.Job, workers: int | pool.Engine, overwrite: bool = False) -> Tally:
   """Writes a split, or what is missing of it, and returns what it holds.
 
   Args:
     job: what to convert and where to.
-    workers: the number of processes; the result does not depend on it.
+    workers: the number of processes, or an engine; the result does not depend on it.
     overwrite: discard what an earlier run wrote for this split.
 
   Raises:
@@ -54,13 +59,9 @@ def write(job: plans.Job, workers: int, overwrite: bool = False) -> Tally:
     OSError: reading or writing fails.
   """
   _check(job)
-  state = os.path.join(job.output, ".prepare", job.split)
-  os.makedirs(state, exist_ok=True)
-  with open(os.path.join(job.output, ".prepare", f"{job.split}.lock"), "w") as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-      raise plans.PrepareError(f"another process is preparing split {job.split!r} in {job.output}") from error
+  state = state_folder(job)
+  paths.make_folder(state)
+  with locks.hold(f"{state}.lock", f"preparing split {job.split!r} in {job.output}"):
     try:
       return _write(job, state, workers, overwrite)
     except concurrent.futures.process.BrokenProcessPool as error:
@@ -68,25 +69,32 @@ def write(job: plans.Job, workers: int, overwrite: bool = False) -> Tally:
       raise plans.PrepareError(f"{message} --workers if it happens again") from error
 
 
-def _write(job: plans.Job, state: str, workers: int, overwrite: bool) -> Tally:
+def state_folder(job: plans.Job) -> str:
+  """The folder of what `prepare` keeps to continue a split, and of all that passes between its tasks."""
+  return paths.join(job.output, ".prepare", job.split)
+
+
+def _write(job: plans.Job, state: str, workers: int | pool.Engine, overwrite: bool) -> Tally:
   plan = _load_plan(job, state, overwrite) or plans.make(job, state, workers)
+  _remove_leavings(job, state)
   broken = [(path, found) for path, found in zip(job.source.files, plan["files"], strict=True) if found["broken"]]
   total = Tally()
   for path, found in broken:
     total.add_finding("file", RecordError(*found["broken"]), path, found["records"])
-  shards = _list_shards(job, state, plans.cut(job, plan))
-  tallies = [_load_finished(shard) for shard in shards]
+  tasks = _list_tasks(job, state, plans.cut(job, plan))
+  done = [_load_finished(task) for task in tasks]
   if job.strict:
-    _refuse_fault(total, *(tally for tally in tallies if tally))
-  left = [shard for shard, tally in zip(shards, tallies, strict=True) if tally is None]
-  if len(left) < len(shards):
-    print(f"{len(shards) - len(left)} of {len(shards)} shards are finished already: kept")
-  count = sum(piece.count for shard in left for piece in shard.pieces)
-  for number, tally in pool.run(_write_shard, left, workers, total=count, label="writing", unit=" records"):
-    tallies[number] = tally
-  for tally in tallies:
-    total.merge(tally)
-  _finish(job, plan, total, [tally.records for tally in tallies])
+    _refuse_fault(total, *(shard.tally for shard in done if shard))
+  left = [task for task, shard in zip(tasks, done, strict=True) if shard is None]
+  if len(left) < len(tasks):
+    print(f"{len(tasks) - len(left)} of {len(tasks)} shards are finished already: kept")
+  count = sum(piece.count for task in left for piece in task.pieces)
+  function = functools.partial(_write_shard, job)
+  for number, shard in pool.run(function, left, workers, total=count, label="writing", unit=" records"):
+    done[number] = shard
+  for shard in done:
+    total.merge(shard.tally)
+  _finish(job, plan, total, [shard.shard for shard in done])
   return total
 
 
@@ -96,20 +104,16 @@ def _check(job: plans.Job) -> None:
       raise plans.PrepareError(f"--{option} must be made of letters, digits and underscores, got {value!r}")
   if job.shards is not None and not 1 <= job.shards <= 99999:
     raise plans.PrepareError(f"--shards must lie in 1..99999, got {job.shards}")
-  name = record.read_info(job.output).get("name", job.name)
+  name = tfds_folder.read_name(job.output) or job.name
   if name != job.name:
     raise plans.PrepareError(f"{job.output} holds the data set {name!r}, not {job.name!r}: give another --output")
 
 
 def _load_plan(job: plans.Job, state: str, overwrite: bool) -> dict | None:
   """The plan of an earlier run of the same command; None where there is nothing to continue."""
-  path = os.path.join(state, "plan.json")
-  entries = os.listdir(job.output)
-  shards = [entry for entry in entries if re.search(rf"-{job.split}\.array_record-\d{{5}}-of-\d{{5}}$", entry)]
-  plan = None
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      plan = json.load(file)
+  matches = map(record.match_shard, paths.list_folder(job.output))
+  shards = [match[0] for match in matches if match and match["split"] == job.split and not match["rest"]]
+  plan = plans.load_json(paths.join(state, "plan.json"))
   if plan and not overwrite:
     changes = plans.compare(plan["arguments"], plans.get_arguments(job))
     if not changes:
@@ -130,111 +134,102 @@ def _load_plan(job: plans.Job, state: str, overwrite: bool) -> dict | None:
 
 def _clear(job: plans.Job, state: str) -> None:
   """Removes all that earlier runs wrote for this split."""
-  for entry in os.listdir(job.output):
-    if re.search(rf"-{job.split}\.array_record-\d{{5}}-of-\d{{5}}(\.tmp)?$", entry):
-      os.remove(os.path.join(job.output, entry))
-  shutil.rmtree(state)
-  os.makedirs(state)
+  tfds_folder.remove_split(job.output, job.split)
+  paths.remove(state)
+  paths.make_folder(state)
 
 
-def _list_shards(job: plans.Job, state: str, cuts: list[list[plans.Piece]]) -> list[_Shard]:
+def _remove_leavings(job: plans.Job, state: str) -> None:
+  """Removes what a killed run left half done."""
+  for entry in paths.list_folder(job.output):
+    match = record.match_shard(entry)
+    if match and match["split"] == job.split and match["rest"]:
+      paths.remove(paths.join(job.output, entry))
+  for entry in paths.list_folder(state):
+    if entry.startswith("beam-"):
+      paths.remove(paths.join(state, entry))
+
+
+def _list_tasks(job: plans.Job, state: str, cuts: list[list[plans.Piece]]) -> list[_Task]:
   return [
-    _Shard(
-      job=job,
+    _Task(
       number=number,
       path=record.shard_path(job.output, job.name, job.split, number, len(cuts)),
-      description=os.path.join(state, f"{number:05d}.json"),
+      description=paths.join(state, f"{number:05d}.json"),
       pieces=pieces,
     )
     for number, pieces in enumerate(cuts)
   ]
 
 
-def _write_shard(shard: _Shard) -> tuple[int, Tally]:
+def _write_shard(job: plans.Job, task: _Task) -> tuple[int, _Done]:
   """Writes one shard, then its description."""
-  temporary = f"{shard.path}.tmp"
   tally = Tally()
-  try:
-    writer = ArrayRecordWriter(temporary, "group_size:1")
-    try:
-      _convert_pieces(shard, writer, tally)
-    finally:
-      writer.close()
-  except RuntimeError as error:  # what ArrayRecord raises, for a full disk too
-    raise OSError(f"cannot write {temporary}: {error}") from error
-  _check_shard(shard, temporary, tally)
-  os.replace(temporary, shard.path)
-  plans.save_json(shard.description, {"bytes": os.path.getsize(shard.path), "tally": tally.to_json()})
-  return shard.number, tally
+  shard = shard_file.write(task.path, _convert_pieces(job, task, tally))
+  plans.save_json(task.description, {**dataclasses.asdict(shard), "tally": tally.to_json()})
+  return task.number, _Done(shard, tally)
 
 
-def _convert_pieces(shard: _Shard, writer: ArrayRecordWriter, tally: Tally) -> None:
-  for piece in shard.pieces:
-    found = itertools.islice(shard.job.source.scan(piece.file, piece.offset), piece.skip, piece.skip + piece.count)
+def _convert_pieces(job: plans.Job, task: _Task, tally: Tally) -> Iterator[bytes]:
+  convert = _Converter(job, tally)
+  for piece in task.pieces:
+    found = itertools.islice(job.source.scan(piece.file, piece.offset), piece.skip, piece.skip + piece.count)
     for index, (_, raw) in enumerate(found, piece.index):
       pool.tick(1)
-      data = _convert(shard.job, raw, tally, piece.file, index)
+      data = convert(raw, piece.file, index)
       if data is not None:
-        writer.write(data)
-
-
-def _check_shard(shard: _Shard, path: str, tally: Tally) -> None:
-  """Raises `PrepareError` unless all of the shard's records were read, and `path` holds those that were kept."""
-  expected = sum(piece.count for piece in shard.pieces)
+        yield data
+  expected = sum(piece.count for piece in task.pieces)
   if tally.read != expected:
-    files = sorted({piece.file for piece in shard.pieces})
+    files = sorted({piece.file for piece in task.pieces})
     raise plans.PrepareError(f"read {tally.read} of {expected} records: did {', '.join(files)} change meanwhile?")
-  reader = ArrayRecordReader(path)
-  held = reader.num_records()
-  reader.close()
-  if held != tally.records:
-    raise plans.PrepareError(f"{path} holds {held} of {tally.records} records: is the disk full?")
 
 
-def _convert(job: plans.Job, raw: Any, tally: Tally, file: str, index: int) -> bytes | None:
-  """Serializes one record, image included; None if it cannot be used. Counts either in `tally`."""
-  findings = []
+class _Converter:
+  """Raw records to serialized ones; counts each in the tally."""
 
-  def tell(loss: fields.Loss, error: RecordError) -> None:
-    if job.strict and loss != "note":
-      raise plans.PrepareError(f"--strict: {file}, record {index}: {error}")
-    findings.append((loss, error))
+  def __init__(self, job: plans.Job, tally: Tally):
+    self._job, self._tally, self._tokenizer = job, tally, Tokenizer()
 
-  tally.read += 1
-  try:
-    loaded = job.source.load(raw, tell)
-    _check_image(job, loaded)
-    data = record.encode(loaded)
-  except RecordError as error:
-    findings.clear()  # the record is left out whole: its smaller findings no longer matter
-    tell("record", error)
-    data = None
-  else:
-    tally.add_record(loaded)
-  for loss, error in findings:
-    tally.add_finding(loss, error, file, index)
-  return data
+  def __call__(self, raw: Any, file: str, index: int) -> bytes | None:
+    """A serialized record; None if it cannot be used."""
+    findings = []
 
+    def tell(loss: fields.Loss, error: RecordError) -> None:
+      if self._job.strict and loss != "note":
+        raise plans.PrepareError(f"--strict: {file}, record {index}: {error}")
+      findings.append((loss, error))
 
-def _check_image(job: plans.Job, loaded: record.Record) -> None:
-  if job.check_images:
+    self._tally.read += 1
     try:
-      image.open_image(loaded.image)
+      made = self._make(raw, tell)
+      data = record.encode(made)
     except RecordError as error:
-      raise RecordError(error.kind, error.field, f"{loaded.id!r} {error.message}") from error
-  elif not loaded.image:
-    raise RecordError("image_empty", "image", f"{loaded.id!r} is an empty file")
+      findings.clear()  # the record is left out whole: its smaller findings no longer matter
+      tell("record", error)
+      data = None
+    else:
+      self._tally.add_record(made)
+    for loss, error in findings:
+      self._tally.add_finding(loss, error, file, index)
+    return data
+
+  def _make(self, raw: Any, tell: fields.Tell) -> record.Record:
+    loaded = self._job.source.load(raw, tell)
+    stored, _ = stored_image.store(loaded, self._job.storing)
+    return dataclasses.replace(stored, tokens=token_ids.make(stored, self._tokenizer))
 
 
-def _load_finished(shard: _Shard) -> Tally | None:
+def _load_finished(task: _Task) -> _Done | None:
   """What a finished shard holds; None for one that was never written, or removed, or cut off."""
   try:
-    with open(shard.description, encoding="utf-8") as file:
-      description = json.load(file)
-    complete = os.path.getsize(shard.path) == description["bytes"]
+    description = plans.load_json(task.description)
+    if not description or paths.size(task.path) != description["size"]:
+      return None
   except (FileNotFoundError, json.JSONDecodeError):
     return None
-  return Tally.from_json(description["tally"]) if complete else None
+  tally = Tally.from_json(description.pop("tally"))
+  return _Done(tfds_folder.Shard(**description), tally)
 
 
 def _refuse_fault(*tallies: Tally) -> None:
@@ -243,28 +238,28 @@ def _refuse_fault(*tallies: Tally) -> None:
       raise plans.PrepareError(f"--strict: {fault.example}")
 
 
-def _finish(job: plans.Job, plan: dict, total: Tally, shards: list[int]) -> None:
-  """Writes `report-SPLIT.json`, `features.json` and `info.json`."""
+def _finish(job: plans.Job, plan: dict, total: Tally, shards: list[tfds_folder.Shard]) -> None:
+  """Writes the report, and describes the split in the data set's folder."""
   if not total.records:
-    _clear(job, os.path.join(job.output, ".prepare", job.split))
+    _clear(job, state_folder(job))
     raise plans.PrepareError(f"none of {total.read:,} records can be used:\n{total.format_table()}")
-  packages = ("array_record", "pillow", "tensorflow-datasets")
+  packages = ("array_record", "pillow", "tokenizers", "ftfy")
   report = {
     "arguments": plan["arguments"],
     "created_with": {package: importlib.metadata.version(package) for package in packages},
     **total.to_json(),
   }
-  plans.save_json(os.path.join(job.output, f"report-{job.split}.json"), report)
-  info = record.read_info(job.output)
-  info.setdefault("name", job.name)
-  info.setdefault("splits", {})[job.split] = total.records
-  info.setdefault("shards", {})[job.split] = shards
-  info.setdefault("sources", {})[job.split] = {
-    "form": job.source.form,
-    **job.source.arguments(),
-    "files": len(job.source.files),
-    "created_with": report["created_with"],
-    "counts": total.counts,
-    "findings": {kind: {"left_out": found.loss, "count": found.count} for kind, found in total.findings.items()},
-  }
-  record.write_info(job.output, info)
+  plans.save_json(paths.join(job.output, f"report-{job.split}.json"), report)
+  with locks.hold(paths.join(job.output, ".prepare", "folder.lock"), f"describing {job.output}", wait=True):
+    info = tfds_folder.read_info(job.output)
+    info["tokenizer"] = Tokenizer.name
+    info.setdefault("sources", {})[job.split] = {
+      "form": job.source.form,
+      **job.source.arguments(),
+      "files": len(job.source.files),
+      "created_with": report["created_with"],
+      "counts": total.counts,
+      "findings": {kind: {"left_out": found.loss, "count": found.count} for kind, found in total.findings.items()},
+    }
+    tfds_folder.write_info(job.output, info)
+    tfds_folder.add_splits(job.output, job.name, {job.split: shards})

@@ -10,7 +10,8 @@ import tqdm
 from jaxtyping import Float32, Int
 
 from fgclip_jax.api import FGCLIP
-from fgclip_jax.data.record import MAX_NEGATIVES, Record, read_info
+from fgclip_jax.data.record import MAX_NEGATIVES, Record
+from fgclip_jax.data.tfds_folder import read_info
 from fgclip_jax.evals.examples import Example, Examples
 
 NONE = -1  # a text that is not there

@@ -19,8 +19,9 @@ from fgclip_jax.data import record as records
 from fgclip_jax.data.image import open_image, to_square
 from fgclip_jax.data.loader import DataConfig, Loader
 from fgclip_jax.data.packing import NONE, Layout, budget_ladder
-from fgclip_jax.data.record import Record, Region, write_info
+from fgclip_jax.data.record import Record, Region
 from fgclip_jax.data.salvage import DamagedShard
+from fgclip_jax.data.tfds_folder import Shard, add_splits
 from fgclip_jax.data.tokenizer import Tokenizer
 
 SIZE = 16  # side of the images that the loader makes
@@ -398,7 +399,7 @@ def test_a_truncated_shard_gives_what_it_holds(tmp_path, capsys):
   expected = [batch["record"].ravel().tolist() for batch in take(whole, 3)]
   with open(paths[0], "rb+") as file:
     file.truncate(os.path.getsize(paths[0]) // 20)  # most of a file as small as this is its index
-  write_info(str(tmp_path), {"shards": {"train": [11, 12]}})
+  add_splits(str(tmp_path), "toy", {"train": [Shard(11, 0, 0, ""), Shard(12, 0, 0, "")]})
   loader = make_loader(str(tmp_path), batch_size=COUNT, max_bad_share=1.0)
   batches = [batch["record"].ravel().tolist() for batch in take(loader, 3)]
   held = len(DamagedShard(paths[0]))

@@ -1,6 +1,5 @@
 """The record: what is written is read back, and what the schema forbids is an error."""
 
-import json
 import math
 
 import numpy as np
@@ -87,11 +86,3 @@ def test_shards_are_found_in_order_and_missing_ones_are_named(tmp_path):
     record.find_shards(folder, "train")
   with pytest.raises(FileNotFoundError, match="prepare"):
     record.find_shards(str(tmp_path / "nowhere"), "train")
-
-
-def test_info_is_read_back_beside_the_schema(tmp_path):
-  folder = str(tmp_path)
-  assert record.read_info(folder) == {}
-  record.write_info(folder, {"name": "猫"})
-  assert record.read_info(folder) == {"name": "猫"}
-  assert json.loads((tmp_path / "features.json").read_text())["pythonClassName"].endswith("FeaturesDict")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fgclip_jax.data import record, scene_shapes, scenes
+from fgclip_jax.data import record, scene_shapes, scenes, tfds_folder
 
 SPLITS = st.sampled_from(scenes.SPLITS)
 INDICES = st.integers(0, 100_000)
@@ -197,11 +197,13 @@ def test_orders_and_negatives_vary():
 
 def test_written_files_hold_the_scenes(written):
   folder, info = written
-  assert record.read_info(str(folder)) == info
-  assert info["name"] == "scenes" and info["splits"] == {"train": 60, "validation": 20}
+  assert tfds_folder.read_info(str(folder)) == info
+  assert tfds_folder.read_name(str(folder)) == "scenes"
+  splits = {split: sum(lengths) for split, lengths in tfds_folder.read_splits(str(folder)).items()}
+  assert splits == {"train": 60, "validation": 20}
   assert info["arguments"] == {"train": 60, "validation": 20, "seed": 3}
   assert info["region_classes"] == list(DESCRIPTIONS)
-  for split, count in info["splits"].items():
+  for split, count in splits.items():
     records = read_split(folder, split)
     assert [item.id for item in records] == [f"{split}/{index:06d}" for index in range(count)]
     for index, item in enumerate(records):
@@ -260,7 +262,7 @@ def test_another_data_set_is_not_overwritten(tmp_path):
     scenes.write(str(tmp_path), train=1, validation=1, workers=1)
   assert foreign.read_bytes() == b"kept"
   foreign.unlink()
-  record.write_info(str(tmp_path), {"name": "finehard"})
+  tfds_folder.add_splits(str(tmp_path), "finehard", {"train": [tfds_folder.Shard(1, 0, 0, "")]})
   with pytest.raises(FileExistsError, match="finehard"):
     scenes.write(str(tmp_path), train=1, validation=1, workers=1)
 

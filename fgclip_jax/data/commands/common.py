@@ -4,7 +4,8 @@ import argparse
 import os
 
 IMAGE_CHECK = """
-Every image is decoded once, which finds broken ones and takes most of the time; its bytes are stored as they came.
+Every image is decoded once, which finds broken ones and takes most of the time. Its bytes are stored as they came, or,
+with --max_side, as a JPEG of at most that many pixels. Captions are stored as text and as token ids.
 What cannot be used is left out, counted by class, and reported with an example in a table and in
 OUTPUT/report-SPLIT.json. Stopped, killed or finished: the same command typed again keeps the finished shards.
 """
@@ -47,14 +48,35 @@ def add_conversion(parser: argparse.ArgumentParser, name: str) -> None:
     "--shards", type=positive, metavar="N", help="how many shards (default: one per 8192 records, at most 1000)"
   )
   parser.add_argument("--strict", action="store_true", help="stop at the first thing that would be left out")
+  parser.add_argument(
+    "--max_side", type=positive, metavar="N", help="shrink images to at most N pixels a side and store them as JPEG"
+  )
+  parser.add_argument(
+    "--quality", type=positive, default=90, metavar="N", help="of these JPEGs, 1 to 100 (default: %(default)s)"
+  )
   parser.add_argument("--skip_image_check", action="store_true", help="do not decode the images: fast, finds less")
   parser.add_argument("--overwrite", action="store_true", help="discard what was written for this split and start over")
   add_workers(parser)
+  parser.add_argument(
+    "--engine",
+    choices=("processes", "beam"),
+    default="processes",
+    help="beam: Apache Beam, which takes further flags: --runner=DataflowRunner --project=... (default: %(default)s)",
+  )
+
+
+def make_engine(options: argparse.Namespace):
+  """What `pool.run` takes as its `workers`: the number of processes, or Apache Beam with its flags."""
+  if options.engine == "processes":
+    return options.workers
+  from fgclip_jax.data import beam, paths
+
+  return beam.Beam(tuple(options.flags), paths.join(options.output, ".prepare", options.split))
 
 
 def convert(options: argparse.Namespace, source) -> None:
   """Converts a `source.Source` as the options say, and prints what was written and what to do next."""
-  from fgclip_jax.data import plans, writer
+  from fgclip_jax.data import paths, plans, stored_image, writer
 
   job = plans.Job(
     source=source,
@@ -62,11 +84,11 @@ def convert(options: argparse.Namespace, source) -> None:
     name=options.name,
     split=options.split,
     shards=options.shards,
-    check_images=not options.skip_image_check,
+    storing=stored_image.Storing(not options.skip_image_check, options.max_side, options.quality),
     strict=options.strict,
   )
   print(f"Converting {len(source.files)} input files of the form {source.form!r} into {job.output}")
-  tally = writer.write(job, options.workers, options.overwrite)
+  tally = writer.write(job, make_engine(options), options.overwrite)
   if table := tally.format_table():
     print(f"Found on the way:\n{table}")
   left_out = tally.read - tally.records
@@ -75,7 +97,7 @@ def convert(options: argparse.Namespace, source) -> None:
     f"{tally.image_bytes / 1e6:,.1f} MB of images, {tally.long_captions:,} long captions, {tally.regions:,} regions, "
     f"{tally.regions_with_negatives:,} of them with hard negatives ({tally.negatives:,})"
   )
-  print(f"Report: {os.path.join(job.output, f'report-{job.split}.json')}")
+  print(f"Report: {paths.join(job.output, f'report-{job.split}.json')}")
   if left_out:
     print("After repairing the input, run the command again with --overwrite.")
   print_next("stage2" if tally.regions else "stage1" if tally.long_captions else "clip", job.output)
