@@ -1,7 +1,9 @@
-"""Carries weights between PyTorch-format folders and ours.
+"""Carries weights between this library's folders and those of others. The input's format is recognised.
 
 python -m fgclip_jax.convert path/to/fg-clip-base models/fg-clip-base     # PyTorch -> ours
+python -m fgclip_jax.convert ViT-B-32.pt models/b32                       # OpenAI's file -> ours
 python -m fgclip_jax.convert runs/stage2 exported                         # a run -> PyTorch
+python -m fgclip_jax.convert runs/stage2 encoder --to clip_vision         # its image tower, for LLaVA
 python -m fgclip_jax.convert path/to/clip models/start --as fgclip        # plain CLIP -> FG-CLIP
 """
 
@@ -9,8 +11,21 @@ import argparse
 import os
 import sys
 
+from fgclip_jax.models.parameters import flatten, is_statistic, unflatten
+from fgclip_jax.models.resolution import resize
 from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import huggingface
+from fgclip_jax.weights import kinds
+
+_LOADED_BY = {
+  "jax": 'import fgclip_jax; print(fgclip_jax.load("{0}"))',
+  "pytorch": 'import fgclip_jax; print(fgclip_jax.load("{0}"))',
+  "clip": 'import transformers; print(transformers.CLIPModel.from_pretrained("{0}"))',
+  "clip_vision": 'import transformers; print(transformers.CLIPVisionModel.from_pretrained("{0}"))',
+  "open_clip": 'import open_clip; print(open_clip.create_model("local-dir:{0}"))',
+}
+_FORMATS = """formats: jax (ours); pytorch (FG-CLIP's published layout; of a plain CLIP the same as clip); clip
+(transformers' CLIPModel); clip_vision (transformers' CLIPVisionModel, the image tower alone); open_clip. Of an
+FG-CLIP, clip and open_clip get the path for short texts."""
 
 
 def convert(
@@ -20,64 +35,106 @@ def convert(
   kind: str | None = None,
   overwrite: bool = False,
   ema: bool = True,
+  *,
+  allow_pickle: bool = False,
+  activation: str | None = None,
+  heads: tuple[int, int] | None = None,
+  image_size: int | None = None,
 ) -> list[str]:
-  """Converts a model folder.
+  """Converts a model.
 
   Args:
-    source: a folder in PyTorch format, one of our model folders, or a run folder (its newest checkpoint).
+    source: a folder or file of weights in any format that `weights.folder.detect` knows, or a run folder (its newest
+      checkpoint).
     output: the folder to write.
-    to: `pytorch` or `jax`; by default the other one than `source` has.
+    to: a name of `weights.folder.WRITERS`; by default `pytorch` for our own folders and `jax` for all others.
     kind: `fgclip` makes FG-CLIP from a plain CLIP (an FG-CLIP stays as it is); None keeps what it is.
     overwrite: a model that `output` holds already is replaced; other files in it stay.
     ema: takes the weights that a run has averaged over its steps, if it has; otherwise those of its last step.
+    allow_pickle: `source` may be a pickle; nothing in it is executed.
+    activation, heads: what OpenAI's layout does not tell by itself; see `weights.open_clip.infer_config`.
+    image_size: the side of the images in pixels, to which the image tower's positions are interpolated.
 
   Returns:
     The paths written.
 
   Raises:
-    FileNotFoundError, ValueError: `source` is no model folder, or a broken one; see `weights.folder.read`.
+    FileNotFoundError, ValueError: `source` is no model, or a broken one; see `weights.folder.read`.
     FileExistsError: `output` holds files, and not `overwrite`.
   """
-  found = folders.detect(source)
-  to = to or {"pytorch": "jax", "jax": "pytorch"}[found]
-  if os.path.isdir(output) and os.path.realpath(output) == os.path.realpath(source):
+  found = folders.detect(source, allow_pickle)
+  to = to or ("pytorch" if found == "jax" else "jax")
+  if os.path.exists(output) and os.path.realpath(output) == os.path.realpath(source):
     raise ValueError(f"output {output!r} is the input folder; name another")
   if os.path.isdir(output) and os.listdir(output) and not overwrite:
     raise FileExistsError(f"{output!r} holds files already; name another folder, or replace its model by --overwrite")
-  config, flat, origin = folders.read(source, ema)
+  config, flat, origin = folders.read(source, ema, allow_pickle, activation, heads)
   if ema and folders.is_averaged(source):
     print("the weights that the run has averaged over its steps (--raw_weights: those of its last step)")
   if kind == "fgclip" and not config.fine_grained:
-    (config, flat), origin = huggingface.to_fgclip(config, flat), None
-    print("made FG-CLIP from plain CLIP: positions stretched to 248, projection and temperature copied")
+    (config, flat), origin = kinds.to_fgclip(config, flat), None
+    print(
+      f"made FG-CLIP from plain CLIP: positions stretched to {config.text.long_length}, projection and temperature "
+      "copied"
+    )
+  if image_size and image_size != config.vision.image_size:
+    params, config = resize(unflatten(flat), config, image_size)
+    flat, origin = flatten(params), None
+    print(f"image positions interpolated for {image_size} px")
+  if config.fine_grained and to in ("clip", "open_clip"):
+    print(f"{to} has no place for FG-CLIP's long texts and regions: its path for short texts is written")
   if os.path.isdir(output):
     folders.remove_model(output)
-  paths = folders.FORMATS[to].write(output, config, flat, origin)
+  paths = folders.WRITERS[to](output, config, flat, origin)
   kind = "FG-CLIP" if config.fine_grained else "CLIP"
-  print(f"{kind}, {sum(leaf.size for leaf in flat.values()) / 1e6:.1f} M parameters: {found} -> {to}")
+  size = sum(leaf.size for name, leaf in flat.items() if not is_statistic(name))
+  print(f"{kind}, {size / 1e6:.1f} M parameters: {found} -> {to}")
   return paths
 
 
 def main(argv: list[str] | None = None) -> int:
   """The command; returns its exit code."""
   parser = argparse.ArgumentParser(
-    prog="python -m fgclip_jax.convert", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    prog="python -m fgclip_jax.convert",
+    description=__doc__,
+    epilog=_FORMATS,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  parser.add_argument("input", metavar="INPUT", help="a PyTorch-format, model or run folder")
+  parser.add_argument("input", metavar="INPUT", help="a folder or a file of weights, or a run folder")
   parser.add_argument("output", metavar="OUTPUT", help="the folder to write")
-  parser.add_argument("--to", choices=sorted(folders.FORMATS), help="the format to write (default: the other one)")
+  parser.add_argument("--to", choices=list(folders.WRITERS), help="the format to write (default: jax, of ours pytorch)")
   parser.add_argument("--as", dest="kind", choices=["fgclip"], help="make FG-CLIP from a plain CLIP")
+  parser.add_argument("--image_size", type=int, metavar="PIXELS", help="interpolate the image positions to this side")
   parser.add_argument("--overwrite", action="store_true", help="replace a model that OUTPUT holds already")
   parser.add_argument("--raw_weights", action="store_true", help="of a run, the last step's weights, not their average")
+  parser.add_argument("--allow_pickle", action="store_true", help="read a pickle (.bin, .pt), without executing it")
+  parser.add_argument(
+    "--activation", choices=["quick_gelu", "gelu"], help="of a state dict without a config (default: quick_gelu)"
+  )
+  parser.add_argument(
+    "--heads", nargs=2, type=int, metavar=("IMAGE", "TEXT"), help="of the same (default: of 64 channels each)"
+  )
   args = parser.parse_args(argv)
   try:
-    paths = convert(args.input, args.output, args.to, args.kind, args.overwrite, not args.raw_weights)
+    paths = convert(
+      args.input,
+      args.output,
+      args.to,
+      args.kind,
+      args.overwrite,
+      not args.raw_weights,
+      allow_pickle=args.allow_pickle,
+      activation=args.activation,
+      heads=args.heads and tuple(args.heads),
+      image_size=args.image_size,
+    )
+    to = args.to or ("jax" if os.path.basename(paths[0]) == "model.json" else "pytorch")
   except (OSError, ValueError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
   for path in paths:
     print(f"wrote {path}")
-  print(f"next: python -c \"import fgclip_jax; print(fgclip_jax.load('{args.output}'))\"")
+  print(f"next: python -c '{_LOADED_BY[to].format(args.output)}'")
   return 0
 
 

@@ -12,7 +12,7 @@ from fgclip_jax import convert
 from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import preset
 from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import huggingface
+from fgclip_jax.weights import huggingface, kinds
 
 FGCLIP = preset("tiny").replace(text={"vocab_size": 60})
 CLIP = FGCLIP.replace(text={"long_length": None, "end_id": 2})
@@ -92,7 +92,7 @@ def test_plain_clip_becomes_fgclip(to, tmp_path, capsys):
   assert convert.main([str(start), str(tmp_path / "made"), "--as", "fgclip", "--to", to]) == 0
   assert "made FG-CLIP from plain CLIP" in capsys.readouterr().out
   config, flat, _ = folders.read(str(tmp_path / "made"))
-  expected_config, expected = huggingface.to_fgclip(CLIP, folders.read(str(start))[1])
+  expected_config, expected = kinds.to_fgclip(CLIP, folders.read(str(start))[1])
   assert config == expected_config == FGCLIP
   assert all(np.array_equal(flat[name], value) for name, value in expected.items())
 
@@ -144,7 +144,7 @@ def test_overwriting_replaces_a_model_of_either_format_wholly(to, tmp_path):
     config, flat, _ = folders.read(str(output))
     assert config == CLIP
     assert np.array_equal(flat["vision/positions"], folders.read(str(second))[1]["vision/positions"])
-    assert len(list(output.iterdir())) == 2
+    assert len(list(output.iterdir())) == {"jax": 2, "pytorch": 3}[to]
 
 
 def test_a_failed_read_leaves_the_output_as_it_was(tmp_path, capsys):

@@ -12,6 +12,7 @@ import jax
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.models.parameters import abstract_params, count, unflatten
 from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.models.resolution import resize
 from fgclip_jax.train.accounts import batch_work
 from fgclip_jax.train.changes import check_changes, flat_dict
 from fgclip_jax.train.checkpoint import Checkpoints
@@ -34,7 +35,7 @@ from fgclip_jax.train.state import TrainState, abstract_state, init_state, size_
 from fgclip_jax.train.step import make_step
 from fgclip_jax.train.watchdog import Watchdog
 from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import huggingface, native
+from fgclip_jax.weights import kinds, native
 
 CONFIG_FILE = "config.json"
 CACHE_FOLDER = os.path.join("~", ".cache", "fgclip_jax", "xla")
@@ -231,15 +232,24 @@ def use_compilation_cache(folder: str) -> None:
 
 
 def read_weights(folder: str, model: ModelConfig) -> Any:
-  """The parameters of a model folder, made FG-CLIP where the run's model is one; a ValueError if they do not fit."""
+  """The parameters of a model folder or file; a ValueError if they do not fit.
+
+  They are made FG-CLIP where the run's model is one, and brought to its image size.
+  """
   config, flat, _ = folders.read(folder)
   if model.fine_grained and not config.fine_grained:
-    config, flat = huggingface.to_fgclip(config, flat)
+    config, flat = kinds.to_fgclip(config, flat)
+  elif config.fine_grained and not model.fine_grained:
+    config, flat = kinds.to_clip(config, flat)
+  params = unflatten(flat)
+  if config.vision.patch_size == model.vision.patch_size:
+    params, config = resize(params, config, model.vision.image_size)
   ours, theirs = (flat_dict(c.replace(temperature_init=0.0).to_dict()) for c in (model, config))
-  different = [f"{key} {theirs[key]} (config: {ours[key]})" for key in ours if ours[key] != theirs[key]]
+  keys = sorted(ours.keys() | theirs.keys())
+  different = [f"{key} {theirs.get(key)} (config: {ours.get(key)})" for key in keys if ours.get(key) != theirs.get(key)]
   if different:
     raise ValueError(
       f"config.init_from: the weights in {folder!r} are of another model: {', '.join(different)}; "
       "set config.model=from_weights to take the size from the weights"
     )
-  return unflatten(flat)
+  return params

@@ -1,22 +1,24 @@
-"""PyTorch-format folders of CLIP and FG-CLIP: `config.json` with `model.safetensors`, whole or in shards."""
+"""PyTorch-format models of CLIP and FG-CLIP, as transformers saves them: `config.json` beside the weights."""
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import ml_dtypes
 import numpy as np
-import safetensors
 import safetensors.numpy
 
 from fgclip_jax.models.parameters import abstract_params, flatten
-from fgclip_jax.models.presets import ModelConfig, TextConfig, VisionConfig
-from fgclip_jax.weights.names import from_theirs, stretch_positions, to_theirs
+from fgclip_jax.models.presets import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from fgclip_jax.weights import names, processors
+from fgclip_jax.weights.table import read_rows, write_rows
+from fgclip_jax.weights.tensors import Tensors, find_file, open_tensors, read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
-INDEX_FILE = "model.safetensors.index.json"
+WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+_VISION_TYPE = "clip_vision_model"
 _FGCLIP_ONLY = "text_filip_projection.weight"
 _DTYPE_NAMES = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16"}
 _DTYPE_NAMES[np.dtype(ml_dtypes.bfloat16)] = "bfloat16"
@@ -33,60 +35,16 @@ _VISION_DEFAULTS = {
 }  # fmt: skip
 
 
-class SafetensorsFolder(Mapping[str, np.ndarray]):
-  """The tensors of a folder by name, each read from disk when asked for.
-
-  Raises:
-    FileNotFoundError: there is no safetensors file, or the index names one that is not there.
-    ValueError: a file is not readable safetensors, or lacks a tensor that the index promises.
-  """
-
-  def __init__(self, folder: str):
-    index = os.path.join(folder, INDEX_FILE)
-    if os.path.exists(index):
-      weight_map = read_json(index).get("weight_map", {})
-      names = sorted(set(weight_map.values()))
-    elif os.path.exists(os.path.join(folder, WEIGHTS_FILE)):
-      weight_map, names = None, [WEIGHTS_FILE]
-    else:
-      pickles = [name for name in sorted(os.listdir(folder)) if name.endswith((".bin", ".pt", ".pth"))]
-      hint = f"; {pickles[0]} is a pickle, which can run code when loaded: convert it to safetensors" if pickles else ""
-      raise FileNotFoundError(f"no {WEIGHTS_FILE} or {INDEX_FILE} in {folder!r}{hint}")
-    self._files, self._owner = {}, {}
-    for name in names:
-      path = os.path.join(folder, name)
-      if not os.path.exists(path):
-        raise FileNotFoundError(f"{INDEX_FILE} names {name!r}, which is not in {folder!r}")
-      try:
-        self._files[name] = safetensors.safe_open(path, framework="numpy")
-      except safetensors.SafetensorError as error:
-        raise ValueError(f"{path!r} is not a readable safetensors file: {error}") from error
-      for key in self._files[name].keys():
-        self._owner[key] = name
-    lacking = sorted(set(weight_map or ()) - set(self._owner))
-    if lacking:
-      raise ValueError(f"{index!r} promises tensors that its files lack: {', '.join(lacking)}")
-
-  def __getitem__(self, name: str) -> np.ndarray:
-    return self._files[self._owner[name]].get_tensor(name)
-
-  def __iter__(self) -> Iterator[str]:
-    return iter(self._owner)
-
-  def __len__(self) -> int:
-    return len(self._owner)
+def _tower(values: Mapping[str, Any]) -> dict[str, Any]:
+  return {
+    "width": values["hidden_size"], "depth": values["num_hidden_layers"], "heads": values["num_attention_heads"],
+    "mlp_width": values["intermediate_size"], "activation": values["hidden_act"],
+    "layer_norm_eps": values["layer_norm_eps"],
+  }  # fmt: skip
 
 
-def read_json(path: str) -> dict[str, Any]:
-  """The JSON object in a file; a ValueError names the file where it holds none."""
-  try:
-    with open(path, encoding="utf-8") as file:
-      value = json.load(file)
-  except ValueError as error:
-    raise ValueError(f"{path!r} is not JSON: {error}") from error
-  if not isinstance(value, dict):
-    raise ValueError(f"{path!r} must hold a JSON object, holds a {type(value).__name__}")
-  return value
+def _vision_config(values: Mapping[str, Any]) -> VisionConfig:
+  return VisionConfig(**_tower(values), image_size=values["image_size"], patch_size=values["patch_size"])
 
 
 def model_config(config: Mapping[str, Any], long_length: int | None, path: str = CONFIG_FILE) -> ModelConfig:
@@ -97,24 +55,19 @@ def model_config(config: Mapping[str, Any], long_length: int | None, path: str =
     long_length: rows of FG-CLIP's long position table; None for plain CLIP.
     path: named in errors.
   """
+  if config.get("model_type") == _VISION_TYPE:
+    raise ValueError(f"{path!r} describes an image tower alone (a CLIPVisionModel): a model needs a text tower too")
   towers = (config.get("text_config"), config.get("vision_config"))
   if config.get("model_type", "clip") != "clip" or not all(isinstance(tower, dict) for tower in towers):
     raise ValueError(f"{path!r} is not a CLIP configuration: needs model_type 'clip', text_config and vision_config")
   text = _TEXT_DEFAULTS | config["text_config"] | (config.get("text_config_dict") or {})
   vision = _VISION_DEFAULTS | config["vision_config"] | (config.get("vision_config_dict") or {})
 
-  def tower(values):
-    return {
-      "width": values["hidden_size"], "depth": values["num_hidden_layers"], "heads": values["num_attention_heads"],
-      "mlp_width": values["intermediate_size"], "activation": values["hidden_act"],
-      "layer_norm_eps": values["layer_norm_eps"],
-    }  # fmt: skip
-
   try:
     return ModelConfig(
-      vision=VisionConfig(**tower(vision), image_size=vision["image_size"], patch_size=vision["patch_size"]),
+      vision=_vision_config(vision),
       text=TextConfig(
-        **tower(text),
+        **_tower(text),
         vocab_size=text["vocab_size"],
         short_length=text["max_position_embeddings"],
         long_length=long_length,
@@ -129,15 +82,7 @@ def model_config(config: Mapping[str, Any], long_length: int | None, path: str =
 
 def to_config_json(config: ModelConfig, dtype: np.dtype) -> dict[str, Any]:
   """The `config.json` that transformers (or FG-CLIP's code) loads this model with."""
-
-  def tower(values, kind):
-    return {
-      "model_type": f"clip_{kind}_model", "hidden_size": values.width, "num_hidden_layers": values.depth,
-      "num_attention_heads": values.heads, "intermediate_size": values.mlp_width, "hidden_act": values.activation,
-      "layer_norm_eps": values.layer_norm_eps, "projection_dim": config.embedding_width,
-    }  # fmt: skip
-
-  text, vision = config.text, config.vision
+  text = config.text
   return {
     "architectures": ["FGCLIPModel" if config.fine_grained else "CLIPModel"],
     "model_type": "clip",
@@ -146,41 +91,61 @@ def to_config_json(config: ModelConfig, dtype: np.dtype) -> dict[str, Any]:
     "initializer_factor": 1.0,
     "torch_dtype": _DTYPE_NAMES.get(np.dtype(dtype), "float32"),
     "text_config": {
-      **tower(text, "text"),
+      **_tower_json(text, "clip_text_model", config.embedding_width),
       "vocab_size": text.vocab_size,
       "max_position_embeddings": text.short_length,
       "bos_token_id": 49406,
       "eos_token_id": text.end_id,
       "pad_token_id": 49407,
     },
-    "vision_config": {
-      **tower(vision, "vision"),
-      "image_size": vision.image_size,
-      "patch_size": vision.patch_size,
-    },
+    "vision_config": _vision_json(config),
   }
 
 
-def _read_config(folder: str) -> tuple[ModelConfig, dict[str, Any], SafetensorsFolder]:
-  path = os.path.join(folder, CONFIG_FILE)
-  if not os.path.exists(path):
-    raise FileNotFoundError(f"no {CONFIG_FILE} in {folder!r}: not a PyTorch-format model folder")
-  config_json = read_json(path)
-  tensors = SafetensorsFolder(folder)
+def _tower_json(values, model_type: str, embedding_width: int) -> dict[str, Any]:
+  return {
+    "model_type": model_type, "hidden_size": values.width, "num_hidden_layers": values.depth,
+    "num_attention_heads": values.heads, "intermediate_size": values.mlp_width, "hidden_act": values.activation,
+    "layer_norm_eps": values.layer_norm_eps, "projection_dim": embedding_width,
+  }  # fmt: skip
+
+
+def _vision_json(config: ModelConfig) -> dict[str, Any]:
+  sizes = {"image_size": config.vision.image_size, "patch_size": config.vision.patch_size}
+  return _tower_json(config.vision, _VISION_TYPE, config.embedding_width) | sizes
+
+
+def _open(path: str, allow_pickle: bool) -> tuple[str, dict[str, Any], Tensors]:
+  """The path of the config, what it holds, and the tensors, of a folder or of a file in it."""
+  folder = path if os.path.isdir(path) else os.path.dirname(path)
+  config_file = os.path.join(folder, CONFIG_FILE)
+  if not os.path.exists(config_file):
+    raise FileNotFoundError(f"no {CONFIG_FILE} in {folder!r}: a model under transformers' names needs it")
+  config = read_json(config_file)
+  file = find_file(path, WEIGHTS_FILES) if os.path.isdir(path) else path
+  return config_file, config, open_tensors(file, allow_pickle)
+
+
+def _read_config(path: str, allow_pickle: bool) -> tuple[ModelConfig, dict[str, Any], Tensors]:
+  config_file, config_json, tensors = _open(path, allow_pickle)
   long_length = None
   if _FGCLIP_ONLY in tensors or "FGCLIPModel" in (config_json.get("architectures") or ()):
     rest = "text_model.embeddings.position_embedding_res.weight"
     long_length = tensors[rest].shape[0] if rest in tensors else 248
-  return model_config(config_json, long_length, path), config_json, tensors
+  return model_config(config_json, long_length, config_file), config_json, tensors
 
 
-def read_config(folder: str) -> ModelConfig:
-  """The size of a folder's model; raises as `read` does."""
-  return _read_config(folder)[0]
+def read_config(path: str, allow_pickle: bool = False) -> ModelConfig:
+  """The size of a model; raises as `read` does."""
+  return _read_config(path, allow_pickle)[0]
 
 
-def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any]]:
-  """Reads a PyTorch-format folder of CLIP or FG-CLIP.
+def read(path: str, allow_pickle: bool = False) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any]]:
+  """Reads a PyTorch-format model of CLIP or FG-CLIP.
+
+  Args:
+    path: a folder, or a file of weights with `config.json` beside it.
+    allow_pickle: see `tensors.open_tensors`.
 
   Returns:
     The model's size; its flat parameters in the file's dtype; and what `write` needs to give the same
@@ -189,36 +154,51 @@ def read(folder: str) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any
   Raises:
     FileNotFoundError, ValueError: name the file, and list every tensor that does not fit.
   """
-  config, config_json, tensors = _read_config(folder)
+  config, config_json, tensors = _read_config(path, allow_pickle)
   shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
   buffers = {name: tensors[name].shape[-1] for name in tensors if name.endswith(".position_ids")}
   try:
-    flat = from_theirs(_Without(tensors, buffers), config, shapes)
+    flat = names.from_theirs(tensors.renamed(_no_buffer), config, shapes)
   except ValueError as error:
-    raise ValueError(f"{folder!r}: {error}") from None
-  return config, flat, {"config": config_json, "buffers": buffers}
+    raise ValueError(f"{path!r}: {error}") from None
+  return config, flat, {"format": "pytorch", "config": config_json, "buffers": buffers}
 
 
-class _Without(Mapping):
-  """A mapping less some of its keys; reads as lazily as the one it wraps."""
+def _no_buffer(name: str) -> str | None:
+  return None if name.endswith("position_ids") else name
 
-  def __init__(self, mapping, keys):
-    self._mapping, self._keys = mapping, [key for key in mapping if key not in keys]
 
-  def __getitem__(self, key):
-    return self._mapping[key]
+def read_vision(path: str, allow_pickle: bool = False) -> tuple[VisionConfig, dict[str, np.ndarray]]:
+  """Reads the image tower alone, of a `CLIPVisionModel` or of a whole model: its size and its flat parameters.
 
-  def __iter__(self):
-    return iter(self._keys)
+  Without its projection; the parameters' names begin with `vision/`. Args and errors as for `read`.
+  """
+  config_file, config_json, tensors = _open(path, allow_pickle)
+  alone = config_json.get("model_type") == _VISION_TYPE
+  values = config_json if alone else config_json.get("vision_config") or {}
+  try:
+    config = _vision_config(_VISION_DEFAULTS | values)
+  except ValueError as error:
+    raise ValueError(f"{config_file!r}: {error}") from error
+  # transformers 5 leaves the tower's name out where there is no other
+  bare = alone and not any(name.startswith("vision_model.") for name in tensors)
 
-  def __len__(self):
-    return len(self._keys)
+  def rename(name):
+    name = f"vision_model.{name}" if bare else name
+    return _no_buffer(name) if name.startswith("vision_model.") else None
+
+  shapes = flatten(abstract_params(ModelConfig(config, TextConfig(64, 1, 1, 64), 64)))
+  rows = names.vision_table(config)
+  try:
+    return config, read_rows(rows, tensors.renamed(rename), {name: leaf.shape for name, leaf in shapes.items()})
+  except ValueError as error:
+    raise ValueError(f"{path!r}: {error}") from None
 
 
 def write(
   folder: str, config: ModelConfig, flat: Mapping[str, np.ndarray], source: Mapping[str, Any] | None = None
 ) -> list[str]:
-  """Writes a PyTorch-format folder; returns the files' paths.
+  """Writes a PyTorch-format folder, with the files of transformers' processors; returns the files' paths.
 
   Args:
     folder: made if it does not exist.
@@ -227,31 +207,59 @@ def write(
     source: what `read` returned for the folder this model came from, so that the same JSON goes out.
 
   Raises:
-    ValueError: the model has a logit bias, which this format has no place for.
+    ValueError: the format has no place for this model: it has a logit bias, or a ResNet.
   """
-  if config.logit_bias is not None:
-    raise ValueError("the model has a logit bias (temperature/bias, of the sigmoid contrast): write it as a jax folder")
-  os.makedirs(folder, exist_ok=True)
-  tensors = to_theirs(flat, config)
+  _check(config)
+  source = source if (source or {}).get("format", "pytorch") == "pytorch" else None
+  tensors = names.to_theirs(flat, config)
   for name, length in (source or {}).get("buffers", {}).items():
     tensors[name] = np.arange(length, dtype=np.int64)[None]
-  config_json = (source or {}).get("config") or to_config_json(config, tensors["visual_projection.weight"].dtype)
-  paths = [os.path.join(folder, CONFIG_FILE), os.path.join(folder, WEIGHTS_FILE)]
+  config_json = (source or {}).get("config") or to_config_json(config, common_dtype(flat.values()))
+  paths = save(folder, config_json, tensors)
+  return paths + processors.write_image(folder, config) + processors.write_tokenizer(folder, config)
+
+
+def write_vision(folder: str, config: ModelConfig, flat: Mapping[str, np.ndarray]) -> list[str]:
+  """Writes the image tower as a `CLIPVisionModel` (LLaVA's and others' image encoder); returns the files' paths.
+
+  It has no projection: its users read hidden states. Raises as `write` does.
+  """
+  _check(config)
+  tensors = write_rows(names.vision_table(config.vision), flat)
+  kept = {"torch_dtype": _DTYPE_NAMES.get(common_dtype(tensors.values()), "float32")}
+  config_json = {"architectures": ["CLIPVisionModel"], **_vision_json(config), **kept}
+  return save(folder, config_json, tensors) + processors.write_image(folder, config)
+
+
+def _check(config: ModelConfig) -> None:
+  if config.logit_bias is not None:
+    raise ValueError(
+      "the model has a logit bias (temperature/bias, of the sigmoid contrast), which transformers' CLIP has no place "
+      "for: write it as jax or open_clip"
+    )
+  if isinstance(config.vision, ResNetConfig):
+    raise ValueError("transformers' CLIP has no ResNet: write it as jax or open_clip")
+
+
+def common_dtype(arrays: Iterable[np.ndarray]) -> np.dtype:
+  """The dtype of all arrays, float32 if they differ."""
+  dtypes = {np.dtype(array.dtype) for array in arrays}
+  return dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+
+def save(
+  folder: str,
+  config_json: Mapping[str, Any],
+  tensors: Mapping[str, np.ndarray],
+  config_file: str = CONFIG_FILE,
+  weights_file: str = WEIGHTS_FILE,
+) -> list[str]:
+  """Writes a JSON file and a safetensors file into a folder, which is made; returns their paths."""
+  os.makedirs(folder, exist_ok=True)
+  paths = [os.path.join(folder, config_file), os.path.join(folder, weights_file)]
   with open(paths[0], "w", encoding="utf-8") as file:
     json.dump(config_json, file, indent=2)
     file.write("\n")
   tensors = {name: np.asarray(value, order="C") for name, value in sorted(tensors.items())}
   safetensors.numpy.save_file(tensors, paths[1], metadata={"format": "pt"})
   return paths
-
-
-def to_fgclip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, dict[str, np.ndarray]]:
-  """Makes FG-CLIP from plain CLIP: positions stretched 77 to 248, projection and temperature copied."""
-  positions = stretch_positions(flat["text/short_positions"])
-  return config.replace(text={"long_length": len(positions), "end_id": 49407}), {
-    **flat,
-    "text/long_positions": positions,
-    "long_projection/kernel": flat["short_projection/kernel"],
-    "temperature/regional": flat["temperature/global"],
-    "temperature/hard_negative": flat["temperature/global"],
-  }

@@ -11,7 +11,7 @@ from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
 from fgclip_jax.models.presets import ModelConfig
-from fgclip_jax.weights.huggingface import read_json
+from fgclip_jax.weights.tensors import read_json
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"

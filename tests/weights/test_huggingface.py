@@ -1,6 +1,7 @@
 """Folders in PyTorch format: what is read, what is refused, and with which words."""
 
 import json
+import pickle
 
 import ml_dtypes
 import numpy as np
@@ -140,9 +141,30 @@ def test_the_end_of_text_rule_is_config_jsons_for_clip_and_fixed_for_fgclip(end_
 
 
 def test_a_folder_with_a_pickle_alone_is_refused(folder):
-  (folder / WEIGHTS).rename(folder / "pytorch_model.bin")
-  with pytest.raises(FileNotFoundError, match=r"pytorch_model.bin is a pickle, .* convert it to safetensors"):
+  (folder / WEIGHTS).unlink()
+  (folder / "pytorch_model.bin").write_bytes(pickle.dumps({"logit_scale": 1.0}))
+  with pytest.raises(ValueError, match=r"pytorch_model.bin' is a pickle, .*: --allow_pickle \(allow_pickle=True\)"):
     huggingface.read(str(folder))
+
+
+def test_a_folder_without_weights(folder):
+  (folder / WEIGHTS).unlink()
+  with pytest.raises(FileNotFoundError, match="no model.safetensors or pytorch_model.bin in"):
+    huggingface.read(str(folder))
+
+
+def test_a_header_may_begin_with_any_byte(folder):
+  """The first byte counts the header's bytes, and may look like the start of a pickle."""
+  expected = huggingface.read(str(folder))[1]
+  data = (folder / WEIGHTS).read_bytes()
+  length = int.from_bytes(data[:8], "little")
+  padded = length + (0x80 - length) % 256
+  (folder / WEIGHTS).write_bytes(
+    padded.to_bytes(8, "little") + data[8 : 8 + length] + b" " * (padded - length) + data[8 + length :]
+  )
+  assert (folder / WEIGHTS).read_bytes()[0] == 0x80
+  found = huggingface.read(str(folder))[1]
+  assert all(np.array_equal(found[name], value) for name, value in expected.items())
 
 
 @pytest.mark.parametrize("size", [0, 4, 100, -1])
@@ -188,20 +210,8 @@ def test_an_index_that_promises_a_missing_tensor(folder):
     huggingface.read(str(folder))
 
 
-def test_plain_clip_becomes_fgclip(random_params):
-  flat = random_params(CLIP)
-  config, made = huggingface.to_fgclip(CLIP.replace(text={"end_id": 2}), flat)
-  assert config == FGCLIP
-  assert made.keys() == random_params(FGCLIP).keys()
-  assert all(made[name] is flat[name] for name in flat)
-  np.testing.assert_array_equal(made["long_projection/kernel"], flat["short_projection/kernel"])
-  for name in ("regional", "hard_negative"):
-    assert made[f"temperature/{name}"] == flat["temperature/global"]
-  assert made["text/long_positions"].shape == (248, 32)
-
-
 def test_a_logit_bias_has_no_place_in_this_format(tmp_path, random_params):
   config = CLIP.replace(logit_bias=-10.0)
-  with pytest.raises(ValueError, match="has a logit bias .*: write it as a jax folder"):
+  with pytest.raises(ValueError, match="has a logit bias .*: write it as jax or open_clip"):
     huggingface.write(str(tmp_path / "out"), config, random_params(config))
   assert not (tmp_path / "out").exists()

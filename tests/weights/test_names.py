@@ -11,11 +11,10 @@ TINY = preset("tiny").replace(text={"vocab_size": 60})
 
 def test_the_table_names_every_parameter_once(random_params):
   flat = random_params(TINY)
-  ours = [row.ours for row in table(TINY)]
-  assert sorted([*ours, "text/long_positions"]) == sorted(flat)
-  theirs = [name for row in table(TINY) for name in row.names()]
-  assert len(theirs) == len(set(theirs))
-  assert len(to_theirs(flat, TINY)) == len(theirs) + 2  # the two tables of long positions
+  ours = [name for row in table(TINY) for name in row.ours]
+  assert sorted(ours) == sorted(flat)
+  theirs = [name for row in table(TINY) for layer in row.names() for name in layer]
+  assert len(theirs) == len(set(theirs)) == len(to_theirs(flat, TINY))
 
 
 def test_there_and_back_is_the_identity(random_params):

@@ -1,0 +1,117 @@
+"""The name table of OpenAI's CLIP, which open_clip has kept, and of Long-CLIP, which came of it."""
+
+import numpy as np
+
+from fgclip_jax.models.presets import ModelConfig, ResNetConfig, TowerConfig
+from fgclip_jax.weights.names import long_positions
+from fgclip_jax.weights.table import Row, convolution, linear, norm, patches, same
+
+LONG_REST = "positional_embedding_res"  # Long-CLIP's second position table
+
+
+def _fused(ours: str, theirs: str, layers: range) -> list[Row]:
+  """The rows of query, key and value, which theirs keep in one matrix and one bias."""
+  names = [f"{ours}/{part}" for part in ("query", "key", "value")]
+
+  def read_kernels(x):
+    return tuple(np.ascontiguousarray(part.T) for part in np.split(x, 3))
+
+  def write_kernels(*parts):
+    return (np.concatenate([part.T for part in parts]),)
+
+  return [
+    Row(tuple(f"{name}/kernel" for name in names), (f"{theirs}_weight",), read_kernels, write_kernels, layers),
+    Row(
+      tuple(f"{name}/bias" for name in names),
+      (f"{theirs}_bias",),
+      lambda x: tuple(np.split(x, 3)),
+      lambda *parts: (np.concatenate(parts),),
+      layers,
+    ),
+  ]
+
+
+def _blocks(ours: str, theirs: str, tower: TowerConfig) -> list[Row]:
+  ours, theirs, layers = f"{ours}/transformer/blocks", f"{theirs}transformer.resblocks.{{}}", range(tower.depth)
+  return [
+    *norm(f"{ours}/norm1", f"{theirs}.ln_1", layers),
+    *_fused(f"{ours}/attention", f"{theirs}.attn.in_proj", layers),
+    *linear(f"{ours}/attention/out", f"{theirs}.attn.out_proj", layers),
+    *norm(f"{ours}/norm2", f"{theirs}.ln_2", layers),
+    *linear(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc", layers),
+    *linear(f"{ours}/mlp/down", f"{theirs}.mlp.c_proj", layers),
+  ]
+
+
+def _batch_norm(ours: str, theirs: str, layers: range | None = None) -> list[Row]:
+  return [
+    *norm(ours, theirs, layers),
+    same(f"{ours}/mean", f"{theirs}.running_mean", layers),
+    same(f"{ours}/variance", f"{theirs}.running_var", layers),
+  ]
+
+
+def _convolutions(ours: str, theirs: str, layers: range | None = None) -> list[Row]:
+  """The three convolutions of a stem or of a block, each with its BatchNorm."""
+  rows = []
+  for number in (1, 2, 3):
+    rows.append(convolution(f"{ours}/conv{number}/kernel", f"{theirs}.conv{number}.weight", layers))
+    rows += _batch_norm(f"{ours}/norm{number}", f"{theirs}.bn{number}", layers)
+  return rows
+
+
+def _resnet(config: ResNetConfig) -> list[Row]:
+  rows = [*_convolutions("vision/stem", "visual"), same("vision/positions", "visual.attnpool.positional_embedding")]
+  for number, depth in enumerate(config.depths, 1):
+    ours, theirs = f"vision/stage{number}", f"visual.layer{number}"
+    rows += _convolutions(f"{ours}/first", f"{theirs}.0")
+    rows.append(convolution(f"{ours}/first/shortcut/kernel", f"{theirs}.0.downsample.0.weight"))
+    rows += _batch_norm(f"{ours}/first/shortcut_norm", f"{theirs}.0.downsample.1")
+    if depth > 1:
+      rows += _convolutions(f"{ours}/rest", f"{theirs}.{{}}", range(1, depth))
+  for part in ("query", "key", "value"):
+    rows += linear(f"vision/pool/{part}", f"visual.attnpool.{part[0]}_proj")
+  return [*rows, *linear("vision_projection", "visual.attnpool.c_proj")]
+
+
+def table(config: ModelConfig, text: str = "", split_positions: bool = False) -> list[Row]:
+  """The rows for a plain CLIP of this size.
+
+  Args:
+    config: the model's size.
+    text: what stands before the names of the text tower: `text.` in open_clip's newer layout, else nothing.
+    split_positions: the positions lie in Long-CLIP's two tables.
+  """
+  if isinstance(config.vision, ResNetConfig):
+    rows = _resnet(config.vision)
+  else:
+    rows = [
+      patches("vision/patch_embedding/kernel", "visual.conv1.weight", config.vision.patch_size),
+      same("vision/class_embedding", "visual.class_embedding"),
+      same("vision/positions", "visual.positional_embedding"),
+      *norm("vision/pre_norm", "visual.ln_pre"),
+      *_blocks("vision", "visual.", config.vision),
+      *norm("vision/post_norm", "visual.ln_post"),
+      same("vision_projection/kernel", "visual.proj"),
+    ]
+  positions = ("text/short_positions", f"{text}positional_embedding")
+  rows += [
+    same("text/token_embedding", f"{text}token_embedding.weight"),
+    long_positions(*positions, f"{text}{LONG_REST}") if split_positions else same(*positions),
+    *_blocks("text", text, config.text),
+    *norm("text/final_norm", f"{text}ln_final"),
+    same("short_projection/kernel", f"{text}text_projection"),
+    same("temperature/global", "logit_scale"),
+  ]
+  if config.logit_bias is not None:
+    rows.append(same("temperature/bias", "logit_bias"))
+  return rows
+
+
+def counters(config: ModelConfig) -> list[str]:
+  """The names of BatchNorm's counts of batches, which nothing reads and we do not keep."""
+  if not isinstance(config.vision, ResNetConfig):
+    return []
+  names = (name for row in _resnet(config.vision) for layer in row.names() for name in layer)
+  means = (name for name in names if name.endswith("running_mean"))
+  return [name.replace("running_mean", "num_batches_tracked") for name in means]
