@@ -67,7 +67,7 @@ def check(record: Record, size: tuple[int, int] | None, checks: Checks, tell: Te
 
   Args:
     record: what a source made.
-    size: its image's width and height in pixels; None where that is not known.
+    size: width and height of its image as it came, in pixels; None where they are not known.
     checks: the limits.
     tell: called with everything left out of the record.
 
