@@ -28,6 +28,7 @@ from fgclip_jax.data import packing
 from fgclip_jax.data.tokenizer import Tokenizer
 from fgclip_jax.models import parameters, presets
 from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.models.resolution import resize
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.weights import folder
 
@@ -45,6 +46,7 @@ def load(
   dtype: str = "float32",
   device: inference.Device | None = None,
   ema: bool = True,
+  allow_pickle: bool = False,
 ) -> "FGCLIP":
   """Loads a model.
 
@@ -56,6 +58,7 @@ def load(
     device: what to compute on: a device, its name (`cpu`, `gpu`, `gpu:1`, `tpu:3`), or a mesh, over which images and
       texts are then spread. None: JAX's default device.
     ema: takes the weights that a run has averaged over its steps, if it has; otherwise those of its last step.
+    allow_pickle: reads weights in a pickle (`.bin`, `.pt`) too, without executing it; refused by default.
 
   Raises:
     FileNotFoundError, ValueError: there is no model, or a broken one; the message names the file. No such device.
@@ -64,7 +67,7 @@ def load(
     raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
   if isinstance(device, str):
     device = inference.find_device(device)  # a wrong name is told before gigabytes are read
-  config, flat, _ = folder.read(_find(os.fspath(path_or_name)), ema)
+  config, flat, _ = folder.read(_find(os.fspath(path_or_name), allow_pickle), ema, allow_pickle)
   return FGCLIP(config, inference.place(parameters.unflatten(flat), device), Runtime(dtype=jnp.dtype(dtype)))
 
 
@@ -146,6 +149,15 @@ class FGCLIP:
   ) -> Float32[np.ndarray, "B S S 3"]:
     """Images as this model takes them; see `fgclip_jax.preprocess`."""
     return preprocess(pictures, self.config, mode)
+
+  def with_image_size(self, size: int) -> "FGCLIP":
+    """The same model for images of another side, in pixels: its image positions are interpolated (bicubic).
+
+    Raises:
+      ValueError: the side is not a multiple of the model's patches.
+    """
+    params, config = resize(self.params, self.config, size)
+    return FGCLIP(config, params, self.runtime)
 
   def encode_image(self, pictures: inputs.Pictures, normalize: bool = True) -> Vectors:
     """Embeds whole images, at least one.
@@ -321,7 +333,7 @@ def _pairs(pixels: Iterable, boxes: Iterable) -> Iterator[tuple[np.ndarray, np.n
     raise ValueError("there must be boxes for each image, and no more: an empty list for one without") from error
 
 
-def _find(path_or_name: str) -> str:
+def _find(path_or_name: str, allow_pickle: bool) -> str:
   """The path of a model; one on the Hugging Face hub is downloaded unless it is there already."""
   top = path_or_name.split("/")[0]
   if os.path.exists(path_or_name) or os.path.isdir(top) or not _HUB_NAME.fullmatch(path_or_name):
@@ -331,7 +343,8 @@ def _find(path_or_name: str) -> str:
   import huggingface_hub
 
   try:
-    return huggingface_hub.snapshot_download(path_or_name, allow_patterns=["*.json", "*.safetensors"])
+    wanted = ["*.json", "*.safetensors", *(["*.bin"] if allow_pickle else [])]
+    return huggingface_hub.snapshot_download(path_or_name, allow_patterns=wanted)
   except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
     raise FileNotFoundError(
       f"no model folder at {path_or_name!r}, and no such model could be had from the Hugging Face hub: "

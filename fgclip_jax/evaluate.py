@@ -24,6 +24,7 @@ from fgclip_jax.evals.embedded import embed
 from fgclip_jax.evals.metrics import Evaluator, Metric, NothingToMeasureError
 from fgclip_jax.evals.regions import FineGrained, RegionClassification
 from fgclip_jax.evals.retrieval import Retrieval
+from fgclip_jax.inference import use_compilation_cache
 from fgclip_jax.weights import folder as folders
 
 EVALUATORS: tuple[Evaluator, ...] = (Retrieval("long"), Retrieval("short"), RegionClassification(), FineGrained())
@@ -204,6 +205,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
   start = time.perf_counter()
+  use_compilation_cache()
   model = load(args.model, args.dtype, not args.raw_weights)
   print(f"{args.model}: {model}")
   if not args.raw_weights and folders.is_averaged(args.model):

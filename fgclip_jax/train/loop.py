@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from fgclip_jax.data.loader import Loader
+from fgclip_jax.inference import use_compilation_cache
 from fgclip_jax.models.parameters import abstract_params, count, unflatten
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.resolution import resize
@@ -38,7 +39,6 @@ from fgclip_jax.weights import folder as folders
 from fgclip_jax.weights import kinds, native
 
 CONFIG_FILE = "config.json"
-CACHE_FOLDER = os.path.join("~", ".cache", "fgclip_jax", "xla")
 
 
 def train(run: RunConfig, workdir: str) -> TrainState:
@@ -221,14 +221,6 @@ class Profile:
     if self._running:
       jax.profiler.stop_trace()
       self._running = False
-
-
-def use_compilation_cache(folder: str) -> None:
-  """Keeps compiled programs in a folder; `auto`: the user's cache folder on accelerators, none on CPUs."""
-  if folder == "auto":
-    folder = CACHE_FOLDER if jax.default_backend() != "cpu" else ""
-  if folder:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
 
 
 def read_weights(folder: str, model: ModelConfig) -> Any:
