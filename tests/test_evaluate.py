@@ -158,7 +158,7 @@ def test_every_text_is_encoded_once_and_every_image_once(model, data, monkeypatc
 
 def test_batches_change_nothing(model, data, results, monkeypatch):
   """A last batch that is not full, and batches without any region."""
-  monkeypatch.setattr(api, "CHUNKS", (1, 5))
+  monkeypatch.setattr("fgclip_jax.inference.CHUNKS", (1, 5))
   again = evaluate.measure(model, data)
   assert {name: (m.value, m.chance, m.count) for name, m in again.metrics.items()} == {
     name: (m["value"], m["chance"], m["count"]) for name, m in results.items()
