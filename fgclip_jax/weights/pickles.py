@@ -8,12 +8,13 @@ every other; tensors are cut from the file's bytes by NumPy.
 
 import dataclasses
 import functools
+import io
 import math
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -82,7 +83,7 @@ _KNOWN = {
 class _Unpickler(pickle.Unpickler):
   """Knows tensors, ordered dicts and, in TorchScript, modules. Keeps the storages that it met, by key."""
 
-  def __init__(self, file: BinaryIO, script: bool = False):
+  def __init__(self, file: io.BufferedIOBase, script: bool = False):
     super().__init__(file, encoding="utf-8")
     self._script, self.storages = script, {}
 

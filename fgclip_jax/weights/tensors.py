@@ -15,7 +15,7 @@ INDEX_SUFFIX = ".index.json"
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 
-class Tensors(Mapping[str, np.ndarray]):
+class Tensors(Mapping):
   """Tensors by name, each read from disk when asked for."""
 
   def __init__(self, readers: Mapping[str, pickles.Reader]):
