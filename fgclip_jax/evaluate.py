@@ -206,7 +206,7 @@ def main(argv: list[str] | None = None) -> int:
 def _run(args: argparse.Namespace) -> None:
   start = time.perf_counter()
   use_compilation_cache()
-  model = load(args.model, args.dtype, not args.raw_weights)
+  model = load(args.model, args.dtype, ema=not args.raw_weights)
   print(f"{args.model}: {model}")
   if not args.raw_weights and folders.is_averaged(args.model):
     print("Weights averaged over the run's steps (--raw_weights: those of its last step)")
