@@ -9,34 +9,35 @@
 
 import dataclasses
 import os
+import re
 from collections.abc import Iterator
 from typing import ClassVar
 
-from fgclip_jax.data import fields, streams
+from fgclip_jax.data import fields, images, paths, streams
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, RecordError, Region
-from fgclip_jax.data.source import Folder
 
 SUFFIXES = (".json", ".jsonl")
 PREFIXES = ("grit-20m/data-12m/", "data/down-grit-12m/", "data/grit-12m/")  # what released annotations begin with
+_DOWNLOAD = re.compile(r"(?P<folder>[^/]+/(?P<shard>\d{5}))/00000/00000(?P<number>\d{4})(?=\.[^./]+$)")
 
 
 @dataclasses.dataclass(frozen=True)
 class FineHard:
-  """The source: annotation `files`, and the folder in which their images lie."""
+  """The source: annotation `files`, and where their images lie."""
 
   form: ClassVar[str] = "finehard"
   files: tuple[str, ...]
-  images: Folder
+  images: images.Folder | images.Archives
 
   def arguments(self) -> dict:
-    return {"images": os.path.abspath(self.images.path)}
+    return self.images.arguments()
 
   def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, streams.Raw]]:
     return streams.scan(file, offset)
 
   def load(self, raw: streams.Raw, tell: fields.Tell) -> Record:
-    record, paths = parse(streams.load(raw), tell)
-    return dataclasses.replace(record, image=self.images.read(paths))
+    record, names = parse(streams.load(raw), tell)
+    return dataclasses.replace(record, image=self.images.read(names))
 
 
 def find_annotations(path: str) -> tuple[str, ...]:
@@ -46,25 +47,24 @@ def find_annotations(path: str) -> tuple[str, ...]:
   Raises:
     FileNotFoundError: there is none, or one of a list is missing.
   """
-  if os.path.isdir(path):
-    files = [os.path.join(path, name) for name in sorted(os.listdir(path)) if name.lower().endswith(SUFFIXES)]
+  if paths.is_folder(path):
+    files = [paths.join(path, name) for name in paths.list_folder(path) if name.lower().endswith(SUFFIXES)]
     if not files:
       raise FileNotFoundError(f"no .json or .jsonl file in {path!r} (folders in it are not searched)")
     return tuple(files)
-  if not os.path.isfile(path):
+  if not paths.is_file(path):
     raise FileNotFoundError(f"no annotation file or folder at {path!r}")
   if not path.lower().endswith(".txt"):
     return (path,)
-  with open(path, encoding="utf-8-sig") as file:
-    lines = [line.strip() for line in file if line.strip()]
+  lines = [line.strip() for line in paths.read(path).decode("utf-8-sig").splitlines() if line.strip()]
   if not lines:
     raise FileNotFoundError(f"{path!r} lists no annotation file")
   return tuple(_find_listed(line, path) for line in lines)
 
 
 def _find_listed(line: str, path: str) -> str:
-  for candidate in (os.path.join(os.path.dirname(path), line), line):
-    if os.path.isfile(candidate):
+  for candidate in (paths.join(os.path.dirname(path), line), line):
+    if paths.is_file(candidate):
       return candidate
   raise FileNotFoundError(f"{path!r} lists {line!r}, which is no file")
 
@@ -84,7 +84,7 @@ def parse(value: object, tell: fields.Tell) -> tuple[Record, tuple[str, ...]]:
   """
   annotation = fields.get_mapping(value, "record")
   f_path = fields.get_text(annotation, "f_path", "f_path", tell)
-  paths = find_paths(f_path)
+  names = find_paths(f_path)
   long = fields.get_text(annotation, "caption", "caption", tell)
   short = fields.get_text(annotation, "short_caption", "short_caption", tell)
   regions = []
@@ -94,15 +94,21 @@ def parse(value: object, tell: fields.Tell) -> tuple[Record, tuple[str, ...]]:
     except RecordError as error:
       tell("region", error)
   fields.note_region_count(len(regions), "bbox_info", tell)
-  return Record(id=paths[0], image=b"", short=short, long=long, regions=tuple(regions)), paths
+  return Record(id=names[0], image=b"", short=short, long=long, regions=tuple(regions)), names
 
 
 def find_paths(f_path: str) -> tuple[str, ...]:
-  """The paths under the images folder that an `f_path` may mean: without its known prefix, and as it is."""
+  """The paths under the images folder that an `f_path` may mean: without its known prefix, and as it is.
+
+  Older annotations name an image by its download, `coyo_image_0/00069/00000/000009825.jpg`; it was renamed since, to
+  `coyo_image_0/00069/000699825.jpg`, so that both names are looked for.
+  """
   path = fields.check_path(f_path, "f_path")
   for prefix in PREFIXES:
     if path.startswith(prefix):
-      return path.removeprefix(prefix), path
+      stripped = path.removeprefix(prefix)
+      renamed = _DOWNLOAD.sub(r"\g<folder>/\g<shard>\g<number>", stripped)
+      return tuple(dict.fromkeys((stripped, renamed, path)))
   return (path,)
 
 

@@ -9,13 +9,11 @@ height. A CSV file has the columns image, short (or caption) and long, named in 
 """
 
 import dataclasses
-import os
 from collections.abc import Iterator
 from typing import ClassVar
 
-from fgclip_jax.data import fields, streams
+from fgclip_jax.data import fields, images, paths, streams
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, RecordError, Region
-from fgclip_jax.data.source import Folder
 
 FIELDS = ("image", "short", "caption", "long", "regions")
 
@@ -26,22 +24,22 @@ class Pairs:
 
   form: ClassVar[str] = "pairs"
   files: tuple[str, ...]
-  images: Folder
+  images: images.Folder
 
   def arguments(self) -> dict:
-    return {"images": os.path.abspath(self.images.path)}
+    return self.images.arguments()
 
   def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, streams.Raw]]:
     return streams.scan(file, offset)
 
   def load(self, raw: streams.Raw, tell: fields.Tell) -> Record:
-    record, paths = parse(streams.load(raw), tell)
-    return dataclasses.replace(record, image=self.images.read(paths))
+    record, names = parse(streams.load(raw), tell)
+    return dataclasses.replace(record, image=self.images.read(names))
 
 
 def check_captions(path: str) -> str:
   """Returns the path of a captions file; raises `FileNotFoundError` or, for an unknown ending, `ValueError`."""
-  if not os.path.isfile(path):
+  if not paths.is_file(path):
     raise FileNotFoundError(f"no captions file at {path!r}")
   if not path.lower().endswith(streams.SUFFIXES):
     raise ValueError(f"{path!r} must end in one of {', '.join(streams.SUFFIXES)}: the ending tells its form")

@@ -6,7 +6,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fgclip_jax.data import paths
@@ -29,20 +29,21 @@ class Row:
 
 
 class Reader:
-  """Reads rows of one file, fast where they follow each other; `close` closes the file.
+  """Reads rows of one file, fast where they follow each other: all columns, or some; `close` closes the file.
 
   Raises:
     RecordError: of kind `parquet_unreadable`, where the file or a row of it cannot be read.
   """
 
-  def __init__(self, path: str):
+  def __init__(self, path: str, columns: Sequence[str] | None = None):
     import pyarrow.parquet
 
-    self.path = path
+    self.path, self._columns = path, columns
     stream = paths.open(path)
     self.close = weakref.finalize(self, stream.close)  # readers are kept and replaced: none is closed by hand
     with self._named():
       self._file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
+    self.columns = self._file.schema_arrow.names
     metadata = self._file.metadata
     counts = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
     self._starts = [0]
@@ -56,16 +57,11 @@ class Reader:
   def __len__(self) -> int:
     return self._starts[-1]
 
-  @property
-  def columns(self) -> list[str]:
-    """The columns' names."""
-    return self._file.schema_arrow.names
-
   def get(self, number: int) -> dict[str, Any]:
     """Returns one row."""
     group = next(index for index, start in enumerate(self._starts[1:]) if number < start)
     if group != self._group or number < self._first:
-      self._batches = self._file.iter_batches(_ROWS, row_groups=[group])
+      self._batches = self._file.iter_batches(_ROWS, row_groups=[group], columns=self._columns)
       self._rows, self._first = [], self._starts[group]
     self._group = None  # until it is known to be readable
     while number >= self._first + len(self._rows):
@@ -102,11 +98,16 @@ def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Row]]:
     yield number, Row(path, number)
 
 
+def list_columns(path: str) -> list[str]:
+  """The names of a file's columns."""
+  reader = Reader(path)
+  reader.close()
+  return reader.columns
+
+
 def find_image_column(path: str) -> str | None:
   """The column that holds images; None if there is none, as in the tables that img2dataset writes beside tar files."""
-  reader = Reader(path)
-  columns = reader.columns
-  reader.close()
+  columns = list_columns(path)
   return next((name for name in IMAGE_COLUMNS if name in columns), None)
 
 

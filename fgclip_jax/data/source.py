@@ -1,13 +1,10 @@
 """Where records come from: what every form of input offers to the writer."""
 
-import dataclasses
-import errno
-import os
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 from fgclip_jax.data.fields import Tell
-from fgclip_jax.data.record import Record, RecordError
+from fgclip_jax.data.record import Record
 
 
 @runtime_checkable
@@ -49,36 +46,3 @@ class Source(Protocol):
       RecordError: the record cannot be used.
       OSError: a fault of the disk or the network, not of the record.
     """
-
-
-@dataclasses.dataclass(frozen=True)
-class Folder:
-  """A folder of image files.
-
-  Raises:
-    FileNotFoundError: there is no such folder.
-  """
-
-  path: str
-
-  def __post_init__(self):
-    if not os.path.isdir(self.path):
-      raise FileNotFoundError(f"no images folder at {self.path!r} (--images)")
-
-  def read(self, paths: tuple[str, ...]) -> bytes:
-    """Returns the first file found at `paths`, relative to the folder, or raises `RecordError`.
-
-    Kinds: `image_missing`, `image_not_permitted`.
-    """
-    for path in paths:
-      try:
-        with open(os.path.join(self.path, path), "rb") as file:
-          return file.read()
-      except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        continue
-      except PermissionError as error:
-        raise RecordError("image_not_permitted", "image", f"{path!r} may not be read") from error
-      except OSError as error:
-        if error.errno != errno.ENAMETOOLONG:
-          raise  # a fault of the disk or the network, not of the record
-    raise RecordError("image_missing", "image", f"no file {paths[0]!r} under {self.path}")

@@ -6,17 +6,17 @@ they were made of; where that has not changed, the table is used as it is.
 
 import dataclasses
 import functools
+import hashlib
 import itertools
 import json
 import os
 import shutil
 import sqlite3
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-from fgclip_jax.data import paths, pool
+from fgclip_jax.data import locks, paths, pool
 from fgclip_jax.data.record import RecordError
 
 MAX_PARTS = 16  # a look-up asks one after the other
@@ -33,7 +33,7 @@ class Table:
   Attributes:
     folder: where its parts lie.
     parts: how many there are.
-    made: when it was made, in nanoseconds; tells it from another one in the same folder.
+    digest: of what it was made of; tells it from another one in the same folder.
     entries: how many keys its parts hold.
     repeated: how many keys were met again; the first value counts.
     broken: what of the input broke off: its name and the reason.
@@ -41,14 +41,14 @@ class Table:
 
   folder: str
   parts: int
-  made: int
+  digest: str
   entries: int
   repeated: int
   broken: tuple[tuple[str, str], ...]
 
   def get(self, key: str) -> str | None:
     """The value of a key; None if it has none."""
-    for connection in _connect(self.folder, self.parts, self.made):
+    for connection in _connect(self.folder, self.parts, self.digest):
       row = connection.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()
       if row:
         return row[0]
@@ -56,7 +56,13 @@ class Table:
 
 
 def make(
-  folder: str, read: Reader, inputs: Sequence[tuple[str, Any]], arguments: dict, workers: int, *, label: str
+  folder: str,
+  read: Reader,
+  inputs: Sequence[tuple[str, Any]],
+  arguments: dict,
+  workers: int | pool.Engine,
+  *,
+  label: str,
 ) -> Table:
   """Makes a table, or opens the one in `folder` if it was made of the same.
 
@@ -65,14 +71,18 @@ def make(
     read: a module's own function; yields keys and values of one input, and raises `RecordError` where it breaks off.
     inputs: the name of each input, and what `read` is called with.
     arguments: all that decides what the table holds, as JSON: fingerprints of the inputs and the like.
-    workers: the number of processes.
+    workers: the number of processes, or an engine.
     label: what the progress bar says.
   """
   arguments = json.loads(json.dumps({"inputs": [name for name, _ in inputs], **arguments}))
-  table = _open(folder, arguments)
-  if table:
-    return table
   paths.make_folder(folder)
+  with locks.hold(f"{folder}.lock", f"making {folder}"):
+    return _open(folder, arguments) or _make(folder, read, inputs, arguments, workers, label)
+
+
+def _make(
+  folder: str, read: Reader, inputs: Sequence[tuple[str, Any]], arguments: dict, workers: int | pool.Engine, label: str
+) -> Table:
   parts = min(len(inputs), MAX_PARTS)
   bounds = [len(inputs) * part // parts for part in range(parts + 1)]
   tasks = [(folder, part, read, inputs[begin:end]) for part, (begin, end) in enumerate(itertools.pairwise(bounds))]
@@ -80,22 +90,19 @@ def make(
   entries, repeated, broken = zip(*(results[part] for part in range(parts)), strict=True)
   info = {
     "parts": parts,
-    "made": time.time_ns(),
+    "digest": hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest(),
     "entries": sum(entries),
     "repeated": sum(repeated),
     "broken": [*itertools.chain(*broken)],
   }
-  path = paths.join(folder, _INFO)
-  with paths.open(path, "w", encoding="utf-8") as file:
-    json.dump({"table": info, "arguments": arguments}, file, ensure_ascii=False)
+  paths.write(paths.join(folder, _INFO), json.dumps({"table": info, "arguments": arguments}).encode())
   return _open(folder, arguments)
 
 
 def _open(folder: str, arguments: dict) -> Table | None:
   """The table in a folder; None where there is none that was made of the same."""
   try:
-    with paths.open(paths.join(folder, _INFO), "r", encoding="utf-8") as file:
-      info = json.load(file)
+    info = json.loads(paths.read(paths.join(folder, _INFO)))
   except (FileNotFoundError, json.JSONDecodeError):
     return None
   if info["arguments"] != arguments:
@@ -139,11 +146,7 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
       (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
     finally:
       connection.close()
-    if paths.is_remote(target):
-      with open(path, "rb") as source, paths.open(target, "wb") as file:
-        shutil.copyfileobj(source, file)
-    else:
-      os.replace(path, target)
+    paths.publish(path, target)
   return part, (entries, found - entries, broken)
 
 
@@ -163,9 +166,9 @@ def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]
 
 
 @functools.lru_cache(maxsize=16)
-def _connect(folder: str, parts: int, made: int) -> tuple[sqlite3.Connection, ...]:
+def _connect(folder: str, parts: int, digest: str) -> tuple[sqlite3.Connection, ...]:
   """Opens the parts for reading, once per process; those of object storage are copied to this machine first."""
-  del made  # part of the cache's key alone
+  del digest  # part of the cache's key alone
   if paths.is_remote(folder):
     local = tempfile.mkdtemp(prefix="fgclip_jax-table-")
     for part in range(parts):

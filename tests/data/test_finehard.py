@@ -65,6 +65,14 @@ def test_a_faultless_annotation_becomes_a_record_and_nothing_is_told():
       ("coyo_image_0/1/2/3.jpg", "data/down-grit-12m/coyo_image_0/1/2/3.jpg"),
     ),
     ("./data/grit-12m//coyo_image_0/1/2.jpg", ("coyo_image_0/1/2.jpg", "data/grit-12m/coyo_image_0/1/2.jpg")),
+    (
+      "data/down-grit-12m/coyo_image_0/00069/00000/000009825.jpg",
+      (
+        "coyo_image_0/00069/00000/000009825.jpg",
+        "coyo_image_0/00069/000699825.jpg",
+        "data/down-grit-12m/coyo_image_0/00069/00000/000009825.jpg",
+      ),
+    ),
     ("mine/2.jpg", ("mine/2.jpg",)),
   ],
 )

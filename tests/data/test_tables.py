@@ -58,7 +58,7 @@ def test_a_table_is_used_again_until_what_it_is_made_of_changes(tmp_path):
   second = make(tmp_path, [[("a", "2")]], size=4)
   assert second.get("a") == "2"
   (tmp_path / "table.json").write_text("{")
-  assert make(tmp_path, [[("a", "3")]], size=4).get("a") == "3"
+  assert make(tmp_path, [[("a", "3")]], size=5).get("a") == "3"
 
 
 def test_processes_make_the_same_table(tmp_path):
@@ -71,6 +71,6 @@ def test_processes_make_the_same_table(tmp_path):
 def test_a_table_may_lie_in_storage_and_cannot_be_written_to_afterwards(tmp_path):
   table = make(standin.remote(tmp_path / "50% #1?"), [[("a", "1")], [("b", "2")]])
   assert (table.get("a"), table.get("b")) == ("1", "2")
-  connection = tables._connect(table.folder, table.parts, table.made)[0]
+  connection = tables._connect(table.folder, table.parts, table.digest)[0]
   with pytest.raises(sqlite3.OperationalError, match="readonly"):
     connection.execute("DELETE FROM entries")

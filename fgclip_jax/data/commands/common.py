@@ -74,6 +74,13 @@ def make_engine(options: argparse.Namespace):
   return beam.Beam(tuple(options.flags), paths.join(options.output, ".prepare", options.split))
 
 
+def tables_folder(options: argparse.Namespace) -> str:
+  """Where a split's tables on disk are kept."""
+  from fgclip_jax.data import paths
+
+  return paths.join(options.output, ".prepare", f"{options.split}-tables")
+
+
 def convert(options: argparse.Namespace, source) -> None:
   """Converts a `source.Source` as the options say, and prints what was written and what to do next."""
   from fgclip_jax.data import paths, plans, stored_image, writer

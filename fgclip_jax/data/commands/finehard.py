@@ -10,8 +10,14 @@ TEXT = (
 Converts FineHARD's annotations and images.
 
 ANNOTATIONS is the folder of JSON files (the data set's `jsonfiles`), one JSON or JSON-lines file, or a .txt file that
-lists such files, one a line. An f_path `grit-20m/data-12m/coyo_image_0/00069/000699825.jpg` (or, in older
-annotations, `data/down-grit-12m/coyo_image_0/...`) is looked up as IMAGES/coyo_image_0/....
+lists such files, one a line. IMAGES holds coyo_image_0, coyo_image_1, ...: the image of an f_path
+`grit-20m/data-12m/coyo_image_0/00069/000699825.jpg` (or, in older annotations, `data/down-grit-12m/coyo_image_0/...`)
+is the file IMAGES/coyo_image_0/00069/000699825.jpg, or of that name in IMAGES/coyo_image_0/00069.tar or, by its `key`,
+in IMAGES/coyo_image_0/00069.parquet: img2dataset's output in any of its forms.
+
+A download numbers its images anew. With --url2key, FineHARD's folder url2key_jsons, they are found by their URLs under
+the numbers that img2dataset gave them, and need not be renamed; IMAGES is then what img2dataset wrote, side files
+included. Any path may be a URL: gs://..., s3://...
 """
   + common.IMAGE_CHECK
 )
@@ -23,12 +29,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   common.add_output(parser)
   parser.add_argument("--annotations", required=True, metavar="PATH", help="a folder, a JSON file, or a .txt list")
   common.add_images(parser)
+  parser.add_argument("--url2key", metavar="DIR", help="FineHARD's url2key_jsons, for images not renamed since")
   common.add_conversion(parser, name="finehard")
 
 
 def run(options: argparse.Namespace) -> None:
   """Runs the command."""
-  from fgclip_jax.data import finehard, source
+  from fgclip_jax.data import finehard, images
 
   files = finehard.find_annotations(options.annotations)
-  common.convert(options, finehard.FineHard(files, source.Folder(options.images)))
+  found = images.find(options.images, options.url2key, common.tables_folder(options), common.make_engine(options))
+  common.convert(options, finehard.FineHard(files, found))

@@ -29,7 +29,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Runs the command."""
-  from fgclip_jax.data import pairs, source
+  from fgclip_jax.data import images, pairs
 
   captions = pairs.check_captions(options.captions)
-  common.convert(options, pairs.Pairs((captions,), source.Folder(options.images)))
+  common.convert(options, pairs.Pairs((captions,), images.Folder(options.images)))
