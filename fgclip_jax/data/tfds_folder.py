@@ -20,7 +20,7 @@ import os
 import tempfile
 from typing import Any
 
-from fgclip_jax.data import paths, record
+from fgclip_jax.data import paths, pool, record
 
 VERSION = "1.0.0"  # of the records' schema, as TensorFlow Datasets count versions
 INFO, DATASET_INFO, CHECKSUMS = "info.json", "dataset_info.json", "checksums.json"
@@ -96,20 +96,15 @@ def remove_split(folder: str, split: str) -> None:
         paths.remove(paths.join(place, entry))
 
 
-def find_faults(folder: str, file: str) -> str | None:
-  """Compares a shard with its checksum; returns what is wrong, or None.
-
-  Raises:
-    KeyError: `checksums.json` does not know the shard.
-  """
-  expected = read_checksums(folder)[file]
+def verify_shard(folder: str, entry: tuple[str, dict[str, Any]]) -> str | None:
+  """Compares a shard with its entry in `checksums.json`; returns what is wrong, or None."""
+  file, expected = entry
   path = paths.join(folder, file)
-  try:
-    size = paths.size(path)
-  except FileNotFoundError:
+  pool.tick(expected["bytes"])
+  if not paths.exists(path):
     return f"{path} is missing"
-  if size != expected["bytes"]:
-    return f"{path} has {size:,} bytes, it was written with {expected['bytes']:,}"
+  if paths.size(path) != expected["bytes"]:
+    return f"{path} has {paths.size(path):,} bytes, it was written with {expected['bytes']:,}"
   if hash_file(path) != expected["sha256"]:
     return f"{path} is damaged: its SHA-256 is another than when it was written"
   return None
