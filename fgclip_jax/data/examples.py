@@ -1,0 +1,166 @@
+"""Records to examples: decoded, cropped, tokenised; bad ones replaced."""
+
+import dataclasses
+from typing import NamedTuple
+
+import grain
+import numpy as np
+
+from fgclip_jax.data import record as records
+from fgclip_jax.data import token_ids
+from fgclip_jax.data.augment import choose_part, move_boxes
+from fgclip_jax.data.decode import decode_square
+from fgclip_jax.data.mixture import Mixture
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble, measured_ladder
+from fgclip_jax.data.record import Ids, Record, RecordError
+from fgclip_jax.data.settings import DataConfig
+from fgclip_jax.data.tokenizer import Tokenizer
+
+_NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
+_TRIES = 100  # records in a row that may be bad before the loader gives up on finding a good one
+
+
+@dataclasses.dataclass(frozen=True)
+class Bad:
+  """A record that was replaced: the class of the fault, where and what it was, and the index of its data set."""
+
+  kind: str
+  message: str
+  which: int = 0
+
+
+class Loaded(NamedTuple):
+  """An example, the bad records that it stands for, and how many boxes fewer it has for being cropped."""
+
+  example: Example
+  bad: tuple[Bad, ...]
+  boxes_lost: int
+
+
+class LoadExample(grain.transforms.RandomMap):
+  """Record number to example; what is random is drawn from the generator alone.
+
+  Without an `image_size` images are left unread, which is quick.
+  """
+
+  def __init__(self, source: Mixture, config: DataConfig, layout: Layout, image_size: int | None):
+    self.source, self.config, self.layout, self.image_size = source, config, layout, image_size
+    self._tokenizer = Tokenizer()
+    self._prefix_ids = tuple(self._tokenizer.encode(config.short_prefix))[:-1]
+
+  def random_map(self, index: int, rng: np.random.Generator) -> Loaded:
+    """The example of this record, or of the next good one; in place of one that its shard has lost, of one far away.
+
+    Raises:
+      ValueError: none is good, or something else went wrong; of a kind that other processes can be told.
+    """
+    bad, number = [], int(index)
+    which = self.source.which(number)
+    total = self.source.sizes[which]
+    while len(bad) < min(_TRIES, total):
+      try:
+        example, lost = self._example(records.decode(self.source[number]), number, rng)
+        return Loaded(example, tuple(bad), lost)
+      except RecordError as error:
+        bad.append(Bad(error.kind, f"{self.source.where(number)}: {error}", which))
+        # the neighbours of a lost record are lost, too
+        number = self.source.step_from(number, int(0.618 * total) + 1 if error.kind == "shard_lost" else 1)
+      except Exception as error:  # a worker's exception that cannot be pickled would never arrive
+        raise ValueError(f"{self.source.where(number)}: {type(error).__name__}: {error}") from error
+    raise ValueError(f"{len(bad)} records in a row are bad; the last: {bad[-1].message}")
+
+  def _example(self, record: Record, number: int, rng: np.random.Generator) -> tuple[Example, int]:
+    config, layout = self.config, self.layout
+    boxes = np.asarray([region.box for region in record.regions], np.float32).reshape(-1, 4)
+    image, kept = _NO_IMAGE, np.arange(len(boxes))
+    if self.image_size is not None:
+      choose = choose_part(config.crop, config.crop_area, rng)
+      image, part = decode_square(record.image, self.image_size, config.decode, choose)
+      if choose:
+        boxes, kept = move_boxes(boxes, part, config.crop_keep)
+    lost = min(len(record.regions), layout.boxes) - min(len(kept), layout.boxes)
+    boxes, kept = boxes[: layout.boxes], kept[: layout.boxes]
+    record = _with_regions(record, kept.tolist())
+    stored = record.tokens and self.source.stored_tokens[self.source.which(number)]
+    tokens = record.tokens if stored else token_ids.make(record, self._tokenizer)
+    long = None
+    if layout.long_length is not None:
+      # a record without a long caption trains the long path on its short one
+      long = self._caption(tokens.long or tokens.short, long=True)
+    return Example(
+      image=image,
+      short=self._caption(self._prefixed(record.short, tokens.short)),
+      long=long,
+      boxes=boxes,
+      regions=tuple(self._caption(self._region_ids(tokens, place, rng)) for place in range(len(kept))),
+      negatives=tuple(
+        (self._caption(short), tuple(map(self._caption, negatives))) if negatives else None
+        for short, negatives in zip(tokens.region_short, tokens.negatives, strict=True)
+      ),
+      record=number,
+    ), lost
+
+  def _region_ids(self, tokens: records.Tokens, place: int, rng: np.random.Generator) -> Ids:
+    wanted = self.config.region_text
+    if wanted == "random":
+      wanted = ("short", "long")[rng.integers(2)]
+    return (wanted == "long" and tokens.region_long[place]) or tokens.region_short[place]
+
+  def _prefixed(self, text: str, ids: Ids) -> Ids:
+    """The ids of prefix and text together."""
+    prefix = self.config.short_prefix
+    if not prefix:
+      return ids
+    if prefix[-1].isspace() and _is_plain(prefix.strip()) and _is_plain(text):
+      return self._prefix_ids + ids[1:]
+    return tuple(self._tokenizer.encode(prefix + text))
+
+  def _caption(self, ids: Ids, long: bool = False) -> Caption:
+    end, length = self._tokenizer.end_id, self.layout.max_length(long)
+    if len(ids) > length:
+      ids = (*ids[: length - 1], end)
+    return Caption(ids[: ids.index(end) + 1], long)  # a text may itself hold an end-of-text token
+
+
+def _with_regions(record: Record, kept: list[int]) -> Record:
+  """The record with these of its regions alone."""
+  if kept == list(range(len(record.regions))):
+    return record
+  tokens = record.tokens
+  if tokens:
+    lists = ("region_short", "region_long", "negatives")
+    tokens = dataclasses.replace(
+      tokens, **{name: tuple(getattr(tokens, name)[place] for place in kept) for name in lists}
+    )
+  return dataclasses.replace(record, regions=tuple(record.regions[place] for place in kept), tokens=tokens)
+
+
+def _is_plain(text: str) -> bool:
+  """Whether cleaning leaves the text's words as they are, so that those before it do not matter to them."""
+  return text.isascii() and text.isprintable() and "&" not in text
+
+
+def measure_ladder(
+  source: Mixture, config: DataConfig, layout: Layout, seed: int, shards: int, records_read: int = 2048
+) -> tuple[int, ...]:
+  """Row budgets that fit this data: quantiles of what random batches need, then coarser ones up to the worst case.
+
+  Args:
+    source, config, layout: the data and its shapes.
+    seed: of which records are looked at, drawn as examples are; the same for all processes.
+    shards: data shards of the whole run.
+    records_read: the most records that are read for it.
+  """
+  rng = np.random.default_rng(seed)
+  images = config.batch_size // shards
+  load = LoadExample(source, config, layout, image_size=None)
+  order = source.order(seed, shuffle=True)
+  sample = [order[index] for index in range(min(records_read, len(source)))]
+  source.prefetch(sample)
+  examples = [load.random_map(number, rng).example for number in sample]
+  exact = dataclasses.replace(layout, ladder=())
+  needed = []
+  for _ in range(min(max(100_000 // images, 4), 24)):
+    chosen = rng.choice(len(examples), images, replace=images > len(examples))
+    needed.append(assemble([examples[i] for i in chosen], 1, exact)["tokens"].shape[1])
+  return measured_ladder(layout, images, needed)

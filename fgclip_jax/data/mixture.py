@@ -1,0 +1,145 @@
+"""Several data sets as one: their records under one numbering, and an order that mixes them by weight.
+
+Of any number of examples from the start on, each data set gives its share to within one. Each is shuffled by itself,
+anew every time it has been passed, so a small one comes round more often than a large one.
+"""
+
+import bisect
+import dataclasses
+import itertools
+import os
+from collections.abc import Iterable, Sequence
+from fractions import Fraction
+
+import grain
+import numpy as np
+
+from fgclip_jax.data import paths
+from fgclip_jax.data.shards import Records
+from fgclip_jax.data.tfds_folder import read_info
+from fgclip_jax.data.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSet:
+  """A split of a prepared folder, and its weight in a mixture, which need not add up to anything."""
+
+  path: str
+  split: str
+  weight: float = 1.0
+
+
+class Mixture:
+  """The records of data sets by number: those of the first, then those of the second, and so on.
+
+  Attributes:
+    names: of the data sets: the last part of the path; with the split, or whole, where that is not unique.
+    shares: of each, of all examples; they add up to one.
+    sizes: records of each.
+    stored_tokens: whether each holds token ids of our own tokenizer.
+    damage: one line for each damaged shard.
+
+  Raises:
+    FileNotFoundError, ValueError: no such data, nothing in it can be read, or the same twice.
+  """
+
+  def __init__(self, sets: Sequence[DataSet]):
+    self.names = _names(sets)
+    self._records = [Records(entry.path, entry.split) for entry in sets]
+    self._remote = [paths.is_remote(entry.path) for entry in sets]
+    self.sizes = [len(records) for records in self._records]
+    self._starts = [0, *itertools.accumulate(self.sizes)]
+    weights = [Fraction(str(entry.weight)) for entry in sets]
+    self.shares = [weight / sum(weights) for weight in weights]
+    self.stored_tokens = [read_info(entry.path).get("tokenizer") == Tokenizer.name for entry in sets]
+    self.damage = [line for records in self._records for line in records.damage]
+
+  def __len__(self) -> int:
+    return self._starts[-1]
+
+  def __getitem__(self, number: int) -> bytes:
+    """A record's bytes; errors as those of `Records`."""
+    which, place = self._place(number)
+    return self._records[which][place]
+
+  def which(self, number: int) -> int:
+    """The index of the data set that holds this record."""
+    return bisect.bisect_right(self._starts, number) - 1
+
+  def step_from(self, number: int, step: int) -> int:
+    """The record `step` further on in the same data set, which begins anew behind its end."""
+    which, place = self._place(number)
+    return self._starts[which] + (place + step) % self.sizes[which]
+
+  def where(self, number: int) -> str:
+    """A record's file and its number in it."""
+    which, place = self._place(number)
+    return self._records[which].where(place)
+
+  def count(self, numbers: np.ndarray) -> list[int]:
+    """How many of these records each data set holds."""
+    which = np.searchsorted(self._starts, np.ravel(numbers), side="right") - 1
+    return np.bincount(which, minlength=len(self.sizes)).tolist()
+
+  def prefetch(self, numbers: Iterable[int]) -> None:
+    """Begins to read records that will soon be asked for from object storage."""
+    if not any(self._remote):
+      return
+    places = [self._place(number) for number in numbers]
+    for index, records in enumerate(self._records):
+      records.prefetch([place for which, place in places if which == index])
+
+  def epochs(self, batch_size: int) -> list[float]:
+    """Batches in which each data set is passed once."""
+    return [size / float(share) / batch_size for size, share in zip(self.sizes, self.shares, strict=True)]
+
+  def order(self, seed: int, shuffle: bool) -> grain.MapDataset:
+    """The numbers of records in the order in which examples take them, without end."""
+    orders = []
+    for index, (begin, end) in enumerate(itertools.pairwise(self._starts)):
+      # for Grain the next epoch's seed is this one's plus one, so neighbours would follow each other's order
+      own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0]) if index else seed
+      order = grain.MapDataset.range(begin, end).seed(own)
+      orders.append((order.shuffle() if shuffle else order).repeat())
+    return orders[0] if len(orders) == 1 else _Mixed(orders, self.shares).seed(seed)
+
+  def _place(self, number: int) -> tuple[int, int]:
+    which = self.which(number)
+    return which, int(number) - self._starts[which]
+
+
+class _Mixed(grain.MapDataset):
+  """Endless orders as one. Grain's own mixing rounds the weights."""
+
+  def __init__(self, parents: Sequence[grain.MapDataset], shares: Sequence[Fraction]):
+    super().__init__(parents)
+    rest = [sum(shares[index:]) for index in range(len(shares))]
+    self._of_rest = [(share / left).as_integer_ratio() for share, left in zip(shares, rest, strict=True)]
+
+  def __len__(self) -> int:
+    return min(map(len, self._parents))
+
+  def __getitem__(self, index):
+    if isinstance(index, slice):
+      return self.slice(index)
+    # the first takes its share, evenly; what is left is the index among the others, whose first takes its share...
+    for parent, (share, whole) in zip(self._parents, self._of_rest, strict=True):
+      taken, then = ((2 * examples * share + whole) // (2 * whole) for examples in (index, index + 1))  # rounded
+      if then > taken:
+        return parent[taken]
+      index -= taken
+    raise IndexError("the last of the shares takes whatever is left")
+
+
+def _names(sets: Sequence[DataSet]) -> list[str]:
+  if len({(os.path.normpath(entry.path), entry.split) for entry in sets}) < len(sets):
+    raise ValueError(f"data.mixture names a split twice: {[(entry.path, entry.split) for entry in sets]}; give it once")
+  for naming in (
+    lambda entry: os.path.basename(os.path.normpath(entry.path)),
+    lambda entry: f"{os.path.basename(os.path.normpath(entry.path))}-{entry.split}",
+    lambda entry: f"{os.path.normpath(entry.path)}-{entry.split}",
+  ):
+    names = [naming(entry) for entry in sets]
+    if len(set(names)) == len(names):
+      break
+  return names

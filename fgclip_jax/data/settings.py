@@ -1,0 +1,100 @@
+"""The settings of the loader: section `data` of a config."""
+
+import dataclasses
+import math
+from typing import Any
+
+from fgclip_jax.data.augment import CROPS
+from fgclip_jax.data.decode import MODES
+from fgclip_jax.data.mixture import DataSet
+
+REGION_TEXTS = ("random", "short", "long")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+  """Where examples come from and how they are made.
+
+  Attributes:
+    path: a folder made by `python -m fgclip_jax.prepare`.
+    split: which of its splits.
+    mixture: in place of `path`, several: (folder, weight) or (folder, split, weight) for each, e.g.
+      `(("data/finehard", 3.0), ("data/pairs", 1.0))`. Of every four examples, three come from the first.
+    batch_size: images of a global batch, over all processes.
+    boxes: K, regions taken per image: the first ones, as the published code does; 0 leaves regions out.
+    region_text: which caption a region gets: `short`, `long` (where it has one), or `random`, either.
+    short_prefix: put before short captions; the published stage 2 has "a photo of ".
+    row_length: tokens per row of packed captions, which captions are cut to; 0 is 256, or the longest caption
+      that the model takes if that is more.
+    packed: False gives each caption a row of its own, as the published code does (slow).
+    shuffle: False keeps the order of the shards.
+    decode: `fast`, or `exact`, the published pixels: of 256 levels `fast` is off by 2 at most, by 0.01 on average,
+      at more than twice the speed (fgclip_jax/data/decode.py).
+    crop: what of each image is taken: all of it (`none`, as published), a `random` part, or a `random_square`
+      (fgclip_jax/data/augment.py). Boxes move with it.
+    crop_area: the least and the largest share of the image that a `random` crop takes.
+    crop_keep: the share of a box that a crop must leave for its region to be used.
+    workers: processes that decode; 0 decodes in threads of this process; -1 chooses.
+    threads: threads per worker (or of this process); -1 chooses.
+    prefetch: batches each worker makes ahead.
+    max_bad_share: the share of records that may be bad before the run stops; a bad one is counted and
+      replaced by the next good one.
+  """
+
+  path: str = ""
+  split: str = "train"
+  mixture: tuple[tuple[Any, ...], ...] = ()
+  batch_size: int = 512
+  boxes: int = 4
+  region_text: str = "random"
+  short_prefix: str = ""
+  row_length: int = 0
+  packed: bool = True
+  shuffle: bool = True
+  decode: str = "fast"
+  crop: str = "none"
+  crop_area: tuple[float, float] = (0.6, 1.0)
+  crop_keep: float = 0.5
+  workers: int = -1
+  threads: int = -1
+  prefetch: int = 4
+  max_bad_share: float = 0.01
+
+  def __post_init__(self):
+    for name, allowed in (("region_text", REGION_TEXTS), ("decode", MODES), ("crop", CROPS)):
+      if getattr(self, name) not in allowed:
+        raise ValueError(f"data.{name} must be one of {allowed}, got {getattr(self, name)!r}")
+    for name, least in (("batch_size", 1), ("boxes", 0), ("prefetch", 1)):
+      if getattr(self, name) < least:
+        raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
+    if self.workers < -1:
+      raise ValueError(f"data.workers must be -1 (choose), 0 (threads) or more, got {self.workers}")
+    if self.threads < -1 or not self.threads:
+      raise ValueError(f"data.threads must be -1 (choose) or at least 1, got {self.threads}")
+    for name in ("crop_keep", "max_bad_share"):
+      if not 0 <= getattr(self, name) <= 1:
+        raise ValueError(f"data.{name} must lie in 0..1, got {getattr(self, name)}")
+    if len(self.crop_area) != 2 or not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
+      raise ValueError(f"data.crop_area must be two ascending shares in 0..1 (0 excluded), got {self.crop_area}")
+    if self.path and self.mixture:
+      raise ValueError(
+        f"data.path {self.path!r} and data.mixture are both given; put it into the mixture, or empty one"
+      )
+    self.sets()
+
+  def sets(self) -> list[DataSet]:
+    """The data sets that are read; a ValueError for an entry of the mixture that is not one."""
+    if not self.mixture:
+      return [DataSet(self.path, self.split)]
+    sets = []
+    for entry in self.mixture:
+      if len(entry) == 2:
+        entry = (entry[0], self.split, entry[1])
+      path, split, weight = entry if len(entry) == 3 else (None, None, None)
+      numbers = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
+      if not (isinstance(path, str) and path and isinstance(split, str) and numbers):
+        raise ValueError(
+          f"data.mixture: {entry!r} is neither (folder, weight) nor (folder, split, weight) with a positive weight"
+        )
+      sets.append(DataSet(path, split, weight))
+    return sets
