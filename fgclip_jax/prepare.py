@@ -1,4 +1,4 @@
-"""Turns data sets into ArrayRecord shards: `python -m fgclip_jax.prepare {finehard,pairs,scenes,verify}`.
+"""Turns data sets into ArrayRecord shards: `python -m fgclip_jax.prepare COMMAND`.
 
 The same command typed again continues where it was stopped. The commands lie in `data/commands`, a module each.
 """
@@ -6,9 +6,9 @@ The same command typed again continues where it was stopped. The commands lie in
 import argparse
 import sys
 
-from fgclip_jax.data.commands import finehard, pairs, scenes, verify
+from fgclip_jax.data.commands import finehard, pairs, scenes, verify, webdataset
 
-COMMANDS = (finehard, pairs, scenes, verify)
+COMMANDS = (finehard, webdataset, pairs, scenes, verify)
 
 
 def main(argv: list[str] | None = None) -> int:
