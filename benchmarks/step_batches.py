@@ -11,7 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from fgclip_jax.data.image import normalize
-from fgclip_jax.data.loader import DataConfig, LoadExample, Records
+from fgclip_jax.data.loader import DataConfig, LoadExample
+from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, measured_ladder
 from fgclip_jax.data.record import MAX_NEGATIVES
 from fgclip_jax.data.tokenizer import Tokenizer
@@ -112,7 +113,7 @@ def real_mix(prepared: str) -> Mix:
   More examples than records take every record again, with other words of the same number in its captions, since
   equal captions would be encoded once.
   """
-  source = Records(prepared, "train")
+  source = Mixture([DataSet(prepared, "train")])
 
   def examples(count: int, seed: int, image_size: int | None) -> list[Example]:
     rng = np.random.default_rng(seed)
@@ -126,7 +127,7 @@ def real_mix(prepared: str) -> Mix:
   return Mix("real", f"{len(source)} photographs with annotations as FineHARD's, as they are", examples)
 
 
-def loader(source: Records, image_size: int | None) -> LoadExample:
+def loader(source: Mixture, image_size: int | None) -> LoadExample:
   """What stage 2's loader makes of a record."""
   return LoadExample(source, DataConfig(boxes=BOXES, short_prefix="a photo of "), Layout(boxes=BOXES), image_size)
 

@@ -8,7 +8,7 @@ import numpy as np
 import step_batches
 from step_batches import Mix
 
-from fgclip_jax.data.loader import Records
+from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import assemble
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.presets import ModelConfig
@@ -52,7 +52,7 @@ def measure(mix: Mix, model: ModelConfig, batch: int) -> Packing:
 
 def loading_seconds(prepared: str, image_size: int) -> float:
   """Seconds to read, decode and resize one picture and tokenise its texts, in one thread; the mean."""
-  source = Records(prepared, "train")
+  source = Mixture([DataSet(prepared, "train")])
   load, rng = step_batches.loader(source, image_size), np.random.default_rng(0)
   load.random_map(0, rng)
   seconds = []

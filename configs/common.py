@@ -46,11 +46,12 @@ def get_config() -> ml_collections.ConfigDict:
     }
   )
 
-  # fgclip_jax/data/loader.py
+  # fgclip_jax/data/settings.py
   config.data = ml_collections.ConfigDict(
     {
       "path": "",
       "split": "train",
+      "mixture": (),  # in place of `path`, e.g. (("data/finehard", 3.0), ("data/pairs", 1.0))
       "batch_size": 4096,
       "boxes": 4,
       "region_text": "random",
@@ -58,8 +59,12 @@ def get_config() -> ml_collections.ConfigDict:
       "row_length": 0,
       "packed": True,
       "shuffle": True,
+      "decode": "fast",  # or `exact`: the published pixels, bit for bit, in twice the time
+      "crop": "none",  # or `random`, `random_square`
+      "crop_area": (0.6, 1.0),
+      "crop_keep": 0.5,
       "workers": -1,
-      "threads": 2,
+      "threads": -1,
       "prefetch": 4,
       "max_bad_share": 0.01,
     }

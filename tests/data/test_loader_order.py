@@ -6,6 +6,7 @@ import multiprocessing
 import numpy as np
 import pytest
 
+from fgclip_jax.data.loader import DataConfig, choose_workers
 from fgclip_jax.data.packing import Layout, budget_ladder
 from tests.data.toy import (
   BOXES,
