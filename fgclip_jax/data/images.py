@@ -210,10 +210,15 @@ def _make_keys(folder: str, used: set[str], state: str, workers: int | pool.Engi
   if table.broken:
     name, reason = table.broken[0]
     raise ValueError(f"{paths.join(folder, name)}: {reason}")
+  count, example = table.skipped
+  if not table.entries:
+    raise ValueError(f"no URL with a key in {folder} (--url2key): {example}")
+  if count:
+    print(f"{count:,} entries of {folder} have no URL and key: {example}")
   return table
 
 
-def _read_keys(task: tuple[str, str]) -> Iterator[tuple[str, str]]:
+def _read_keys(task: tuple[str, str]) -> Iterator[tuple[str, str] | RecordError]:
   """Yields the URLs and keys of a url2key file: an object, a list of objects, or a list of pairs."""
   path, folder = task
   for number, (name, raw) in enumerate(streams.walk(path)):
@@ -226,8 +231,9 @@ def _read_keys(task: tuple[str, str]) -> Iterator[tuple[str, str]]:
       pairs = [tuple(value)] if isinstance(value, list) and len(value) == 2 else [(None, value)]
     for url, key in pairs:
       if not isinstance(url, str) or not isinstance(key, str):
-        raise RecordError("key_wrong_type", f"entry {number}", f"must be a URL and a key, got {raw[:80]!r}")
-      yield f"{folder} {url}", posixpath.splitext(posixpath.basename(key))[0]
+        yield RecordError("key_wrong_type", f"entry {number}", f"must be a URL and a key, got {raw[:80]!r}")
+      else:
+        yield f"{folder} {url}", posixpath.splitext(posixpath.basename(key))[0]
 
 
 def _list_images(task: tuple[str, str, tables.Table | None]) -> Iterator[tuple[str, str]]:

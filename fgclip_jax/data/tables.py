@@ -4,6 +4,7 @@ A table is a folder of sqlite files, its parts, which share the input between th
 they were made of; where that has not changed, the table is used as it is.
 """
 
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -13,7 +14,7 @@ import os
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fgclip_jax.data import locks, paths, pool
@@ -21,9 +22,8 @@ from fgclip_jax.data.record import RecordError
 
 MAX_PARTS = 16  # a look-up asks one after the other
 _INFO = "table.json"
-_ROWS = 10_000  # rows handed to sqlite at a time
 
-Reader = Callable[[Any], Iterator[tuple[str, str]]]
+Reader = Callable[[Any], Iterator[tuple[str, str] | RecordError]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +36,7 @@ class Table:
     digest: of what it was made of; tells it from another one in the same folder.
     entries: how many keys its parts hold.
     repeated: how many keys were met again; the first value counts.
+    skipped: how much of the input could not be used, and why the first of it.
     broken: what of the input broke off: its name and the reason.
   """
 
@@ -44,10 +45,13 @@ class Table:
   digest: str
   entries: int
   repeated: int
+  skipped: tuple[int, str]
   broken: tuple[tuple[str, str], ...]
 
   def get(self, key: str) -> str | None:
     """The value of a key; None if it has none."""
+    if not _is_storable(key):
+      return None
     for connection in _connect(self.folder, self.parts, self.digest):
       row = connection.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()
       if row:
@@ -68,7 +72,8 @@ def make(
 
   Args:
     folder: where the table lies.
-    read: a module's own function; yields keys and values of one input, and raises `RecordError` where it breaks off.
+    read: a module's own function; yields keys and values of one input, or a `RecordError` for what cannot be used,
+      and raises one where the input breaks off.
     inputs: the name of each input, and what `read` is called with.
     arguments: all that decides what the table holds, as JSON: fingerprints of the inputs and the like.
     workers: the number of processes, or an engine.
@@ -87,12 +92,13 @@ def _make(
   bounds = [len(inputs) * part // parts for part in range(parts + 1)]
   tasks = [(folder, part, read, inputs[begin:end]) for part, (begin, end) in enumerate(itertools.pairwise(bounds))]
   results = dict(pool.run(_make_part, tasks, workers, total=len(inputs), label=label, unit=" files"))
-  entries, repeated, broken = zip(*(results[part] for part in range(parts)), strict=True)
+  entries, repeated, skipped, broken = zip(*(results[part] for part in range(parts)), strict=True)
   info = {
     "parts": parts,
     "digest": hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest(),
     "entries": sum(entries),
     "repeated": sum(repeated),
+    "skipped": (sum(count for count, _ in skipped), next((example for _, example in skipped if example), "")),
     "broken": [*itertools.chain(*broken)],
   }
   paths.write(paths.join(folder, _INFO), json.dumps({"table": info, "arguments": arguments}).encode())
@@ -108,22 +114,21 @@ def _open(folder: str, arguments: dict) -> Table | None:
   if info["arguments"] != arguments:
     return None
   broken = tuple((name, reason) for name, reason in info["table"].pop("broken"))
-  return Table(folder=folder, broken=broken, **info["table"])
+  skipped = tuple(info["table"].pop("skipped"))
+  return Table(folder=folder, broken=broken, skipped=skipped, **info["table"])
 
 
 def _part_path(folder: str, part: int) -> str:
   return paths.join(folder, f"{part:05d}.sqlite")
 
 
-def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tuple[int, tuple[int, int, list]]:
-  """Writes one part; returns its number, and how many keys, repeated keys and which broken inputs it has."""
+def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tuple[int, tuple]:
+  """Writes one part; returns its number, and its `entries`, `repeated`, `skipped` and `broken`."""
   folder, part, read, inputs = task
-  target = _part_path(folder, part)
-  broken = []
+  found, skipped, example, broken = 0, 0, "", []
   with tempfile.TemporaryDirectory(dir=None if paths.is_remote(folder) else folder) as scratch:
     path = os.path.join(scratch, "part.sqlite")
-    connection = sqlite3.connect(path, isolation_level=None)
-    try:
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
       # Sorted before it is stored: keys in random order would touch every page of a large tree again and again.
       connection.execute("PRAGMA journal_mode = OFF")
       connection.execute("PRAGMA synchronous = OFF")
@@ -133,8 +138,14 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
       connection.execute("BEGIN")
       for name, value in inputs:
         try:
-          for rows in _batches(read(value)):
-            connection.executemany("INSERT INTO scratch.found VALUES (?, ?)", rows)
+          for row in read(value):
+            if isinstance(row, RecordError):
+              skipped, example = skipped + 1, example or f"{name}: {row}"
+            elif not _is_storable("".join(row)):
+              skipped, example = skipped + 1, example or f"{name}: {row!r} is no text that UTF-8 can hold"
+            else:
+              connection.execute("INSERT INTO scratch.found VALUES (?, ?)", row)
+              found += 1
         except RecordError as error:
           broken.append((name, str(error)))
         pool.tick(1)
@@ -142,27 +153,18 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
       order = "SELECT key, value FROM scratch.found ORDER BY key, rowid"
       connection.execute(f"INSERT OR IGNORE INTO entries {order}")
       connection.execute("COMMIT")
-      (found,) = connection.execute("SELECT count(*) FROM scratch.found").fetchone()
       (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
-    finally:
-      connection.close()
-    paths.publish(path, target)
-  return part, (entries, found - entries, broken)
+    paths.publish(path, _part_path(folder, part))
+  return part, (entries, found - entries, (skipped, example), broken)
 
 
-def _batches(rows: Iterable[tuple[str, str]]) -> Iterator[list[tuple[str, str]]]:
-  """Lists of rows; those before an error are given before the error is raised."""
-  batch = []
+def _is_storable(text: str) -> bool:
+  """Whether UTF-8 can hold a text: JSON can spell codes that are no characters."""
   try:
-    for row in rows:
-      batch.append(row)
-      if len(batch) == _ROWS:
-        yield batch
-        batch = []
-  except RecordError:
-    yield batch
-    raise
-  yield batch
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
 
 
 @functools.lru_cache(maxsize=16)

@@ -85,7 +85,7 @@ def _scan_members(file: IO, offset: int) -> Iterator[tarfile.TarInfo]:
   file.seek(offset)
   place = offset
   try:
-    with tarfile.open(fileobj=file, mode="r:", errors="surrogateescape") as archive:
+    with tarfile.open(fileobj=file, mode="r:", errors="replace") as archive:
       while (member := archive.next()) is not None:
         archive.members.clear()  # it would keep all of them
         place = member.offset

@@ -139,7 +139,12 @@ def test_what_is_not_there_is_named(tmp_path):
   with pytest.raises(FileNotFoundError, match="url2key_\\*.json"):
     find(root, tmp_path, tmp_path / "keys")
   (tmp_path / "keys" / "url2key_coyo_image_0.json").write_text('{"a": 3}')
-  with pytest.raises(ValueError, match="url2key_coyo_image_0.json: entry 0: must be a URL and a key"):
+  with pytest.raises(
+    ValueError, match="no URL with a key in .*url2key_coyo_image_0.json: entry 0: must be a URL and a key"
+  ):
+    find(root, tmp_path, tmp_path / "keys")
+  (tmp_path / "keys" / "url2key_coyo_image_0.json").write_text('{"a": "b"')
+  with pytest.raises(ValueError, match="url2key_coyo_image_0.json: byte 9: the file ends inside the object"):
     find(root, tmp_path, tmp_path / "keys")
   with pytest.raises(FileNotFoundError, match="--images must be the folder that holds them"):
     find(root / "coyo_image_0", tmp_path, tmp_path / "keys")

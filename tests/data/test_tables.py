@@ -51,6 +51,15 @@ def test_what_comes_before_a_break_is_kept_and_the_break_is_told(tmp_path):
   assert table.broken == (("input 0", "row: is broken"),)
 
 
+def test_what_cannot_be_used_is_counted(tmp_path):
+  bad = RecordError("bad", "entry 7", "has no key")
+  table = make(tmp_path, [[("a", "1")], [("\ud800", "2"), bad, ("b", "\udfff"), ("c", "3")]])
+  assert [table.get(key) for key in ("a", "b", "c", "\ud800")] == ["1", None, "3", None]
+  assert (table.entries, table.skipped[0]) == (2, 3)
+  assert "input 1: ('\\ud800', '2') is no text" in table.skipped[1]
+  assert make(tmp_path / "other", [[bad]]).skipped == (1, "input 0: entry 7: has no key")
+
+
 def test_a_table_is_used_again_until_what_it_is_made_of_changes(tmp_path):
   first = make(tmp_path, [[("a", "1")]], size=3)
   assert first.get("a") == "1"
