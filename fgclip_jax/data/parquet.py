@@ -69,7 +69,7 @@ class Reader:
       with self._named():
         self._rows = next(self._batches).to_pylist()
     self._group = group
-    return self._rows[number - self._first]
+    return dict(self._rows[number - self._first])
 
   @contextlib.contextmanager
   def _named(self) -> Iterator[None]:
