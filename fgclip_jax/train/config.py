@@ -161,9 +161,10 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
   _check_objective(run)
   _check_savings(run)
   if check_data:
-    if not run.data.path:
+    if not run.data.path and not run.data.mixture:
       raise ValueError("config.data.path is empty: name a folder made by `python -m fgclip_jax.prepare`")
-    find_shards(run.data.path, run.data.split)
+    for data in run.data.sets():
+      find_shards(data.path, data.split)
   run.layout()
   return run
 
