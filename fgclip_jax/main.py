@@ -64,7 +64,8 @@ def main(argv: list[str]) -> int:
     peers.close()
   if peers is None or peers.index == 0:
     print(f"wrote {workdir}/checkpoints (the model), {workdir}/metrics.jsonl, {workdir}/tensorboard")
-    print(f"next: python -m fgclip_jax.evaluate --model {workdir} --data {_CONFIG.value.data.path}")
+    first = _CONFIG.value.data.path or _CONFIG.value.data.mixture[0][0]
+    print(f"next: python -m fgclip_jax.evaluate --model {workdir} --data {first}")
   return 0
 
 

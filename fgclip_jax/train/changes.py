@@ -12,7 +12,8 @@ FREE = (
 )
 # what makes another run of it, but one that can go on from the same state and the same place in the data: if asked for
 ON_REQUEST = (
-  r"steps|optimizer\.(?!name$|moment_dtype$).*|objective\..*|runtime\.dtype|data\.path|progressive|patch_dropout"
+  r"steps|optimizer\.(?!name$|moment_dtype$).*|objective\..*|runtime\.dtype|progressive|patch_dropout"
+  r"|data\.(path|mixture|decode|crop|crop_area|crop_keep)"
 )
 
 

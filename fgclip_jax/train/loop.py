@@ -88,6 +88,8 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     start=begin,
   )
   say(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
+  for line in loader.sources if run.data.mixture else ():
+    say(line)
   ladder = loader.layout.ladder
   say(
     f"text in rows of {loader.layout.row_length} tokens, {', '.join(map(str, ladder))} a data shard: "

@@ -105,6 +105,9 @@ def _record(event: Event) -> bytes:
 class Clock:
   """Speed between log points: images, useful operations, and the share of time spent waiting for data.
 
+  Counted since the start of this process: `bad_records/KIND` and `data/boxes_lost` in this process, and for a mixture
+  the examples that were loaded of each data set, `data/examples/NAME`, times the processes.
+
   Args:
     batch_size: images of a global batch.
     loader: whose waiting is counted.
@@ -145,7 +148,13 @@ class Clock:
       if self._peak:
         values["mfu"] = useful / self._peak
     self._last, self._last_step, self._waited, self._work = now, step, self._loader.waited, Work()
-    return values | {f"bad_records/{kind}": float(number) for kind, number in self._loader.bad.items()}
+    values |= {f"bad_records/{kind}": float(number) for kind, number in self._loader.bad.items()}
+    if len(self._loader.examples) > 1:
+      seen = self._loader.examples.items()
+      values |= {f"data/examples/{name}": float(number * self._processes) for name, number in seen}
+    if self._loader.boxes_lost:
+      values["data/boxes_lost"] = float(self._loader.boxes_lost)
+    return values
 
   @property
   def total(self) -> float:

@@ -27,7 +27,16 @@ def test_what_changes_no_number_is_told(change):
 
 
 @pytest.mark.parametrize(
-  "change", [{"steps": 7}, {"optimizer.learning_rate": 0.5}, {"objective.regional": 0.0}, {"data.path": "elsewhere"}]
+  "change",
+  [
+    {"steps": 7},
+    {"optimizer.learning_rate": 0.5},
+    {"objective.regional": 0.0},
+    {"data.path": "elsewhere"},
+    {"data.decode": "exact"},
+    {"data.crop": "random"},
+    {"data.crop_keep": 0.75},
+  ],
 )
 def test_what_makes_another_run_of_it_must_be_asked_for(change):
   (key,) = change
@@ -46,6 +55,14 @@ def test_what_cannot_be_gone_on_with(change):
   for also in ({}, {"resume_changed": True}, {"steps": 9}):
     with pytest.raises(ConfigChanged, match=rf"{key} .* -> {change[key]}; give another --workdir .*init_from=run"):
       check_changes(config(), config(**change, **also), "run")
+
+
+def test_another_mixture_must_be_asked_for():
+  one, other = (config() for _ in range(2))
+  one["data"]["mixture"], other["data"]["mixture"] = (("a", 3.0), ("b", 1.0)), (("a", 2.0), ("b", 1.0))
+  assert check_changes(one, one, "run") == []
+  with pytest.raises(ConfigChanged, match=r"data.mixture .*3\.0.* -> .*2\.0.*resume_changed=True"):
+    check_changes(one, other, "run")
 
 
 def test_a_key_that_is_new_is_told():

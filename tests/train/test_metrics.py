@@ -108,10 +108,11 @@ def test_duration(seconds, text):
 
 
 class WaitingLoader(Loader):
-  """A loader without data, of which the clock reads two numbers."""
+  """A loader without data, of which the clock reads what it has counted."""
 
   def __init__(self):
     self.waited, self.bad = 0.0, {"image_truncated": 2}
+    self.examples, self.boxes_lost = {"finehard": 60, "pairs": 20}, 5
 
 
 def test_clock(monkeypatch):
@@ -139,4 +140,6 @@ def test_clock(monkeypatch):
   assert second["useful_tflops_per_step"] == pytest.approx(3.0)
   assert second["useful_tflop_per_second"] == pytest.approx(1.5)
   assert second["bad_records/image_truncated"] == 2.0
+  assert second["data/examples/finehard"] == 60.0 and second["data/examples/pairs"] == 20.0
+  assert second["data/boxes_lost"] == 5.0
   assert clock.total == 70.0
