@@ -5,6 +5,7 @@ import io
 import json
 import os
 import pathlib
+import random
 import signal
 import subprocess
 import sys
@@ -12,10 +13,14 @@ import time
 
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from hypothesis import given as given_values
+from hypothesis import settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fgclip_jax import prepare
-from fgclip_jax.data import plans, record, shard_file, tfds_folder
+from fgclip_jax.data import finehard, images, plans, record, shard_file, tfds_folder, writer
+from tests.data import standin
 
 
 def make_image():
@@ -203,6 +208,65 @@ def test_a_full_disk_is_an_error_without_a_traceback(given, capsys):
   assert "error: cannot write" in err
   assert "No space left" in err
   assert given.convert() == 0
+
+
+def read_files(folder):
+  """All files of a data set, by their paths in it."""
+  files = sorted(path for path in folder.rglob("*") if path.is_file() and not path.name.endswith(".lock"))
+  return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+@pytest.mark.parametrize(("url", "workers"), [(standin.remote(""), 1), ("file://", 2)])
+def test_an_output_in_object_storage_holds_what_a_local_one_holds(given, tmp_path, url, workers, capsys):
+  given.add("a.json", [f"{index}.png" for index in range(5)])
+  assert given.convert("--shards", "3") == 0
+  local, remote = given.output, tmp_path / "remote"
+  given.output = f"{url}{remote}"
+  assert given.convert("--shards", "3", workers=workers) == 0
+  assert read_files(remote) == read_files(local)
+  pathlib.Path(record.find_shards(str(remote), "train")[1]).unlink()
+  capsys.readouterr()
+  assert given.convert("--shards", "3", workers=workers) == 0
+  assert "2 of 3 shards are finished already" in capsys.readouterr().out
+  assert read_files(remote) == read_files(local)
+  assert given.convert("--shards", "2") == 1
+  assert "shards was 3, is 2" in capsys.readouterr().err
+  assert given.convert("--shards", "2", "--overwrite") == 0
+  assert [len(shard) for shard in read(remote)] == [2, 3]
+
+
+class Disorder:
+  """An engine that runs tasks in an order of its own."""
+
+  def __init__(self, seed):
+    self.random = random.Random(seed)
+
+  def run(self, function, tasks, *, label):
+    yield from map(function, self.random.sample(tasks, len(tasks)))
+
+
+@settings(max_examples=15)
+@given_values(st.lists(st.integers(0, 6), min_size=1, max_size=5), st.integers(1, 7), st.integers(0, 99), st.data())
+def test_shards_do_not_depend_on_the_order_of_tasks(tmp_path_factory, counts, shards, seed, data):
+  given = Input(tmp_path_factory.mktemp("order"))
+  names = [f"{file}-{index}.png" for file, count in enumerate(counts) for index in range(count)]
+  if not names:
+    return
+  for file in range(len(counts)):
+    given.add(f"{file}.json", [name for name in names if name.startswith(f"{file}-")])
+  lost = data.draw(st.sets(st.sampled_from(names), max_size=len(names) - 1))
+  for name in lost:
+    (given.images / name).unlink()
+  files = tuple(str(given.annotations / f"{file}.json") for file in range(len(counts)))
+  source = finehard.FineHard(files, images.Folder(str(given.images)))
+  outputs = []
+  for name, engine in (("a", 1), ("b", Disorder(seed))):
+    output = given.output / name
+    tally = writer.write(plans.Job(source, str(output), "toy", shards=shards), engine)
+    assert (tally.read, tally.records) == (len(names), len(names) - len(lost))
+    outputs.append(read_files(output))
+  assert outputs[0] == outputs[1]
+  assert [item.id for shard in read(given.output / "a") for item in shard] == [n for n in names if n not in lost]
 
 
 def test_shards_of_unknown_origin_are_not_overwritten(given, capsys):
