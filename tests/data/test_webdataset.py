@@ -165,10 +165,12 @@ def test_files_are_found_under_folders(tmp_path):
 
 
 def test_the_command_counts_what_was_planted_and_continues(tmp_path, capsys):
-  picture = trees.make_image()
-  samples = [trees.make_sample(f"{index}", None if index % 10 == 3 else picture) for index in range(40)]
-  data = trees.write_tar(tmp_path / "in" / "00000.tar", samples)
-  trees.write_tar(tmp_path / "in" / "00001.tar", samples)
+  def make_samples(green):
+    pictures = [None if index % 10 == 3 else trees.make_image((index * 6, green, 0)) for index in range(40)]
+    return [trees.make_sample(f"{index}", picture) for index, picture in enumerate(pictures)]
+
+  trees.write_tar(tmp_path / "in" / "00000.tar", make_samples(0))
+  data = trees.write_tar(tmp_path / "in" / "00001.tar", make_samples(255))
   (tmp_path / "in" / "00001.tar").write_bytes(data[: len(data) // 2])
   captions = tmp_path / "long.jsonl"
   entries = [{"url": f"http://a.b/{index}.jpg", "long": f"long {index}"} for index in range(0, 40, 2)]
