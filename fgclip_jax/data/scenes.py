@@ -257,9 +257,9 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
     "region_classes": [item.caption for item in descriptions()],
   }
   shards = [shard for split in by_split.values() for shard in split]
-  os.makedirs(output, exist_ok=True)
+  paths.make_folder(output)
   _check_folder(output)
-  if tfds_folder.read_info(output) == info and all(os.path.exists(shard.path) for shard in shards):
+  if tfds_folder.read_info(output) == info and all(paths.exists(shard.path) for shard in shards):
     print(f"{output} already holds these scenes ({train:,} train, {validation:,} validation, seed {seed}): kept.")
     return info
   _clear(output)
@@ -270,7 +270,7 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
   splits = {split: [written[shard.path] for shard in shards] for split, shards in by_split.items()}
   tfds_folder.add_splits(output, NAME, splits)
   tfds_folder.write_info(output, info)
-  size = sum(os.path.getsize(shard.path) for shard in shards)
+  size = sum(shard.size for shard in written.values())
   print(f"Wrote {train + validation:,} scenes in {len(shards)} shards, {size / 1e6:.0f} MB, to {output}")
   return info
 
@@ -318,10 +318,10 @@ def _check_folder(output: str) -> None:
 
 def _clear(output: str) -> None:
   """Removes scenes made with other arguments, or half made; `info.json` first, as it vouches for the shards."""
-  paths.remove(os.path.join(output, tfds_folder.INFO))
+  paths.remove(paths.join(output, tfds_folder.INFO))
   for split in SPLITS:
     tfds_folder.remove_split(output, split)
 
 
 def _shard_files(output: str) -> list[str]:
-  return sorted(entry for entry in os.listdir(output) if ".array_record-" in entry)
+  return sorted(entry for entry in paths.list_folder(output) if ".array_record-" in entry)

@@ -10,7 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fgclip_jax.data import record, scene_shapes, scenes, tfds_folder
+from fgclip_jax.data import record, scene_shapes, scenes, tfds_folder, token_ids
+from fgclip_jax.data.tokenizer import Tokenizer
+from tests.data import standin
 
 SPLITS = st.sampled_from(scenes.SPLITS)
 INDICES = st.integers(0, 100_000)
@@ -253,6 +255,19 @@ def test_a_second_run_keeps_the_files_and_other_arguments_replace_them(tmp_path,
   scenes.write(folder, train=5, validation=1, seed=1, workers=1)
   assert "Wrote 6 scenes" in capsys.readouterr().out
   assert len(read_split(folder, "train")) == 5 and len(read_split(folder, "validation")) == 1
+
+
+def test_scenes_may_be_written_to_object_storage(tmp_path):
+  info = scenes.write(str(tmp_path / "local"), train=5, validation=2, seed=1, workers=1)
+  assert scenes.write(standin.remote(tmp_path / "remote"), train=5, validation=2, seed=1, workers=1) == info
+  for file in (path for path in (tmp_path / "local").rglob("*") if path.is_file()):
+    assert (tmp_path / "remote" / file.relative_to(tmp_path / "local")).read_bytes() == file.read_bytes()
+
+
+def test_scenes_hold_their_size_and_tokens():
+  made = scenes.make_record(0, 0, "train")
+  assert (made.width, made.height) == (scenes.IMAGE_SIZE, scenes.IMAGE_SIZE)
+  assert made.tokens == token_ids.make(made, Tokenizer())
 
 
 def test_another_data_set_is_not_overwritten(tmp_path):
