@@ -10,6 +10,7 @@ from PIL import Image
 
 from fgclip_jax import prepare
 from fgclip_jax.data import record, tfds_folder
+from fgclip_jax.data.tokenizer import Tokenizer
 
 
 def make_image(size=(12, 8), mode="RGB", form="PNG", **options):
@@ -160,6 +161,27 @@ def test_an_unusual_image_is_kept_byte_for_byte(given, data):
   assert given.convert("--strict") == 0
   assert read(given.output)[0][0].image == data
   assert given.report()["findings"] == {}
+
+
+def test_images_may_be_stored_smaller_and_captions_are_stored_as_tokens(given):
+  given.add("a.json", [make_annotation("large.png")], make_image((200, 100)))
+  given.add("b.json", [make_annotation("small.jpg")], make_image((60, 30), form="JPEG"))
+  assert given.convert("--max_side", "64", "--quality", "80") == 0
+  large, small = (item for shard in read(given.output) for item in shard)
+  assert (large.width, large.height) == (64, 32)
+  with Image.open(io.BytesIO(large.image)) as picture:
+    assert (picture.format, picture.size) == ("JPEG", (64, 32))
+  assert (small.image, small.width, small.height) == (make_image((60, 30), form="JPEG"), 60, 30)
+  tokenizer = Tokenizer()
+  assert list(large.tokens.short) == tokenizer.encode("short large.png")
+  assert list(large.tokens.region_long[0]) == tokenizer.encode("a brown dog")
+  assert tfds_folder.read_info(str(given.output))["tokenizer"] == tokenizer.name
+
+
+def test_max_side_and_skip_image_check_exclude_each_other(given, capsys):
+  given.add("a.json", [make_annotation("a.png")])
+  assert given.convert("--max_side", "64", "--skip_image_check") == 1
+  assert "--max_side decodes every image" in capsys.readouterr().err
 
 
 def test_without_the_image_check_only_missing_and_empty_images_are_found(given):

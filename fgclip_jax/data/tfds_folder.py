@@ -9,7 +9,7 @@
 | `index/` | where records stand in shards, for reading from object storage (`remote.py`) |
 
 `tfds.builder_from_directory(FOLDER).as_data_source(split)` reads such a folder without TensorFlow, and
-`tfds.data_source(NAME, data_dir=ROOT)` one that lies at `ROOT/NAME/1.0.0`.
+`tfds.data_source(NAME, data_dir=ROOT)` one that lies at `ROOT/NAME/1.0.0` and has a name in lower case.
 """
 
 import contextlib
