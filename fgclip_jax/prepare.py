@@ -6,9 +6,9 @@ The same command typed again continues where it was stopped. The commands lie in
 import argparse
 import sys
 
-from fgclip_jax.data.commands import coco, finehard, flickr30k, pairs, scenes, verify, visual_genome, webdataset
+from fgclip_jax.data.commands import coco, finehard, flickr30k, pairs, scenes, tfds, verify, visual_genome, webdataset
 
-COMMANDS = (finehard, webdataset, pairs, coco, visual_genome, flickr30k, scenes, verify)
+COMMANDS = (finehard, webdataset, pairs, coco, visual_genome, flickr30k, tfds, scenes, verify)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -1,0 +1,118 @@
+"""Data sets of TensorFlow Datasets: encoded images and first captions, without TensorFlow."""
+
+import io
+
+import pytest
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+
+from fgclip_jax.data import tfds_source
+from fgclip_jax.data.record import RecordError
+from tests.data import trees
+
+PICTURE = trees.make_image()
+
+
+@pytest.fixture
+def folder(tmp_path):
+  """A data set of two shards, as TensorFlow Datasets lay them."""
+  features = tfds.features.FeaturesDict(
+    {
+      "image": tfds.features.Image(),
+      "captions": tfds.features.Sequence({"text": tfds.features.Text()}),
+      "extra": {"long": tfds.features.Text()},
+    }
+  )
+  texts = [["one", "two"], ["three"], [], ["four"]]
+  for shard, part in enumerate((texts[:3], texts[3:])):
+    path = tmp_path / f"pets-train.array_record-{shard:05d}-of-00002"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for captions in part:
+      example = {
+        "image": io.BytesIO(PICTURE),
+        "captions": [{"text": text} for text in captions],
+        "extra": {"long": f"long {captions[0]}" if captions else ""},
+      }
+      writer.write(features.serialize_example(features.encode_example(example)))
+    writer.close()
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=str(tmp_path),
+    template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    dataset_name="pets",
+    split="train",
+    filetype_suffix="array_record",
+  )
+  split = tfds.core.SplitInfo(name="train", shard_lengths=[3, 1], num_bytes=1, filename_template=template)
+  tfds.folder_dataset.write_metadata(data_dir=str(tmp_path), features=features, split_infos=[split], check_data=False)
+  return str(tmp_path)
+
+
+def find(folder, split="train", image="image", caption="captions/text", long=None):
+  return tfds_source.find(folder, None, split, image, caption, long)
+
+
+def load(source):
+  """The records of a source and the kinds of what cannot be used, in order; and what was told."""
+  found, told = [], []
+  for file in source.files:
+    for _, raw in source.scan(file):
+      try:
+        found.append(source.load(raw, lambda loss, error: told.append((loss, error.kind))))
+      except RecordError as error:
+        found.append(error.kind)
+  return found, told
+
+
+def test_first_captions_and_encoded_images_are_taken(folder):
+  found, told = load(find(folder, long="extra/long"))
+  first, second, third, fourth = found
+  assert (first.image, first.short, first.long) == (PICTURE, "one", "long one")
+  assert first.id == "pets-train.array_record-00000-of-00002/0"
+  assert (second.short, third, fourth.short) == ("three", "short_missing", "four")
+  assert told == [("note", "captions_unused")]
+
+
+def test_records_are_read_from_any_one_on(folder):
+  source = find(folder)
+  assert [offset for offset, _ in source.scan(source.files[0])] == [0, 1, 2]
+  ((offset, raw),) = source.scan(source.files[0], 2)
+  assert (offset, raw) == (2, (source.files[0], 2))
+
+
+def test_a_caption_may_be_a_single_text(folder):
+  found, told = load(find(folder, caption="extra/long"))
+  assert [record if isinstance(record, str) else record.short for record in found] == [
+    "long one",
+    "long three",
+    "short_empty",
+    "long four",
+  ]
+  assert told == []
+
+
+def test_what_is_not_there_is_named(folder, tmp_path):
+  with pytest.raises(FileNotFoundError, match="no split 'test' in .*; there are train"):
+    find(folder, split="test")
+  with pytest.raises(ValueError, match="no field 'caption'; there are captions/text, extra/long, image"):
+    find(folder, caption="caption")
+  with pytest.raises(FileNotFoundError, match="no data set 'no_such_data_set'"):
+    find("no_such_data_set")
+  path = tmp_path / "dataset_info.json"
+  path.write_text(path.read_text().replace("array_record", "tfrecord"))
+  with pytest.raises(ValueError, match="tfds build pets --file_format=array_record"):
+    find(folder)
+
+
+def test_damaged_files_and_records_are_named(folder):
+  source = find(folder)
+  with open(source.files[1], "r+b") as file:
+    file.truncate(100)
+  with pytest.raises(RecordError, match="no whole ArrayRecord file"):
+    list(source.scan(source.files[1]))
+  writer = ArrayRecordWriter(source.files[1], "group_size:1")
+  writer.write(b"no example")
+  writer.close()
+  ((_, raw),) = source.scan(source.files[1])
+  with pytest.raises(RecordError) as caught:
+    source.load(raw, lambda loss, error: None)
+  assert caught.value.kind == "record_unreadable"
