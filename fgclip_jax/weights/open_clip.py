@@ -292,7 +292,7 @@ def read(
   rows = table(config, text, split_positions=LONG_REST in tensors)
   shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
   scalars = ("logit_scale", "logit_bias")  # open_clip also keeps them as arrays of one
-  single = {name: tensors[name][0] for name in scalars if name in tensors and tensors[name].shape == (1,)}
+  single = {name: tensors[name].reshape(()) for name in scalars if name in tensors and tensors[name].shape == (1,)}
   kept = tensors.renamed(lambda name: None if name in buffers else name).replaced(single)
   try:
     flat = read_rows(rows, kept, shapes)

@@ -40,7 +40,7 @@ class Tensors(Mapping):
 
   def replaced(self, values: Mapping[str, np.ndarray]) -> "Tensors":
     """The same tensors but for these, which are given."""
-    return Tensors(self._readers | {name: functools.partial(np.asarray, value) for name, value in values.items()})
+    return Tensors(self._readers | {name: functools.partial(np.copy, value) for name, value in values.items()})
 
 
 def read_json(path: str) -> dict[str, Any]:
