@@ -46,7 +46,7 @@ class LoadExample(grain.transforms.RandomMap):
   def __init__(self, source: Mixture, config: DataConfig, layout: Layout, image_size: int | None):
     self.source, self.config, self.layout, self.image_size = source, config, layout, image_size
     self._tokenizer = Tokenizer()
-    self._prefix_ids = tuple(self._tokenizer.encode(config.short_prefix))[:-1]
+    self._prefix = Prefix(config.short_prefix, self._tokenizer)
 
   def random_map(self, index: int, rng: np.random.Generator) -> Loaded:
     """The example of this record, or of the next good one; in place of one that its shard has lost, of one far away.
@@ -89,7 +89,7 @@ class LoadExample(grain.transforms.RandomMap):
       long = self._caption(tokens.long or tokens.short, long=True)
     return Example(
       image=image,
-      short=self._caption(self._prefixed(record.short, tokens.short)),
+      short=self._caption(self._prefix.before(record.short, tokens.short)),
       long=long,
       boxes=boxes,
       regions=tuple(self._caption(self._region_ids(tokens, place, rng)) for place in range(len(kept))),
@@ -106,20 +106,28 @@ class LoadExample(grain.transforms.RandomMap):
       wanted = ("short", "long")[rng.integers(2)]
     return (wanted == "long" and tokens.region_long[place]) or tokens.region_short[place]
 
-  def _prefixed(self, text: str, ids: Ids) -> Ids:
-    """The ids of prefix and text together."""
-    prefix = self.config.short_prefix
-    if not prefix:
-      return ids
-    if prefix[-1].isspace() and _is_plain(prefix.strip()) and _is_plain(text):
-      return self._prefix_ids + ids[1:]
-    return tuple(self._tokenizer.encode(prefix + text))
-
   def _caption(self, ids: Ids, long: bool = False) -> Caption:
     end, length = self._tokenizer.end_id, self.layout.max_length(long)
     if len(ids) > length:
       ids = (*ids[: length - 1], end)
     return Caption(ids[: ids.index(end) + 1], long)  # a text may itself hold an end-of-text token
+
+
+class Prefix:
+  """A text put before captions whose ids are known."""
+
+  def __init__(self, text: str, tokenizer: Tokenizer):
+    self._text, self._tokenizer = text, tokenizer
+    self._ids = tuple(tokenizer.encode(text))[:-1]
+    self._ends_a_word = _is_plain(text[:-1]) and text[-1:] == " "
+
+  def before(self, text: str, ids: Ids) -> Ids:
+    """The ids of the prefix and a text as one, given those of the text."""
+    if not self._text:
+      return ids
+    if self._ends_a_word and _is_plain(text):
+      return self._ids + ids[1:]
+    return tuple(self._tokenizer.encode(self._text + text))
 
 
 def _with_regions(record: Record, kept: list[int]) -> Record:
@@ -136,7 +144,7 @@ def _with_regions(record: Record, kept: list[int]) -> Record:
 
 
 def _is_plain(text: str) -> bool:
-  """Whether cleaning leaves the text's words as they are, so that those before it do not matter to them."""
+  """Whether the tokenizer has nothing to repair in a text, so that what stands before it does not matter."""
   return text.isascii() and text.isprintable() and "&" not in text
 
 

@@ -1,7 +1,7 @@
 """Several data sets as one: their records under one numbering, and an order that mixes them by weight.
 
-Of any number of examples from the start on, each data set gives its share to within one. Each is shuffled by itself,
-anew every time it has been passed, so a small one comes round more often than a large one.
+Of any number of examples from the start on, each data set gives its share, to within one of two data sets and half an
+example more for each further one. Each is shuffled by itself, anew every time it has been passed.
 """
 
 import bisect

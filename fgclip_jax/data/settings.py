@@ -96,5 +96,5 @@ class DataConfig:
         raise ValueError(
           f"data.mixture: {entry!r} is neither (folder, weight) nor (folder, split, weight) with a positive weight"
         )
-      sets.append(DataSet(path, split, weight))
+      sets.append(DataSet(path, split, float(weight)))
     return sets
