@@ -19,7 +19,6 @@ needs_beam = pytest.mark.skipif(
 DIRECT = ["--engine", "beam", "--runner=DirectRunner", "--direct_num_workers=2"]
 MODES = {
   "in this process": ["--engine", "beam"],
-  "threads": [*DIRECT, "--direct_running_mode=multi_threading"],
   "processes": [*DIRECT, "--direct_running_mode=multi_processing"],
 }
 
