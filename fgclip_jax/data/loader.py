@@ -15,7 +15,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from fgclip_jax.data import decode
+from fgclip_jax.data import decode, paths
 from fgclip_jax.data import record as records
 from fgclip_jax.data.examples import Loaded, LoadExample, measure_ladder
 from fgclip_jax.data.mixture import Mixture
@@ -198,10 +198,13 @@ def _warm_up(*_: int) -> None:
 def choose_workers(config: DataConfig) -> tuple[int, int]:
   """Worker processes, and threads of each (or of this process): as the config says, or where it says -1 by the cores.
 
-  Threads of this process on a small machine; on a large one, processes for a quarter of its cores.
+  Threads of this process on a small machine; on a large one, processes for a quarter of its cores. Twice the threads
+  for object storage: some wait for their batch's first records while the others decode.
   """
   # the cores that this process may use, which are fewer than the machine's in many containers
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   workers = config.workers if config.workers >= 0 else 0 if cores < 8 else min(cores // 4, 32)
-  threads = config.threads if config.threads >= 1 else 2 if workers else min(cores, 4)
-  return workers, threads
+  threads = 2 if workers else min(cores, 4)
+  if any(paths.is_remote(entry.path) for entry in config.sets()):
+    threads *= 2
+  return workers, config.threads if config.threads >= 1 else threads

@@ -10,6 +10,7 @@ headers; a position in the content does not.
 """
 
 import dataclasses
+import threading
 from collections.abc import Iterator
 
 import zstandard
@@ -19,6 +20,7 @@ SIGNATURE, RECORDS = b"s", b"r"  # kinds of chunks
 _CONTENT = BLOCK - BLOCK_HEADER  # of a block
 _MAGIC = 0x71930E704FDAE05E
 _NONE, _ZSTD = b"\x00", b"z"
+_thread = threading.local()  # making a decompressor takes longer than using it, and threads cannot share one
 
 
 class FormatError(ValueError):
@@ -142,9 +144,11 @@ def _decompress(compression: bytes, data: bytes) -> bytes:
     return data
   if compression != _ZSTD:
     raise FormatError(f"it is compressed with {compression!r}; only zstd and none are read here")
+  if not hasattr(_thread, "zstd"):
+    _thread.zstd = zstandard.ZstdDecompressor()
   size, at = _varint(data, 0)
   try:
-    content = zstandard.ZstdDecompressor().decompress(data[at:], max_output_size=size)
+    content = _thread.zstd.decompress(data[at:], max_output_size=size)
   except (zstandard.ZstdError, MemoryError, OverflowError) as error:
     raise FormatError(f"its bytes are damaged: {error}") from error
   if len(content) != size:
