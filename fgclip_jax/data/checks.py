@@ -2,6 +2,7 @@
 
 | class | leaves out | what is found |
 |---|---|---|
+| `image_duplicate`, `image_near_duplicate` | record | with `duplicates = "drop"`: an earlier record has the image |
 | `image_tiny` | record | a side below `min_side` pixels: spacers and tracking pixels |
 | `image_extreme` | record | one side more than `max_aspect` times the other: rulers and strips, a smear when squashed |
 | `caption_without_words` | record | no letter and no digit |
@@ -19,7 +20,9 @@ import functools
 import operator
 import re
 import unicodedata
+from typing import Literal
 
+from fgclip_jax.data.duplicates import MAX_BITS
 from fgclip_jax.data.fields import Tell
 from fgclip_jax.data.record import Record, RecordError, Region
 
@@ -29,7 +32,7 @@ LIKELIER = 50  # another language, than the one that is wanted; clear foreign se
 
 _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _FILE_NAME = re.compile(
-  r"[^\s/]+(?: [^\s/]+){0,3}\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|avif|heic)"
+  r"\S+\.(?:jpe?g|png|gif|webp|bmp|tiff?|svg|avif|heic)"
   r"|(?:img|dsc[fn]?|pict?|pxl|dji|gopr|image|photo|picture|screenshot)[-_ ]?\d[-\d_ ().]*"
   r"|[0-9a-f]{16,}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}",
   re.IGNORECASE,
@@ -44,18 +47,25 @@ class Checks:
     min_side: the least width and height of an image in pixels.
     max_aspect: the most that an image's longer side may be of its shorter one.
     language: the code of the language of captions, e.g. `en`; empty for any.
+    duplicates: `keep` counts images that come twice, `drop` leaves the later records out, see `duplicates.py`.
+    near_duplicates: how many of 64 bits of their perceptual hashes may differ in images that count as the same;
+      None takes only equal files for the same.
 
   Raises:
-    ValueError: a limit below 1, or a language that is not known or cannot be told, because py3langid is missing.
+    ValueError: a limit out of range, or a language that is not known or cannot be told, because py3langid is missing.
   """
 
   min_side: int = 8
   max_aspect: float = 20.0
   language: str = ""
+  duplicates: Literal["keep", "drop"] = "keep"
+  near_duplicates: int | None = None
 
   def __post_init__(self):
     if self.min_side < 1 or not self.max_aspect >= 1:
       raise ValueError(f"--min_side and --max_aspect must be at least 1, got {self.min_side} and {self.max_aspect}")
+    if self.near_duplicates is not None and not 0 <= self.near_duplicates <= MAX_BITS:
+      raise ValueError(f"--near_duplicates must lie in 0..{MAX_BITS}, got {self.near_duplicates}")
     if self.language:
       known = _identifier().labels
       if self.language not in known:

@@ -17,16 +17,19 @@ import array
 import dataclasses
 import functools
 import hashlib
+import io
 import itertools
 from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
 
-from fgclip_jax.data import paths, pool
+from fgclip_jax.data import image, paths, pool
+from fgclip_jax.data.record import RecordError
 
 EXACT, NEAR = "image_duplicate", "image_near_duplicate"
 MAX_BITS = 8
+_INDEX_BITS = 40  # of a record's number; those above are its file's
 _BLOCK = 1 << 22  # hashes compared at a time
 _EXACT = np.dtype([("key", "<u8"), ("rest", "<u8"), ("number", "<i8")])
 _NEAR = np.dtype([("key", "<u8"), ("number", "<i8")])
@@ -35,16 +38,18 @@ _FOUND = np.dtype([("number", "<i8"), ("first", "<i8")])
 
 @dataclasses.dataclass(frozen=True)
 class Search:
-  """What to look for, and where hashes and results lie. Records are numbered in the order of the input.
+  """What to look for, and where hashes and results lie. Numbers of records rise in the order of the input.
 
   Attributes:
     folder: for the files, local or remote.
-    starts: the number of each shard's first record, and last the number of all records.
+    records: how many records there are in all.
+    starts: the number of each shard's first record, and last one above all numbers.
     near: how many bits may differ in near duplicates; None looks for exact ones alone.
     partition_rows: about how many hashes a task sorts at a time; the default takes about 300 MB.
   """
 
   folder: str
+  records: int
   starts: tuple[int, ...]
   near: int | None = None
   partition_rows: int = 1 << 22
@@ -67,7 +72,7 @@ class Search:
 
   def leading_bits(self, table: int) -> int:
     """How many leading bits of a key tell its partition."""
-    wanted = max(-(-self.starts[-1] // self.partition_rows) - 1, 0).bit_length()
+    wanted = max(-(-self.records // self.partition_rows) - 1, 0).bit_length()
     if table == 0:
       return wanted
     begin, end = self.bands[table - 1]
@@ -86,10 +91,10 @@ class Hashes:
     self._search = search
     self._exact, self._near = array.array("Q"), array.array("Q")
 
-  def add(self, number: int, data: bytes, picture: Image.Image | None) -> None:
-    """Adds the image of record `number`: its file's bytes, and for near duplicates the RGB picture."""
+  def add(self, number: int, data: bytes) -> None:
+    """Adds the image of record `number`: a file that can be decoded."""
     self._exact.extend((*hash_bytes(data), number))
-    if self._search.near is not None and (value := hash_picture(picture)):
+    if self._search.near is not None and (value := hash_image(data)):
       self._near.extend((value, number))
 
   def save(self, shard: int) -> None:
@@ -110,16 +115,38 @@ class Found:
   exact: np.ndarray
   near: np.ndarray
 
+  def __len__(self) -> int:
+    return len(self.exact) + len(self.near)
+
   def by_number(self) -> dict[int, tuple[str, int]]:
     """Of each duplicate the class and the number of the first."""
     found = {int(number): (NEAR, int(first)) for number, first in self.near}
     return found | {int(number): (EXACT, int(first)) for number, first in self.exact}
 
 
+def get_number(file: int, index: int) -> int:
+  """The number of a record by its file's number and its own within the file."""
+  return file << _INDEX_BITS | index
+
+
+def get_place(number: int) -> tuple[int, int]:
+  """The inverse of `get_number`."""
+  return number >> _INDEX_BITS, number & ((1 << _INDEX_BITS) - 1)
+
+
 def hash_bytes(data: bytes) -> tuple[int, int]:
   """The 128-bit content hash of a file, as two numbers of 64 bits."""
   digest = hashlib.blake2b(data, digest_size=16).digest()
   return int.from_bytes(digest[:8], "little"), int.from_bytes(digest[8:], "little")
+
+
+def hash_image(data: bytes) -> int:
+  """The perceptual hash of an image file. JPEGs are decoded small, which moves it by two bits or so."""
+  with Image.open(io.BytesIO(data), formats=image.FORMATS) as picture:
+    if picture.format == "JPEG":
+      picture.draft("L", (128, 128))
+      return hash_picture(picture)
+  return hash_picture(image.open_image(data))
 
 
 def hash_picture(picture: Image.Image) -> int:
@@ -142,7 +169,7 @@ def _waves() -> np.ndarray:
   return np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None] + 1) / 64)
 
 
-def find(search: Search, workers: int) -> None:
+def find(search: Search, workers: int | pool.Engine) -> None:
   """Finds the duplicates among the hashes of all shards; partitions that were searched already are not again."""
   tasks = [
     (search, table, partition)
@@ -150,9 +177,16 @@ def find(search: Search, workers: int) -> None:
     for partition in range(1 << search.leading_bits(table))
     if not paths.exists(search.found_path(table, partition))
   ]
-  total = len(search.tables) * search.starts[-1]
+  total = len(search.tables) * search.records
   for _ in pool.run(_find, tasks, workers, total=total, label="looking for duplicates", unit=" hashes"):
     pass
+
+
+def describe(kind: str, first: int, files: Sequence[str]) -> RecordError:
+  """What is said of a duplicate of record number `first` of the input `files`."""
+  file, index = get_place(first)
+  same = "is byte for byte" if kind == EXACT else "looks nearly like"
+  return RecordError(kind, "image", f"{same} that of {files[file]}, record {index}")
 
 
 def forget(search: Search) -> None:

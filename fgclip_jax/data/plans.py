@@ -9,6 +9,7 @@ import itertools
 import json
 
 from fgclip_jax.data import paths, pool
+from fgclip_jax.data.checks import Checks
 from fgclip_jax.data.record import RecordError
 from fgclip_jax.data.source import Source
 from fgclip_jax.data.stored_image import Storing
@@ -36,6 +37,7 @@ class Job:
     split: the split to write.
     shards: how many shards; None chooses by the number of records.
     storing: how images are checked and stored.
+    checks: what else is looked for in records.
     strict: stop at the first thing that would be left out.
   """
 
@@ -45,14 +47,17 @@ class Job:
   split: str = "train"
   shards: int | None = None
   storing: Storing = dataclasses.field(default_factory=Storing)
+  checks: Checks = dataclasses.field(default_factory=Checks)
   strict: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """Records `index` to `index + count` of a file; `skip` records lie between `offset` and the first of them."""
+  """Records `index` to `index + count` of a file, which is number `file_number`; `skip` records lie between `offset`
+  and the first of them."""
 
   file: str
+  file_number: int
   offset: int
   skip: int
   index: int
@@ -70,6 +75,7 @@ def get_arguments(job: Job) -> dict:
     "check_images": job.storing.check,
     "max_side": job.storing.max_side,
     "quality": job.storing.quality,
+    **dataclasses.asdict(job.checks),
     "tokenizer": Tokenizer.name,
     "files": [{"path": paths.absolute(path), **paths.fingerprint(path)} for path in job.source.files],
   }
@@ -168,7 +174,7 @@ def cut(job: Job, plan: dict) -> list[list[Piece]]:
       count = min(end - starts[number], counts[number]) - index
       if count:
         offset = plan["files"][number]["offsets"][index // STRIDE]
-        pieces[-1].append(Piece(job.source.files[number], offset, index % STRIDE, index, count))
+        pieces[-1].append(Piece(job.source.files[number], number, offset, index % STRIDE, index, count))
   return pieces
 
 

@@ -7,7 +7,7 @@ from fgclip_jax.data.histograms import Histograms
 from fgclip_jax.data.record import Record, RecordError
 
 NAMES = {"file": "rest of file", "note": "nothing"}  # of losses that are not called what is left out
-_OTHERS = ("findings", "histograms")  # the attributes that are no counts
+_OTHERS = ("findings", "duplicates", "histograms")  # the attributes that are no counts
 
 
 @dataclasses.dataclass
@@ -40,6 +40,7 @@ class Tally:
     read, records: how many records were read, and written.
     long_captions, regions, regions_with_negatives, negatives, image_bytes: how much of each was written.
     findings: what was left out, or worth a note, by class.
+    duplicates: images that come twice and were kept, by class.
     histograms: of what was written.
   """
 
@@ -51,6 +52,7 @@ class Tally:
   negatives: int = 0
   image_bytes: int = 0
   findings: dict[str, Finding] = dataclasses.field(default_factory=dict)
+  duplicates: dict[str, Finding] = dataclasses.field(default_factory=dict)
   histograms: Histograms = dataclasses.field(default_factory=Histograms)
 
   def add_record(self, record: Record) -> None:
@@ -65,21 +67,20 @@ class Tally:
 
   def add_finding(self, loss: Loss, error: RecordError, file: str, record: int) -> Finding:
     """Counts a finding and returns its class."""
-    finding = Finding(loss, 0, _printable(file), record, _printable(error.field), _printable(error.message))
-    finding = self.findings.setdefault(error.kind, finding)
-    finding.count += 1
-    return finding
+    return _count(self.findings, error.kind, Finding(loss, 1, file, record, error.field, error.message))
+
+  def add_duplicates(self, count: int, error: RecordError, file: str, record: int) -> None:
+    """Counts images that come twice and were kept; `error` is about the first of them."""
+    _count(self.duplicates, error.kind, Finding("note", count, file, record, error.field, error.message))
 
   def merge(self, other: "Tally") -> None:
     """Adds the counts of a later part; examples of the earlier one stay."""
     for field in dataclasses.fields(self):
       if field.name not in _OTHERS:
         setattr(self, field.name, getattr(self, field.name) + getattr(other, field.name))
-    for kind, finding in other.findings.items():
-      if kind in self.findings:
-        self.findings[kind].count += finding.count
-      else:
-        self.findings[kind] = dataclasses.replace(finding)
+    for ours, theirs in ((self.findings, other.findings), (self.duplicates, other.duplicates)):
+      for kind, finding in theirs.items():
+        _count(ours, kind, finding)
     self.histograms.merge(other.histograms)
 
   @property
@@ -89,8 +90,9 @@ class Tally:
 
   @property
   def sorted_findings(self) -> list[tuple[str, Finding]]:
-    """Class and finding, what was left out first, the most frequent first."""
-    return sorted(self.findings.items(), key=lambda item: (item[1].loss == "note", -item[1].count, item[0]))
+    """Class and finding, duplicates that were kept too; what was left out first, the most frequent first."""
+    rows = [*self.findings.items(), *self.duplicates.items()]
+    return sorted(rows, key=lambda item: (item[1].loss == "note", -item[1].count, item[0]))
 
   @property
   def first_fault(self) -> Finding | None:
@@ -99,14 +101,21 @@ class Tally:
 
   def to_json(self) -> dict:
     """As a JSON object, which `from_json` reads."""
-    findings = {kind: dataclasses.asdict(finding) for kind, finding in self.findings.items()}
-    return {**self.counts, "findings": findings, "histograms": self.histograms.to_json()}
+    findings, duplicates = (
+      {kind: dataclasses.asdict(finding) for kind, finding in found.items()}
+      for found in (self.findings, self.duplicates)
+    )
+    histograms = self.histograms.to_json()
+    return {**self.counts, "findings": findings, "duplicates": duplicates, "histograms": histograms}
 
   @classmethod
   def from_json(cls, data: dict) -> "Tally":
     """Reads what `to_json` gave."""
-    findings = {kind: Finding(**finding) for kind, finding in data["findings"].items()}
-    return cls(**{**data, "findings": findings, "histograms": Histograms.from_json(data["histograms"])})
+    findings, duplicates = (
+      {kind: Finding(**finding) for kind, finding in data[name].items()} for name in ("findings", "duplicates")
+    )
+    histograms = Histograms.from_json(data["histograms"])
+    return cls(**{**data, "findings": findings, "duplicates": duplicates, "histograms": histograms})
 
   def format_table(self) -> str:
     """The findings as a table, what was left out first; empty if there are none."""
@@ -120,6 +129,16 @@ class Tally:
       f"  {kind:<{widths[0]}}  {loss:<{widths[1]}}  {count:>{widths[2]}}  {example}"
       for kind, loss, count, example in cells
     )
+
+
+def _count(findings: dict[str, Finding], kind: str, finding: Finding) -> Finding:
+  """Adds a finding to those of its class, and returns these; the first one stays the example."""
+  if kind in findings:
+    findings[kind].count += finding.count
+  else:
+    texts = {name: _printable(getattr(finding, name)) for name in ("file", "field", "message")}
+    findings[kind] = dataclasses.replace(finding, **texts)
+  return findings[kind]
 
 
 def _printable(text: str) -> str:

@@ -3,7 +3,8 @@
 1. Every input file is read once, to count its records and to note the offset of every 256th.
 2. The records, in the order of the files, are cut into shards of equal length. This plan depends on the input
    and the arguments only, never on the number of processes.
-3. Processes write shards. A shard is written under a temporary name, renamed, and then described in a JSON file
+3. Where duplicates are to be left out, processes hash all images, and find those that come twice.
+4. Processes write shards. A shard is written under a temporary name, renamed, and then described in a JSON file
    of its own; one that has both is finished, and kept when the same command is typed again.
 
 The plan and the descriptions lie in `OUTPUT/.prepare/SPLIT/`.
@@ -19,7 +20,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fgclip_jax.data import fields, locks, paths, plans, pool, record, shard_file, stored_image, tfds_folder, token_ids
+from fgclip_jax.data import conversion, duplicates, locks, paths, plans, pool, record, shard_file, tfds_folder
 from fgclip_jax.data.record import RecordError
 from fgclip_jax.data.tally import Tally
 from fgclip_jax.data.tokenizer import Tokenizer
@@ -82,20 +83,74 @@ def _write(job: plans.Job, state: str, workers: int | pool.Engine, overwrite: bo
   for path, found in broken:
     total.add_finding("file", RecordError(*found["broken"]), path, found["records"])
   tasks = _list_tasks(job, state, plans.cut(job, plan))
-  done = [_load_finished(task) for task in tasks]
+  search = _make_search(job, state, tasks)
+  paths.make_folder(search.folder)
+  if job.checks.duplicates == "drop":
+    _hash_images(job, search, tasks, workers)
+    duplicates.find(search, workers)
+  done = [_load_finished(task, search) for task in tasks]
   if job.strict:
     _refuse_fault(total, *(shard.tally for shard in done if shard))
   left = [task for task, shard in zip(tasks, done, strict=True) if shard is None]
   if len(left) < len(tasks):
     print(f"{len(tasks) - len(left)} of {len(tasks)} shards are finished already: kept")
   count = sum(piece.count for task in left for piece in task.pieces)
-  function = functools.partial(_write_shard, job)
+  function = functools.partial(_write_shard, job, search)
   for number, shard in pool.run(function, left, workers, total=count, label="writing", unit=" records"):
     done[number] = shard
   for shard in done:
     total.merge(shard.tally)
+  if job.checks.duplicates == "keep":
+    if left:
+      duplicates.forget(search)
+    duplicates.find(search, workers)
+    _count_duplicates(job, search, total)
   _finish(job, plan, total, [shard.shard for shard in done])
   return total
+
+
+def _make_search(job: plans.Job, state: str, tasks: list[_Task]) -> duplicates.Search:
+  starts = [duplicates.get_number(task.pieces[0].file_number, task.pieces[0].index) for task in tasks]
+  return duplicates.Search(
+    folder=paths.join(state, "duplicates"),
+    records=sum(piece.count for task in tasks for piece in task.pieces),
+    starts=(*starts, duplicates.get_number(len(job.source.files), 0)),
+    near=job.checks.near_duplicates,
+  )
+
+
+def _hash_images(job: plans.Job, search: duplicates.Search, tasks: list[_Task], workers: int | pool.Engine) -> None:
+  """Hashes the images of all usable records, before any is written: what is left out must be known by then."""
+  left = [task for task in tasks if not paths.exists(search.hashes_path(task.number))]
+  if left:
+    duplicates.forget(search)
+  count = sum(piece.count for task in left for piece in task.pieces)
+  function = functools.partial(_hash_shard, job, search)
+  for _ in pool.run(function, left, workers, total=count, label="hashing images", unit=" records"):
+    pass
+
+
+def _hash_shard(job: plans.Job, search: duplicates.Search, task: _Task) -> None:
+  hashes = duplicates.Hashes(search)
+  for piece, index, raw in _scan(job, task):
+    try:
+      loaded, _ = conversion.load(job, raw, lambda *_: None)
+    except RecordError:
+      continue  # counted when its shard is written
+    hashes.add(duplicates.get_number(piece.file_number, index), loaded.image)
+  hashes.save(task.number)
+
+
+def _count_duplicates(job: plans.Job, search: duplicates.Search, total: Tally) -> None:
+  """Counts images that come twice and were kept."""
+  for shard in range(len(search.starts) - 1):
+    found = duplicates.load(search, shard)
+    for kind, rows in ((duplicates.EXACT, found.exact), (duplicates.NEAR, found.near)):
+      if len(rows):
+        number, first = map(int, rows[0])
+        file, index = duplicates.get_place(number)
+        error = duplicates.describe(kind, first, job.source.files)
+        total.add_duplicates(len(rows), error, job.source.files[file], index)
 
 
 def _check(job: plans.Job) -> None:
@@ -162,69 +217,55 @@ def _list_tasks(job: plans.Job, state: str, cuts: list[list[plans.Piece]]) -> li
   ]
 
 
-def _write_shard(job: plans.Job, task: _Task) -> tuple[int, _Done]:
+def _write_shard(job: plans.Job, search: duplicates.Search, task: _Task) -> tuple[int, _Done]:
   """Writes one shard, then its description."""
   tally = Tally()
-  shard = shard_file.write(task.path, _convert_pieces(job, task, tally))
+  shard = shard_file.write(task.path, _convert_pieces(job, search, task, tally))
   plans.save_json(task.description, {**dataclasses.asdict(shard), "tally": tally.to_json()})
   return task.number, _Done(shard, tally)
 
 
-def _convert_pieces(job: plans.Job, task: _Task, tally: Tally) -> Iterator[bytes]:
-  convert = _Converter(job, tally)
+def _convert_pieces(job: plans.Job, search: duplicates.Search, task: _Task, tally: Tally) -> Iterator[bytes]:
+  converter = conversion.Converter(job, tally)
+  drop = job.checks.duplicates == "drop"
+  found = duplicates.load(search, task.number).by_number() if drop else {}
+  hashes = None if drop else duplicates.Hashes(search)
+  for piece, index, raw in _scan(job, task):
+    number = duplicates.get_number(piece.file_number, index)
+    if number in found:
+      converter.leave_out(duplicates.describe(*found[number], job.source.files), piece.file, index)
+      continue
+    data = converter.convert(raw, piece.file, index, hashes, number)
+    if data is not None:
+      yield data
+  if hashes:
+    hashes.save(task.number)
+
+
+def _scan(job: plans.Job, task: _Task) -> Iterator[tuple[plans.Piece, int, Any]]:
+  """Yields a shard's records in raw form, with the piece and their number in its file.
+
+  Raises:
+    PrepareError: there are fewer than planned.
+  """
   for piece in task.pieces:
     found = itertools.islice(job.source.scan(piece.file, piece.offset), piece.skip, piece.skip + piece.count)
-    for index, (_, raw) in enumerate(found, piece.index):
+    index = piece.index
+    for index, (_, raw) in enumerate(found, piece.index + 1):
       pool.tick(1)
-      data = convert(raw, piece.file, index)
-      if data is not None:
-        yield data
-  expected = sum(piece.count for piece in task.pieces)
-  if tally.read != expected:
-    files = sorted({piece.file for piece in task.pieces})
-    raise plans.PrepareError(f"read {tally.read} of {expected} records: did {', '.join(files)} change meanwhile?")
+      yield piece, index - 1, raw
+    if index - piece.index != piece.count:
+      read = f"read {index - piece.index} of {piece.count} records"
+      raise plans.PrepareError(f"{read}: did {piece.file} change meanwhile?")
 
 
-class _Converter:
-  """Raw records to serialized ones; counts each in the tally."""
-
-  def __init__(self, job: plans.Job, tally: Tally):
-    self._job, self._tally, self._tokenizer = job, tally, Tokenizer()
-
-  def __call__(self, raw: Any, file: str, index: int) -> bytes | None:
-    """A serialized record; None if it cannot be used."""
-    findings = []
-
-    def tell(loss: fields.Loss, error: RecordError) -> None:
-      if self._job.strict and loss != "note":
-        raise plans.PrepareError(f"--strict: {file}, record {index}: {error}")
-      findings.append((loss, error))
-
-    self._tally.read += 1
-    try:
-      made = self._make(raw, tell)
-      data = record.encode(made)
-    except RecordError as error:
-      findings.clear()  # the record is left out whole: its smaller findings no longer matter
-      tell("record", error)
-      data = None
-    else:
-      self._tally.add_record(made)
-    for loss, error in findings:
-      self._tally.add_finding(loss, error, file, index)
-    return data
-
-  def _make(self, raw: Any, tell: fields.Tell) -> record.Record:
-    loaded = self._job.source.load(raw, tell)
-    stored, _ = stored_image.store(loaded, self._job.storing)
-    return dataclasses.replace(stored, tokens=token_ids.make(stored, self._tokenizer))
-
-
-def _load_finished(task: _Task) -> _Done | None:
+def _load_finished(task: _Task, search: duplicates.Search) -> _Done | None:
   """What a finished shard holds; None for one that was never written, or removed, or cut off."""
   try:
     description = plans.load_json(task.description)
     if not description or paths.size(task.path) != description["size"]:
+      return None
+    if not paths.exists(search.hashes_path(task.number)):
       return None
   except (FileNotFoundError, json.JSONDecodeError):
     return None

@@ -12,7 +12,9 @@ from fgclip_jax.data.record import Record, RecordError, Region, Tokens
 from fgclip_jax.data.tally import Tally
 
 VALUES = st.lists(st.floats(0, 1e6) | st.integers(0, 300).map(float))
-KINDS = st.sampled_from([("record", "caption_empty"), ("region", "box_outside"), ("note", "regions_none")])
+KINDS = st.sampled_from(
+  [("record", "caption_empty"), ("region", "box_outside"), ("note", "regions_none"), ("", "image_duplicate")]
+)
 
 
 def fill(values, edges=EDGES["long_caption_tokens"]):
@@ -104,6 +106,8 @@ def test_a_tally_of_parts_is_that_of_the_whole(events, cut):
       tally.read += 1
       if isinstance(event[0], int):
         tally.add_record(make_record(*event))
+      elif event[1] == "image_duplicate":
+        tally.add_duplicates(3, RecordError(event[1], "image", "is there"), "a.json", index)
       else:
         tally.add_finding(event[0], RecordError(event[1], "field", "is wrong"), "a.json", index)
     return tally
