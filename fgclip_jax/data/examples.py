@@ -46,6 +46,7 @@ class LoadExample(grain.transforms.RandomMap):
   def __init__(self, source: Mixture, config: DataConfig, layout: Layout, image_size: int | None):
     self.source, self.config, self.layout, self.image_size = source, config, layout, image_size
     self._tokenizer = Tokenizer()
+    self._lengths = [layout.max_length(long) for long in (False, True)]
     self._prefix = Prefix(config.short_prefix, self._tokenizer)
 
   def random_map(self, index: int, rng: np.random.Generator) -> Loaded:
@@ -107,7 +108,7 @@ class LoadExample(grain.transforms.RandomMap):
     return (wanted == "long" and tokens.region_long[place]) or tokens.region_short[place]
 
   def _caption(self, ids: Ids, long: bool = False) -> Caption:
-    end, length = self._tokenizer.end_id, self.layout.max_length(long)
+    end, length = Tokenizer.end_id, self._lengths[long]
     if len(ids) > length:
       ids = (*ids[: length - 1], end)
     return Caption(ids[: ids.index(end) + 1], long)  # a text may itself hold an end-of-text token

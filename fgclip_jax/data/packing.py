@@ -129,7 +129,7 @@ def best_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
   places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
   open_rows: list[tuple[int, int]] = []  # (room, row), ascending
   rows = 0
-  for piece in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+  for piece in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
     length = lengths[piece]
     at = bisect.bisect_left(open_rows, (length, -1))
     if at < len(open_rows):
@@ -148,16 +148,17 @@ class _Captions:
 
   def __init__(self, distinct: bool):
     self.all: list[Caption] = []
-    self._number: dict[Caption, int] = {}
+    self._number: dict[tuple[tuple[int, ...], bool], int] = {}
     self._distinct = distinct
 
   def add(self, caption: Caption) -> int:
     """The caption's number."""
-    if self._distinct and caption in self._number:
-      return self._number[caption]
-    self._number[caption] = len(self.all)
-    self.all.append(caption)
-    return len(self.all) - 1
+    number = len(self.all)
+    if self._distinct:
+      number = self._number.setdefault((caption.ids, caption.long), number)
+    if number == len(self.all):
+      self.all.append(caption)
+    return number
 
 
 def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[str, np.ndarray]:
@@ -191,7 +192,9 @@ def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[s
   text = [
     fill_rows(part["captions"], part["places"], rows, layout.row_length, layout.short_length) for part, _ in parts
   ]
-  return batch | {key: np.stack([arrays[key] for arrays in text]) for key in text[0]}
+  batch |= {key: np.stack([arrays[key] for arrays in text]) for key in text[0]}
+  images = np.stack([example.image for example in examples])  # one copy of what most of a batch is
+  return batch | {"image": images.reshape(shards, per_shard, *images.shape[1:])}
 
 
 def fill_rows(
@@ -223,7 +226,7 @@ def fill_rows(
 
 
 def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
-  """One shard's arrays without the text rows; its captions with their places; and the rows they need."""
+  """One shard's arrays without images and text rows; its captions with their places; and the rows they need."""
   images, boxes = len(examples), layout.boxes
   captions = _Captions(distinct=layout.packed)
   numbers = {
@@ -263,7 +266,6 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
     np.int32,
   )
   part = {
-    "image": np.stack([example.image for example in examples]),
     "boxes": box_array,
     "box_count": box_count,
     "region_caption": region_caption,
@@ -277,8 +279,9 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
 
 
 def _check_lengths(captions: Sequence[Caption], layout: Layout) -> None:
+  lengths = {long: layout.max_length(long) for long in (False, True)}
   for caption in captions:
-    longest = layout.max_length(caption.long)
+    longest = lengths[caption.long]
     if not 0 < len(caption.ids) <= longest:
       kind = "long" if caption.long else "short"
       raise ValueError(
