@@ -275,7 +275,7 @@ class FGCLIP:
     kept: list = []  # of chunks under way
 
     def start():
-      for batch in inputs.batches(rows, self.batch_size):
+      for batch in inputs.batches(inputs.not_empty(rows), self.batch_size):
         for size in inference.split(len(batch), self._setup.sizes):
           chunk, batch = batch[:size], batch[size:]
           filled = chunk + [chunk[-1]] * (size - len(chunk))

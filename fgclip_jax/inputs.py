@@ -258,6 +258,16 @@ def cut_ids(whole: Sequence[Ids], length: int, kind: str, advice: str, truncate:
   return [row if len(row) <= length else (*row[: length - 1], row[-1]) for row in whole]
 
 
+def not_empty(rows: Iterable[Item]) -> Iterator[Item]:
+  """The same rows; a ValueError if an iterator of images gives none."""
+  iterator = iter(rows)
+  try:
+    first = next(iterator)
+  except StopIteration:
+    raise ValueError("there are no images: give at least one") from None
+  return itertools.chain([first], iterator)
+
+
 def batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
   """Lists of up to `size` rows."""
   iterator = iter(rows)

@@ -1,0 +1,261 @@
+"""Embeds images, texts or regions into one file.
+
+python -m fgclip_jax.embed --model runs/stage2 --images "photos/**/*.jpg" --output photos.npy
+python -m fgclip_jax.embed --model runs/stage2 --texts captions.jsonl --field caption --kind long --output texts.parquet
+python -m fgclip_jax.embed --model runs/stage2 --regions data/finehard --split validation --output regions.parquet
+
+IMAGES is a folder, a pattern, a .txt list of paths, or one picture; TEXTS a file with one text a line (.txt), or JSON
+lines, a JSON list or CSV with a field for the text and, if there is one, `id`; REGIONS JSON lines or a JSON list of
+  {"image": "a/1.jpg", "boxes": [[0.1, 0.2, 0.6, 0.9], ...]}     (or "regions": [{"box": [...]}, ...])
+Each may also be a record folder, as `python -m fgclip_jax.prepare` writes it.
+
+OUTPUT.npy has float32 [rows, width], of unit length, and OUTPUT.ids.txt the row's ids; OUTPUT.parquet has both. An id
+is an image's path (a record's id), a text's `id` or number from 1, and for regions the image's with #0, #1, ...
+What cannot be used is left out, and named in OUTPUT.left_out.jsonl. All devices of this machine are used.
+Stopped or killed: the same command typed again continues.
+"""
+
+import argparse
+import itertools
+import json
+import sys
+import warnings
+import zlib
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import tqdm
+
+from fgclip_jax import embed_inputs, inference, inputs
+from fgclip_jax.api import DTYPES, FGCLIP, KINDS, load
+from fgclip_jax.data import fields
+from fgclip_jax.data.record import RecordError
+from fgclip_jax.embed_outputs import Output
+
+PART = 4096  # items that are written at a time
+WHAT = ("images", "texts", "regions")
+
+
+def embed(
+  model: FGCLIP,
+  what: str,
+  given: str,
+  output: str,
+  *,
+  kind: str = "short",
+  field: str = "text",
+  split: str = "train",
+  root: str = "",
+  overwrite: bool = False,
+  progress: bool = False,
+) -> tuple[list[str], dict[str, Any]]:
+  """Embeds an input into a file, or goes on with it where an earlier call was stopped.
+
+  Args:
+    model: the model.
+    what: `images`, `texts` or `regions`.
+    given: what to read, see `embed_inputs.find`.
+    output: the file to write, `.npy` or `.parquet`.
+    kind: of texts: `short`, `long` or `region`.
+    field: the field of texts in JSON or CSV.
+    split: of a record folder.
+    root: the folder that paths in a list of images or regions are relative to; empty: the current one.
+    overwrite: start over.
+    progress: shows a progress bar.
+
+  Returns:
+    The paths written, none if all was there already; and the report.
+
+  Raises:
+    FileNotFoundError, ValueError: no such input, one that breaks off, or an output that is there already.
+  """
+  target = Output(output)
+  with target.locked():
+    if overwrite:
+      target.clear()
+    regular = inputs.default_mode(model.config) if what == "images" else "squash"
+    reading = embed_inputs.Reading(model.config.vision.image_size, regular, what, kind, field, root)
+    source = embed_inputs.find(what, given, split, target.state, reading)
+    settings = {
+      "what": what,
+      "input": source.name,
+      "read": {"kind": kind, "field": field} if what == "texts" else {"size": reading.size, "mode": reading.mode},
+      "root": root,
+      "fingerprint": zlib.crc32(json.dumps(source.fingerprint, sort_keys=True).encode()),
+      "model": fingerprint(model),
+      "dtype": model.runtime.dtype.name,
+      "width": model.config.embedding_width,
+    }
+    if target.begin(settings):
+      return [], target.report()
+    parts = _write_parts(model, source, target, what, kind, progress)
+    return target.finish(parts, settings)
+
+
+def fingerprint(model: FGCLIP) -> str:
+  """What changes when a model's size or any of its parameters changes."""
+  from fgclip_jax.train.checksums import checksums  # here: it belongs to training
+
+  described = [model.config.to_dict(), checksums(model.params)]
+  return f"{zlib.crc32(json.dumps(described, sort_keys=True).encode()):08x}"
+
+
+def _write_parts(
+  model: FGCLIP, source: embed_inputs.Input, target: Output, what: str, kind: str, progress: bool
+) -> int:
+  """Writes the parts that are missing; returns how many parts there are."""
+  encode = {"images": _encode_images, "regions": _encode_regions, "texts": _encode_texts}[what]
+  total = sum(1 for _ in _items(source))
+  if not total:
+    target.clear()
+    raise ValueError(f"{source.name!r} holds none of the {what}")
+  with tqdm.tqdm(total=total, desc=what, unit="item", disable=not progress) as bar:
+    for number, items in enumerate(inputs.batches(_items(source), PART)):
+      if target.part(number) is None:
+        part = _Part(source, items, bar)
+        features, cut = encode(model, part, kind)
+        target.write_part(number, features, part.ids, part.left_out, items=len(items), texts_cut=cut)
+      else:
+        bar.update(len(items))
+  return number + 1
+
+
+def _items(source: embed_inputs.Input) -> Iterator[Any]:
+  try:
+    yield from source
+  except RecordError as error:
+    raise ValueError(f"{source.name!r} breaks off ({error}): repair it first") from error
+
+
+class _Part:
+  """Some items, loaded by threads; iterating gives the usable ones.
+
+  Attributes:
+    ids: of the rows of those that were given so far.
+    left_out: the items that could not be used, with the reason.
+  """
+
+  def __init__(self, source: embed_inputs.Input, items: list, bar: tqdm.tqdm):
+    self.ids: list[str] = []
+    self.left_out: list[dict[str, str]] = []
+    self._source, self._items, self._bar = source, items, bar
+
+  def __iter__(self) -> Iterator[embed_inputs.Loaded]:
+    for item, loaded in zip(self._items, inputs.in_threads(self._try, self._items), strict=True):
+      self._bar.update()
+      if isinstance(loaded, RecordError):
+        name = self._source.describe(item)
+        self.left_out.append({"id": name, "kind": loaded.kind, "reason": str(loaded)})
+      else:
+        self.ids += loaded.ids
+        yield loaded
+
+  def _try(self, item: Any) -> embed_inputs.Loaded | RecordError:
+    try:
+      loaded = self._source.load(item)
+      for name in loaded.ids:
+        fields.check_unicode(name, "id", "id")
+        if "\n" in name or "\r" in name:
+          raise RecordError("id_of_several_lines", "id", f"{name!r} would not be one line of the ids")
+      return loaded
+    except RecordError as error:
+      return error
+
+
+def _peek(part: Iterable) -> Iterator | None:
+  """The part's items; None if none of them is usable."""
+  iterator = iter(part)
+  first = next(iterator, None)
+  return None if first is None else itertools.chain([first], iterator)
+
+
+def _encode_images(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, int]:
+  loaded = _peek(part)
+  if loaded is None:
+    return _nothing(model), 0
+  return model.encode_image(each.pixels for each in loaded), 0
+
+
+def _encode_regions(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, int]:
+  loaded = _peek(each for each in part if len(each.boxes))
+  if loaded is None:
+    return _nothing(model), 0
+  first, second = itertools.tee(loaded)  # read together: one is ahead of the other by a batch at most
+  regions = model.encode_regions((each.pixels for each in first), (each.boxes for each in second))
+  return np.concatenate(regions), 0
+
+
+def _encode_texts(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, int]:
+  texts = [text for each in part for text in each.texts]
+  if not texts:
+    return _nothing(model), 0
+  length = model.config.text.long_length if kind == "long" else model.config.text.short_length
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore")  # cut texts are counted and told in the end
+    features = model.encode_text(texts, kind)
+  return features, sum(len(ids) > length for ids in model.tokenizer.encode_batch(texts))
+
+
+def _nothing(model: FGCLIP) -> np.ndarray:
+  return np.zeros((0, model.config.embedding_width), np.float32)
+
+
+def main(argv: list[str] | None = None) -> int:
+  """The command; returns its exit code."""
+  parser = argparse.ArgumentParser(
+    prog="python -m fgclip_jax.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("--model", metavar="DIR", required=True, help="a model in any format, or a run folder")
+  source = parser.add_mutually_exclusive_group(required=True)
+  for what in WHAT:
+    source.add_argument(f"--{what}", metavar=what.upper(), help=f"the {what} to embed")
+  parser.add_argument("--output", metavar="FILE", required=True, help="the file to write, .npy or .parquet")
+  parser.add_argument("--kind", choices=KINDS, default="short", help="of texts (default: %(default)s)")
+  parser.add_argument("--field", default="text", help="of texts: the field in JSON or CSV (default: %(default)s)")
+  parser.add_argument("--split", default="train", help="of a record folder (default: %(default)s)")
+  parser.add_argument("--root", metavar="DIR", default="", help="the folder that paths in a list are relative to")
+  parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="compute in (default: %(default)s)")
+  parser.add_argument("--raw_weights", action="store_true", help="of a run, the last step's weights, not their average")
+  parser.add_argument("--overwrite", action="store_true", help="discard what is there of the output, and start over")
+  args = parser.parse_args(argv)
+  try:
+    _run(args)
+  except KeyboardInterrupt:
+    print("\nStopped. Type the same command again to continue.", file=sys.stderr)
+    return 1
+  except (OSError, ValueError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  return 0
+
+
+def _run(args: argparse.Namespace) -> None:
+  inference.use_compilation_cache()
+  devices = jax.local_devices()
+  model = load(args.model, args.dtype, inference.all_devices() if len(devices) > 1 else None, not args.raw_weights)
+  what = next(what for what in WHAT if getattr(args, what) is not None)
+  print(f"{args.model}: {model}")
+  print(f"Embedding the {what} of {getattr(args, what)} on {len(devices)} x {devices[0].device_kind}")
+  options = {name: getattr(args, name) for name in ("kind", "field", "split", "root", "overwrite")}
+  written, report = embed(model, what, getattr(args, what), args.output, **options, progress=True)
+  if not written:
+    print(f"{args.output} is finished already: {report['rows']:,} rows (--overwrite starts over)")
+    return
+  print(f"{report['rows']:,} rows of {report['width']} numbers, of {report['items']:,} items")
+  if report["texts_cut"]:
+    print(f"note: {report['texts_cut']:,} texts are longer than the model reads with --kind {args.kind}, and were cut")
+  if left_out := report["left_out"]:
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items())
+    print(f"note: left out {sum(left_out.values()):,} items: {kinds}")
+  for path in written:
+    print(f"wrote {path}")
+  reads = f"pyarrow.parquet as p; print(p.read_table('{args.output}'))"
+  if args.output.endswith(".npy"):
+    reads = f"numpy; print(numpy.load('{args.output}', mmap_mode='r').shape)"
+  print(f'next: python -c "import {reads}"')
+
+
+if __name__ == "__main__":
+  sys.exit(main())
