@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fgclip_jax.losses.objective import Objective
-from fgclip_jax.models.presets import ModelConfig, TowerConfig
+from fgclip_jax.models.presets import ModelConfig, ResNetConfig, TowerConfig
 
 # bfloat16 peak of one device in FLOP/s, by the beginning of JAX's `device_kind` (vendors' data sheets)
 PEAKS = {
@@ -40,6 +40,8 @@ def image_forward(config: ModelConfig, image_size: int | None = None, keep: floa
     keep: the share of patches that the blocks see (patch dropout).
   """
   vision = config.vision
+  if isinstance(vision, ResNetConfig):
+    return _resnet_forward(vision, image_size or vision.image_size) + 2 * vision.output_width * config.embedding_width
   patches = ((image_size or vision.image_size) // vision.patch_size) ** 2
   tokens = 1 + round(patches * keep)
   attention = 4 * vision.width * tokens  # scores and mixing, per token
@@ -48,10 +50,30 @@ def image_forward(config: ModelConfig, image_size: int | None = None, keep: floa
   return embedding + blocks + 2 * vision.width * config.embedding_width
 
 
+def _resnet_forward(vision: ResNetConfig, image_size: int) -> int:
+  """A ResNet's convolutions and its attention pooling, without the projection."""
+  half, side, inputs = vision.width // 2, image_size // 4, vision.width
+  total = (2 * side) ** 2 * 9 * (3 * half + half * half + half * vision.width)
+  for stage, depth in enumerate(vision.depths):
+    middle, before = vision.width * 2**stage, side**2  # cells where the stage begins
+    side = side // 2 if stage else side
+    outputs, cells = 4 * middle, side**2
+    total += before * (inputs * middle + 9 * middle**2) + cells * (middle + inputs) * outputs  # pooled in between
+    total += (depth - 1) * cells * (2 * outputs * middle + 9 * middle**2)
+    inputs = outputs
+  tokens = 1 + side**2
+  return 2 * (total + (1 + 2 * tokens) * inputs**2 + 2 * tokens * inputs)  # query, keys, values; scores and mixing
+
+
 def dense_forward(config: ModelConfig, image_size: int | None = None) -> int:
-  """What the dense path adds for one image: the last block without mixing, and the projection of every patch."""
+  """What the dense path adds for one image: the last block without mixing, and the projection of every patch.
+
+  A ResNet's pooling has computed the patches' values already.
+  """
   vision = config.vision
   patches = ((image_size or vision.image_size) // vision.patch_size) ** 2
+  if isinstance(vision, ResNetConfig):
+    return 2 * patches * vision.output_width * config.embedding_width
   block = 2 * (2 * vision.width**2 + 2 * vision.width * vision.mlp_width)
   return patches * (block + 2 * vision.width * config.embedding_width)
 

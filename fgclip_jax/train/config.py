@@ -18,14 +18,14 @@ from fgclip_jax.data.packing import Layout
 from fgclip_jax.data.record import find_shards
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.parameters import abstract_params, flatten
-from fgclip_jax.models.presets import END_ID, ModelConfig, preset
+from fgclip_jax.models.presets import ModelConfig, ResNetConfig, preset
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.checkpoint import Keep
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.mesh import parse_mesh
 from fgclip_jax.train.optimizer import MOMENT_DTYPES, NAMES, OptimizerConfig, check_rules
 from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights.names import stretched_length
+from fgclip_jax.weights.kinds import fgclip_config
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -240,7 +240,7 @@ def _model(name: str, kind: Any, changes: Any, init_from: str, check_folder: boo
   if kind == "clip":
     model = model.replace(text={"long_length": None})
   elif not model.fine_grained:
-    model = model.replace(text={"long_length": stretched_length(model.text.short_length), "end_id": END_ID})
+    model = fgclip_config(model)
   try:
     return model.replace(**_given("model_changes", _dict("model_changes", changes)))
   except (TypeError, ValueError) as error:
@@ -282,6 +282,8 @@ def _check_optimizer(config: OptimizerConfig, steps: int, model: ModelConfig) ->
     raise ValueError(f"config.optimizer.clip_norm must be positive (None never clips), got {config.clip_norm}")
   if not 0 < config.layer_decay <= 1:
     raise ValueError(f"config.optimizer.layer_decay must lie in 0..1 (0 excluded), got {config.layer_decay}")
+  if config.layer_decay != 1 and isinstance(model.vision, ResNetConfig):
+    raise ValueError("config.optimizer.layer_decay is for transformers, and the image tower is a ResNet: leave it at 1")
   check_rules(config.rules, flatten(abstract_params(model)))
 
 
@@ -313,6 +315,8 @@ def _check_savings(run: RunConfig) -> None:
     raise ValueError(f"config.patch_dropout must lie in 0..1 (1 excluded), got {run.patch_dropout}")
   if run.patch_dropout and run.objective.needs_regions:
     raise ValueError("config.patch_dropout: region terms need every patch; it is for stage 1 and plain CLIP")
+  if run.patch_dropout and isinstance(run.model.vision, ResNetConfig):
+    raise ValueError("config.patch_dropout is for Vision Transformers, and the image tower is a ResNet: leave it at 0")
   if run.profile and len(run.profile) != 2:
     raise ValueError(f"config.profile must be two steps, e.g. (10, 15), or (), got {run.profile}")
   if run.profile and not 1 <= run.profile[0] <= run.profile[1]:

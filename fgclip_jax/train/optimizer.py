@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgclip_jax.models.parameters import Params, flatten
+from fgclip_jax.models.parameters import Params, flatten, is_statistic
 
 NAMES = ("adamw", "adafactor", "lion", "muon")
 MOMENT_DTYPES = ("float32", "bfloat16")
@@ -45,7 +45,8 @@ class OptimizerConfig:
     rules: triples of a regular expression, a setting and its value. For each setting the first rule whose expression
       is found in a parameter's name decides. Settings: `weight_decay` and `learning_rate`, factors on these, 1 where
       no rule is found; `frozen`, 1 or 0: no gradient is computed for the parameter and no optimizer state is kept.
-      `("^vision", "frozen", 1.0)` freezes the image tower and its projection.
+      `("^vision", "frozen", 1.0)` freezes the image tower and its projection. Where BatchNorm's statistics are frozen
+      (`("(mean|variance)$", "frozen", 1.0)`), it goes by their running averages in training too.
     layer_decay: each block's learning rate is this times the one's above it; the last block's this times that of what
       follows the blocks, and the embeddings' this times the first block's (arXiv 2106.08254); 1: all the same.
     clip_norm: gradients of a larger global norm are scaled down to it; None never.
@@ -73,8 +74,8 @@ def check_rules(rules: Rules, names: Iterable[str]) -> None:
   """Checks rules against the names of a model's parameters.
 
   Raises:
-    ValueError: an unknown setting, an impossible value, no regular expression, one that is in no parameter's name, or
-      nothing left to train.
+    ValueError: an unknown setting, an impossible value, no regular expression, one that is in no parameter's name,
+      some of BatchNorm's statistics frozen and others not, or nothing left to train.
   """
   names = list(names)
   for pattern, setting, value in rules:
@@ -93,7 +94,13 @@ def check_rules(rules: Rules, names: Iterable[str]) -> None:
       raise ValueError(f"{rule}: {pattern!r} is no regular expression: {error}") from None
     if not found:
       raise ValueError(f"{rule}: {pattern!r} is in no parameter's name, such as {', '.join(names[:3])}")
-  if all(is_frozen(rules, name) for name in names):
+  statistics = {is_frozen(rules, name): name for name in names if is_statistic(name)}
+  if len(statistics) == 2:
+    raise ValueError(
+      f"config.optimizer.rules freeze {statistics[True]!r} and not {statistics[False]!r}: BatchNorm goes by running "
+      'averages everywhere or nowhere; put ("(mean|variance)$", "frozen", 1.0), or the same with 0.0, first'
+    )
+  if all(is_frozen(rules, name) for name in names if not is_statistic(name)):
     raise ValueError("config.optimizer.rules freeze every parameter: there is nothing to train")
 
 
@@ -111,6 +118,11 @@ def is_frozen(rules: Rules, name: str) -> bool:
 def freezes(rules: Rules, params: Params, tower: str) -> bool:
   """Whether every parameter of a tower, `vision` or `text`, is frozen."""
   return all(is_frozen(rules, name) for name in flatten(params) if name.startswith(f"{tower}/"))
+
+
+def freezes_statistics(rules: Rules, names: Iterable[str]) -> bool:
+  """Whether BatchNorm's statistics, of which there are some among these names, are frozen."""
+  return any(is_frozen(rules, name) for name in names if is_statistic(name))
 
 
 def stop_frozen(params: Params, rules: Rules) -> Params:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fgclip_jax.models.parameters import Params, abstract_params, flatten, init_params
+from fgclip_jax.models.parameters import Params, abstract_params, flatten, init_params, split_statistics
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.train.mesh import place, place_params
 
@@ -23,8 +23,8 @@ class TrainState:
     step: steps made, int32.
     skipped: of these, steps that changed nothing because the loss or a gradient was not finite, int32.
     skipped_in_a_row: how many of these came last, without one that was sound after them, int32.
-    params: float32.
-    opt_state: the optimizer's.
+    params: float32; BatchNorm's statistics are among them.
+    opt_state: the optimizer's; it knows nothing of statistics.
     ema: the parameters' exponential moving average, a tree like theirs; None: none is kept.
   """
 
@@ -40,7 +40,8 @@ def make_state(optimizer: optax.GradientTransformation, params: Params, ema: boo
   """A fresh state around parameters; with `ema`, their average begins with them."""
   average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: the step is given both to overwrite
   counts = {name: jnp.zeros((), jnp.int32) for name in COUNTS}
-  return TrainState(**counts, params=params, opt_state=optimizer.init(params), ema=average)
+  trained, _ = split_statistics(params)
+  return TrainState(**counts, params=params, opt_state=optimizer.init(trained), ema=average)
 
 
 def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:

@@ -12,15 +12,16 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from fgclip_jax.data.image import MEAN, STD
 from fgclip_jax.losses.objective import Objective, objective_terms
+from fgclip_jax.models import resolution
 from fgclip_jax.models.fgclip import Embeddings
-from fgclip_jax.models.parameters import Params, build
+from fgclip_jax.models.parameters import Params, abstract_params, build, flatten, merge, split_statistics
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.models.vision import resize_positions
 from fgclip_jax.train.mesh import activation_sharding, batch_sharding
 from fgclip_jax.train.optimizer import (
   OptimizerConfig,
   apply_updates,
+  freezes_statistics,
   make_optimizer,
   schedule,
   stop_frozen,
@@ -56,6 +57,7 @@ def make_loss(
   *,
   patch_dropout: float = 0.0,
   image_size: int | None = None,
+  running_statistics: bool = False,
 ) -> Callable[[Params, dict[str, Array], Array], tuple[Array, tuple[Metrics, Embeddings]]]:
   """The function of (parameters, batch, random key) that training differentiates: the total; every term, embeddings.
 
@@ -63,23 +65,22 @@ def make_loss(
     config, objective, runtime, mesh: see there.
     patch_dropout: the share of patches that the image tower does not see.
     image_size: resizes the batch's images to this side, and the position table with them.
+    running_statistics: BatchNorm goes by its running averages, which stay, instead of the batch's statistics.
   """
   if mesh is not None:
     runtime = dataclasses.replace(runtime, sharding=activation_sharding(mesh))
   size = image_size or config.vision.image_size
-  resized = config.replace(vision={"image_size": size})
 
   def loss(params, batch, key):
     image, keep = normalize(batch["image"]), None
     if size != config.vision.image_size:
       image = resize(image, size)
-      positions = resize_positions(params["vision"]["positions"], resized.vision.grid)
-      params = {**params, "vision": {**params["vision"], "positions": positions}}
+    params, resized = resolution.resize(params, config, size)
     if patch_dropout:
       images = image.shape[0] * image.shape[1]
       keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)
-    embeddings = build(resized, params, runtime)({**batch, "image": image}, keep)
-    terms = objective_terms(embeddings, params["temperature"], objective, mesh)
+    embeddings = build(resized, params, runtime)({**batch, "image": image}, keep, running_statistics)
+    terms = objective_terms(embeddings.replace(statistics=None), params["temperature"], objective, mesh)
     return terms["total"], (terms, embeddings)
 
   return loss
@@ -117,19 +118,28 @@ def make_step(
     `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one.
   """
   optimizer, rate = make_optimizer(optimizer_config), schedule(optimizer_config)
-  loss = make_loss(config, objective, runtime, mesh, patch_dropout=patch_dropout, image_size=image_size)
+  loss = make_loss(
+    config,
+    objective,
+    runtime,
+    mesh,
+    patch_dropout=patch_dropout,
+    image_size=image_size,
+    running_statistics=freezes_statistics(optimizer_config.rules, flatten(abstract_params(config))),
+  )
 
   def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
     key = jax.random.fold_in(jax.random.key(seed), state.step)
+    trained, statistics = split_statistics(state.params)
 
-    def trained(params: Any):
-      return loss(stop_frozen(params, optimizer_config.rules), batch, key)
+    def total_loss(trained: Any):
+      return loss(merge(stop_frozen(trained, optimizer_config.rules), statistics), batch, key)
 
-    (total, (terms, embeddings)), gradients = jax.value_and_grad(trained, has_aux=True)(state.params)
+    (total, (terms, embeddings)), gradients = jax.value_and_grad(total_loss, has_aux=True)(trained)
     norm = optax.tree.norm(gradients)
     sound = jnp.isfinite(total) & jnp.isfinite(norm)
-    updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
-    params = apply_updates(optimizer_config, state.params, updates)
+    updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
+    params = merge(apply_updates(optimizer_config, trained, updates), embeddings.statistics or statistics)
     ema = None if ema_decay is None else update_average(ema_decay, state.ema, params)
     # what a step that is not sound would change stays; selected on the device, so that the host need not look
     after = TrainState(
