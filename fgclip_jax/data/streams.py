@@ -21,6 +21,7 @@ CHUNK = 1 << 20  # bytes read at a time
 MAX_RECORD = 64 << 20  # bytes; a longer record means that the file is broken
 _EDGE = 16  # what is this near the end of what was read may be a number, literal or escape cut in two
 _SPACE = " \t\n\r"
+_VALUES = json.JSONDecoder(strict=False)
 _BOUNDARIES = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)  # finds ends; values are thrown away
 
 Raw = bytes | tuple[list[str], list[str]]  # JSON text, or a CSV file's header and one row
@@ -81,7 +82,7 @@ def load(raw: Raw) -> object:
       raise RecordError("row_wrong_width", "row", f"has {len(row)} columns, the header {len(header)}")
     return dict(zip(header, row, strict=True))
   try:
-    return json.loads(raw.decode(), strict=False)
+    return _VALUES.decode(raw.decode())
   except UnicodeDecodeError as error:
     raise RecordError("record_not_utf8", "record", f"is not UTF-8 text ({error})") from error
   except (ValueError, RecursionError) as error:

@@ -22,6 +22,7 @@ from fgclip_jax.data.record import RecordError
 
 MAX_PARTS = 16  # a look-up asks one after the other
 _INFO = "table.json"
+_ROWS = 10_000
 
 Reader = Callable[[Any], Iterator[tuple[str, str] | RecordError]]
 
@@ -146,6 +147,8 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
             else:
               connection.execute("INSERT INTO scratch.found VALUES (?, ?)", row)
               found += 1
+              if found % _ROWS == 0:
+                pool.tick(0)  # where a run that was stopped ends
         except RecordError as error:
           broken.append((name, str(error)))
         pool.tick(1)

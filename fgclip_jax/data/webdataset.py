@@ -11,7 +11,7 @@ import posixpath
 from collections.abc import Iterator
 from typing import Any, ClassVar, Literal
 
-from fgclip_jax.data import fields, parquet, paths, pool, streams, tables, tars
+from fgclip_jax.data import fields, images, parquet, paths, pool, streams, tables, tars
 from fgclip_jax.data.record import Record, RecordError
 
 By = Literal["url", "key"]
@@ -97,8 +97,6 @@ def find_files(inputs: list[str]) -> tuple[str, ...]:
     FileNotFoundError: there is none.
     ValueError: a file is neither.
   """
-  from fgclip_jax.data import images
-
   found = [file for path in inputs for file in images.find_files(path)]
   for file in found:
     if not file.lower().endswith((".tar", ".parquet")):

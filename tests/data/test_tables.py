@@ -1,5 +1,6 @@
 """Tables on disk: what goes in comes out, whatever the number of inputs and processes."""
 
+import pickle
 import sqlite3
 
 import pytest
@@ -75,6 +76,23 @@ def test_processes_make_the_same_table(tmp_path):
   one, two = make(tmp_path / "one", inputs), make(tmp_path / "two", inputs, workers=2)
   assert (one.entries, one.parts) == (two.entries, two.parts) == (400, 16)
   assert all(two.get(key) == value for rows in inputs for key, value in rows)
+
+
+class Elsewhere:
+  """An engine that sends tasks and results away, as one does that has other machines."""
+
+  def run(self, function, tasks, *, label):
+    for task in reversed(tasks):
+      send = pickle.loads(pickle.dumps((function, task)))
+      yield pickle.loads(pickle.dumps(send[0](send[1])))
+
+
+def test_another_engine_makes_the_same_table(tmp_path):
+  inputs = [[(f"{number} {index}", str(index)) for index in range(5)] for number in range(20)]
+  here = make(tmp_path / "here", inputs)
+  there = make(standin.remote(tmp_path / "there"), inputs, workers=Elsewhere())
+  assert (here.digest, here.parts, here.entries) == (there.digest, there.parts, there.entries)
+  assert all(there.get(key) == value for rows in inputs for key, value in rows)
 
 
 def test_a_table_may_lie_in_storage_and_cannot_be_written_to_afterwards(tmp_path):
