@@ -108,7 +108,8 @@ def read_long_captions(files: list[str], by: By, field: str, state: str, workers
   """Makes the table of long captions.
 
   Args:
-    files: JSON lines, JSON lists, CSV (each also as .gz) or Parquet, with the fields `by` and `field`.
+    files: JSON lines, JSON lists, CSV (each also as .gz) or Parquet, with the fields `by` and `field`; or a JSON object
+      of captions by what names their images.
     by: the field that names the image.
     field: the field of the caption.
     state: where the table is kept.
@@ -137,25 +138,30 @@ def read_long_captions(files: list[str], by: By, field: str, state: str, workers
 
 def _read_captions(task: tuple[str, str, str]) -> Iterator[tuple[str, str] | RecordError]:
   path, by, field = task
-  for number, entry in enumerate(_read_entries(path, by, field)):
+  for number, raw in enumerate(_read_entries(path, by, field)):
     try:
-      entry = fields.get_mapping(streams.load(entry) if isinstance(entry, bytes | tuple) else entry, "entry")
+      entry = fields.get_mapping(streams.load(raw) if isinstance(raw, bytes | tuple) else raw, "entry")
       name = fields.get_text(entry, by, by, _ignore)
       yield name, fields.get_text(entry, field, field, _ignore, name="long")
     except RecordError as error:
       yield RecordError(error.kind, f"entry {number}: {error.field}", error.message)
 
 
-def _read_entries(path: str, by: str, field: str) -> Iterator[Any]:
-  if not path.lower().endswith(".parquet"):
+def _read_entries(path: str, by: str, field: str) -> Iterator[streams.Raw | dict[str, Any]]:
+  form = path.lower().removesuffix(".gz")
+  if form.endswith(".parquet"):
+    columns = parquet.list_columns(path)
+    for name in (by, field):
+      if name not in columns:
+        raise RecordError("column_missing", name, f"is no column; there are {', '.join(columns)}")
+    reader = parquet.Reader(path, [by, field])
+    yield from (reader.get(number) for number in range(len(reader)))
+  elif form.endswith(".json"):
+    for name, raw in streams.walk(path):
+      value = streams.load(raw) if name else None
+      yield {by: name, field: value} if isinstance(value, str) else raw
+  else:
     yield from (raw for _, raw in streams.scan(path))
-    return
-  columns = parquet.list_columns(path)
-  for name in (by, field):
-    if name not in columns:
-      raise RecordError("column_missing", name, f"is no column; there are {', '.join(columns)}")
-  reader = parquet.Reader(path, [by, field])
-  yield from (reader.get(number) for number in range(len(reader)))
 
 
 def _ignore(loss: fields.Loss, error: RecordError) -> None:

@@ -108,6 +108,9 @@ def write_captions(path):
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_ENTRIES), path)
   elif path.suffix == ".csv":
     path.write_text("url,key,long\nhttp://a.b/0.jpg,0,long 0\nhttp://a.b/1.jpg,1,\n")
+  elif path.name == "object.json":
+    names = {entry[name]: entry.get("long") for entry in _ENTRIES for name in ("url", "key")}
+    path.write_text(json.dumps({**names, "http://a.b/1.jpg": 3}))
   elif path.suffix == ".json":
     path.write_text(json.dumps(_ENTRIES))
   else:
@@ -116,14 +119,15 @@ def write_captions(path):
   return str(path)
 
 
-@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet"])
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet", "object.json"])
 @pytest.mark.parametrize("by", ["url", "key"])
 def test_long_captions_come_from_files_of_any_form(tmp_path, name, by, capsys):
   files = [standin.remote(write_captions(tmp_path / name))]
   table = webdataset.read_long_captions(files, by, "long", str(tmp_path / "state"), 1)
   out = capsys.readouterr().out
-  assert "Found 1 long captions in 1 files" in out
-  assert f"1 entries have no {by} or no long" in out
+  count = 2 if name == "object.json" else 1
+  assert f"Found {count} long captions in 1 files" in out
+  assert f"{count} entries have no {by} or no long" in out
   path = write(tmp_path / "0.tar", [trees.make_sample(key) for key in "012"])
   found, told = load(webdataset.WebDataset((path,), long_captions=table, by=by))
   assert [record.long for record in found] == ["long 0", "", ""]

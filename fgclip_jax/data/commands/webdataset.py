@@ -13,7 +13,7 @@ INPUT is one or more folders, searched with all below them, or files. The short 
 (KEY.txt) or the field `caption`; --short_field names another one. Long captions, which the first stage of training
 needs, are a further field of the same JSON or Parquet (--long_field), or come from files of their own
 (--long_captions): JSON lines, a JSON list, CSV, each also as .gz, or Parquet, whose entries have a `url` or `key` and
-the caption in the field `long` (or --long_field).
+the caption in the field `long` (or --long_field), or a JSON object of captions by URL or key.
 
 A tar file that breaks off gives what lies before the break. Any path may be a URL: gs://..., s3://...
 """
