@@ -23,8 +23,8 @@ class Records:
   Of a shard that is damaged, the records that are still whole are read. The others keep their numbers, as far as
   `dataset_info.json` knows how many there were, so that the order of the rest does not depend on the damage.
 
-  Shards in object storage (a folder such as `gs://bucket/finehard`) are not opened here where `dataset_info.json` knows their
-  records, so what is damaged there shows when it is read.
+  Shards in object storage (a folder such as `gs://bucket/finehard`) are not opened here where `dataset_info.json` knows
+  their records, so what is damaged there shows when it is read.
 
   Attributes:
     damage: one line for each damaged shard.
