@@ -1,5 +1,6 @@
 """The convert command: there and back gives the same bytes, and nothing is overwritten unasked."""
 
+import itertools
 import json
 import re
 
@@ -59,6 +60,99 @@ def test_recorded_checkpoints_there_and_back(name, oracle, tmp_path):
   if not (oracle / name).is_dir():
     pytest.skip(f"no folder {name} in {oracle}")
   _there_and_back(oracle / name / "checkpoint", tmp_path)
+
+
+RESNET = preset("tiny_resnet").replace(text={"long_length": None, "vocab_size": 60})
+BIASED = CLIP.replace(text={"end_id": 2}, logit_bias=-10.0)
+PAIRS = [
+  *itertools.permutations(["jax", "pytorch", "clip", "open_clip"], 2),
+  *((name, name) for name in ("jax", "pytorch", "clip", "open_clip")),
+]
+FEW_PAIRS = [("jax", "open_clip"), ("open_clip", "jax"), ("open_clip", "open_clip")]  # transformers has none of these
+CASES = {f"CLIP {a} {b}": (CLIP, a, b) for a, b in PAIRS} | {f"FG-CLIP {a} {b}": (FGCLIP, a, b) for a, b in PAIRS}
+CASES |= {f"ResNet {a} {b}": (RESNET, a, b) for a, b in FEW_PAIRS}
+CASES |= {f"logit bias {a} {b}": (BIASED, a, b) for a, b in FEW_PAIRS}
+
+
+@pytest.mark.parametrize(("config", "first", "second"), CASES.values(), ids=CASES)
+@pytest.mark.filterwarnings("error")
+def test_every_pair_of_formats_there_and_back_is_bit_equal(first, second, config, tmp_path, capsys):
+  dtype = ml_dtypes.bfloat16 if first == "pytorch" else np.float32
+  shapes = flatten(abstract_params(config))
+  rng = np.random.default_rng(0)
+  flat = {name: np.asarray(rng.normal(size=leaf.shape), dtype) for name, leaf in shapes.items()}
+  folders.WRITERS[first](str(tmp_path / "a"), config, flat, None)
+  for source, output, to in (("a", "b", second), ("b", "c", first)):
+    assert convert.main([str(tmp_path / source), str(tmp_path / output), "--to", to]) == 0
+  if config.fine_grained and {"clip", "open_clip"} & {first, second}:
+    assert "its path for short texts is written" in capsys.readouterr().out or first in ("clip", "open_clip")
+    config, flat = kinds.to_clip(config, flat)
+  found, read, _ = folders.read(str(tmp_path / "c"))
+  assert found == config
+  assert read.keys() == flat.keys()
+  for name, value in flat.items():
+    assert read[name].dtype == value.dtype and read[name].tobytes() == value.tobytes(), name
+
+
+@pytest.mark.parametrize("to", ["pytorch", "clip", "clip_vision"])
+@pytest.mark.parametrize("config", [RESNET, BIASED], ids=["ResNet", "logit bias"])
+def test_what_transformers_has_no_place_for_is_refused(config, to, tmp_path, capsys):
+  shapes = flatten(abstract_params(config))
+  flat = {name: np.zeros(leaf.shape, np.float32) for name, leaf in shapes.items()}
+  folders.WRITERS["open_clip"](str(tmp_path / "a"), config, flat, None)
+  assert "write it as jax or open_clip" in _fails(capsys, tmp_path / "a", tmp_path / "b", "--to", to)
+  assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])
+def test_positions_are_interpolated_for_another_image_size(config, tmp_path, capsys):
+  shapes = flatten(abstract_params(config))
+  flat = {name: np.full(leaf.shape, 0.25, np.float32) for name, leaf in shapes.items()}
+  folders.WRITERS["open_clip"](str(tmp_path / "a"), config, flat, None)
+  size = 2 * config.vision.image_size
+  assert convert.main([str(tmp_path / "a"), str(tmp_path / "b"), "--image_size", str(size), "--to", "open_clip"]) == 0
+  assert f"image positions interpolated for {size} px" in capsys.readouterr().out
+  found, read, _ = folders.read(str(tmp_path / "b"))
+  assert found == config.replace(vision={"image_size": size})
+  np.testing.assert_allclose(read["vision/positions"], 0.25, rtol=1e-6)
+  assert "must be a multiple of" in _fails(capsys, tmp_path / "a", tmp_path / "c", "--image_size", "33")
+
+
+def test_a_pickle_is_converted_when_asked_for(torch, tmp_path, capsys):
+  start = _write(tmp_path / "start", CLIP)
+  tensors = safetensors.numpy.load_file(start / "model.safetensors")
+  (start / "model.safetensors").unlink()
+  torch.save({name: torch.tensor(value) for name, value in tensors.items()}, start / "pytorch_model.bin")
+  assert "is a pickle" in _fails(capsys, start, tmp_path / "out")
+  assert convert.main([str(start), str(tmp_path / "out"), "--to", "pytorch", "--allow_pickle"]) == 0
+  written = safetensors.numpy.load_file(tmp_path / "out" / "model.safetensors")
+  assert all(np.array_equal(written[name], value) for name, value in tensors.items())
+
+
+def test_a_bare_file_with_its_options(tmp_path, capsys):
+  config = CLIP.replace(text={"activation": "gelu"}, vision={"activation": "gelu"})
+  shapes = flatten(abstract_params(config))
+  flat = {name: np.full(leaf.shape, 0.25, np.float32) for name, leaf in shapes.items()}
+  folders.WRITERS["open_clip"](str(tmp_path / "a"), config, flat, None)
+  (tmp_path / "a" / "open_clip_config.json").unlink()
+  file = tmp_path / "a" / "open_clip_model.safetensors"
+  heads = [str(tower.heads) for tower in (config.vision, config.text)]
+  options = ["--activation", "gelu", "--heads", *heads]
+  assert convert.main([str(file), str(tmp_path / "b"), *options]) == 0
+  assert "open_clip -> jax" in capsys.readouterr().out
+  assert folders.read_config(str(tmp_path / "b")) == config
+  message = _fails(capsys, tmp_path / "b", tmp_path / "c", *options)
+  assert "tells the activation and the heads" in message
+
+
+@pytest.mark.parametrize("to", sorted(folders.WRITERS))
+def test_the_next_command_names_a_library_that_loads_it(to, tmp_path, capsys):
+  start = _write(tmp_path / "start", CLIP)
+  assert convert.main([str(start), str(tmp_path / "out"), "--to", to]) == 0
+  library = {"clip": "transformers", "clip_vision": "transformers", "open_clip": "open_clip"}.get(to, "fgclip_jax")
+  assert re.search(
+    rf"^next: python -c 'import {library}; .*{re.escape(str(tmp_path / 'out'))}", capsys.readouterr().out, re.M
+  )
 
 
 def test_buffers_and_unknown_config_keys_come_back(tmp_path):

@@ -1,8 +1,5 @@
 """The image tower: CLIP's Vision Transformer with FG-CLIP's dense feature path."""
 
-import math
-
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -16,20 +13,6 @@ def patchify(image: Float[Array, "B H W C"], patch: int) -> Float[Array, "B P X"
   batch, height, width, channels = image.shape
   image = image.reshape(batch, height // patch, patch, width // patch, patch, channels)
   return image.transpose(0, 1, 3, 2, 4, 5).reshape(batch, -1, patch * patch * channels)
-
-
-def resize_positions(positions: Float[Array, "N W"], grid: int) -> Float[Array, "M W"]:
-  """The position table for another grid: the class token's row, and the patches' interpolated bicubically.
-
-  As PyTorch interpolates (`mode="bicubic", align_corners=False`); from [1 + h*h, W] to [1 + grid*grid, W].
-  """
-  side, width = math.isqrt(len(positions) - 1), positions.shape[1]
-  if side == grid:
-    return positions
-  method = jax.image.ResizeMethod.CUBIC_PYTORCH
-  patches = positions[1:].reshape(side, side, width)
-  patches = jax.image.resize(patches, (grid, grid, width), method, antialias=False)
-  return jnp.concatenate([positions[:1], patches.reshape(-1, width)])
 
 
 class VisionTower(nnx.Module):

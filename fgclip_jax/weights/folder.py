@@ -19,7 +19,9 @@ Write = Callable[[str, ModelConfig, Flat, Source | None], list[str]]
 
 
 def _write_clip(folder: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:
-  return huggingface.write(folder, *to_clip(config, flat), None if config.fine_grained else source)
+  paths = huggingface.write(folder, *to_clip(config, flat), None if config.fine_grained else source)
+  processors.write_image(folder, config)  # an FG-CLIP's images stay squashed
+  return paths
 
 
 def _write_clip_vision(folder: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:

@@ -7,7 +7,6 @@ import pytest
 
 from fgclip_jax.models.parameters import build, flatten, init_params
 from fgclip_jax.models.presets import preset
-from fgclip_jax.models.vision import resize_positions
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer, stop_frozen
 from fgclip_jax.train.step import choose_patches, resize
 
@@ -61,16 +60,6 @@ def test_frozen_parameters_have_no_state_no_gradient_and_do_not_move(params):
   for name, update in flatten(updates).items():
     assert (name in frozen) == (not np.any(flatten(gradients)[name])), name
     assert (name in frozen) <= (not np.any(update)), name
-
-
-def test_positions_are_interpolated_as_pytorch_does(torch):
-  table = np.random.default_rng(0).normal(size=(1 + 4 * 4, 6)).astype(np.float32)
-  grid = torch.tensor(table[1:].reshape(1, 4, 4, 6).transpose(0, 3, 1, 2))
-  for side in (2, 7, 4):
-    theirs = torch.nn.functional.interpolate(grid, (side, side), mode="bicubic", align_corners=False)
-    ours = resize_positions(jnp.asarray(table), side)
-    np.testing.assert_array_equal(ours[0], table[0])
-    np.testing.assert_allclose(ours[1:], theirs.numpy()[0].transpose(1, 2, 0).reshape(-1, 6), atol=1e-5)
 
 
 def test_images_are_made_smaller_as_pillow_does():
