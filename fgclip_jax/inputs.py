@@ -61,13 +61,14 @@ def to_pixels(given: Pictures, config: ModelConfig, mode: images.Mode) -> np.nda
   side = config.vision.image_size
   if hasattr(given, "ndim") and not isinstance(given, np.ndarray):
     given = np.asarray(given)  # of JAX or PyTorch
-  if isinstance(given, np.ndarray) and given.dtype != object:
+  if isinstance(given, np.ndarray):
     if given.ndim == 3 and given.dtype == np.uint8 and given.shape[2] == 3:
       given = [given]
     elif given.ndim == 4 and given.dtype == np.uint8 and given.shape[3] == 3 and given.shape[1:3] != (side, side):
       height, width = given.shape[1:3]
       advice = f"; model.with_image_size({width}) reads them as they are" if _fits(config, width, height) else ""
       _warn(f"the model reads images of {side} x {side}, and these are {width} x {height}: they are scaled{advice}")
+      given = list(given)
     else:
       return _check_pixels(given, config)
   single = isinstance(given, images.Picture)
@@ -81,7 +82,7 @@ def to_pixels(given: Pictures, config: ModelConfig, mode: images.Mode) -> np.nda
   return in_threads(read, enumerate(pictures)) if several else map(read, enumerate(pictures))
 
 
-def _read_picture(numbered: tuple[int, images.Picture], config: ModelConfig, mode: images.Mode) -> np.ndarray:
+def _read_picture(numbered: tuple[int, Any], config: ModelConfig, mode: images.Mode) -> np.ndarray:
   number, picture = numbered
   side = config.vision.image_size
   if hasattr(picture, "ndim"):

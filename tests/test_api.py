@@ -6,6 +6,8 @@ import sys
 import tomllib
 import warnings
 
+import hypothesis
+import hypothesis.strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -241,6 +243,10 @@ def test_similarity_is_the_cosine(model):
     (np.zeros((0, 32, 32, 3), np.uint8), "hold no image"),
     (np.zeros((1, 32, 32, 3), np.int64), "must be normalised floats or uint8, got int64"),
     (np.full((1, 32, 32, 3), 255.0), "must be normalised .*got values up to 255"),
+    ([], "there are no images"),
+    ([np.zeros((64, 64, 3), np.float32)], "pixels must be \\[B, 32, 32, 3\\]"),
+    ([np.zeros((4, 32, 32, 3), np.float32)], "images\\[0\\] must be \\[32, 32, 3\\]"),
+    ([b"no picture"], "images\\[0\\]: is no image"),
   ],
 )
 def test_wrong_pixels_are_clear_errors(model, pixels, message):
@@ -270,6 +276,10 @@ def test_wrong_boxes_are_clear_errors(model, boxes, message):
   [
     ([], ValueError, "there are no texts"),
     (["a", 3], TypeError, "entry 1 is int"),
+    ([[49406, 5, 49407], "a"], TypeError, "all strings or all lists of token ids, but entry 1"),
+    ([[49406, 5, 49407], [49406, 5]], ValueError, "row 1 of the token ids has no end-of-text id"),
+    ([[]], TypeError, "but entry 0 is list"),
+    (3, TypeError, "texts must be str, a list of str, or token ids, got int 3"),
     (np.zeros(77, np.int32), ValueError, "shape \\[B, L\\], got \\[77\\]"),
     (np.zeros((2, 77), np.int32), ValueError, "row 0 of the token ids has no end-of-text id"),
     (np.full((2, 77), 49408, np.int32), ValueError, "must lie in 0..49407, got 49408..49408"),
@@ -297,3 +307,201 @@ def test_a_foreign_vocabulary_takes_ids_alone():
   ids = np.asarray([[98, 5, 99, 0], [98, 7, 8, 99]])
   alone = [model.encode_text(ids[:1, :3]), model.encode_text(ids[1:])]
   np.testing.assert_allclose(model.encode_text(ids), np.concatenate(alone), atol=1e-6)
+
+
+@pytest.fixture(scope="module")
+def photo(tmp_path_factory):
+  """A picture that is not square, and the paths of it as PNG."""
+  picture = Image.fromarray(np.random.default_rng(5).integers(0, 256, (50, 40, 3), dtype=np.uint8))
+  path = tmp_path_factory.mktemp("photos") / "a.png"
+  picture.save(path)
+  return picture, path
+
+
+def test_pictures_in_any_form_give_the_same(model, photo):
+  picture, path = photo
+  levels = images.to_square(picture, 32)
+  expected = model.encode_image(levels[None])
+  forms = [
+    picture,
+    path,
+    str(path),
+    path.read_bytes(),
+    np.asarray(picture),
+    levels,
+    jnp.asarray(levels),
+    images.normalize(levels),
+  ]
+  for form in forms[:-1]:
+    np.testing.assert_allclose(model.encode_image(form), expected, atol=1e-5)
+  for several in (forms, tuple(forms), iter(forms), [levels] * 3, images.normalize(np.stack([levels] * 2))):
+    found = model.encode_image(several)
+    np.testing.assert_allclose(found, np.repeat(expected, len(found), 0), atol=1e-5)
+  np.testing.assert_allclose(model.encode_dense(path), model.encode_dense(levels[None]), atol=1e-5)
+
+
+def test_an_iterator_without_a_picture_is_an_error(model):
+  with pytest.raises(ValueError, match="there are no images"):
+    model.encode_image(iter([]))
+
+
+def test_many_pictures_are_decoded_ahead_and_stay_in_order(model):
+  """Of an iterator no more is held than is decoded ahead and under way."""
+  levels, taken, most = pictures(300, seed=7), [], [0]
+
+  def several():
+    for number, each in enumerate(levels):
+      taken.append(number)
+      yield each
+
+  encode = inference.encode_pixels
+
+  def spy(params, pixels, **options):
+    spy.encoded += len(pixels)
+    most[0] = max(most[0], len(taken) - spy.encoded)
+    return encode(params, pixels, **options)
+
+  spy.encoded = 0
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(inference, "encode_pixels", spy)
+    found = model.encode_image(several())
+  np.testing.assert_allclose(found, model.encode_image(levels), atol=1e-5)
+  assert len(taken) == 300 and most[0] <= inputs.LOOK_AHEAD + 1
+
+
+def test_a_plain_clip_sees_the_middle_and_an_fg_clip_all_of_a_picture(model, plain, photo):
+  picture, path = photo
+  np.testing.assert_allclose(
+    plain.encode_image(path), plain.encode_image(images.center_crop(picture, 32)[None]), atol=1e-5
+  )
+  np.testing.assert_array_equal(plain.preprocess(path), plain.preprocess(path, "center_crop"))
+  np.testing.assert_allclose(
+    plain.encode_dense(path), plain.encode_dense(images.to_square(picture, 32)[None]), atol=1e-5
+  )
+  np.testing.assert_array_equal(model.preprocess(path), model.preprocess(path, "squash"))
+
+
+def test_raw_features(model):
+  pixels, boxes = pictures(2), np.tile(np.asarray([0.1, 0.1, 0.8, 0.7], np.float32), (2, 1, 1))
+  for encode in (
+    model.encode_image,
+    model.encode_dense,
+    functools.partial(model.encode_regions, boxes=boxes),
+    lambda _, normalize=True: model.encode_text(["a cat", "two dogs"], "long", normalize=normalize),
+  ):
+    raw, found = encode(pixels, normalize=False), encode(pixels)
+    np.testing.assert_allclose(unit(raw), found, atol=1e-5)
+    assert np.abs(np.linalg.norm(raw, axis=-1) - 1).min() > 1e-3
+
+
+def test_lists_of_boxes_may_differ_in_length(model):
+  pixels = pictures(3)
+  boxes = [[[0, 0, 1, 1], [0.1, 0.2, 0.6, 0.9], [0, 0.5, 0.5, 1]], [], np.asarray([[0.2, 0.2, 0.9, 0.9]])]
+  found = model.encode_regions(pixels, boxes)
+  assert [each.shape for each in found] == [(3, 16), (0, 16), (1, 16)]
+  for number, each in enumerate(boxes):
+    alone = model.encode_regions(pixels[number : number + 1], np.asarray(each, np.float32).reshape(1, -1, 4))
+    np.testing.assert_allclose(found[number], alone[0], atol=1e-5)
+  np.testing.assert_array_equal(np.concatenate(model.encode_regions(iter(pixels), iter(boxes))), np.concatenate(found))
+  for wrong in (boxes[:2], [*boxes, []]):
+    with pytest.raises(ValueError, match="there must be boxes for each image"):
+      model.encode_regions(iter(pixels), iter(wrong))
+    with pytest.raises(ValueError, match=f"with B = 3, one list for each image, got {len(wrong)} lists"):
+      model.encode_regions(pixels, wrong)
+
+
+def test_lists_of_ids(model):
+  text = ["a cat", "two dogs and a cat"]
+  ids = model.tokenizer.encode_batch(text)
+  for form in (ids, [np.asarray(row) for row in ids], model.tokenizer(text)):
+    np.testing.assert_allclose(model.encode_text(form), model.encode_text(text), atol=1e-6)
+
+
+@hypothesis.given(st.integers(1, 2000), st.sampled_from([(1, 4, 16, 64), (8, 32, 128, 512), (1,), (6, 12)]))
+def test_chunks_hold_every_row_and_waste_less_than_half(count, sizes):
+  chunks = inference.split(count, sizes)
+  assert set(chunks) <= set(sizes) and sum(chunks[:-1]) < count <= sum(chunks)
+  assert sum(chunks) < 2 * count or chunks == [sizes[0]]
+
+
+def test_short_texts_are_computed_in_short_rows(model, monkeypatch):
+  shapes, encode = [], inference.encode_rows
+
+  def spy(params, tokens, *arrays, **options):
+    shapes.append(tokens.shape)
+    return encode(params, tokens, *arrays, **options)
+
+  monkeypatch.setattr(inference, "encode_rows", spy)
+  texts = ["a photo of a cat", "word " * 12, "word " * 40, "word " * 75]
+  found = np.concatenate([model.encode_text(text) for text in texts])
+  assert shapes == [(1, 8), (1, 16), (1, 77), (1, 77)]
+  monkeypatch.setattr(inference, "ROW_LENGTHS", ())
+  np.testing.assert_allclose(found, model.encode_text(texts), atol=1e-5)
+
+
+def test_a_text_that_is_too_long_may_be_an_error(model, plain):
+  with pytest.raises(ValueError, match="1 of 2 texts are longer .* text 1 with 102: .*kind='long' reads 248"):
+    model.encode_text(["a", "word " * 100], truncate=False)
+  with pytest.warns(UserWarning, match="kind='long' reads 248"):
+    model.encode_text("word " * 100)
+  with pytest.warns(UserWarning, match="23 tokens were cut$"):
+    plain.encode_text("word " * 98)
+
+
+def test_another_image_size(model):
+  large = model.with_image_size(48)
+  assert "image 48 px" in repr(large) and large.encode_dense(np.zeros((1, 48, 48, 3), np.uint8)).shape == (1, 6, 6, 16)
+  assert model.with_image_size(32).params["vision"]["positions"] is model.params["vision"]["positions"]
+  with pytest.raises(ValueError, match="multiple of"):
+    model.with_image_size(30)
+  with pytest.raises(ValueError, match=r"use model.preprocess, or model.with_image_size\(48\)"):
+    model.encode_image(np.zeros((1, 48, 48, 3), np.float32))
+  with pytest.warns(UserWarning, match=r"reads images of 32 x 32, and these are 48 x 48: .*with_image_size\(48\)"):
+    found = model.encode_image(np.zeros((1, 48, 48, 3), np.uint8))
+  assert found.shape == (1, 16)
+
+
+def test_devices(model, tmp_path):
+  native.write(str(tmp_path / "m"), TINY, parameters.flatten(jax.device_get(model.params)))
+  pixels, text = pictures(3), ["a cat", "two dogs"]
+  mesh = inference.all_devices()
+  for device, expected in (
+    ("cpu:3", {jax.devices()[3]}),
+    (jax.devices()[2], {jax.devices()[2]}),
+    (mesh, {*jax.devices()}),
+  ):
+    placed = fgclip_jax.load(tmp_path / "m", device=device)
+    assert all(leaf.devices() == expected for leaf in jax.tree.leaves(placed.params))
+    np.testing.assert_allclose(placed.encode_image(pixels), model.encode_image(pixels), atol=1e-5)
+    np.testing.assert_allclose(placed.encode_text(text), model.encode_text(text), atol=1e-5)
+    with_boxes = placed.encode_regions(pixels, [[[0, 0, 1, 1]]] * 3)
+    np.testing.assert_allclose(
+      np.concatenate(with_boxes), np.concatenate(model.encode_regions(pixels, [[[0, 0, 1, 1]]] * 3)), atol=1e-5
+    )
+  for wrong in ("cpu:8", "tpu:0", "cpu:x"):
+    with pytest.raises(ValueError, match=f"no device '{wrong}': there are cpu:0, .*cpu:7"):
+      fgclip_jax.load(tmp_path / "m", device=wrong)
+
+
+def test_models_by_name(model, tmp_path, monkeypatch):
+  """One of the hub's is taken from its cache; nothing is asked from the network."""
+  huggingface_hub = pytest.importorskip("huggingface_hub")
+  native.write(str(tmp_path / "cached"), TINY, parameters.flatten(jax.device_get(model.params)))
+  monkeypatch.chdir(tmp_path)
+
+  def download(name, allow_patterns):
+    assert "*.bin" not in allow_patterns
+    if name != "someone/tiny-clip":
+      raise huggingface_hub.errors.LocalEntryNotFoundError("not in the cache")
+    return str(tmp_path / "cached")
+
+  monkeypatch.setattr(huggingface_hub, "snapshot_download", download)
+  assert fgclip_jax.load("someone/tiny-clip").config == TINY
+  with pytest.raises(FileNotFoundError, match="no model folder at 'someone/else'.* hub: not in the cache"):
+    fgclip_jax.load("someone/else")
+  (tmp_path / "runs").mkdir()
+  with pytest.raises(FileNotFoundError, match="no model folder at 'runs/none'$"):
+    fgclip_jax.load("runs/none")
+  assert {"vit_b16", "rn50"} <= set(fgclip_jax.list_presets())
+  with pytest.raises(FileNotFoundError, match="'vit_b16' is a preset, a size without weights"):
+    fgclip_jax.load("vit_b16")
