@@ -2,6 +2,7 @@
 
 import importlib
 import io
+import math
 import pathlib
 
 import pytest
@@ -9,11 +10,13 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from fgclip_jax.data import record as records
+from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import preset
 from fgclip_jax.train.config import read_config
+from fgclip_jax.train.optimizer import rule_value
 from fgclip_jax.weights import native
 
-MODELS = ("vit_b32", "vit_b16", "vit_l14", "vit_l14_336", "tiny", "scenes")
+MODELS = ("vit_b32", "vit_b16", "vit_l14", "vit_l14_336", "rn50", "rn50x64", "tiny", "tiny_resnet", "scenes")
 
 
 @pytest.fixture(scope="module")
@@ -100,6 +103,33 @@ def test_stage2_is_the_published_one(data, model):
   assert optimizer.clip_norm is None and optimizer.temperature_max is None
   assert (config.runtime.dtype, config.runtime.remat) == ("bfloat16", "full")
   assert run.data.short_prefix == "a photo of " and run.data.region_text == "random" and run.layout().boxes == 4
+
+
+CLIP_RATES = {
+  "rn50": 5e-4, "rn101": 5e-4, "rn50x4": 5e-4, "rn50x16": 4e-4, "rn50x64": 3.6e-4,
+  "vit_b32": 5e-4, "vit_b16": 5e-4, "vit_l14": 4e-4, "vit_l14_336": 2e-5,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model", CLIP_RATES)
+def test_clip_is_the_published_one(data, model):
+  config = get("clip", model)
+  config.data.path = data
+  run = read_config(config)
+  optimizer, epochs = run.optimizer, 1 if model.endswith("336") else 32
+  assert run.steps * run.data.batch_size == pytest.approx(epochs * 400e6, rel=1e-4) and run.data.batch_size == 32_768
+  assert (optimizer.name, optimizer.weight_decay, optimizer.warmup_steps) == ("adamw", 0.2, 2000)
+  assert optimizer.learning_rate == CLIP_RATES[model]
+  betas = (0.9, 0.999, 1e-8) if model.startswith("rn") else (0.9, 0.98, 1e-6)
+  assert (optimizer.b1, optimizer.b2, optimizer.eps) == betas
+  assert (optimizer.moment_dtype, config.runtime.dtype, config.runtime.remat) == ("bfloat16", "bfloat16", "full")
+  assert math.exp(optimizer.temperature_max) == pytest.approx(100)
+  assert math.exp(-run.model.temperature_init) == pytest.approx(0.07, rel=1e-4)
+  assert config.data.crop == "random_square"
+  decayed = {name for name in flatten(abstract_params(run.model)) if rule_value(optimizer.rules, "weight_decay", name)}
+  assert not any(name.endswith(("bias", "scale")) for name in decayed) and "temperature/global" not in decayed
+  kernels = {name for name in flatten(abstract_params(run.model)) if name.endswith("kernel")}
+  assert kernels | {"text/token_embedding", "vision/positions", "text/short_positions"} <= decayed
 
 
 def test_clip_has_neither_long_text_nor_regions(data):
