@@ -77,7 +77,7 @@ def _read_sample(sample: tars.Sample) -> tuple[str, bytes | None, dict[str, Any]
   if "txt" in sample.parts:
     values["txt"] = sample.read("txt").decode("utf-8", "surrogateescape")  # what is not UTF-8 is found by its field
   suffix = sample.find_image()
-  return posixpath.basename(sample.key), suffix and sample.read(suffix), values
+  return sample.key, suffix and sample.read(suffix), values
 
 
 def _read_row(row: parquet.Row) -> tuple[str, bytes | None, dict[str, Any]]:

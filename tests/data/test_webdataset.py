@@ -3,6 +3,8 @@
 import gzip
 import json
 import pickle
+import subprocess
+import tarfile
 
 import pytest
 
@@ -64,8 +66,6 @@ def test_what_cannot_be_used_is_named(tmp_path, form):
 
 
 def test_samples_of_tar_files_without_json_or_with_other_than_json(tmp_path):
-  import tarfile
-
   with tarfile.open(tmp_path / "a.tar", "w") as archive:
     for name, data in [
       ("0.png", b"0"),
@@ -84,6 +84,19 @@ def test_samples_of_tar_files_without_json_or_with_other_than_json(tmp_path):
   found, _ = load(webdataset.WebDataset((str(tmp_path / "a.tar"),)))
   assert [(record.image, record.short) for record in found[:2]] == [(b"0", "café"), (b"1", "one")]
   assert found[2:] == ["side_file_not_object", "record_not_json", "short_not_unicode", "short_missing"]
+
+
+def test_a_tar_file_of_a_folder_of_images_with_texts_is_read(tmp_path):
+  for name in ("a/1", "b/1"):
+    path = tmp_path / "photos" / name
+    path.parent.mkdir(parents=True)
+    path.with_suffix(".jpg").write_bytes(name.encode())
+    path.with_suffix(".txt").write_text(f"caption of {name}")
+  subprocess.run(["tar", "--sort=name", "-cf", "photos.tar", "photos"], cwd=tmp_path, check=True)
+  found, _ = load(webdataset.WebDataset((str(tmp_path / "photos.tar"),)))
+  assert [(record.id, record.image, record.short) for record in found] == [
+    (f"photos/photos/{name}", name.encode(), f"caption of {name}") for name in ("a/1", "b/1")
+  ]
 
 
 def test_a_broken_tar_file_gives_what_lies_before_the_break(tmp_path):
