@@ -233,13 +233,11 @@ def read_weights(folder: str, model: ModelConfig) -> Any:
   config, flat, _ = folders.read(folder)
   if model.fine_grained and not config.fine_grained:
     config, flat = kinds.to_fgclip(config, flat)
-  elif config.fine_grained and not model.fine_grained:
-    config, flat = kinds.to_clip(config, flat)
   params = unflatten(flat)
   if config.vision.patch_size == model.vision.patch_size:
     params, config = resize(params, config, model.vision.image_size)
   ours, theirs = (flat_dict(c.replace(temperature_init=0.0).to_dict()) for c in (model, config))
-  keys = sorted(ours.keys() | theirs.keys())
+  keys = dict.fromkeys([*ours, *theirs])
   different = [f"{key} {theirs.get(key)} (config: {ours.get(key)})" for key in keys if ours.get(key) != theirs.get(key)]
   if different:
     raise ValueError(

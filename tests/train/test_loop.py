@@ -17,6 +17,7 @@ from configs import common
 from fgclip_jax.data import scenes
 from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import ModelConfig, preset
+from fgclip_jax.models.resolution import resize
 from fgclip_jax.train import loop
 from fgclip_jax.train.changes import ConfigChanged
 from fgclip_jax.train.checkpoint import FOLDER, read_params
@@ -26,7 +27,7 @@ from fgclip_jax.train.loop import read_weights, train
 from fgclip_jax.train.preemption import Preempted
 from fgclip_jax.train.step import make_step
 from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import huggingface, native
+from fgclip_jax.weights import huggingface, native, open_clip
 from fgclip_jax.weights.names import stretch_positions
 
 CLIP = preset("tiny").replace(text={"long_length": None})
@@ -243,6 +244,24 @@ def test_weights_of_an_fgclip(tmp_path):
   flat = random_weights(preset("tiny"), seed=1)
   huggingface.write(str(tmp_path), preset("tiny"), flat)
   assert_same(flatten(read_weights(str(tmp_path), preset("tiny"))), flat)
+
+
+def test_weights_of_another_image_size(clip_weights):
+  """As progressive resolution has them: the positions interpolated, all else as it was."""
+  same, larger = (read_weights(clip_weights, CLIP.replace(vision={"image_size": size})) for size in (32, 48))
+  assert_same({**flatten(larger), "vision/positions": 0}, {**flatten(same), "vision/positions": 0})
+  expected = resize(same, CLIP, 48)[0]["vision"]["positions"]
+  assert larger["vision"]["positions"].shape == (1 + 6 * 6, CLIP.vision.width)
+  np.testing.assert_array_equal(larger["vision"]["positions"], expected)
+
+
+def test_weights_in_other_formats(tmp_path):
+  flat = random_weights(CLIP)
+  open_clip.write(str(tmp_path / "theirs"), CLIP, flat)
+  assert_same(flatten(read_weights(str(tmp_path / "theirs"), CLIP)), flat)
+  assert_same(flatten(read_weights(str(tmp_path / "theirs" / "open_clip_model.safetensors"), CLIP)), flat)
+  with pytest.raises(ValueError, match=r"vision.depths None \(config: \(1, 2, 1, 3\)\)"):
+    read_weights(str(tmp_path / "theirs"), preset("tiny_resnet").replace(text={"long_length": None}))
 
 
 def test_weights_of_a_run(full):
