@@ -6,9 +6,21 @@ The same command typed again continues where it was stopped. The commands lie in
 import argparse
 import sys
 
-from fgclip_jax.data.commands import coco, finehard, flickr30k, pairs, scenes, tfds, verify, visual_genome, webdataset
+from fgclip_jax.data.commands import (
+  benchmark,
+  coco,
+  finehard,
+  flickr30k,
+  inspect,
+  pairs,
+  scenes,
+  tfds,
+  verify,
+  visual_genome,
+  webdataset,
+)
 
-COMMANDS = (finehard, webdataset, pairs, coco, visual_genome, flickr30k, tfds, scenes, verify)
+COMMANDS = (finehard, webdataset, pairs, coco, visual_genome, flickr30k, tfds, scenes, inspect, verify, benchmark)
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, Tokens
 
 Number = int | float
-_SHORT = (*range(0, 79, 6), 96, 128, 192, 249, math.inf)
+_SHORT = (*range(0, 79, 3), 96, 128, 192, 249, math.inf)
 _LONG = (*range(0, 250, 25)[:-1], 249, 300, 400, 600, 1000, math.inf)
 _SHARES = (0, 0.01, 0.02, 0.05, *(tenth / 10 for tenth in range(1, 10)), math.inf)
 _SIDES = (0, 8, 16, 32, 64, 96, 128, 192, 224, 256, 336, 384, 512, 768, 1024, 1536, 2048, 4096, math.inf)
@@ -22,7 +22,7 @@ EDGES: dict[str, tuple[Number, ...]] = {
   "short_caption_tokens": _SHORT,
   "long_caption_tokens": _LONG,
   "region_short_caption_tokens": _SHORT,
-  "region_long_caption_tokens": _LONG,
+  "region_long_caption_tokens": _SHORT,
   "negative_tokens": _SHORT,
   "boxes_per_image": (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 50, math.inf),
   "negatives_per_box": tuple(range(MAX_NEGATIVES + 2)),

@@ -20,8 +20,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fgclip_jax.data import conversion, duplicates, locks, paths, plans, pool, record, shard_file, tfds_folder
+from fgclip_jax.data import conversion, duplicates, locks, paths, plans, pool, record, shard_file, survey, tfds_folder
 from fgclip_jax.data.record import RecordError
+from fgclip_jax.data.shards import Records
 from fgclip_jax.data.tally import Tally
 from fgclip_jax.data.tokenizer import Tokenizer
 
@@ -280,7 +281,7 @@ def _refuse_fault(*tallies: Tally) -> None:
 
 
 def _finish(job: plans.Job, plan: dict, total: Tally, shards: list[tfds_folder.Shard]) -> None:
-  """Writes the report, and describes the split in the data set's folder."""
+  """Writes the reports, and describes the split in the data set's folder."""
   if not total.records:
     _clear(job, state_folder(job))
     raise plans.PrepareError(f"none of {total.read:,} records can be used:\n{total.format_table()}")
@@ -304,3 +305,6 @@ def _finish(job: plans.Job, plan: dict, total: Tally, shards: list[tfds_folder.S
     }
     tfds_folder.write_info(job.output, info)
     tfds_folder.add_splits(job.output, job.name, {job.split: shards})
+  facts = {**job.source.arguments(), **report["created_with"], "files": len(job.source.files)}
+  page = paths.join(job.output, f"report-{job.split}.html")
+  survey.write_page(page, Records(job.output, job.split), job.name, job.split, total, facts, survey.SAMPLES)

@@ -7,7 +7,8 @@ IMAGE_CHECK = """
 Every image is decoded once, which finds broken ones and takes most of the time. Its bytes are stored as they came, or,
 with --max_side, as a JPEG of at most that many pixels. Captions are stored as text and as token ids.
 What cannot be used is left out, counted by class, and reported with an example in a table and in
-OUTPUT/report-SPLIT.json. Stopped, killed or finished: the same command typed again keeps the finished shards.
+OUTPUT/report-SPLIT.json; report-SPLIT.html also shows histograms and samples. Stopped, killed or finished: the same
+command typed again keeps the finished shards.
 """
 
 
@@ -55,6 +56,31 @@ def add_conversion(parser: argparse.ArgumentParser, name: str) -> None:
     "--quality", type=positive, default=90, metavar="N", help="of these JPEGs, 1 to 100 (default: %(default)s)"
   )
   parser.add_argument("--skip_image_check", action="store_true", help="do not decode the images: fast, finds less")
+  checks = parser.add_argument_group("checks")
+  checks.add_argument(
+    "--min_side",
+    type=positive,
+    default=8,
+    metavar="N",
+    help="leave out images of a smaller side (default: %(default)s)",
+  )
+  checks.add_argument(
+    "--max_aspect", type=float, default=20.0, metavar="X",
+    help="leave out images whose longer side is more than X times the shorter one (default: %(default)g)",
+  )  # fmt: skip
+  checks.add_argument(
+    "--language", default="", metavar="CODE", help="leave out captions in other languages, e.g. en (needs py3langid)"
+  )
+  checks.add_argument(
+    "--duplicates", choices=("keep", "drop"), default="keep",
+    help="keep: count images that come twice; drop: leave out the later records, which reads images twice "
+    "(default: %(default)s)",
+  )  # fmt: skip
+  checks.add_argument(
+    "--near_duplicates", type=int, metavar="BITS",
+    help="count nearly equal images as the same, too: hashes that differ in at most so many of 64 bits; 4 finds copies "
+    "that were encoded again or scaled",
+  )  # fmt: skip
   parser.add_argument("--overwrite", action="store_true", help="discard what was written for this split and start over")
   add_workers(parser)
   parser.add_argument(
@@ -84,6 +110,7 @@ def tables_folder(options: argparse.Namespace) -> str:
 def convert(options: argparse.Namespace, source) -> None:
   """Converts a `source.Source` as the options say, and prints what was written and what to do next."""
   from fgclip_jax.data import paths, plans, stored_image, writer
+  from fgclip_jax.data.checks import Checks
 
   job = plans.Job(
     source=source,
@@ -92,6 +119,13 @@ def convert(options: argparse.Namespace, source) -> None:
     split=options.split,
     shards=options.shards,
     storing=stored_image.Storing(not options.skip_image_check, options.max_side, options.quality),
+    checks=Checks(
+      min_side=options.min_side,
+      max_aspect=options.max_aspect,
+      language=options.language,
+      duplicates=options.duplicates,
+      near_duplicates=options.near_duplicates,
+    ),
     strict=options.strict,
   )
   print(f"Converting {len(source.files)} input files of the form {source.form!r} into {job.output}")
@@ -104,10 +138,15 @@ def convert(options: argparse.Namespace, source) -> None:
     f"{tally.image_bytes / 1e6:,.1f} MB of images, {tally.long_captions:,} long captions, {tally.regions:,} regions, "
     f"{tally.regions_with_negatives:,} of them with hard negatives ({tally.negatives:,})"
   )
-  print(f"Report: {paths.join(job.output, f'report-{job.split}.json')}")
+  print(f"Report: {paths.join(job.output, f'report-{job.split}.html')} (and .json; samples: .jpg)")
   if left_out:
     print("After repairing the input, run the command again with --overwrite.")
-  print_next("stage2" if tally.regions else "stage1" if tally.long_captions else "clip", job.output)
+  print_next(choose_config(tally), job.output)
+
+
+def choose_config(tally) -> str:
+  """The config that uses all that was counted."""
+  return "stage2" if tally.regions else "stage1" if tally.long_captions else "clip"
 
 
 def print_next(config: str, output: str) -> None:
