@@ -22,7 +22,7 @@ class Sample:
   """A record to show.
 
   Attributes:
-    place: its file and number in it.
+    place: its shard and number in it.
     record: None for one that cannot be read.
     picture: its image with boxes; None for one that cannot be decoded.
     fault: why there is no record or picture.
@@ -41,7 +41,7 @@ def take(records: Records, count: int, seed: int = 0) -> list[Sample]:
 
 
 def _take(records: Records, number: int) -> Sample:
-  place, found = records.where(number), None
+  place, found = records.where(number).rpartition("/")[2], None  # the shard's name says enough, wherever it lies
   try:
     found = record.decode(records[number])
     picture = image.open_image(found.image)
