@@ -1,28 +1,41 @@
 """Draws where in a picture texts fit.
 
 python -m fgclip_jax.show --model runs/stage2 --image photo.jpg --text "a red cup" "a blue cup" --output heat.png
+python -m fgclip_jax.show --model runs/stage2 --image photo.jpg --text "a red cup" "a blue cup" --boxes 4x3
 python -m fgclip_jax.show --model runs/stage2 --data data/scenes --index 3 --output heat.png
+
+--boxes adds a table of scores, each caption with each box: of a file of boxes, x1 y1 x2 y2 as fractions of width and
+height (JSON [[x1, y1, x2, y2], ...] or [{"box": [...]}, ...], or CSV with the columns x1, y1, x2, y2), or of a grid.
 """
 
 import argparse
 import os
+import re
 import sys
 
 from PIL import Image
 
 from fgclip_jax.api import FGCLIP, load
 from fgclip_jax.data import image as images
-from fgclip_jax.data import record
-from fgclip_jax.evals import heatmap
+from fgclip_jax.data import record, streams
+from fgclip_jax.evals import drawing, fonts, heatmap, scores
+from fgclip_jax.evals.drawing import Box
 from fgclip_jax.evals.examples import Examples
+from fgclip_jax.inference import use_compilation_cache
 
+_NUMBER = re.compile(r"\s*-?\d*\.?\d+(e-?\d+)?\s*")
 MAX_REGIONS = 3  # of a record that are shown if none is chosen
 
 
 def show(
-  model: FGCLIP, picture: Image.Image, texts: list[str], boxes: list[list[heatmap.Box]], output: str
-) -> list[heatmap.Heat]:
-  """Draws one map for each text, writes them as one picture, and returns what was drawn.
+  model: FGCLIP,
+  picture: Image.Image,
+  texts: list[str],
+  boxes: list[list[Box]],
+  output: str,
+  table: list[Box] | None = None,
+) -> tuple[list[heatmap.Heat], scores.Scores | None, str]:
+  """Draws one map for each text, and a table of scores if it is asked for, and writes them as one picture.
 
   Args:
     model: the model.
@@ -30,11 +43,18 @@ def show(
     texts: short descriptions, as of regions.
     boxes: for each text, boxes x1 y1 x2 y2 in 0..1 to draw with their own similarity.
     output: the picture to write; its ending tells the format.
+    table: boxes to compare with every text.
+
+  Returns:
+    What was drawn, and the characters that no font here could draw.
   """
   heats = heatmap.measure(model, picture, texts, boxes)
+  found = scores.measure(model, picture, texts, table) if table else None
+  font, missing = fonts.find_font(texts, drawing.FONT_SIZE)
+  below = [scores.draw(picture, found, font)] if found else []
   os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-  heatmap.draw(picture, heats).save(output)
-  return heats
+  heatmap.draw(picture, heats, font, below).save(output)
+  return heats, found, missing
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -49,11 +69,17 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--split", default="validation", help="with --data: the split (default: %(default)s)")
   parser.add_argument("--index", type=int, default=0, help="with --data: the record's number (default: %(default)s)")
   parser.add_argument("--region", type=int, help=f"with --data: only this region (default: the first {MAX_REGIONS})")
-  parser.add_argument("--text", nargs="+", help="texts to look for (with --data default: the regions' own captions)")
+  parser.add_argument(
+    "--text", "--captions", nargs="+", metavar="TEXT",
+    help="captions to look for (with --data default: the regions' own)",
+  )  # fmt: skip
   parser.add_argument(
     "--box", nargs=4, type=float, action="append", default=[], metavar=("X1", "Y1", "X2", "Y2"),
     help="with --image: a box to draw with its similarity, as fractions of width and height; can be repeated",
   )  # fmt: skip
+  parser.add_argument(
+    "--boxes", metavar="FILE|NxM", help="with --image: score every caption with every box of a file or a grid, e.g. 4x3"
+  )
   parser.add_argument(
     "--output", metavar="FILE", default="heat.png", help="the picture to write (default: %(default)s)"
   )
@@ -62,8 +88,8 @@ def main(argv: list[str] | None = None) -> int:
     parser.error("--image needs --text")
   if args.image and args.region is not None:
     parser.error("--region belongs to --data; with --image, give --box")
-  if args.data and args.box:
-    parser.error("--box belongs to --image; with --data, the regions' own boxes are drawn")
+  if args.data and (args.box or args.boxes):
+    parser.error("--box and --boxes belong to --image; with --data, the regions' own boxes are drawn")
   try:
     _run(args)
   except (OSError, ValueError, IndexError) as error:
@@ -76,25 +102,51 @@ def _run(args: argparse.Namespace) -> None:
   if os.path.splitext(args.output)[1].lower() not in Image.registered_extensions():
     raise ValueError(f"output {args.output!r} must end in .png, .jpg or .webp: the ending tells the format")
   picture, texts, boxes = _from_record(args) if args.data else _from_file(args)
+  table = _read_boxes(args.boxes) if args.boxes else None
+  use_compilation_cache()
   model = load(args.model)
   print(f"{args.model}: {model}")
-  for heat in show(model, picture, texts, boxes, args.output):
-    scores = ", ".join(f"{score:.3f}" for _, score in heat.boxes)
+  heats, found, missing = show(model, picture, texts, boxes, args.output, table)
+  for heat in heats:
+    in_boxes = ", ".join(f"{score:.3f}" for _, score in heat.boxes)
     low, high = heat.similarity.min(), heat.similarity.max()
-    print(f"{heat.text}: {low:.3f} to {high:.3f} over the picture" + (f"; in the box {scores}" if scores else ""))
+    print(f"{heat.text}: {low:.3f} to {high:.3f} over the picture" + (f"; in the box {in_boxes}" if in_boxes else ""))
+  if found:
+    print(f"\n{scores.table(found)}\n")
+  if missing:
+    print(f"note: no font here can draw {missing}: install one that can, e.g. Noto Sans CJK for Chinese and Japanese")
   print(f"wrote {args.output}")
   source = f"--data {args.data} --split {args.split} --index {args.index}" if args.data else f"--image {args.image}"
   print(f'next: python -m fgclip_jax.show --model {args.model} {source} --text "something else" --output {args.output}')
 
 
-def _from_file(args: argparse.Namespace) -> tuple[Image.Image, list[str], list[list[heatmap.Box]]]:
+def _from_file(args: argparse.Namespace) -> tuple[Image.Image, list[str], list[list[Box]]]:
   with open(args.image, "rb") as file:
     picture = _open(file.read(), args.image)
   boxes = [record.check_box(box, f"--box {i + 1}") for i, box in enumerate(args.box)]
   return picture, args.text, [boxes] * len(args.text)
 
 
-def _from_record(args: argparse.Namespace) -> tuple[Image.Image, list[str], list[list[heatmap.Box]]]:
+def _read_boxes(given: str) -> list[Box]:
+  """The boxes of a file, or of a grid such as 4x3 (columns x rows)."""
+  if size := re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", given):
+    return scores.grid(*map(int, size.groups()))
+  if not given.lower().endswith(streams.SUFFIXES):
+    raise ValueError(f"--boxes {given!r} must be a grid such as 4x3, or end in one of {', '.join(streams.SUFFIXES)}")
+  boxes = []
+  for number, (_, raw) in enumerate(streams.scan(given), 1):
+    value = streams.load(raw)
+    if isinstance(value, dict):
+      value = value["box"] if "box" in value else [value.get(name) for name in ("x1", "y1", "x2", "y2")]
+    if isinstance(raw, tuple):  # of CSV, where all is text
+      value = [float(part) if part and _NUMBER.fullmatch(part) else part for part in value]
+    boxes.append(record.check_box(value, f"{given}, box {number}"))
+  if not boxes:
+    raise ValueError(f"{given!r} holds no box")
+  return boxes
+
+
+def _from_record(args: argparse.Namespace) -> tuple[Image.Image, list[str], list[list[Box]]]:
   """The picture of a record and its region captions, each with its own box; texts of the user's get all the boxes."""
   name = f"record {args.index} of split {args.split!r} of {args.data!r}"
   try:

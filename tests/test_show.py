@@ -65,14 +65,45 @@ def test_a_picture_is_shown_with_texts_and_boxes(model, photo, tmp_path, capsys)
     assert sheet.format == "JPEG"
 
 
+@pytest.mark.parametrize(
+  ("name", "content", "count"),
+  [
+    ("3x2", None, 6),
+    ("b.json", "[[0, 0, 0.5, 1], [0.1, 0.2, 0.9, 1]]", 2),
+    ("b.jsonl", '{"box": [0, 0, 0.5, 1]}\n[0.1, 0.2, 0.9, 1]\n', 2),
+    ("b.csv", "x1,y1,x2,y2\n0, 0,.5,1\n0.1,2e-1,0.9,1.0\n", 2),
+  ],
+)
+def test_captions_are_scored_with_boxes(model, photo, tmp_path, capsys, name, content, count):
+  boxes = name
+  if content:
+    boxes = str(tmp_path / name)
+    (tmp_path / name).write_text(content)
+  output = tmp_path / "heat.png"
+  argv = ["--model", model, "--image", photo, "--output", str(output), "--captions", "a red wall", "a dog 猫"]
+  assert show.main(argv) == 0
+  with Image.open(output) as sheet:
+    alone = sheet.size
+  assert show.main([*argv, "--boxes", boxes]) == 0
+  said = capsys.readouterr().out
+  rows = re.findall(r"^ *\d+ +(\d\.\d\d \d\.\d\d \d\.\d\d \d\.\d\d) .*\*", said, re.MULTILINE)
+  assert len(rows) == count and ("0.10 0.20 0.90 1.00" in rows) == (content is not None)
+  with Image.open(output) as sheet:
+    assert sheet.width >= alone[0] and sheet.height > alone[1]
+
+
 def test_what_is_wrong_is_said(model, data, photo, tmp_path, capsys):
   text = tmp_path / "no.png"
   text.write_text("no picture")
+  boxes = tmp_path / "boxes.csv"
+  boxes.write_text("x1,y1,x2,y2\n0,0,one,1\n")
   for argv, message in (
     (["--image", str(tmp_path / "none.png"), "--text", "a"], "No such file"),
     (["--image", str(text), "--text", "a"], "no.png: is no image"),
     (["--image", photo, "--text", "a", "--box", "0", "0", "90", "60"], "--box 1: must lie in 0..1"),
     (["--image", photo, "--text", "a", "--output", "heat.xyz"], "'heat.xyz' must end in"),
+    (["--image", photo, "--text", "a", "--boxes", "4by3"], "'4by3' must be a grid such as 4x3, or end in"),
+    (["--image", photo, "--text", "a", "--boxes", str(boxes)], "boxes.csv, box 1: needs x1, y1, x2, y2, got"),
     (["--data", data, "--index", "3"], "no record 3 in split 'validation' of .*: it has 3"),
     (["--data", data, "--region", "3"], "has 3 regions, there is no region 3"),
     (["--data", data, "--split", "test"], "no shard of split 'test'"),
@@ -82,7 +113,7 @@ def test_what_is_wrong_is_said(model, data, photo, tmp_path, capsys):
   for argv, message in (
     (["--image", photo], "--image needs --text"),
     (["--image", photo, "--text", "a", "--region", "1"], "--region belongs to --data"),
-    (["--data", data, "--box", "0", "0", "1", "1"], "--box belongs to --image"),
+    (["--data", data, "--box", "0", "0", "1", "1"], "--box and --boxes belong to --image"),
   ):
     with pytest.raises(SystemExit):
       show.main(["--model", model, *argv])
