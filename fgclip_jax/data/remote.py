@@ -92,15 +92,11 @@ def index_path(shard: str) -> str:
   return f"{shard.removesuffix(name)}index/{name}.npy"
 
 
-def write_index(shard: str, path: str | None = None) -> str:
+def write_index(shard: str) -> str:
   """Writes the index of a complete local shard, and returns the index's path.
 
   It is a NumPy array: of each record where its chunk begins in the file and the CRC-32 of the bytes from there to the
   next, then an entry for where the last one ends.
-
-  Args:
-    shard: the shard.
-    path: where it will lie, if it is to be renamed.
   """
   starts = _find_starts(shard, os.path.getsize(shard))
   index = np.zeros(len(starts), _INDEX)
@@ -109,7 +105,7 @@ def write_index(shard: str, path: str | None = None) -> str:
     for number, (start, stop) in enumerate(itertools.pairwise(starts)):
       file.seek(start)
       index["sum"][number] = zlib.crc32(file.read(stop - start))
-  path = index_path(path or shard)
+  path = index_path(shard)
   os.makedirs(os.path.dirname(path), exist_ok=True)
   with open(f"{path}.tmp", "wb") as file:
     np.save(file, index)

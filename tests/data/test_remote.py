@@ -18,6 +18,7 @@ from fgclip_jax.data import remote, riegeli
 from fgclip_jax.data.record import RecordError, shard_path
 from fgclip_jax.data.remote import RemoteShard, index_path, write_index
 from fgclip_jax.data.shards import Records
+from tests.data.toy import assert_same, make_loader, take
 
 SIZES = st.lists(st.sampled_from([0, 1, 5, 127, 128, 3000, 65_000, 65_512, 65_536, 140_000]), min_size=1, max_size=6)
 
@@ -71,7 +72,7 @@ COUNTS = (40, 41)
 
 
 @pytest.fixture
-def toy(tmp_path) -> list[list[bytes]]:
+def stored(tmp_path) -> list[list[bytes]]:
   """Two shards with indices, of records that do not compress."""
   random = np.random.default_rng(1)
   shards = [[random.bytes(3000) for _ in range(count)] for count in COUNTS]
@@ -150,9 +151,9 @@ def test_an_index_that_is_none(storage, tmp_path, content):
 # ---- all shards of a split
 
 
-def test_records_are_those_of_local_shards(storage, toy, tmp_path):
+def test_records_are_those_of_local_shards(storage, stored, tmp_path):
   source, local = Records("storage://", "train"), Records(str(tmp_path), "train")
-  expected = [*itertools.chain(*toy)]
+  expected = [*itertools.chain(*stored)]
   assert len(source) == len(local) == sum(COUNTS)
   assert [source[number] for number in range(len(source))] == expected
   assert [local[number] for number in range(len(local))] == expected
@@ -161,7 +162,7 @@ def test_records_are_those_of_local_shards(storage, toy, tmp_path):
   assert again[80] == expected[80]
 
 
-def test_many_requests_at_once(storage, toy):
+def test_many_requests_at_once(storage, stored):
   source = Records("storage://", "train")
   source[0], source[60]  # both shards are open
   together = threading.Barrier(8, timeout=20)
@@ -173,16 +174,23 @@ def test_many_requests_at_once(storage, toy):
   storage.meddle = staticmethod(wait)
   numbers = [3, 77, 0, 40, 39, 12, 41, 3]
   source.prefetch(numbers)
-  assert [source[number] for number in numbers[:7]] == [[*itertools.chain(*toy)][number] for number in numbers[:7]]
+  assert [source[number] for number in numbers[:7]] == [[*itertools.chain(*stored)][number] for number in numbers[:7]]
 
 
-def test_what_is_fetched_ahead_is_forgotten_when_it_was_asked_for(storage, toy):
+def test_what_is_fetched_ahead_is_forgotten_when_it_was_asked_for(storage, stored):
   source = Records("storage://", "train")
   source.prefetch(range(80))
   first = [source[number] for number in range(80)]
   storage.requests.clear()
   assert [source[number] for number in range(80)] == first
   assert len(storage.requests) == 80
+
+
+def test_the_loader_makes_the_same_batches(storage, toy):
+  storage.folder = toy
+  local = take(make_loader(storage.folder, shards=2), 5)
+  assert_same(local, take(make_loader("storage://", shards=2), 5))
+  assert any(name.startswith("toy-train") for name, _, _ in storage.requests)
 
 
 # ---- faults
@@ -205,15 +213,15 @@ class Flaky:
     raise (ConnectionResetError, RuntimeError)[left % 3 - 1]("the line went dead")
 
 
-def test_failed_requests_are_repeated(storage, toy):
+def test_failed_requests_are_repeated(storage, stored):
   source = Records("storage://", "train")
   source[60]
   storage.meddle = Flaky(remote.RETRIES)
-  assert source[41] == toy[1][1]
+  assert source[41] == stored[1][1]
   assert storage.meddle.left == -1
 
 
-def test_a_storage_that_is_gone(storage, toy):
+def test_a_storage_that_is_gone(storage, stored):
   source = Records("storage://", "train")
   source[3]
   storage.meddle = Flaky(1000)
@@ -224,36 +232,36 @@ def test_a_storage_that_is_gone(storage, toy):
   with pytest.raises(RecordError, match="the line went dead|of .* bytes"):
     source[5]
   storage.meddle = None
-  assert source[5] == toy[0][5]
+  assert source[5] == stored[0][5]
 
 
-def test_a_shard_that_is_gone_is_asked_for_once(storage, toy):
+def test_a_shard_that_is_gone_is_asked_for_once(storage, stored):
   source = Records("storage://", "train")
   os.remove(os.path.join(storage.folder, os.path.basename(source.paths[1])))
   source = pickle.loads(pickle.dumps(source))
   with pytest.raises(RecordError, match="its shard cannot be read") as error:
     source[50]
   assert error.value.kind == "shard_lost"
-  assert source[39] == toy[0][39]
+  assert source[39] == stored[0][39]
 
 
-def test_a_changed_byte_costs_its_record_alone(storage, toy):
+def test_a_changed_byte_costs_its_record_alone(storage, stored):
   source = Records("storage://", "train")
   path = os.path.join(storage.folder, os.path.basename(source.paths[0]))
   with open(path, "rb") as file:
     data = bytearray(file.read())
-  place = data.index(toy[0][7][:100])  # within the record, which is stored as it is
+  place = data.index(stored[0][7][:100])  # within the record, which is stored as it is
   data[place + 50] ^= 1
   with open(path, "wb") as file:
     file.write(data)
   with pytest.raises(RecordError, match="checksum") as error:
     source[7]
   assert error.value.kind == "record_corrupt"
-  assert [source[number] for number in (6, 8)] == [toy[0][6], toy[0][8]]
+  assert [source[number] for number in (6, 8)] == [stored[0][6], stored[0][8]]
 
 
 @pytest.mark.parametrize("indexed", [True, False])
-def test_a_shard_cut_short_gives_what_it_still_holds(storage, toy, indexed):
+def test_a_shard_cut_short_gives_what_it_still_holds(storage, stored, indexed):
   shard = shard_path(storage.folder, "toy", "train", 0, 2)
   os.truncate(shard, 60_000)
   if not indexed:
@@ -262,15 +270,15 @@ def test_a_shard_cut_short_gives_what_it_still_holds(storage, toy, indexed):
   (line,) = source.damage
   held = len(source) - COUNTS[1]
   assert 0 < held < COUNTS[0] and f"its first {held} records can be read" in line
-  assert [source[number] for number in range(len(source))] == [*toy[0][:held], *toy[1]]
+  assert [source[number] for number in range(len(source))] == [*stored[0][:held], *stored[1]]
 
 
-def test_records_keep_their_numbers_where_their_count_is_known(storage, toy, monkeypatch):
+def test_records_keep_their_numbers_where_their_count_is_known(storage, stored, monkeypatch):
   monkeypatch.setattr("fgclip_jax.data.tfds_folder.read_splits", lambda folder: {"train": list(COUNTS)})
   os.truncate(shard_path(storage.folder, "toy", "train", 0, 2), 60_000)
   source = Records("storage://", "train")
   assert not storage.requests and len(source) == sum(COUNTS)
-  assert source[0] == toy[0][0] and source[COUNTS[0] + 2] == toy[1][2]
+  assert source[0] == stored[0][0] and source[COUNTS[0] + 2] == stored[1][2]
   with pytest.raises(RecordError, match="cut off before it.*its index says that records end at") as error:
     source[COUNTS[0] - 1]
   assert error.value.kind == "shard_lost"
