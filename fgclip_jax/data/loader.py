@@ -198,13 +198,14 @@ def _warm_up(*_: int) -> None:
 def choose_workers(config: DataConfig) -> tuple[int, int]:
   """Worker processes, and threads of each (or of this process): as the config says, or where it says -1 by the cores.
 
-  Threads of this process on a small machine; on a large one, processes for a quarter of its cores. Twice the threads
+  Threads of this process on a small machine; on a large one, processes for a quarter of its cores. Two threads each:
+  images are decoded outside Python's lock and the rest of an example within it, for about as long. Twice the threads
   for object storage: some wait for their batch's first records while the others decode.
   """
   # the cores that this process may use, which are fewer than the machine's in many containers
   cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
   workers = config.workers if config.workers >= 0 else 0 if cores < 8 else min(cores // 4, 32)
-  threads = 2 if workers else min(cores, 4)
+  threads = min(cores, 2)
   if any(paths.is_remote(entry.path) for entry in config.sets()):
     threads *= 2
   return workers, config.threads if config.threads >= 1 else threads
