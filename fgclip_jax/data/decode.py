@@ -6,8 +6,8 @@
 
 A level (0..255) of `fast` differs from that of `exact` by at most 2, and by 0.004 on average over photographs: both
 filter rows first and columns then, rounding to 8 bits after each, with weights of different precision. Where a JPEG is
-damaged or of a kind that simplejpeg does not read, and for other formats, `fast` leaves decoding to Pillow, so that both
-modes accept and refuse the same files and for the same reasons.
+damaged or of a kind that simplejpeg does not read, and for other formats, `fast` leaves decoding to Pillow, so that
+both modes accept and refuse the same files and for the same reasons.
 
 Faster still would be a JPEG decoded to half its size, or OpenCV's resizing, which does not filter; either moves
 edges by 100 levels and more, and what `prepare --max_side` stores is small already.
