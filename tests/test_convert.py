@@ -10,10 +10,10 @@ import pytest
 import safetensors.numpy
 
 from fgclip_jax import convert
-from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import preset
 from fgclip_jax.weights import folder as folders
 from fgclip_jax.weights import huggingface, kinds
+from fgclip_jax.weights.table import leaf_shapes
 
 FGCLIP = preset("tiny").replace(text={"vocab_size": 60})
 CLIP = FGCLIP.replace(text={"long_length": None, "end_id": 2})
@@ -24,8 +24,8 @@ CHECKPOINTS = ("fgclip_p14", "fgclip_p16", "fgclip_p16_world2", "common/clip_gel
 def _write(path, config, dtype=np.float32, seed=0):
   """A folder in PyTorch format with random weights."""
   rng = np.random.default_rng(seed)
-  shapes = flatten(abstract_params(config))
-  flat = {name: np.asarray(rng.normal(size=leaf.shape, scale=0.1), dtype) for name, leaf in shapes.items()}
+  shapes = leaf_shapes(config)
+  flat = {name: np.asarray(rng.normal(size=shape, scale=0.1), dtype) for name, shape in shapes.items()}
   huggingface.write(str(path), config, flat)
   return path
 
@@ -78,9 +78,9 @@ CASES |= {f"logit bias {a} {b}": (BIASED, a, b) for a, b in FEW_PAIRS}
 @pytest.mark.filterwarnings("error")
 def test_every_pair_of_formats_there_and_back_is_bit_equal(first, second, config, tmp_path, capsys):
   dtype = ml_dtypes.bfloat16 if first == "pytorch" else np.float32
-  shapes = flatten(abstract_params(config))
+  shapes = leaf_shapes(config)
   rng = np.random.default_rng(0)
-  flat = {name: np.asarray(rng.normal(size=leaf.shape), dtype) for name, leaf in shapes.items()}
+  flat = {name: np.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
   folders.WRITERS[first](str(tmp_path / "a"), config, flat, None)
   for source, output, to in (("a", "b", second), ("b", "c", first)):
     assert convert.main([str(tmp_path / source), str(tmp_path / output), "--to", to]) == 0
@@ -97,8 +97,8 @@ def test_every_pair_of_formats_there_and_back_is_bit_equal(first, second, config
 @pytest.mark.parametrize("to", ["pytorch", "clip", "clip_vision"])
 @pytest.mark.parametrize("config", [RESNET, BIASED], ids=["ResNet", "logit bias"])
 def test_what_transformers_has_no_place_for_is_refused(config, to, tmp_path, capsys):
-  shapes = flatten(abstract_params(config))
-  flat = {name: np.zeros(leaf.shape, np.float32) for name, leaf in shapes.items()}
+  shapes = leaf_shapes(config)
+  flat = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
   folders.WRITERS["open_clip"](str(tmp_path / "a"), config, flat, None)
   assert "write it as jax or open_clip" in _fails(capsys, tmp_path / "a", tmp_path / "b", "--to", to)
   assert not (tmp_path / "b").exists()
@@ -106,8 +106,8 @@ def test_what_transformers_has_no_place_for_is_refused(config, to, tmp_path, cap
 
 @pytest.mark.parametrize("config", [CLIP, RESNET], ids=["ViT", "ResNet"])
 def test_positions_are_interpolated_for_another_image_size(config, tmp_path, capsys):
-  shapes = flatten(abstract_params(config))
-  flat = {name: np.full(leaf.shape, 0.25, np.float32) for name, leaf in shapes.items()}
+  shapes = leaf_shapes(config)
+  flat = {name: np.full(shape, 0.25, np.float32) for name, shape in shapes.items()}
   folders.WRITERS["open_clip"](str(tmp_path / "a"), config, flat, None)
   size = 2 * config.vision.image_size
   assert convert.main([str(tmp_path / "a"), str(tmp_path / "b"), "--image_size", str(size), "--to", "open_clip"]) == 0
@@ -131,8 +131,8 @@ def test_a_pickle_is_converted_when_asked_for(torch, tmp_path, capsys):
 
 def test_a_bare_file_with_its_options(tmp_path, capsys):
   config = CLIP.replace(text={"activation": "gelu"}, vision={"activation": "gelu"})
-  shapes = flatten(abstract_params(config))
-  flat = {name: np.full(leaf.shape, 0.25, np.float32) for name, leaf in shapes.items()}
+  shapes = leaf_shapes(config)
+  flat = {name: np.full(shape, 0.25, np.float32) for name, shape in shapes.items()}
   folders.WRITERS["open_clip"](str(tmp_path / "a"), config, flat, None)
   (tmp_path / "a" / "open_clip_config.json").unlink()
   file = tmp_path / "a" / "open_clip_model.safetensors"

@@ -9,10 +9,9 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from fgclip_jax.weights import names, processors
-from fgclip_jax.weights.table import read_rows, write_rows
+from fgclip_jax.weights.table import leaf_shapes, read_rows, write_rows
 from fgclip_jax.weights.tensors import Tensors, find_file, open_tensors, read_json
 
 CONFIG_FILE = "config.json"
@@ -155,7 +154,7 @@ def read(path: str, allow_pickle: bool = False) -> tuple[ModelConfig, dict[str, 
     FileNotFoundError, ValueError: name the file, and list every tensor that does not fit.
   """
   config, config_json, tensors = _read_config(path, allow_pickle)
-  shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
+  shapes = leaf_shapes(config)
   buffers = {name: tensors[name].shape[-1] for name in tensors if name.endswith(".position_ids")}
   try:
     flat = names.from_theirs(tensors.renamed(_no_buffer), config, shapes)
@@ -187,10 +186,10 @@ def read_vision(path: str, allow_pickle: bool = False) -> tuple[VisionConfig, di
     name = f"vision_model.{name}" if bare else name
     return _no_buffer(name) if name.startswith("vision_model.") else None
 
-  shapes = flatten(abstract_params(ModelConfig(config, TextConfig(64, 1, 1, 64), 64)))
+  shapes = leaf_shapes(ModelConfig(config, TextConfig(64, 1, 1, 64), 64))
   rows = names.vision_table(config)
   try:
-    return config, read_rows(rows, tensors.renamed(rename), {name: leaf.shape for name, leaf in shapes.items()})
+    return config, read_rows(rows, tensors.renamed(rename), shapes)
   except ValueError as error:
     raise ValueError(f"{path!r}: {error}") from None
 

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
+from fgclip_jax.models.parameters import flatten, unflatten
 from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.weights.table import leaf_shapes
 from fgclip_jax.weights.tensors import read_json
 
 MODEL_FILE = "model.json"
@@ -81,7 +82,7 @@ def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarr
     params = os.path.abspath(os.path.join(folder, PARAMS_FOLDER))
     tree = ocp.load(params, _abstract(params))
   flat = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
-  expected = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
+  expected = dict(leaf_shapes(config))
   found = {name: leaf.shape for name, leaf in flat.items()}
   if expected != found:
     different = sorted(set(expected.items()) ^ set(found.items()))

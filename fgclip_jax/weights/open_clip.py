@@ -13,13 +13,12 @@ from typing import Any
 import numpy as np
 
 from fgclip_jax.data.image import MEAN, STD
-from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import END_ID, ModelConfig, ResNetConfig, TextConfig, VisionConfig
 from fgclip_jax.weights import pickles
 from fgclip_jax.weights.huggingface import save
 from fgclip_jax.weights.kinds import to_clip
 from fgclip_jax.weights.openai_names import LONG_REST, counters, table
-from fgclip_jax.weights.table import read_rows, write_rows
+from fgclip_jax.weights.table import leaf_shapes, read_rows, write_rows
 from fgclip_jax.weights.tensors import Tensors, find_file, open_tensors, read_json
 
 CONFIG_FILE = "open_clip_config.json"
@@ -290,7 +289,7 @@ def read(
   buffers = {name: tensors[name].item() for name in counters(config) if name in tensors}
   text = "text." if "text.positional_embedding" in tensors else ""
   rows = table(config, text, split_positions=LONG_REST in tensors)
-  shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
+  shapes = leaf_shapes(config)
   scalars = ("logit_scale", "logit_bias")  # open_clip also keeps them as arrays of one
   single = {name: tensors[name].reshape(()) for name in scalars if name in tensors and tensors[name].shape == (1,)}
   kept = tensors.renamed(lambda name: None if name in buffers else name).replaced(single)

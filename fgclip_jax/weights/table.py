@@ -6,9 +6,14 @@ first axis.
 """
 
 import dataclasses
+import functools
+import types
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
+
+from fgclip_jax.models.parameters import abstract_params, flatten
+from fgclip_jax.models.presets import ModelConfig
 
 Arrays = tuple[np.ndarray, ...]
 
@@ -88,6 +93,12 @@ def norm(ours: str, theirs: str, layers: range | None = None) -> list[Row]:
 def linear(ours: str, theirs: str, layers: range | None = None) -> list[Row]:
   """The rows of a linear layer with a bias."""
   return [transposed(f"{ours}/kernel", f"{theirs}.weight", layers), same(f"{ours}/bias", f"{theirs}.bias", layers)]
+
+
+@functools.cache
+def leaf_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+  """The shape of each leaf of a model of this size; kept, since the model is traced for them."""
+  return types.MappingProxyType({name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()})
 
 
 def read_rows(

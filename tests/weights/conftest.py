@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fgclip_jax.models.parameters import abstract_params, flatten
+from fgclip_jax.weights.table import leaf_shapes
 
 
 @pytest.fixture(scope="session")
@@ -44,7 +44,7 @@ def random_params():
 
   def make(config, dtype=np.float32, seed=0):
     rng = np.random.default_rng(seed)
-    shapes = flatten(abstract_params(config))
-    return {name: np.asarray(rng.normal(size=leaf.shape, scale=0.1), dtype) for name, leaf in shapes.items()}
+    shapes = leaf_shapes(config)
+    return {name: np.asarray(rng.normal(size=shape, scale=0.1), dtype) for name, shape in shapes.items()}
 
   return make

@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import preset
 from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import open_clip
+from fgclip_jax.weights import huggingface, open_clip
 from fgclip_jax.weights.openai_names import counters, table
-from fgclip_jax.weights.table import write_rows
+from fgclip_jax.weights.table import leaf_shapes, write_rows
 from tests.weights.features import assert_close, features
 from tests.weights.test_pickles import save
 
@@ -78,7 +77,7 @@ def test_a_bare_file_is_recognised_and_its_size_inferred(config, text, tmp_path,
 @pytest.mark.parametrize("name", ["vit_b32", "vit_b16", "vit_l14", "vit_l14_336", "rn50", "rn101", "rn50x4", "rn50x16"])
 def test_published_sizes_are_inferred_from_shapes_alone(name):
   config = preset(name).replace(text={"long_length": None})
-  shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
+  shapes = leaf_shapes(config)
   tensors = {}
   for row in table(config):
     sizes = row.shapes(shapes)
@@ -271,3 +270,18 @@ def test_towers_with_different_activations_are_not_written(tmp_path, random_para
   with pytest.raises(ValueError, match="one activation for both towers"):
     open_clip.write(str(tmp_path / "out"), config, random_params(config))
   assert not (tmp_path / "out").exists()
+
+
+# ---- which format a folder has
+
+
+def test_a_folder_with_both_configs_is_read_by_the_weights_that_it_has(folder, random_params):
+  """As laid out on model hubs: transformers' and open_clip's files side by side."""
+  flat = random_params(CLIP, seed=1)
+  huggingface.write(str(folder), CLIP, flat)
+  assert folders.detect(str(folder)) == "pytorch"
+  assert_same(folders.read(str(folder))[1], flat)
+  assert_same(folders.read(str(folder / "model.safetensors"))[1], flat)
+  assert_same(folders.read(str(folder / "open_clip_model.safetensors"))[1], random_params(CLIP))
+  (folder / "model.safetensors").unlink()
+  assert folders.detect(str(folder)) == "open_clip"
