@@ -24,6 +24,7 @@ from machine import machine
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 PARTS = ("rate", "far", "memory")
+NAMES = {"pytorch": "PyTorch DataLoader", "webdataset": "WebDataset"}
 AIM_DECODE, AIM_PYTORCH = 0.9, 3.0
 LATENCIES = (0.02, 0.05)
 RECORDS = (10_000, 100_000, 1_000_000)
@@ -124,17 +125,20 @@ def rate_table(folder: pathlib.Path, side: int, cores: int, options: argparse.Na
   rows = [("PyTorch DataLoader", *best["pytorch"][:1], f"{best['pytorch'][1]} workers", None)]
   rows.append(("WebDataset", best["webdataset"][0], f"{best['webdataset'][1]} workers", None))
   for mode in options.modes:
-    limit = measure("decode", folder, cores, options.seconds, mode=mode)["rate"]
+    limit = measure("decode", folder, cores, options.seconds, mode=mode)
     rows.append((f"decoding alone, {mode}", limit, f"{cores} processes", None))
-    rows.append((f"ours, {mode}", measure("ours", folder, cores, options.seconds, mode=mode)["rate"], "default", limit))
-  base = rows[0][1]
+    rows.append((f"ours, {mode}", measure("ours", folder, cores, options.seconds, mode=mode), "default", limit["rate"]))
+  base = rows[0][1]["rate"]
   lines = [f"\n#### {side} px, {cores} core{'s' if cores > 1 else ''}\n"]
-  lines += ["| engine | images/s | x PyTorch | of decoding alone | settings |", "| --- | ---: | ---: | ---: | --- |"]
-  for name, rate, settings, limit in rows:
+  lines.append("| engine | images/s | x PyTorch | of decoding alone | processor time an image, µs | settings |")
+  lines.append("| --- | ---: | ---: | ---: | ---: | --- |")
+  for name, found, settings, limit in rows:
+    rate = found["rate"]
     share = f"{rate / limit:.2f}" if limit else "–"
-    lines.append(f"| {name} | {rate:,.0f} | {rate / base:.2f} | {share} | {settings} |")
-  for name, rate, _, limit in rows:
+    lines.append(f"| {name} | {rate:,.0f} | {rate / base:.2f} | {share} | {found['microseconds']:,.0f} | {settings} |")
+  for name, found, _, limit in rows:
     if limit:
+      rate = found["rate"]
       checks = [(rate / base, AIM_PYTORCH, "x PyTorch")]
       checks += [(rate / limit, AIM_DECODE, "of decoding alone")] if name.endswith("fast") else []
       for value, aim, what in checks:

@@ -39,16 +39,16 @@ def main() -> int:
 
 
 def rate(batches: Iterable, seconds: float) -> dict:
-  """Images per second of an endless iterable, from the end of one batch to that of another."""
+  """Images per second of an endless iterable, from the end of one batch to that of another, and processor time."""
   batches = iter(batches)
   begin = time.perf_counter()
   while time.perf_counter() - begin < WARM_UP:
     next(batches)
-  begin, count = time.perf_counter(), 0
+  cpu, begin, count = _processor_seconds(), time.perf_counter(), 0
   while time.perf_counter() - begin < seconds:
     next(batches)
     count += BATCH
-  return {"rate": count / (time.perf_counter() - begin)}
+  return {"rate": count / (time.perf_counter() - begin), "microseconds": 1e6 * (_processor_seconds() - cpu) / count}
 
 
 # ---- the limit
@@ -60,10 +60,11 @@ def decode_alone(options: argparse.Namespace) -> dict:
   with concurrent.futures.ProcessPoolExecutor(options.cores, context) as pool:
     arguments = (options.folder, options.mode, options.seconds)
     found = [pool.submit(_decode, *arguments) for _ in range(options.cores)]
-    return {"rate": sum(future.result() for future in found)}
+    rates, microseconds = zip(*[future.result() for future in found], strict=True)
+    return {"rate": sum(rates), "microseconds": sum(microseconds) / len(microseconds)}
 
 
-def _decode(folder: str, mode: str, seconds: float) -> float:
+def _decode(folder: str, mode: str, seconds: float) -> tuple[float, float]:
   from fgclip_jax.data.decode import decode_square
 
   files = [path.read_bytes() for path in sorted(pathlib.Path(folder, "images").rglob("*.jpg"))]
@@ -79,10 +80,10 @@ def _decode(folder: str, mode: str, seconds: float) -> float:
   begin = time.perf_counter()
   while time.perf_counter() - begin < WARM_UP:
     next(batches)
-  begin, count = time.perf_counter(), 0
+  cpu, begin, count = time.process_time(), time.perf_counter(), 0
   while time.perf_counter() - begin < seconds:
     count += next(batches)
-  return count / (time.perf_counter() - begin)
+  return count / (time.perf_counter() - begin), 1e6 * (time.process_time() - cpu) / count
 
 
 # ---- ours
@@ -150,21 +151,27 @@ def memory(options: argparse.Namespace) -> dict:
 
 def _resident() -> int:
   """Bytes, of this process and those that it started."""
-  page, total = os.sysconf("SC_PAGE_SIZE"), 0
-  mine = {os.getpid()}
+  return sum(int(fields[21]) for fields in _processes()) * os.sysconf("SC_PAGE_SIZE")
+
+
+def _processor_seconds() -> float:
+  """Used so far by this process and those that it started."""
+  return sum(int(fields[11]) + int(fields[12]) for fields in _processes()) / os.sysconf("SC_CLK_TCK")
+
+
+def _processes() -> list[list[str]]:
+  """What /proc says of this process and those that it started: the fields of `stat` from the state on."""
   stats = {}
   for entry in pathlib.Path("/proc").iterdir():
     if entry.name.isdigit():
       try:
-        fields = (entry / "stat").read_text().rpartition(")")[2].split()
+        stats[int(entry.name)] = (entry / "stat").read_text().rpartition(")")[2].split()
       except OSError:  # it has ended
         continue
-      stats[int(entry.name)] = (int(fields[1]), int(fields[21]))
-  while more := {pid for pid, (parent, _) in stats.items() if parent in mine} - mine:
+  mine = {os.getpid()}
+  while more := {pid for pid, fields in stats.items() if int(fields[1]) in mine} - mine:
     mine |= more
-  for pid in mine:
-    total += stats[pid][1] * page
-  return total
+  return [stats[pid] for pid in mine]
 
 
 # ---- PyTorch and WebDataset, with what the published code does to an item
