@@ -19,7 +19,7 @@ from fgclip_jax.data import packing
 from fgclip_jax.data.tokenizer import Tokenizer
 from fgclip_jax.models.presets import ModelConfig, TextConfig
 
-Pictures = ArrayLike | images.Picture | Iterable[images.Picture]
+Pictures = ArrayLike | images.Picture | Iterable[images.Picture | ArrayLike]
 Boxes = ArrayLike | Iterable[ArrayLike]
 Texts = str | Sequence[str] | Sequence[Sequence[int]] | ArrayLike
 Ids = tuple[int, ...]
@@ -61,6 +61,8 @@ def to_pixels(given: Pictures, config: ModelConfig, mode: images.Mode) -> np.nda
   side = config.vision.image_size
   if hasattr(given, "ndim") and not isinstance(given, np.ndarray):
     given = np.asarray(given)  # of JAX or PyTorch
+  if isinstance(given, np.ndarray) and given.dtype.kind in "OUS":  # of paths or pictures
+    given = given.tolist()
   if isinstance(given, np.ndarray):
     if given.ndim == 3 and given.dtype == np.uint8 and given.shape[2] == 3:
       given = [given]
@@ -143,7 +145,7 @@ def to_boxes(given: Boxes, count: int | None) -> Iterator[np.ndarray]:
   Raises:
     ValueError: at once or when the boxes' turn comes; names the first wrong one.
   """
-  if hasattr(given, "ndim"):
+  if hasattr(given, "ndim") and given.dtype != object:
     given = np.asarray(given, np.float32)
     if given.ndim != 3 or given.shape[2] != 4 or count not in (None, len(given)):
       raise ValueError(f"boxes must be [B, K, 4]{_with(count)}, one list for each image, got {list(given.shape)}")

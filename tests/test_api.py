@@ -334,7 +334,14 @@ def test_pictures_in_any_form_give_the_same(model, photo):
   ]
   for form in forms[:-1]:
     np.testing.assert_allclose(model.encode_image(form), expected, atol=1e-5)
-  for several in (forms, tuple(forms), iter(forms), [levels] * 3, images.normalize(np.stack([levels] * 2))):
+  for several in (
+    forms,
+    tuple(forms),
+    iter(forms),
+    np.asarray([str(path)] * 2),
+    [levels] * 3,
+    images.normalize(np.stack([levels] * 2)),
+  ):
     found = model.encode_image(several)
     np.testing.assert_allclose(found, np.repeat(expected, len(found), 0), atol=1e-5)
   np.testing.assert_allclose(model.encode_dense(path), model.encode_dense(levels[None]), atol=1e-5)
@@ -379,6 +386,15 @@ def test_a_plain_clip_sees_the_middle_and_an_fg_clip_all_of_a_picture(model, pla
     plain.encode_dense(path), plain.encode_dense(images.to_square(picture, 32)[None]), atol=1e-5
   )
   np.testing.assert_array_equal(model.preprocess(path), model.preprocess(path, "squash"))
+
+
+def test_a_resnet_is_encoded_too():
+  config = presets.preset("tiny_resnet")
+  model = api.FGCLIP(config, jax.tree.map(np.abs, init(config, 0)))  # a variance is not negative
+  levels = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+  assert "image 64 px, ResNet" in repr(model) and np.isfinite(model.encode_image(levels)).all()
+  assert model.encode_regions(levels, [[], [[0, 0, 1, 1]]])[1].shape == (1, 16)
+  assert model.with_image_size(96).encode_dense(levels.repeat(2, 1).repeat(2, 2)[:, :96, :96]).shape == (2, 3, 3, 16)
 
 
 def test_raw_features(model):
