@@ -283,7 +283,7 @@ def _warn(message: str) -> None:
   level, frame = 2, sys._getframe(1)
   while frame and frame.f_globals.get("__name__", "").startswith("fgclip_jax."):
     level, frame = level + 1, frame.f_back
-  warnings.warn(message, stacklevel=level - 1)
+  warnings.warn(message, stacklevel=level)
 
 
 def _show(value: object) -> str:
