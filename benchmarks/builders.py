@@ -97,12 +97,8 @@ def compare(output: str, expected: planted.Planted, dropped: bool) -> tuple[str,
     counts = f"read {report['read']} of {expected.records}"
   records = Records(output, "train")
   ids = [record.decode(records[index]).id for index in range(len(records))]
-  left = [name for name in expected.kept if not dropped or _number(name) not in expected.copies]
+  left = [name for name in expected.kept if not dropped or planted.number(name) not in expected.copies]
   return counts, "yes" if ids == left else f"{len(ids)} records, {len(left)} expected"
-
-
-def _number(name: str) -> int:
-  return int(os.path.basename(name).partition(".")[0])
 
 
 def _checksums(output: str) -> str:

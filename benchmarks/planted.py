@@ -269,6 +269,11 @@ def web(folder: str, records: int) -> Planted:
   return planted
 
 
+def number(name: str) -> int:
+  """The number of a record by its id."""
+  return int(os.path.basename(name).partition(".")[0])
+
+
 def _side(index: int) -> dict:
   key = f"{index:09d}"
   caption, long = f"a dog number {index}", f"Dog number {index} sits on the grass in front of a house."
