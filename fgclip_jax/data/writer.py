@@ -7,7 +7,7 @@
 4. Processes write shards. A shard is written under a temporary name, renamed, and then described in a JSON file
    of its own; one that has both is finished, and kept when the same command is typed again.
 
-The plan and the descriptions lie in `OUTPUT/.prepare/SPLIT/`.
+The plan, the descriptions and the hashes lie in `OUTPUT/.prepare/SPLIT/`.
 """
 
 import concurrent.futures.process
@@ -95,6 +95,8 @@ def _write(job: plans.Job, state: str, workers: int | pool.Engine, overwrite: bo
   left = [task for task, shard in zip(tasks, done, strict=True) if shard is None]
   if len(left) < len(tasks):
     print(f"{len(tasks) - len(left)} of {len(tasks)} shards are finished already: kept")
+  if left and job.checks.duplicates == "keep":
+    duplicates.forget(search)  # their hashes are written anew
   count = sum(piece.count for task in left for piece in task.pieces)
   function = functools.partial(_write_shard, job, search)
   for number, shard in pool.run(function, left, workers, total=count, label="writing", unit=" records"):
@@ -102,8 +104,6 @@ def _write(job: plans.Job, state: str, workers: int | pool.Engine, overwrite: bo
   for shard in done:
     total.merge(shard.tally)
   if job.checks.duplicates == "keep":
-    if left:
-      duplicates.forget(search)
     duplicates.find(search, workers)
     _count_duplicates(job, search, total)
   _finish(job, plan, total, [shard.shard for shard in done])
