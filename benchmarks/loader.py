@@ -116,14 +116,11 @@ def rate_table(folder: pathlib.Path, side: int, cores: int, options: argparse.Na
   """Images a second of every engine."""
   say(f"{side} px on {cores} cores")
   best = {}
-  for engine in ("pytorch", "webdataset"):
+  for engine in NAMES:
     # workers that share the cores with the main process, or none
-    found = {
-      workers: measure(engine, folder, cores, options.seconds, workers=workers)["rate"] for workers in (0, cores)
-    }
-    best[engine] = max((rate, workers) for workers, rate in found.items())
-  rows = [("PyTorch DataLoader", *best["pytorch"][:1], f"{best['pytorch'][1]} workers", None)]
-  rows.append(("WebDataset", best["webdataset"][0], f"{best['webdataset'][1]} workers", None))
+    tried = [measure(engine, folder, cores, options.seconds, workers=count) | {"at": count} for count in (0, cores)]
+    best[engine] = max(tried, key=lambda found: found["rate"])
+  rows = [(name, best[engine], f"{best[engine]['at']} workers", None) for engine, name in NAMES.items()]
   for mode in options.modes:
     limit = measure("decode", folder, cores, options.seconds, mode=mode)
     rows.append((f"decoding alone, {mode}", limit, f"{cores} processes", None))
