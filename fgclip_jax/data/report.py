@@ -112,7 +112,7 @@ def _chart(title: str, histogram: Histogram) -> str:
       f'<rect x="{left}" y="{y + 2}" width="{bar:.1f}" height="{line - 4}" fill="{COLOURS[1]}"/>'
       f'<text x="{left + bar + 5:.1f}" y="{y + 12}">{count:,} ({100 * count / histogram.count:.1f} %)</text>'
     )
-  size = f'width="{left + length + 130}" height="{len(bins) * line + 4}"'
+  size = f'width="{left + length + 170}" height="{len(bins) * line + 4}"'
   return (
     f'<div class="chart"><h3>{html.escape(title)}</h3><p class="note">{_summary(histogram)}</p>'
     f'<svg role="img" {size}>{"".join(parts)}</svg></div>'

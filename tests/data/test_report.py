@@ -177,7 +177,8 @@ def test_inspect_prints_counts_and_writes_a_page(tmp_path, capsys, monkeypatch):
   page = Page(pathlib.Path("inspect-train.html").read_text())
   assert len(page.images) == 2
   assert {"image_missing", "image_duplicate"} <= set(page.texts)
-  assert Image.open("inspect-train.jpg").format == "JPEG"
+  with Image.open("inspect-train.jpg") as sheet:
+    assert sheet.format == "JPEG"
 
 
 def test_inspecting_what_is_not_there_is_an_error(tmp_path, capsys):
