@@ -1,0 +1,261 @@
+"""FG-CLIP's ablation in miniature: what each loss of stage 2 adds, on rendered scenes.
+
+  python benchmarks/ablation.py --workdir runs/ablation --plot benchmarks/ablation.svg     # three seeds
+
+Each seed trains stage 1 once; from its weights, for the same number of steps on the same images in the same order,
+stage 2 with the global losses, with the regional loss added, and with the hard negatives added to that. The control
+continues the run of stage 1 itself: for the same number of further steps, on the data that come next, under one
+schedule stretched over all of its steps.
+
+Prints tables in Markdown, as mean and standard deviation over seeds, beside what the paper reports of its own models.
+A finished run is kept, a stopped one continued: the same command does only what is missing, and draws again.
+A small trial: `python benchmarks/ablation.py --workdir /tmp/ablation --seeds 2 --stage1_steps 3 --steps 3`.
+"""
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import sys
+import time
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+import numpy as np
+from absl import logging
+
+from benchmarks.machine import machine
+from configs import quickstart
+from fgclip_jax import evaluate
+from fgclip_jax.api import load
+from fgclip_jax.data import scenes
+from fgclip_jax.train.config import read_config
+from fgclip_jax.train.loop import train
+
+SETTINGS = {
+  "stage1": "stage 1 only",
+  "control": "stage 1 continued (control)",
+  "global": "+ stage 2, global losses",
+  "regional": "+ regional loss",
+  "full": "+ hard negatives (full)",
+}
+MEASURES = {  # heading: the metrics whose mean it is
+  "long captions, R@1": ("long_image_to_text_r1", "long_text_to_image_r1"),
+  "region among all descriptions": ("region_top1",),
+  "region among 11 captions": ("fine_grained_top1",),
+}
+# ViT-B/16: DCI (mean of both ways), COCO boxes top-1, FG-OVD hard; the FG-CLIP paper (arXiv 2505.05071), table 6
+PAPER = {
+  "stage1": (57.9, 47.2, 21.8),
+  "global": (61.95, 46.8, 25.4),
+  "regional": (61.75, 53.7, 24.5),
+  "full": (61.2, 52.3, 46.1),
+}
+STEPS_BETWEEN = (("stage1", "control"), ("control", "global"), ("global", "regional"), ("regional", "full"))
+STAGE_2_SEEDS = 100  # added to a seed for the data order of its stage 2, so that it is not stage 1's again
+RESULT = "ablation.json"
+
+
+def main(argv: list[str] | None = None) -> int:
+  """The command; returns its exit code."""
+  options = parse(argv)
+  logging.set_verbosity(logging.WARNING)
+  if not os.path.isdir(options.data):
+    print(f"rendering scenes into {options.data}", flush=True)
+    scenes.write(options.data)
+  results = {}
+  for seed in range(options.seeds):
+    for setting in SETTINGS:
+      print(f"== seed {seed}, {setting}: {SETTINGS[setting]}", flush=True)
+      results[seed, setting] = run(seed, setting, options)
+  print(f"\n{machine('jax', 'flax', 'numpy')}")
+  print(report(results, options.stage1_steps, options.steps))
+  if options.plot:
+    draw(results, options.plot)
+    print(f"\nwrote {options.plot}")
+  return 0
+
+
+def parse(argv: list[str] | None) -> argparse.Namespace:
+  """The options."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  parser.add_argument("--workdir", required=True, metavar="DIR", help="of all runs; 100 MB each, weights and moments")
+  parser.add_argument("--data", default="data/scenes", metavar="DIR", help="made if missing (default: %(default)s)")
+  parser.add_argument("--seeds", type=int, default=3, help="from 0 on (default: %(default)s)")
+  parser.add_argument("--stage1_steps", type=int, default=quickstart.STEPS["stage1"], help="default: %(default)s")
+  parser.add_argument("--steps", type=int, default=220, help="of stage 2, and of the control (default: %(default)s)")
+  parser.add_argument("--batch", type=int, default=64, help="images (default: %(default)s)")
+  parser.add_argument("--plot", default="", metavar="FILE.svg", help="also draw the results")
+  options = parser.parse_args(argv)
+  for name in ("seeds", "stage1_steps", "steps", "batch"):
+    if getattr(options, name) < 1:
+      parser.error(f"--{name} must be at least 1")
+  return options
+
+
+def make_config(seed: int, setting: str, options: argparse.Namespace):
+  """The config of a run: quickstart's, of which the losses, the number of steps and the seed differ."""
+  first = setting in ("stage1", "control")
+  config = quickstart.get_config("stage1" if first else "stage2")
+  config.steps = options.stage1_steps if setting == "stage1" else options.steps
+  if setting == "control":
+    config.steps += options.stage1_steps
+    config.resume_changed = True
+  if setting == "global":
+    config.objective.regional = 0.0
+  if setting in ("global", "regional"):
+    config.objective.hard_negative = 0.0
+  if not first:
+    config.init_from = folder(options.workdir, seed, "stage1")
+  config.seed = seed if first else STAGE_2_SEEDS + seed
+  config.optimizer.warmup_steps = config.steps // 8
+  config.data.update({"path": options.data, "batch_size": options.batch})
+  config.checkpoint_every = 100
+  config.keep.newest = 1
+  return config
+
+
+def folder(workdir: str, seed: int, setting: str) -> str:
+  """Where a run is."""
+  return os.path.join(workdir, f"seed{seed}", setting)
+
+
+def run(seed: int, setting: str, options: argparse.Namespace) -> dict:
+  """Trains and measures one model, unless that is done.
+
+  Returns:
+    `metrics` as `evaluate` returns them, `steps`, `batch`, `seconds` and `processor_seconds` of training and measuring.
+
+  Raises:
+    ValueError: the folder has a finished run of other settings.
+  """
+  workdir = folder(options.workdir, seed, setting)
+  path = os.path.join(workdir, RESULT)
+  config = make_config(seed, setting, options)
+  wanted = {"steps": config.steps, "stage1_steps": options.stage1_steps, "batch": options.batch}
+  if os.path.exists(path):
+    with open(path, encoding="utf-8") as file:
+      result = json.load(file)
+    if any(result[key] != value for key, value in wanted.items()):
+      raise ValueError(f"{path} is of {[result[key] for key in wanted]}, not {wanted}: give another --workdir")
+    print(f"kept {path}", flush=True)
+    return result
+  begin, begin_processor = time.perf_counter(), processor_seconds()
+  if setting == "control" and not os.path.isdir(workdir):
+    part = f"{workdir}.part"
+    shutil.rmtree(part, ignore_errors=True)
+    shutil.copytree(folder(options.workdir, seed, "stage1"), part, ignore=shutil.ignore_patterns(RESULT))
+    os.rename(part, workdir)
+  train(read_config(config), workdir)
+  metrics = evaluate.evaluate(load(workdir), options.data)
+  result = {
+    **wanted,
+    "metrics": metrics,
+    "seconds": time.perf_counter() - begin,
+    "processor_seconds": processor_seconds() - begin_processor,
+  }
+  with open(f"{path}.part", "w", encoding="utf-8") as file:
+    json.dump(result, file, indent=2)
+  os.replace(f"{path}.part", path)
+  return result
+
+
+def processor_seconds() -> float:
+  """Of this process, its threads, and the worker processes that have ended."""
+  usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+  return sum(usage.ru_utime + usage.ru_stime for usage in usages)
+
+
+def percentages(results: dict[tuple[int, str], dict], setting: str, measure: str) -> np.ndarray:
+  """A measure of a setting in percent, one value for each seed."""
+  seeds = sorted({seed for seed, _ in results})
+  metrics = [results[seed, setting]["metrics"] for seed in seeds]
+  return np.array([100 * np.mean([each[name]["value"] for name in MEASURES[measure]]) for each in metrics])
+
+
+def report(results: dict[tuple[int, str], dict], stage1_steps: int, steps: int) -> str:
+  """The tables, in Markdown, and how long all of it took."""
+  seeds = len({seed for seed, _ in results})
+  batch = next(iter(results.values()))["batch"]
+  lines = [
+    f"{stage1_steps} steps of stage 1, {steps} of stage 2, batches of {batch}, {seeds} seeds; in %: mean ± standard "
+    "deviation over seeds, in brackets the paper's (ViT-B/16: DCI, COCO boxes, FG-OVD hard).",
+    "",
+    f"| | {' | '.join(MEASURES)} |",
+    f"| --- |{' ---: |' * len(MEASURES)}",
+    f"| chance | {' | '.join(f'{chance(results, measure):.2f}' for measure in MEASURES)} |",
+  ]
+  for setting, label in SETTINGS.items():
+    paper = PAPER.get(setting)
+    cells = [
+      cell(percentages(results, setting, measure)) + (f" ({paper[place]:.1f})" if paper else "")
+      for place, measure in enumerate(MEASURES)
+    ]
+    lines.append(f"| {label} | {' | '.join(cells)} |")
+  lines += [
+    "",
+    "What each step changes, in points: mean ± standard deviation of the differences within seeds.",
+    "",
+    f"| | {' | '.join(MEASURES)} |",
+    f"| --- |{' ---: |' * len(MEASURES)}",
+  ]
+  for before, after in STEPS_BETWEEN:
+    cells = []
+    for place, measure in enumerate(MEASURES):
+      change = percentages(results, after, measure) - percentages(results, before, measure)
+      known = before in PAPER and after in PAPER
+      cells.append(cell(change, "+") + (f" ({PAPER[after][place] - PAPER[before][place]:+.1f})" if known else ""))
+    lines.append(f"| {SETTINGS[before]} → {SETTINGS[after]} | {' | '.join(cells)} |")
+  wall = sum(result["seconds"] for result in results.values()) / 60
+  processor = sum(result["processor_seconds"] for result in results.values()) / 60
+  lines += ["", f"All runs together took {wall:.0f} minutes, and {processor:.0f} minutes of processor time."]
+  return "\n".join(lines)
+
+
+def chance(results: dict[tuple[int, str], dict], measure: str) -> float:
+  """What guessing would give, in percent."""
+  metrics = next(iter(results.values()))["metrics"]
+  return 100 * float(np.mean([metrics[name]["chance"] for name in MEASURES[measure]]))
+
+
+def cell(values: np.ndarray, sign: str = "") -> str:
+  """Mean ± standard deviation; of a single value, itself."""
+  spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
+  return f"{values.mean():{sign}.1f}{spread}"
+
+
+def draw(results: dict[tuple[int, str], dict], path: str) -> None:
+  """A panel for each measure: bars for means, a point for each seed, and the paper's values as diamonds."""
+  import matplotlib
+
+  matplotlib.use("svg")
+  matplotlib.rcParams["svg.hashsalt"] = "ablation"  # the same file for the same numbers
+  from matplotlib import pyplot
+
+  figure, axes = pyplot.subplots(1, len(MEASURES), figsize=(11, 3.6), sharey=True)
+  places = np.arange(len(SETTINGS))[::-1]
+  for number, (axis, measure) in enumerate(zip(axes, MEASURES, strict=True)):
+    for place, setting in zip(places, SETTINGS, strict=True):
+      values = percentages(results, setting, measure)
+      colour = "0.7" if setting == "control" else "C0"
+      axis.barh(place, values.mean(), color=colour, height=0.6, alpha=0.75)
+      axis.plot(values, [place] * len(values), ".", color="black", markersize=4, label="a seed")
+      axis.text(97, place, f"{values.mean():.1f}", ha="right", va="center", fontsize=8)
+      if setting in PAPER:
+        axis.plot(PAPER[setting][number], place, "D", color="C1", markersize=5, label="paper (real images)")
+    axis.axvline(chance(results, measure), color="grey", linewidth=0.8, linestyle="--", label="chance")
+    axis.set(title=f"{measure}, %", xlim=(0, 100), yticks=places)
+    axis.set_yticklabels(SETTINGS.values())
+    axis.spines[["top", "right"]].set_visible(False)
+  handles, labels = axes[0].get_legend_handles_labels()
+  unique = dict(zip(labels, handles, strict=True))
+  figure.legend(unique.values(), unique.keys(), loc="lower right", ncols=len(unique), frameon=False, fontsize=8)
+  figure.tight_layout(rect=(0, 0.06, 1, 1))
+  figure.savefig(path, metadata={"Date": None})
+  pyplot.close(figure)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
