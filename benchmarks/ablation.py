@@ -62,8 +62,8 @@ def main(argv: list[str] | None = None) -> int:
   """The command; returns its exit code."""
   options = parse(argv)
   logging.set_verbosity(logging.WARNING)
-  if not os.path.isdir(options.data):
-    print(f"rendering scenes into {options.data}", flush=True)
+  if not options.data:
+    options.data = os.path.join(options.workdir, "scenes")
     scenes.write(options.data)
   results = {}
   for seed in range(options.seeds):
@@ -82,7 +82,7 @@ def parse(argv: list[str] | None) -> argparse.Namespace:
   """The options."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
   parser.add_argument("--workdir", required=True, metavar="DIR", help="of all runs; 100 MB each, weights and moments")
-  parser.add_argument("--data", default="data/scenes", metavar="DIR", help="made if missing (default: %(default)s)")
+  parser.add_argument("--data", default="", metavar="DIR", help="rendered scenes (default: renders WORKDIR/scenes)")
   parser.add_argument("--seeds", type=int, default=3, help="from 0 on (default: %(default)s)")
   parser.add_argument("--stage1_steps", type=int, default=quickstart.STEPS["stage1"], help="default: %(default)s")
   parser.add_argument("--steps", type=int, default=220, help="of stage 2, and of the control (default: %(default)s)")
