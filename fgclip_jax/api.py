@@ -105,6 +105,7 @@ class FGCLIP:
     config: the model's size.
     params: nested dict of float32 arrays, on the device.
     runtime: how it computes.
+    trained_image_size: the side of the images that it was trained on, whatever `with_image_size` made of it since.
   """
 
   def __init__(self, config: ModelConfig, params: parameters.Params, runtime: Runtime = Runtime()):
@@ -115,6 +116,7 @@ class FGCLIP:
     processes all of them must make the same calls.
     """
     self.config = config
+    self.trained_image_size = config.vision.image_size
     self.params = inference.place(params, None)
     mesh = inference.find_mesh(self.params)
     sharding = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))
@@ -157,7 +159,9 @@ class FGCLIP:
       ValueError: the side is not a multiple of the model's patches.
     """
     params, config = resize(self.params, self.config, size)
-    return FGCLIP(config, params, self.runtime)
+    resized = FGCLIP(config, params, self.runtime)
+    resized.trained_image_size = self.trained_image_size
+    return resized
 
   def encode_image(self, pictures: inputs.Pictures, normalize: bool = True) -> Vectors:
     """Embeds whole images, at least one.

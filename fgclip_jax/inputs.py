@@ -29,6 +29,10 @@ LOOK_AHEAD = 128  # images that are decoded before they are asked for
 Item, Result = TypeVar("Item"), TypeVar("Result")
 
 
+class TextTooLongError(ValueError):
+  """A text is longer than the model reads, and may not be cut."""
+
+
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
   """`function` of each item, in order; threads work ahead of who reads, by up to `LOOK_AHEAD` items."""
   workers = min(os.cpu_count() or 1, 16)
@@ -243,14 +247,14 @@ def cut_ids(whole: Sequence[Ids], length: int, kind: str, advice: str, truncate:
   """Texts cut to `length` tokens, the last of which stays; a warning says how many tokens were cut.
 
   Raises:
-    ValueError: a text is longer, and not `truncate`.
+    TextTooLongError: a text is longer, and not `truncate`.
   """
   over = [number for number, row in enumerate(whole) if len(row) > length]
   if not over:
     return list(whole)
   tokens = sum(len(whole[number]) - length for number in over)
   if not truncate:
-    raise ValueError(
+    raise TextTooLongError(
       f"{len(over)} of {len(whole)} texts are longer than the {length} tokens of kind={kind!r}; the first is text "
       f"{over[0]} with {len(whole[over[0]])}: shorten them, or let them be cut with truncate=True{advice}"
     )

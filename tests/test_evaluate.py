@@ -16,6 +16,7 @@ from fgclip_jax import api, evaluate
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record, tfds_folder
 from fgclip_jax.evals.examples import Examples
+from fgclip_jax.evals.records import Records
 from fgclip_jax.models import parameters, presets
 from fgclip_jax.weights import native
 
@@ -149,7 +150,7 @@ def test_every_text_is_encoded_once_and_every_image_once(model, data, monkeypatc
 
   for name in ("encode_text", "encode_image", "encode_image_and_regions"):
     spy(name)
-  evaluate.measure(model, data)
+  Records(data).run(model)
   assert [name for name, _ in calls] == ["encode_image_and_regions", "encode_text", "encode_text"]
   (_, (pixels, _)), (_, (short, kind, *_)), (_, (long, *_)) = calls
   assert len(pixels) == 12 and pixels.dtype == np.uint8 and kind == "short"
@@ -159,23 +160,23 @@ def test_every_text_is_encoded_once_and_every_image_once(model, data, monkeypatc
 def test_batches_change_nothing(model, data, results, monkeypatch):
   """A last batch that is not full, and batches without any region."""
   monkeypatch.setattr("fgclip_jax.inference.CHUNKS", (1, 5))
-  again = evaluate.measure(model, data)
+  again = Records(data).run(model)
   assert {name: (m.value, m.chance, m.count) for name, m in again.metrics.items()} == {
     name: (m["value"], m["chance"], m["count"]) for name, m in results.items()
   }
 
 
 def test_limit_reads_the_first_records(model, data):
-  report = evaluate.measure(model, data, limit=8)
+  report = Records(data, limit=8).run(model)
   assert report.records == 8 and report.metrics["long_image_to_text_r1"].count == 7
-  assert evaluate.measure(model, data, limit=99).records == 12
+  assert Records(data, limit=99).run(model).records == 12
   with pytest.raises(ValueError, match="limit must be at least 1, got 0"):
-    evaluate.measure(model, data, limit=0)
+    Records(data, limit=0).run(model)
 
 
 def test_declared_region_classes_are_used(model, records, tmp_path):
   classes = [f"a {colour} ball" for colour in (*COLOURS[:4], "gold", "silver")]
-  report = evaluate.measure(model, write(tmp_path, records, {"region_classes": classes}))
+  report = Records(write(tmp_path, records, {"region_classes": classes})).run(model)
   known = [region for r in records for region in r.regions if region.short in classes and region.box[0] < region.box[2]]
   assert report.metrics["region_top1"].chance == pytest.approx(1 / 6)
   assert report.metrics["region_top1"].count == len(known) > 0
@@ -198,7 +199,7 @@ def test_records_without_labels_leave_metrics_out_and_say_so(model, tmp_path):
 
 
 def test_a_plain_clip_is_measured_without_long_captions(data):
-  report = evaluate.measure(api.FGCLIP(PLAIN, init(PLAIN, 0)), data)
+  report = Records(data).run(api.FGCLIP(PLAIN, init(PLAIN, 0)))
   assert not any(name.startswith("long") for name in report.metrics) and "region_top1" in report.metrics
   assert any("plain CLIP" in note for note in report.notes)
 
@@ -211,14 +212,14 @@ def test_records_that_cannot_be_used_are_counted(model, records, tmp_path):
     record.encode(record.Record("z", b"", "a")),
   ]
   data = write(tmp_path, [*records[:6], *broken], shards=1)
-  report = evaluate.measure(model, data)
+  report = Records(data).run(model)
   assert report.skipped == {"record_unreadable": 1, "image_unreadable": 1, "image_truncated": 1, "image_empty": 1}
   assert report.records == 10 and report.metrics["short_image_to_text_r1"].count == 6
   assert report.notes[0].startswith("4 of 10 records could not be used and were skipped")
   assert "record 6 of split 'validation': record: is not a serialized record" in report.notes[0]
   only = write(tmp_path / "only", broken, shards=1)
   with pytest.raises(ValueError, match="no record of split 'validation' .* can be used: 4 of 4"):
-    evaluate.measure(model, only)
+    Records(only).run(model)
 
 
 def test_a_damaged_chunk_of_a_shard_is_counted(model, records, tmp_path):
@@ -254,7 +255,7 @@ def test_examples_are_the_records_in_order(records, data):
 def test_a_broken_model_is_said_to_be(model, data):
   params = parameters.flatten(model.params)
   params["vision_projection/kernel"] = params["vision_projection/kernel"] * np.float32("nan")
-  report = evaluate.measure(api.FGCLIP(TINY, parameters.unflatten(params)), data)
+  report = Records(data).run(api.FGCLIP(TINY, parameters.unflatten(params)))
   assert "12 of 12 image embeddings are not finite: the model is broken" in report.notes
   assert report.metrics["short_image_to_text_r1"].value == report.metrics["fine_grained_top1"].value == 0
 
@@ -271,7 +272,9 @@ def test_the_command_prints_a_table_and_writes_json(folders, data, results, tmp_
   assert result["metrics"] == results and result["name"] == "first" and result["records"] == 12
   assert result["settings"] == {
     "model": folders, "data": data, "split": "validation", "limit": None, "dtype": "float32", "raw_weights": False,
+    "image_size": 32, "allow": [],
   }  # fmt: skip
+  assert result["benchmark"] == "records" and len(result["model"]["fingerprint"]) == 16
   assert {"fgclip_jax", "jax", "python"} <= set(result["versions"]) and result["seconds"] > 0
 
   result["name"], result["settings"]["limit"] = "second", 5
@@ -300,8 +303,9 @@ def test_the_command_says_what_is_wrong(folders, data, tmp_path, capsys):
     assert evaluate.main(argv) == 1
     assert re.search(f"error: .*{message}", capsys.readouterr().err)
   for argv, message in (
-    (["--model", folders], "needs --model and --data"),
+    (["--model", folders], "the following arguments are required: --data"),
     (["--compare", "a.json", "--data", data], "--compare reads result files alone"),
+    (["classfy", "imagenet"], "no command 'classfy': there are records, classify"),
   ):
     with pytest.raises(SystemExit):
       evaluate.main(argv)

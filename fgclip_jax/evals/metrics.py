@@ -1,4 +1,4 @@
-"""What evaluators return and what they share: ranks computed in blocks, and chance levels."""
+"""What evaluators measure and what they share: ranks computed in blocks, and chance levels."""
 
 import dataclasses
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
@@ -17,16 +17,16 @@ BLOCK = 1024
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-  """A share of right answers.
+  """A share of right answers, or another mean from 0 to 1.
 
   Attributes:
-    value: the share, 0 to 1.
-    chance: what guessing would give.
+    value: the share.
+    chance: what guessing would give; None where that is no number.
     count: the number of questions asked.
   """
 
   value: float
-  chance: float
+  chance: float | None
   count: int
 
 
@@ -35,8 +35,8 @@ class NothingToMeasureError(ValueError):
 
 
 @runtime_checkable
-class Evaluator(Protocol):
-  """A benchmark."""
+class Part(Protocol):
+  """What is measured of the embeddings of a record folder."""
 
   name: str
 
@@ -50,10 +50,20 @@ def ranks(
   pairs: Int[np.ndarray, "P 2"],
   block: int = BLOCK,
 ) -> Int[np.ndarray, "Q"]:
-  """How many wrong answers score at least as high as a query's best right answer; 0 is a hit at 1.
+  """The ranks that `search` finds."""
+  return search(queries, gallery, pairs, block)[0]
 
-  A tie counts against the model, and so does a score that is not a number: a model that gives the same embedding
-  for everything has no hit.
+
+def search(
+  queries: Float32[np.ndarray, "Q D"],
+  gallery: Float32[np.ndarray, "G D"],
+  pairs: Int[np.ndarray, "P 2"],
+  block: int = BLOCK,
+) -> tuple[Int[np.ndarray, "Q"], Int[np.ndarray, "Q"], Float32[np.ndarray, "Q"]]:
+  """The rank of each query's right answer, the answer that scores highest, and its score.
+
+  A rank is how many wrong answers score at least as high as the best right one; 0 is a hit at 1. A tie counts against
+  the model, and so does a score that is not a number: a model that gives the same embedding for everything has no hit.
 
   Args:
     queries, gallery: unit-length embeddings.
@@ -63,7 +73,8 @@ def ranks(
   pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
   if not np.array_equal(np.unique(pairs[:, 0]), np.arange(len(queries))):
     raise ValueError("every query needs at least one right answer")
-  result = np.zeros(len(queries), np.int64)
+  result, first = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
+  highest = np.full(len(queries), -np.inf, np.float32)
   for start in range(0, len(queries), block):
     part = queries[start : start + block]
     low, high = np.searchsorted(pairs[:, 0], [start, start + len(part)])
@@ -73,13 +84,18 @@ def ranks(
       q, a = query[at : at + block], answer[at : at + block]
       with np.errstate(invalid="ignore"):  # NaN stays NaN
         np.maximum.at(best, q, np.einsum("nd,nd->n", part[q], gallery[a]))
-    for first in range(0, len(gallery), block):
-      scores = part @ gallery[first : first + block].T
+    for low in range(0, len(gallery), block):
+      scores = part @ gallery[low : low + block].T
       beats = ~(scores < best[:, None] - TIE)  # not >=, which is False for NaN
-      here = (answer >= first) & (answer < first + block)
-      beats[query[here], answer[here] - first] = False
+      here = (answer >= low) & (answer < low + block)
+      beats[query[here], answer[here] - low] = False
       result[start : start + block] += beats.sum(1)
-  return result
+      top = scores.argmax(1)
+      value = scores[np.arange(len(part)), top]
+      better = value > highest[start : start + block]
+      first[start : start + block][better] = top[better] + low
+      highest[start : start + block][better] = value[better]
+  return result, first, highest
 
 
 def top_k(rank: Int[np.ndarray, "Q"], pairs: Int[np.ndarray, "P 2"], gallery: int, k: int) -> Metric:

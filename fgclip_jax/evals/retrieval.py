@@ -1,8 +1,10 @@
-"""Image-text retrieval: the caption of an image among all captions, and the image of a caption among all images."""
+"""Image-text retrieval: the captions of an image among all captions, and the image of a caption among all images."""
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.evals import metrics
@@ -39,12 +41,51 @@ class Retrieval:
     distinct, caption = np.unique(captions[has], return_inverse=True)
     text = embeddings[distinct]
     pairs = np.stack([np.arange(len(image)), caption], axis=1)
-    result = {}
-    for way, queries, gallery, right in (
-      ("image_to_text", image, text, pairs),
-      ("text_to_image", text, image, pairs[:, ::-1]),
-    ):
-      rank = metrics.ranks(queries, gallery, right)
-      for k in self.ks:
-        result[f"{self.kind}_{way}_r{k}"] = metrics.top_k(rank, right, len(gallery), k)
-    return result
+    return {f"{self.kind}_{name}": metric for name, metric in recalls(image, text, pairs, self.ks)[0].items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What was found for each question of one way.
+
+  Attributes:
+    rank: how many wrong answers score at least as high as the best right one.
+    first: the answer that scores highest.
+    score: its cosine.
+  """
+
+  rank: Int[np.ndarray, "Q"]
+  first: Int[np.ndarray, "Q"]
+  score: Float32[np.ndarray, "Q"]
+
+
+def recalls(
+  image: Float32[np.ndarray, "N D"],
+  text: Float32[np.ndarray, "T D"],
+  pairs: Int[np.ndarray, "P 2"],
+  ks: Sequence[int] = (1, 5, 10),
+  repeats: Int[np.ndarray, "T"] | None = None,
+) -> tuple[dict[str, metrics.Metric], dict[str, Found]]:
+  """Metrics `image_to_text_rK` and `text_to_image_rK`, and what was found each way.
+
+  Args:
+    image, text: unit-length embeddings of images and of distinct texts.
+    pairs: numbers of images and of texts that belong to them.
+    ks: how many answers are looked at.
+    repeats: how often each text is asked for; None: once.
+  """
+  result, found = {}, {}
+  for way, queries, gallery, right in (
+    ("image_to_text", image, text, pairs),
+    ("text_to_image", text, image, pairs[:, ::-1]),
+  ):
+    rank, first, score = metrics.search(queries, gallery, right)
+    if way == "text_to_image" and repeats is not None:
+      asked = np.repeat(np.arange(len(text)), repeats)
+      rank, first, score = rank[asked], first[asked], score[asked]
+      answers = np.split(right[np.argsort(right[:, 0], kind="stable"), 1], np.cumsum(np.bincount(right[:, 0]))[:-1])
+      right = np.asarray([(question, a) for question, row in enumerate(asked) for a in answers[row]])
+    found[way] = Found(rank, first, score)
+    for k in ks:
+      result[f"{way}_r{k}"] = metrics.top_k(rank, right, len(gallery), k)
+  return result, found

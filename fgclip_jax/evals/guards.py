@@ -1,0 +1,70 @@
+"""What makes a benchmark's numbers worthless without a word: refused here, unless asked for by name.
+
+- `resolution`: the model reads images of another size than it was trained on.
+- `cut_texts`: a text is longer than the model, or the path that is taken, reads.
+
+A third one cannot be asked for: pixels that were normalised before. Pictures are uint8 levels, which the model
+normalises itself, and `fgclip_jax.data.image.to_levels` refuses anything else.
+"""
+
+import warnings
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+
+from fgclip_jax.api import FGCLIP
+from fgclip_jax.inputs import TextTooLongError
+
+GUARDS = ("resolution", "cut_texts")
+
+
+def check_names(allow: Sequence[str]) -> tuple[str, ...]:
+  """The names of guards to switch off; a ValueError for a name that is none."""
+  wrong = [name for name in allow if name not in GUARDS]
+  if wrong:
+    raise ValueError(f"allow takes {', '.join(GUARDS)}, got {wrong[0]!r}")
+  return tuple(allow)
+
+
+def check_resolution(model: FGCLIP, allow: Sequence[str] = ()) -> list[str]:
+  """Notes on the model's image size; a ValueError where it is not the trained one and `resolution` not allowed."""
+  size, trained = model.config.vision.image_size, model.trained_image_size
+  if size == trained:
+    return []
+  message = f"images are {size} x {size}, and the model was trained on {trained} x {trained}"
+  if "resolution" not in allow:
+    raise ValueError(f"{message}: leave the size as it is, or ask for it with --allow resolution")
+  return [message]
+
+
+def encode_texts(
+  model: FGCLIP, texts: Sequence[str], kind: str = "short", allow: Sequence[str] = (), progress: bool = False
+) -> tuple[Float32[np.ndarray, "N D"], list[str]]:
+  """Embeds texts, equal ones once, and says which were cut.
+
+  Args:
+    model: the model. A plain CLIP reads long texts by its short path, where they are not longer than that.
+    texts: at least one.
+    kind: see `FGCLIP.encode_text`.
+    allow: with `cut_texts`, longer texts are cut.
+    progress: shows a progress bar.
+
+  Returns:
+    Unit-length embeddings in the order of the texts, and notes.
+
+  Raises:
+    ValueError: a text is too long and `cut_texts` not allowed.
+  """
+  number: dict[str, int] = {}
+  rows = [number.setdefault(text, len(number)) for text in texts]
+  path = kind if model.config.fine_grained or kind != "long" else "short"
+  with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    try:
+      embeddings = model.encode_text(list(number), path, progress, truncate="cut_texts" in allow)
+    except TextTooLongError as error:
+      raise ValueError(
+        f"{str(error).partition(': shorten')[0]}: ask for them to be cut with --allow cut_texts"
+      ) from error
+  return embeddings[rows], [str(warning.message) for warning in caught]

@@ -1,0 +1,193 @@
+"""Results as files and tables: a JSON for a benchmark and a model, its examples as JSON lines, several side by side."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+import fgclip_jax
+from fgclip_jax.api import FGCLIP
+from fgclip_jax.evals import published
+from fgclip_jax.evals.evaluator import Result
+from fgclip_jax.models import parameters
+
+FORMAT = 2  # of the JSON files
+
+# what may differ between results that are compared without a word
+_SAME = ("data", "split", "limit", "annotations", "images", "templates", "mode", "kind", "dtype", "image_size")
+
+_LABELS = {
+  "fine_grained_top1": "region: own caption among its hard negatives",
+  **{f"region_top{k}": f"region: own caption among all classes, top {k}" for k in (1, 5)},
+  **{
+    f"{kind}_{way}_r{k}": f"{kind} captions: {way.replace('_', ' ')}, R@{k}"
+    for kind in ("long", "short")
+    for way in ("image_to_text", "text_to_image")
+    for k in (1, 5, 10)
+  },
+  **{
+    f"{way}_r{k}": f"{way.replace('_', ' ')}, R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+  },
+}
+
+Metrics = Mapping[str, Mapping[str, float | int | None]]
+
+
+def fingerprint(model: FGCLIP) -> str:
+  """A hash of the model's parameters and size: equal for equal models, wherever they were read from."""
+  digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+  for name, leaf in sorted(parameters.flatten(model.params).items()):
+    digest.update(name.encode())
+    digest.update(np.ascontiguousarray(jax.device_get(leaf)).data)
+  return digest.hexdigest()[:16]
+
+
+def describe(
+  model: FGCLIP, benchmark: str, name: str, result: Result, settings: dict[str, Any], seconds: float
+) -> dict[str, Any]:
+  """A result as JSON: metrics, settings, the model's fingerprint, versions, device, time.
+
+  Args:
+    model: what was measured.
+    benchmark: the evaluator's name.
+    name: what the model is called in tables.
+    result: what came out.
+    settings: of the evaluator and the model.
+    seconds: how long it took.
+  """
+  devices = jax.devices()
+  versions = {package: importlib.metadata.version(package) for package in ("jax", "flax", "numpy", "pillow")}
+  return {
+    "format": FORMAT,
+    "benchmark": benchmark,
+    "name": name,
+    "metrics": as_json(result),
+    "settings": settings,
+    "records": result.records,
+    "skipped": dict(result.skipped),
+    "notes": list(result.notes),
+    "model": {"fingerprint": fingerprint(model), "config": model.config.to_dict()},
+    "versions": {"fgclip_jax": fgclip_jax.__version__, "python": platform.python_version(), **versions},
+    "device": {"kind": devices[0].device_kind, "count": len(devices)},
+    "seconds": round(seconds, 2),
+    "finished": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+  }
+
+
+def as_json(result: Result) -> dict[str, dict[str, float | int | None]]:
+  """The metrics as `{name: {"value": share, "chance": share or None, "count": questions}}`."""
+  return {name: dataclasses.asdict(metric) for name, metric in result.metrics.items()}
+
+
+def write(path: str, result: dict[str, Any]) -> None:
+  """Writes a described result."""
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  with open(path, "w", encoding="utf-8") as file:
+    json.dump(result, file, indent=2, ensure_ascii=False)
+    file.write("\n")
+
+
+def write_examples(path: str, result: Result) -> int:
+  """Writes a line of JSON for each question; returns how many."""
+  columns = {name: column.tolist() if hasattr(column, "tolist") else column for name, column in result.examples.items()}
+  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  rows = list(zip(*columns.values(), strict=True))
+  with open(path, "w", encoding="utf-8") as file:
+    for row in rows:
+      file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
+  return len(rows)
+
+
+def read(path: str) -> dict[str, Any]:
+  """Reads a described result.
+
+  Raises:
+    FileNotFoundError, ValueError: the file is missing, or is not one.
+  """
+  try:
+    with open(path, encoding="utf-8") as file:
+      result = json.load(file)
+  except ValueError as error:
+    raise ValueError(f"{path!r} is not JSON: {error}") from error
+  if not isinstance(result, dict) or result.get("format") != FORMAT or "metrics" not in result:
+    raise ValueError(
+      f"{path!r} is not a result file of `python -m fgclip_jax.evaluate` (format {FORMAT}): make it anew"
+    )
+  return result
+
+
+def table(columns: Mapping[str, Metrics]) -> str:
+  """Results side by side, as text: a row for each metric; values and chance in percent.
+
+  Args:
+    columns: the heading of each result, with its metrics.
+  """
+  names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
+  rows = [("", "chance", *columns, "count")]
+  for name in names:
+    found = [metrics.get(name) for metrics in columns.values()]
+    chances = [metric["chance"] for metric in found if metric]
+    rows.append(
+      (
+        _LABELS.get(name, name),
+        _one_or_all([f"{100 * chance:.2f}" for chance in chances if chance is not None]) or "-",
+        *(f"{100 * metric['value']:.1f}" if metric else "-" for metric in found),
+        _one_or_all([f"{metric['count']:,}" for metric in found if metric and metric["count"]]) or "-",
+      )
+    )
+  widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+  lines = [
+    "  ".join(
+      cell.rjust(width) if i else cell.ljust(width) for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+    )
+    for row in rows
+  ]
+  return "\n".join([lines[0].rstrip(), "-" * len(lines[0]), *lines[1:]])
+
+
+def compare(paths: Sequence[str], published_rows: Sequence[str] = ()) -> str:
+  """The tables of several result files, one for each benchmark, beside published numbers; and what differs.
+
+  Args:
+    paths: result files, of one benchmark or several.
+    published_rows: models whose published numbers are shown where there are any, e.g. `FG-CLIP B/16`.
+
+  Raises:
+    FileNotFoundError, ValueError: a file is missing or no result; nothing is published of such a model.
+  """
+  for row in published_rows:
+    published.check(row)
+  results = [read(path) for path in paths]
+  parts = []
+  for benchmark in dict.fromkeys(result["benchmark"] for result in results):
+    mine = [(path, result) for path, result in zip(paths, results, strict=True) if result["benchmark"] == benchmark]
+    columns: dict[str, Metrics] = {}
+    for path, result in mine:
+      columns[result["name"] if result["name"] not in columns else f"{result['name']} ({path})"] = result["metrics"]
+    wanted = [name for metrics in columns.values() for name in metrics]
+    notes = []
+    for key in _SAME:
+      values = [result["settings"].get(key) for _, result in mine]
+      if any(value != values[0] for value in values):
+        notes.append(f"note: not the same {key}: {', '.join(map(str, values))}")
+    for row in published_rows:
+      numbers, sources = published.find(row, benchmark, mine[0][1]["settings"], wanted)
+      if numbers:
+        columns[f"{row} (published)"] = numbers
+      notes += [f"note: {row}: {source}" for source in sources or (f"nothing published of {benchmark!r}",)]
+    heading = [] if len(mine) == len(results) else [benchmark]
+    parts.append("\n".join([*heading, table(columns), "Values and chance in percent.", *notes]))
+  return "\n\n".join(parts)
+
+
+def _one_or_all(values: list[str]) -> str:
+  """The value if all are the same, else all of them."""
+  return "/".join(dict.fromkeys(values))
