@@ -108,6 +108,10 @@ def get_config() -> ml_collections.ConfigDict:
 
   config.log_every = 10
   config.checkpoint_every = 500
+  # what is measured on the live parameters every so many steps, and at the end: lines as for
+  # `python -m fgclip_jax.evaluate`, e.g. ("records --data data/scenes --limit 500", "classify imagenet --images DIR")
+  config.evals = ()
+  config.eval_every = 1000
   # which checkpoints stay (fgclip_jax/train/checkpoint.py): the newest so many, those at a multiple of `every` steps
   # (0: none), and the best so many by a metric (0: none)
   config.keep = ml_collections.ConfigDict({"newest": 2, "every": 0, "best": 0, "metric": "loss", "mode": "min"})

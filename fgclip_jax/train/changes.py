@@ -6,7 +6,7 @@ from typing import Any
 
 # what changes no number, or is only for the person who looks: always
 FREE = (
-  r"mesh|log_every|checkpoint_every|keep\..*|guard\..*|in_flight|profile|compilation_cache|resume_changed|init_from"
+  r"mesh|log_every|checkpoint_every|evals|eval_every|keep\..*|guard\..*|in_flight|profile|compilation_cache|resume_changed|init_from"
   r"|data\.(workers|threads|prefetch|max_bad_share)|runtime\.(remat|unroll|attention|micro_batches)"
   r"|objective\.(form|chunk)"
 )

@@ -16,11 +16,13 @@ import ml_collections
 from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.packing import Layout
 from fgclip_jax.data.record import find_shards
+from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import ModelConfig, ResNetConfig, preset
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.checkpoint import Keep
+from fgclip_jax.train.evaluation import read_evals
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.mesh import parse_mesh
 from fgclip_jax.train.optimizer import MOMENT_DTYPES, NAMES, OptimizerConfig, check_rules
@@ -42,7 +44,8 @@ class RunConfig:
     steps: updates to make in all.
     ema_decay: of the parameters' exponential moving average, by update; None: none is kept.
     seed: of weights and data order.
-    log_every, checkpoint_every: in steps.
+    log_every, checkpoint_every, eval_every: in steps.
+    evals: what is measured on the parameters then, and after the last step.
     keep: which checkpoints stay.
     guard: when the run reports, tries again, or gives up.
     resume_changed: the run may continue with another length, schedule or objective than it began with.
@@ -67,6 +70,8 @@ class RunConfig:
   seed: int
   log_every: int
   checkpoint_every: int
+  eval_every: int
+  evals: tuple[Evaluator, ...]
   keep: Keep
   guard: GuardConfig
   resume_changed: bool
@@ -142,7 +147,8 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     steps=steps,
     ema_decay=_typed("ema_decay", take("ema_decay"), float | None),
     seed=whole("seed", least=0, most=2**32 - 1),  # Grain's range
-    **{key: whole(key) for key in ("log_every", "checkpoint_every", "in_flight")},
+    **{key: whole(key) for key in ("log_every", "checkpoint_every", "eval_every", "in_flight")},
+    evals=read_evals(_typed("evals", take("evals"), tuple[str, ...])),
     keep=section("keep", Keep),
     guard=section("guard", GuardConfig),
     resume_changed=_typed("resume_changed", take("resume_changed"), bool),

@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+import time
 from typing import Any
 
 import jax
@@ -18,6 +19,7 @@ from fgclip_jax.train.accounts import batch_work
 from fgclip_jax.train.changes import check_changes, flat_dict
 from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
+from fgclip_jax.train.evaluation import measure
 from fgclip_jax.train.guard import NUMBERS, Guard, SickNumbers
 from fgclip_jax.train.mesh import (
   check_batch,
@@ -160,6 +162,14 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     guard.look(step, numbers, records)
     return numbers
 
+  def evaluate(step: int) -> None:
+    """Measures the parameters as they are; no step is under way."""
+    start = time.perf_counter()
+    numbers = measure(run.evals, model, state.params, run.runtime, step, say, watchdog.at)
+    if metrics and numbers:
+      metrics.write(step, numbers)
+    clock.pause(time.perf_counter() - start)
+
   step = begin
   with contextlib.ExitStack() as opened:
     for thing in (preemption, watchdog, loader, checkpoints, profile, *filter(None, [metrics])):
@@ -176,7 +186,8 @@ def train(run: RunConfig, workdir: str) -> TrainState:
         under_way.append((step, values, *told))
         ends = preemption.reached(step)
         ahead = next_batch(step + 1) if step < run.steps and not ends else None
-        while len(under_way) > (0 if ends or _saves(run, step) or profile.ends(step) else run.in_flight - 1):
+        halts = ends or _saves(run, step) or profile.ends(step) or _evaluates(run, step)
+        while len(under_way) > (0 if halts else run.in_flight - 1):
           numbers = finish_one()
         profile.after(step)
         if ends or _saves(run, step):
@@ -184,6 +195,8 @@ def train(run: RunConfig, workdir: str) -> TrainState:
           checkpoints.save(step, state, run.values, numbers, at_once=ahead is None)
         if ends:
           raise Preempted(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
+        if _evaluates(run, step):
+          evaluate(step)
     except SickNumbers:
       checkpoints.save(step, state, run.values, at_once=True)
       raise
@@ -193,6 +206,10 @@ def train(run: RunConfig, workdir: str) -> TrainState:
 
 def _saves(run: RunConfig, step: int) -> bool:
   return step % run.checkpoint_every == 0 or step == run.steps
+
+
+def _evaluates(run: RunConfig, step: int) -> bool:
+  return bool(run.evals) and (step % run.eval_every == 0 or step == run.steps)
 
 
 class Profile:

@@ -156,6 +156,10 @@ class Clock:
       values["data/boxes_lost"] = float(self._loader.boxes_lost)
     return values
 
+  def pause(self, seconds: float) -> None:
+    """Leaves out time that was spent on something else than steps."""
+    self._last += seconds
+
   @property
   def total(self) -> float:
     """Seconds since the start."""

@@ -1,0 +1,77 @@
+"""Benchmarks of `fgclip_jax.evals` on the parameters of a running training."""
+
+import collections
+from collections.abc import Callable, Sequence
+
+import jax
+
+from fgclip_jax.evals.evaluator import Evaluator
+from fgclip_jax.models.parameters import Params
+from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.models.transformer import Runtime
+
+
+def read_evals(lines: Sequence[str]) -> tuple[Evaluator, ...]:
+  """The evaluators of `config.evals`: each line is a command of `python -m fgclip_jax.evaluate`, without the model.
+
+  Raises:
+    ValueError: no such command, or wrong options; names the line.
+  """
+  if not lines:
+    return ()
+  from fgclip_jax.evals import commands  # and with it the model that is used, which other runs do without
+
+  evaluators = []
+  for place, line in enumerate(lines):
+    try:
+      evaluators.append(commands.parse(line))
+    except ValueError as error:
+      raise ValueError(f"config.evals[{place}]: {error}") from error
+  return tuple(evaluators)
+
+
+def measure(
+  evaluators: Sequence[Evaluator],
+  model: ModelConfig,
+  params: Params,
+  runtime: Runtime,
+  step: int,
+  say: Callable[[str], object],
+  at: Callable[[str], None],
+) -> dict[str, float]:
+  """Runs evaluators on parameters where they lie; in a run of several processes all of them must call it.
+
+  One that fails is told of, and the others and the run go on.
+
+  Args:
+    evaluators: what to measure.
+    model, params: of the run; parameters may be sharded over a mesh.
+    runtime: of the run, for its dtype and attention.
+    step: for the tables.
+    say: prints.
+    at: is told what is measured next.
+
+  Returns:
+    Numbers called `eval/NAME/METRIC`, shares from 0 to 1; a name that comes again is followed by its place.
+  """
+  from fgclip_jax.api import FGCLIP
+  from fgclip_jax.evals import results
+
+  live = FGCLIP(model, params, Runtime(dtype=runtime.dtype, attention=runtime.attention))
+  numbers: dict[str, float] = {}
+  times: collections.Counter = collections.Counter()
+  for evaluator in evaluators:
+    times[evaluator.name] += 1
+    name = evaluator.name if times[evaluator.name] == 1 else f"{evaluator.name} {times[evaluator.name]}"
+    at(f"{name}, after step {step}")
+    try:
+      with jax.transfer_guard("allow"):
+        result = evaluator.run(live)
+    except (OSError, ValueError) as error:
+      say(f"step {step}: {name} could not be measured: {error}")
+      continue
+    say(f"step {step}: {name}\n{results.table({'': results.as_json(result)})}")
+    for note in result.notes:
+      say(f"note: {note}")
+    numbers |= {f"eval/{name}/{metric}": found.value for metric, found in result.metrics.items()}
+  return numbers

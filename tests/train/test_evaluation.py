@@ -1,0 +1,105 @@
+"""Benchmarks in a run: on its live, sharded parameters, into its metrics."""
+
+import json
+import os
+
+import jax
+import numpy as np
+import pytest
+
+from configs import common
+from fgclip_jax import api, evaluate
+from fgclip_jax.data import scenes
+from fgclip_jax.evals import guards
+from fgclip_jax.evals.evaluator import Evaluator, Result
+from fgclip_jax.evals.metrics import Metric
+from fgclip_jax.models import parameters, presets
+from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train import evaluation, loop
+from fgclip_jax.train.config import read_config
+
+TINY = presets.preset("tiny")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> str:
+  folder = str(tmp_path_factory.mktemp("scenes"))
+  scenes.write(folder, train=16, validation=6, workers=1)
+  return folder
+
+
+def test_a_run_measures_its_sharded_parameters(data, tmp_path, monkeypatch, capsys, quick):
+  make_step = loop.make_step
+  monkeypatch.setattr(loop, "make_step", lambda *settings, **savings: quick(make_step(*settings, **savings)))
+  config = common.get_config()
+  config.model, config.steps, config.mesh = "tiny", 2, "data=2,fsdp=2,tensor=2"
+  config.data.update({"path": data, "batch_size": 8, "boxes": 1, "row_length": 512, "workers": 0})
+  config.optimizer.update({"learning_rate": 1e-2, "warmup_steps": 0})
+  config.runtime.update({"dtype": "float32", "remat": "none"})
+  config.evals = (
+    f"records --data {data}",
+    f"retrieve pairs --annotations {tmp_path}/none.json",
+    f"records --data {data}",
+  )
+  config.eval_every = 1
+  workdir = str(tmp_path / "run")
+  loop.train(read_config(config), workdir)
+  with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
+    lines = [json.loads(line) for line in file]
+  lines = [line for line in lines if any(key.startswith("eval/") for key in line)]
+  assert [line["step"] for line in lines] == [1, 2]
+  expected = evaluate.evaluate(api.load(workdir), data)
+  assert len(expected) == 15
+  for name in ("records", "records 2"):
+    found = {key: lines[1][f"eval/{name}/{key}"] for key in expected}
+    assert found == pytest.approx({key: metric["value"] for key, metric in expected.items()}, abs=1e-6)
+  out = capsys.readouterr().out
+  assert "step 2: retrieve pairs could not be measured" in out and "none.json" in out
+  assert "step 2: records 2\n" in out and "long captions: image to text, R@1" in out
+
+
+class Probe:
+  """Says what it is given."""
+
+  name = "probe"
+
+  def settings(self):
+    return {}
+
+  def run(self, model, progress=False):
+    notes = guards.check_resolution(model)
+    self.model = model
+    return Result({"share": Metric(0.25, None, 4)}, {}, 4, notes=(*notes, "a note"))
+
+
+def test_the_model_is_the_live_parameters_where_they_lie():
+  assert isinstance(Probe(), Evaluator)
+  mesh = jax.make_mesh((8,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+  sharding = jax.sharding.NamedSharding(mesh, jax.P())
+  params = jax.tree.map(
+    lambda leaf: jax.device_put(np.zeros(leaf.shape, np.float32), sharding), parameters.abstract_params(TINY)
+  )
+  probe, said, places = Probe(), [], []
+  with jax.transfer_guard("disallow"):
+    found = evaluation.measure([probe], TINY, params, Runtime(), 7, said.append, places.append)
+  assert found == {"eval/probe/share": 0.25} and places == ["probe, after step 7"]
+  assert "note: a note" in said and said[0].startswith("step 7: probe")
+  assert jax.tree.leaves(probe.model.params)[0] is jax.tree.leaves(params)[0]
+
+
+def test_evals_are_read_before_a_run_begins():
+  (evaluator,) = evaluation.read_evals(["classify folder --images 'a b' --templates openai7 --allow cut_texts"])
+  assert (evaluator.name, evaluator.images, evaluator.allow) == ("classify folder", "a b", ("cut_texts",))
+  for line, message in (
+    ("", "must begin with one of records"),
+    ("classfy imagenet", "must begin with one of records"),
+    ("records", "the following arguments are required: --data"),
+    ("records --data d --model m", "unrecognized arguments: --model m"),
+    ("records --data d --allow all", "allow takes resolution, cut_texts, got 'all'"),
+  ):
+    with pytest.raises(ValueError, match=rf"config.evals\[1\]: .*{message}"):
+      evaluation.read_evals(["records --data d", line])
+  config = common.get_config()
+  config.evals = ("nothing",)
+  with pytest.raises(ValueError, match=r"config.evals\[0\]: 'nothing' must begin with"):
+    read_config(config, check_data=False)
