@@ -1,0 +1,311 @@
+"""Writes a model as graphs that run without this package: StableHLO for JAX, or ONNX.
+
+python -m fgclip_jax.export --model runs/stage2 exported --format stablehlo
+python -m fgclip_jax.export --model path/to/fg-clip-base exported --format onnx --what image,text,long_text
+
+Each part is one file with its weights inside and takes any number of images or texts; export.json tells what goes in,
+what comes out, and how pictures and texts are made ready. ONNX needs the packages of requirements-export.txt.
+"""
+
+import argparse
+import dataclasses
+import json
+import os
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tqdm
+from flax import nnx
+from jaxtyping import Array, Float, Int, UInt8
+
+from fgclip_jax.api import DTYPES, FGCLIP, load
+from fgclip_jax.data import image as images
+from fgclip_jax.data.tokenizer import Tokenizer
+from fgclip_jax.inputs import default_mode
+from fgclip_jax.models import parameters
+from fgclip_jax.models.fgclip import FGCLIP as Network
+from fgclip_jax.models.fgclip import unit_length
+from fgclip_jax.models.presets import ResNetConfig
+from fgclip_jax.models.roi_align import roi_align
+from fgclip_jax.models.transformer import Runtime, Transformer
+
+FORMATS = ("stablehlo", "onnx")
+PARTS = ("image", "text", "long_text", "dense", "regions")
+PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO file runs on
+TOLERANCE = {
+  "float32": 1e-4,
+  "bfloat16": 0.05,
+  "float16": 0.01,
+}  # of a file's outputs, of unit length, from the model's
+DESCRIPTION = "export.json"
+
+Shape = tuple[int | str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+  """A function to export, of arrays in the order of `inputs`; a name in a shape is a size that may be anything."""
+
+  function: Callable[..., Array]
+  inputs: dict[str, tuple[Shape, str]]  # shape, dtype
+  output: str
+  preprocessing: dict[str, Any]
+
+
+class _Unrolled(nnx.Module):
+  """A transformer's blocks one after another: ONNX would make a loop of a scan, which takes half as long again."""
+
+  def __init__(self, transformer: Transformer):
+    self.blocks = nnx.List(
+      [jax.tree.map(lambda leaf, at=at: leaf[at], transformer.blocks) for at in range(transformer.depth)]
+    )
+
+  def __call__(
+    self, x: Float[Array, "B T W"], segment: Int[Array, "B T"] | None = None
+  ) -> tuple[Float[Array, "B T W"], Float[Array, "B T W"]]:
+    penultimate = x
+    for block in self.blocks:
+      x, penultimate = block(x, segment), x
+    return x, penultimate
+
+  def last_block(self) -> nnx.Module:
+    return self.blocks[-1]
+
+
+def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
+  """One of `PARTS` as a function with the model's weights.
+
+  Args:
+    model: the model, on one device.
+    what: `image` (embeddings of whole images), `text` and `long_text` (of token ids), `dense` (of patches), `regions`
+      (of boxes).
+    unroll: the blocks of the towers one after another instead of in a loop.
+
+  Raises:
+    ValueError: there is no such part, or this model does not have it.
+  """
+  config = model.config
+  if what not in PARTS:
+    raise ValueError(f"there is no part {what!r}: choose of {', '.join(PARTS)}")
+  if what == "long_text" and not config.fine_grained:
+    raise ValueError("this model is a plain CLIP, which reads no long texts: leave long_text out")
+  # exactly what each product would do with them, and half the size of the file
+  params = parameters.unflatten(
+    {
+      name: leaf.astype(model.runtime.dtype) if name.endswith("kernel") else leaf
+      for name, leaf in parameters.flatten(model.params).items()
+    }
+  )
+
+  def network() -> Network:
+    built = parameters.build(config, params, Runtime(dtype=model.runtime.dtype, attention="xla"))
+    for tower in (built.vision, built.text) if unroll else ():
+      if isinstance(getattr(tower, "transformer", None), Transformer):
+        tower.transformer = _Unrolled(tower.transformer)
+    return built
+
+  def image(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
+    return unit_length(network().image_features(_normalize(pixels))[0])
+
+  def dense(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B h w D"]:
+    return unit_length(network().image_features(_normalize(pixels))[1])
+
+  def regions(pixels: UInt8[Array, "B S S 3"], boxes: Float[Array, "B K 4"]) -> Float[Array, "B K D"]:
+    return unit_length(roi_align(network().image_features(_normalize(pixels))[1], boxes))
+
+  def text(tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
+    return _encode_text(network(), tokens, what == "long_text")
+
+  side = config.vision.image_size
+  if what in ("text", "long_text"):
+    longest = config.text.long_length if what == "long_text" else config.text.short_length
+    preparation = {
+      "tokenizer": "CLIP's byte-pair encoding of lower-cased text (openai/clip-vit-base-patch16)",
+      "start_id": Tokenizer.start_id,
+      "end_id": Tokenizer.end_id,
+      "pad_id": Tokenizer.end_id,
+      "longest": longest,
+      "rule": "start_id, the text, end_id, then padding; of a text that is too long keep the first ids and end_id",
+    }
+    return Part(text, {"tokens": (("batch", longest), "int32")}, "text_embedding", preparation)
+  preparation = {
+    "color": "RGB",
+    "size": side,
+    "resize": default_mode(config) if what == "image" else "squash",
+    "resample": "bicubic",
+    "rule": "levels 0..255; the graph normalises them",
+  }
+  pixels = {"pixels": (("batch", side, side, 3), "uint8")}
+  if what != "regions":
+    return Part(image if what == "image" else dense, pixels, f"{what}_embedding", preparation)
+  preparation["boxes"] = "x1 y1 x2 y2 as fractions of the picture's width and height; padding is 0 0 0 0"
+  return Part(regions, pixels | {"boxes": (("batch", "boxes", 4), "float32")}, "region_embedding", preparation)
+
+
+def _normalize(pixels):
+  mean, std = (jnp.asarray(values, jnp.float32) for values in (images.MEAN, images.STD))
+  return (pixels.astype(jnp.float32) / 255 - mean) / std
+
+
+def _encode_text(network: Network, tokens: Int[Array, "B L"], long: bool) -> Float[Array, "B D"]:
+  """Embeddings of texts that have a row each."""
+  config = network.config.text
+  first = config.short_length if long else 0
+  position = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] + first
+  hidden = network.text(tokens, jnp.ones_like(tokens), position)
+  # argmax takes the first: of the ids, or of the places of the end-of-text token
+  end = jnp.argmax(tokens if config.end_id == 2 else (tokens == config.end_id).astype(jnp.int32), axis=1)
+  read = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
+  project = network.long_projection if long else network.short_projection
+  return unit_length(project(network.text.final_norm(read)))
+
+
+def to_stablehlo(part: Part) -> bytes:
+  """The part as `jax.export.deserialize` reads it, for any of `PLATFORMS`."""
+  names = {size for shape, _ in part.inputs.values() for size in shape if isinstance(size, str)}
+  scope = jax.export.SymbolicScope()
+  sizes = {name: jax.export.symbolic_shape(name, scope=scope)[0] for name in sorted(names)}
+  specs = [
+    jax.ShapeDtypeStruct(tuple(sizes.get(size, size) for size in shape), dtype) for shape, dtype in part.inputs.values()
+  ]
+  return bytes(jax.export.export(jax.jit(part.function), platforms=PLATFORMS)(*specs).serialize())
+
+
+def to_onnx(part: Part) -> bytes:
+  """The part as an ONNX file; made by jax2onnx.
+
+  Raises:
+    ModuleNotFoundError: jax2onnx is not installed.
+  """
+  import jax2onnx  # late: it takes seconds
+
+  specs = [jax.ShapeDtypeStruct(shape, dtype) for shape, dtype in part.inputs.values()]
+  with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # of what it calls in JAX and Flax
+    graph = jax2onnx.to_onnx(part.function, specs, input_names=list(part.inputs), output_names=[part.output])
+  return graph.SerializeToString()
+
+
+def run(format: str, data: bytes, arrays: Sequence[np.ndarray]) -> np.ndarray:
+  """The output of an exported part, by JAX or by ONNX Runtime on the CPU."""
+  if format == "stablehlo":
+    return np.asarray(jax.export.deserialize(bytearray(data)).call(*arrays))
+  import onnxruntime
+
+  session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+  return session.run(None, dict(zip((given.name for given in session.get_inputs()), arrays, strict=True)))[0]
+
+
+def sample(model: FGCLIP, part: Part, batch: int, seed: int = 0) -> list[np.ndarray]:
+  """Random inputs of a part."""
+  rng = np.random.default_rng(seed)
+  arrays = []
+  for name, (shape, dtype) in part.inputs.items():
+    sizes = [{"batch": batch, "boxes": 3}.get(size, size) for size in shape]
+    if name == "pixels":
+      arrays.append(rng.integers(0, 256, sizes).astype(dtype))
+    elif name == "boxes":
+      arrays.append(np.sort(rng.random((*sizes[:2], 2, 2)), axis=2).reshape(sizes).astype(dtype))
+    else:
+      end = model.config.text.vocab_size - 1 if model.config.text.end_id == 2 else model.config.text.end_id
+      tokens = rng.integers(1, end, sizes).astype(dtype)
+      tokens[np.arange(batch), rng.integers(1, sizes[1], batch)] = end
+      arrays.append(tokens)
+  return arrays
+
+
+def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list[str]:
+  """Writes parts of a model, each only once its file has given the model's own embeddings.
+
+  Args:
+    model: the model, on one device; its dtype is that of the graphs. ONNX is float32.
+    output: the folder to write; files of the same names in it are replaced.
+    format: one of `FORMATS`.
+    what: some of `PARTS`.
+
+  Returns:
+    The paths written.
+
+  Raises:
+    ValueError: an unknown format or part, one that the model does not have, or ONNX in another dtype.
+    ModuleNotFoundError: the packages for ONNX are not installed.
+    ArithmeticError: a file does not give the model's embeddings; it is not written.
+  """
+  dtype = model.runtime.dtype.name
+  if format not in FORMATS:
+    raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
+  if format == "onnx" and dtype != "float32":
+    raise ValueError(f"ONNX is written in float32 alone, got {dtype}: leave --dtype out, or take --format stablehlo")
+  if format == "onnx" and isinstance(model.config.vision, ResNetConfig) and set(what) - {"text", "long_text"}:
+    # its lowering of padded convolutions fails (jax2onnx 0.13: "padding was not hashable")
+    raise ValueError("jax2onnx cannot write a ResNet's convolutions: take --format stablehlo, or --what text")
+  parts = {name: make_part(model, name, unroll=format == "onnx") for name in dict.fromkeys(what)}
+  os.makedirs(output, exist_ok=True)
+  description = {"format": format, "model": repr(model), "dtype": dtype, "parts": {}}
+  if format == "stablehlo":
+    description |= {"platforms": PLATFORMS, "jax": jax.__version__}
+  paths = []
+  bar = tqdm.tqdm(parts.items(), "parts", unit="part")
+  for name, part in bar:
+    bar.set_postfix_str(name)
+    data = to_onnx(part) if format == "onnx" else to_stablehlo(part)
+    arrays = sample(model, part, batch=3)
+    expected, found = np.asarray(jax.jit(part.function)(*arrays)), run(format, data, arrays)
+    difference = float(np.abs(found - expected).max())
+    if not difference <= TOLERANCE[dtype]:
+      raise ArithmeticError(f"part {name!r} as {format} differs from the model by {difference:.2g}: it is not written")
+    paths.append(os.path.join(output, f"{name}.{format}"))
+    with open(paths[-1], "wb") as file:
+      file.write(data)
+    inputs = {key: {"shape": shape, "dtype": kind} for key, (shape, kind) in part.inputs.items()}
+    shape = ["batch", *(["boxes"] if name == "regions" else []), *expected.shape[2 if name == "regions" else 1 :]]
+    description["parts"][name] = {
+      "file": os.path.basename(paths[-1]),
+      "inputs": inputs,
+      "outputs": {part.output: {"shape": shape, "dtype": "float32", "length": 1}},
+      "preprocessing": part.preprocessing,
+      "largest_difference": difference,
+    }
+  paths.append(os.path.join(output, DESCRIPTION))
+  with open(paths[-1], "w", encoding="utf-8") as file:
+    json.dump(description, file, indent=2)
+  return paths
+
+
+def main(argv: list[str] | None = None) -> int:
+  """The command; returns its exit code."""
+  parser = argparse.ArgumentParser(
+    prog="python -m fgclip_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+  )
+  parser.add_argument("output", metavar="OUTPUT", help="the folder to write")
+  parser.add_argument("--model", metavar="DIR", required=True, help="a model in any format, or a run folder")
+  parser.add_argument("--format", choices=FORMATS, required=True)
+  parser.add_argument(
+    "--what", default="image,text", metavar="PART,...", help=f"of {', '.join(PARTS)} (default: %(default)s)"
+  )
+  parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: %(default)s)")
+  parser.add_argument("--allow_pickle", action="store_true", help="read a pickle (.bin, .pt), without executing it")
+  args = parser.parse_args(argv)
+  try:
+    model = load(args.model, dtype=args.dtype, allow_pickle=args.allow_pickle)
+    print(f"{args.model}: {model}")
+    paths = export(model, args.output, args.format, args.what.split(","))
+  except ModuleNotFoundError as error:
+    print(f"error: {error}: ONNX needs `pip install -r requirements-export.txt`", file=sys.stderr)
+    return 1
+  except (OSError, ValueError, ArithmeticError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  for path in paths:
+    print(f"wrote {path} ({os.path.getsize(path) / 2**20:.1f} MiB)")
+  print(f'next: python examples/run_{args.format}.py {args.output} --image photo.jpg --text "a cat" "a dog"')
+  return 0
+
+
+if __name__ == "__main__":
+  sys.exit(main())

@@ -1,0 +1,150 @@
+"""Exported graphs: the model's own embeddings for any batch, in JAX and in ONNX Runtime; runners; clear errors."""
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from fgclip_jax import api, export
+from fgclip_jax.models import parameters, presets
+from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.weights import native
+
+TINY = presets.preset("tiny").replace(text={"vocab_size": 49408, "short_length": 24, "long_length": 40})
+PLAIN = TINY.replace(text={"long_length": None})
+BOX = np.asarray([[[0.1, 0.2, 0.7, 0.6], [0.0, 0.0, 1.0, 1.0]]], np.float32)
+
+
+def init(config, seed):
+  rng = np.random.default_rng(seed)
+  return jax.tree.map(
+    lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), parameters.abstract_params(config)
+  )
+
+
+@pytest.fixture(scope="module")
+def model():
+  return api.FGCLIP(TINY, init(TINY, 0))
+
+
+@pytest.fixture(scope="module", params=export.FORMATS)
+def exported(request, model, tmp_path_factory):
+  """A folder with every part of the model."""
+  if request.param == "onnx":
+    pytest.importorskip("jax2onnx", reason="needs jax2onnx, see requirements-export.txt")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime, see requirements-export.txt")
+  folder = tmp_path_factory.mktemp(request.param)
+  export.export(model, str(folder), request.param, export.PARTS)
+  return folder
+
+
+def run(folder, what, *arrays):
+  description = json.loads((folder / "export.json").read_text())
+  data = (folder / description["parts"][what]["file"]).read_bytes()
+  return export.run(description["format"], data, arrays)
+
+
+def test_files_give_the_models_embeddings_for_any_batch(exported, model):
+  count = 5  # the batch that each was checked with when it was written had another size
+  pixels = np.random.default_rng(0).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+  boxes = np.repeat(BOX, count, 0)
+  texts = ["a cat", "a red cup on a table", "", "two", "x y z"]
+  pairs = [
+    (run(exported, "image", pixels), model.encode_image(pixels)),
+    (run(exported, "dense", pixels), model.encode_dense(pixels)),
+    (run(exported, "regions", pixels, boxes), model.encode_regions(pixels, boxes)),
+    (run(exported, "text", model.tokenizer(texts, 24)), model.encode_text(texts)),
+    (run(exported, "long_text", model.tokenizer(texts, 40)), model.encode_text(texts, "long")),
+  ]
+  for found, expected in pairs:
+    np.testing.assert_allclose(found, expected, atol=2e-6)
+
+
+def test_the_description_tells_what_goes_in_and_comes_out(exported):
+  description = json.loads((exported / "export.json").read_text())
+  assert set(description["parts"]) == set(export.PARTS)
+  for name, part in description["parts"].items():
+    assert (exported / part["file"]).stat().st_size > 1000
+    assert part["largest_difference"] < 1e-5
+    (output,) = part["outputs"].values()
+    assert output["shape"][0] == "batch" and output["shape"][-1] == TINY.embedding_width, name
+  image, text = (description["parts"][name] for name in ("image", "text"))
+  assert image["inputs"] == {"pixels": {"shape": ["batch", 32, 32, 3], "dtype": "uint8"}}
+  assert text["inputs"] == {"tokens": {"shape": ["batch", 24], "dtype": "int32"}}
+  assert image["preprocessing"]["resize"] == "squash"
+
+
+def test_the_runner_prints_the_models_cosines(exported, model, root, tmp_path):
+  picture = Image.fromarray(np.random.default_rng(3).integers(0, 256, (50, 40, 3), dtype=np.uint8))
+  picture.save(tmp_path / "p.png")
+  texts = ["a cat", "two dogs on a sofa"]
+  code = f"{root / 'examples'}/run_{exported.name.rstrip('0')}.py"
+  command = [sys.executable, code, str(exported), "--image", str(tmp_path / "p.png"), "--text", *texts]
+  done = subprocess.run(
+    command, capture_output=True, text=True, timeout=120, cwd=root, env=os.environ | {"PYTHONPATH": str(root)}
+  )
+  assert done.returncode == 0, done.stderr
+  expected = model.similarity(model.encode_image(picture), model.encode_text(texts))[0]
+  assert done.stdout.splitlines() == [f"{score:.3f} {text}" for score, text in zip(expected, texts, strict=True)]
+
+
+def test_a_resnet_a_plain_clip_and_the_rule_of_the_largest_id(tmp_path):
+  resnet = presets.ResNetConfig(8, (1, 1, 1, 1), 32)
+  config = presets.ModelConfig(resnet, PLAIN.replace(text={"end_id": 2}).text, 16)
+  flat = {
+    name: np.abs(leaf) if name.endswith("variance") else leaf
+    for name, leaf in parameters.flatten(init(config, 1)).items()
+  }
+  model = api.FGCLIP(config, parameters.unflatten(flat))
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+  ids = model.tokenizer(["a", "a b"], 24)
+  export.export(model, str(tmp_path), "stablehlo", ["image", "text"])
+  np.testing.assert_allclose(run(tmp_path, "image", pixels), model.encode_image(pixels), atol=1e-5)
+  np.testing.assert_allclose(run(tmp_path, "text", ids), model.encode_text(ids), atol=1e-5)
+  description = json.loads((tmp_path / "export.json").read_text())
+  assert description["parts"]["image"]["preprocessing"]["resize"] == "center_crop"
+  with pytest.raises(ValueError, match="plain CLIP, which reads no long texts"):
+    export.make_part(model, "long_text")
+  with pytest.raises(ValueError, match="jax2onnx cannot write a ResNet's convolutions"):
+    export.export(model, str(tmp_path), "onnx", ["text", "image"])
+
+
+def test_half_precision_makes_a_smaller_file_with_nearly_the_same_embeddings(model, tmp_path):
+  half = api.FGCLIP(TINY, model.params, Runtime(dtype="bfloat16"))
+  whole, small = (export.to_stablehlo(export.make_part(each, "image")) for each in (model, half))
+  assert len(small) < 0.8 * len(whole)
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+  difference = np.abs(export.run("stablehlo", small, [pixels]) - model.encode_image(pixels)).max()
+  assert 1e-6 < difference < 0.05
+  with pytest.raises(ValueError, match="ONNX is written in float32 alone, got bfloat16"):
+    export.export(half, str(tmp_path), "onnx", ["image"])
+
+
+def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):
+  monkeypatch.setattr(export, "run", lambda *_: np.full((3, 16), np.nan, np.float32))
+  with pytest.raises(ArithmeticError, match="part 'image' as stablehlo differs from the model by nan"):
+    export.export(model, str(tmp_path / "out"), "stablehlo", ["image"])
+  assert not list((tmp_path / "out").iterdir())
+
+
+def test_the_command_says_what_it_wrote_and_what_is_wrong(model, tmp_path, capsys):
+  native.write(str(tmp_path / "m"), TINY, parameters.flatten(jax.device_get(model.params)))
+  command = ["--model", str(tmp_path / "m"), str(tmp_path / "out"), "--format", "stablehlo", "--what"]
+  assert export.main([*command, "text"]) == 0
+  said = capsys.readouterr().out
+  assert f"wrote {tmp_path / 'out' / 'text.stablehlo'}" in said and "next: python examples/run_stablehlo.py" in said
+  assert export.main([*command, "text,sound"]) == 1
+  assert "there is no part 'sound': choose of image, text" in capsys.readouterr().err
+
+
+def test_without_the_packages_it_says_what_to_install(model, tmp_path, monkeypatch, capsys):
+  native.write(str(tmp_path / "m"), TINY, parameters.flatten(jax.device_get(model.params)))
+  monkeypatch.setitem(sys.modules, "jax2onnx", None)
+  command = ["--model", str(tmp_path / "m"), str(tmp_path / "out"), "--format", "onnx", "--what", "text"]
+  assert export.main(command) == 1
+  assert "pip install -r requirements-export.txt" in capsys.readouterr().err
