@@ -3,7 +3,7 @@
 An evaluator is a frozen dataclass of its paths and options. It is used from Python, by the command
 `python -m fgclip_jax.evaluate`, and by the train loop, which gives it a model of the live parameters:
 
-  result = fgclip_jax.evals.fgovd.FgOvd("h.jsonl", "coco").run(fgclip_jax.load("runs/stage2"))
+  result = fgclip_jax.evals.Records("data/scenes").run(fgclip_jax.load("runs/stage2"))
 
 One whose protocol can go wrong in a way that `fgclip_jax.evals.guards` knows has an attribute `allow`, the names of the
 guards that are switched off.
