@@ -1,7 +1,7 @@
 """Builds data sets from trees with planted defects in several ways, and compares what comes out with what was planted.
 
-  python benchmarks/builders.py                                   # about 20 minutes on two cores
-  python benchmarks/builders.py --records 600 --memory 600        # a trial
+  python benchmarks/builders.py                               # 25 minutes on two busy cores
+  python benchmarks/builders.py --records 600 --memory 600    # a trial
 
 Each run is `python -m fgclip_jax.prepare` as users type it. The first table: whether every count of the report equals
 what was planted, whether the records are those that can be used, in order, and whether the shards are byte for byte
@@ -157,7 +157,7 @@ def _finehard(folder: str) -> list[str]:
 
 def measure_memory(folder: str, sizes: list[int]) -> None:
   """Prints the second table."""
-  print("\n| records | shards | records/s | largest process, MB | both workers and the first, MB |")
+  print("\n| records | shards | records/s | largest process, MB | all processes, MB |")
   print("|--:|--:|--:|--:|--:|")
   for records in sizes:
     tree, output = f"{folder}/memory", f"{folder}/memory-out"
