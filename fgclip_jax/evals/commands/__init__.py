@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from fgclip_jax.evals.evaluator import Evaluator
 
-COMMANDS = ("records", "classify", "retrieve")  # in the order of --help
+COMMANDS = ("records", "classify", "retrieve", "boxes", "fgovd", "detect", "segment")  # in the order of --help
 
 
 def add_to(parser: argparse.ArgumentParser, name: str) -> None:

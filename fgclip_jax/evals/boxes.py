@@ -1,0 +1,159 @@
+"""Boxes of pictures, embedded; and which class the model sees in them."""
+
+import concurrent.futures
+import dataclasses
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from fgclip_jax.api import FGCLIP
+from fgclip_jax.data import paths
+from fgclip_jax.evals import guards, instances, metrics, pictures, templates
+from fgclip_jax.evals.evaluator import Result
+
+_NO_BOX = np.zeros((0, 4), np.float32)
+_END = object()
+
+
+def encode_boxes(
+  model: FGCLIP,
+  images: Sequence[pictures.Source],
+  boxes: Sequence[Float32[np.ndarray, "_ 4"]],
+  faults: pictures.Faults,
+  progress: bool = False,
+) -> Iterator[tuple[int, Float32[np.ndarray, "K D"]]]:
+  """Yields the number and the boxes' unit-length embeddings of each picture that can be used, in order.
+
+  A picture is squashed and encoded once, however many boxes it has. The next batch is computed while the caller works
+  with this one.
+
+  Args:
+    model: the model.
+    images: the pictures.
+    boxes: of each picture [K, 4], x1 y1 x2 y2 as fractions of its width and height.
+    faults: where pictures that cannot be used are counted.
+    progress: shows a progress bar.
+  """
+
+  def batches():
+    for batch in pictures.read_batches(model, images, faults, "squash", progress):
+      rows = [boxes[number] for number in batch.numbers]
+      rows += [_NO_BOX] * (len(batch.pixels) - len(rows))
+      yield list(zip(batch.numbers.tolist(), model.encode_regions(batch.pixels, rows), strict=False))
+
+  for batch in ahead(batches()):
+    yield from batch
+
+
+def by_image(image: Int[np.ndarray, "M"], rows: Int[np.ndarray, "m"]) -> tuple[Int[np.ndarray, "N"], list[np.ndarray]]:
+  """The numbers of the images that have some of the rows, ascending, and the rows of each.
+
+  Args:
+    image: the number of the image that each of M rows belongs to.
+    rows: some of the M.
+  """
+  rows = rows[np.argsort(image[rows], kind="stable")]
+  numbers, first = np.unique(image[rows], return_index=True)
+  return numbers, np.split(rows, first[1:])
+
+
+def ahead(items: Iterator) -> Iterator:
+  """The same items; a thread computes the next one meanwhile."""
+  with concurrent.futures.ThreadPoolExecutor(1) as pool:
+    pending = pool.submit(next, items, _END)
+    while (item := pending.result()) is not _END:
+      pending = pool.submit(next, items, _END)
+      yield item
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxClassification:
+  """Which of all classes is in a box: COCO's 80, LVIS' 1,203, those of Open Images.
+
+  The boxes are those of the annotations; their RoIAlign features are compared with the mean embedding of each class'
+  prompts. Boxes around crowds (groups, in Open Images) and boxes without a size are left out and counted.
+
+  Attributes:
+    annotations: the file of boxes, see `instances.read`.
+    images: the folder of images. LVIS' files lie in its folders train2017 and val2017.
+    classes: for Open Images, the file of the classes' names.
+    templates: which prompts, a name in `templates.TEMPLATES`.
+    limit: reads only so many images, the first ones by id; None for all.
+    allow: guards that are switched off.
+  """
+
+  annotations: str
+  images: str
+  classes: str | None = None
+  templates: str = "openai80"
+  limit: int | None = None
+  allow: tuple[str, ...] = ()
+  ks: tuple[int, ...] = (1, 5)
+
+  @property
+  def name(self) -> str:
+    return "box classification"
+
+  def settings(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+  def run(self, model: FGCLIP, progress: bool = False) -> Result:
+    """Metrics `box_topK`, and for LVIS `box_rare_topK`, `box_common_topK`, `box_frequent_topK`."""
+    notes = guards.check_resolution(model, self.allow)
+    data = instances.read(self.annotations, self.classes).limit(self.limit)
+    fractions = data.fractions()
+    sized = instances.have_size(fractions)
+    usable = np.flatnonzero(sized & ~data.crowd)
+    if not len(usable):
+      raise ValueError(f"{self.annotations}: none of the {len(data.label)} boxes can be used: all are crowds or empty")
+    classes = templates.class_embeddings(model, data.names, templates.TEMPLATES[self.templates], progress)
+    numbers, rows = by_image(data.image, usable)
+    files = [paths.join(self.images, data.images[number].path) for number in numbers]
+    faults = pictures.Faults()
+    rank, predicted = np.full(len(data.label), -1), np.full(len(data.label), -1)
+    score = np.zeros(len(data.label), np.float32)
+    for number, features in encode_boxes(model, files, [fractions[each] for each in rows], faults, progress):
+      mine = rows[number]
+      pairs = np.stack([np.arange(len(mine)), data.label[mine]], axis=1)
+      rank[mine] = metrics.ranks(features, classes, pairs)
+      scores = features @ classes.T
+      predicted[mine] = scores.argmax(1)
+      score[mine] = scores[pairs[:, 0], pairs[:, 1]]
+    asked = np.flatnonzero(rank >= 0)
+    if not len(asked):
+      raise ValueError(f"none of {len(files)} images could be used: {'; '.join(faults.notes(len(files)))}")
+    skipped = {
+      "box_of_crowd": int(data.crowd.sum()),
+      "box_without_size": int((~sized & ~data.crowd).sum()),
+      "box_without_image": len(usable) - len(asked),
+    }
+    examples = {
+      "box": [data.identity[row] for row in asked],
+      "image": [data.images[number].path for number in data.image[asked]],
+      "class": [data.names[number] for number in data.label[asked]],
+      "predicted": [data.names[number] for number in predicted[asked]],
+      "rank": rank[asked],
+      "score": score[asked],
+    }
+    return Result(
+      self._metrics(data, rank, asked),
+      examples,
+      len(data.label),
+      {kind: count for kind, count in skipped.items() if count},
+      (*notes, *faults.notes(len(files))),
+    )
+
+  def _metrics(self, data: instances.Instances, rank: np.ndarray, asked: np.ndarray) -> dict[str, metrics.Metric]:
+    groups = {"box": asked}
+    if data.frequencies:
+      frequency = np.asarray(data.frequencies)[data.label[asked]]
+      groups |= {f"box_{name}": asked[frequency == key] for key, name in instances.FREQUENCIES.items()}
+    result = {}
+    for k in self.ks:
+      for name, rows in groups.items():
+        if len(rows):
+          pairs = np.stack([np.arange(len(rows)), data.label[rows]], axis=1)
+          result[f"{name}_top{k}"] = metrics.top_k(rank[rows], pairs, len(data.names), k)
+    return result

@@ -1,0 +1,326 @@
+"""Open-vocabulary detection without training: boxes that something else proposed, named by the model."""
+
+import dataclasses
+import math
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float32, Float64, Int
+
+from fgclip_jax.api import FGCLIP
+from fgclip_jax.data import joins, paths
+from fgclip_jax.evals import boxes, guards, instances, metrics, pictures, templates
+from fgclip_jax.evals.evaluator import Result
+
+_CANDIDATES = 10  # pairs of a proposal and a class that are looked at for each detection that is wanted
+_GRID_SIDES = (1.0, 0.5, 0.25)
+_GRID_ASPECTS = (0.5, 1.0, 2.0)  # width to height
+_MAX_DETECTIONS = {False: 100, True: 300}  # a picture's, by whether it is LVIS: what the two benchmarks count
+
+
+@dataclasses.dataclass(frozen=True)
+class Proposals:
+  """Boxes that may hold an object.
+
+  Attributes:
+    box: x1 y1 x2 y2 as fractions of the picture's width and height.
+    score: how sure the proposer is, 0 to 1.
+    label: the number of the proposer's class; -1: it names none.
+  """
+
+  box: Float32[np.ndarray, "P 4"]
+  score: Float32[np.ndarray, "P"]
+  label: Int[np.ndarray, "P"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Detection:
+  """The average precision of proposals that are scored with the model, by COCO's or LVIS' rules.
+
+  A proposal's score for a class is the geometric mean of its own score and the softmax over the classes of its RoIAlign
+  feature's cosines with their prompts' mean embeddings, times `scale`. Of the boxes of a class that overlap by more
+  than `nms`, the one with the highest score is kept; then the 100 best of a picture (LVIS: 300). LVIS' rules apply to
+  files whose classes have a frequency. Pictures that cannot be used are left out of the measurement.
+
+  Attributes:
+    annotations: the file of true boxes, `instances_val2017.json` or `lvis_v1_val.json`.
+    images: the folder of images. LVIS' files lie in its folders train2017 and val2017.
+    proposals: a JSON list in the layout of COCO's results: `image_id`, `bbox` (left, top, width, height in pixels) and
+      `score` (with `keep_classes`, `category_id` too). None takes a grid of boxes of three sizes and three shapes,
+      which finds what lies right and little more.
+    max_proposals: the proposals of a picture that are used, those with the highest scores.
+    keep_classes: scores each proposal for its own class alone, for proposals of an open-vocabulary detector.
+    templates: which prompts, a name in `templates.TEMPLATES`.
+    scale: what cosines are multiplied by; None is the model's learned one for regions.
+    nms: the overlap (intersection over union) above which the worse of two boxes of a class is dropped.
+    limit: reads only so many images, the first ones by id; None for all.
+    allow: guards that are switched off.
+  """
+
+  annotations: str
+  images: str
+  proposals: str | None = None
+  max_proposals: int = 300
+  keep_classes: bool = False
+  templates: str = "openai80"
+  scale: float | None = 100.0
+  nms: float = 0.5
+  limit: int | None = None
+  allow: tuple[str, ...] = ()
+
+  @property
+  def name(self) -> str:
+    return "detection"
+
+  def settings(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+  def run(self, model: FGCLIP, progress: bool = False) -> Result:
+    """Metrics `detection_ap`, `_ap50`, `_ap75`, and for LVIS `_ap_rare`, `_ap_common`, `_ap_frequent`."""
+    notes = guards.check_resolution(model, self.allow)
+    if self.keep_classes and not self.proposals:
+      raise ValueError("keep_classes needs proposals that name classes: give a file of proposals")
+    data = instances.read(self.annotations).limit(self.limit)
+    lvis = bool(data.frequencies)
+    faults = pictures.Faults()
+    if self.proposals:
+      proposals, read = read_proposals(self.proposals, data, self.max_proposals, self.keep_classes, faults)
+    else:
+      proposals, read = [grid()] * len(data.images), len(grid().box) * len(data.images)
+      notes.append(f"proposals are a grid of {len(grid().box)} boxes: what fits none of them cannot be found")
+    classes = templates.class_embeddings(model, data.names, templates.TEMPLATES[self.templates], progress)
+    scale = np.float32(learned_scale(model) if self.scale is None else self.scale)
+    files = [paths.join(self.images, image.path) for image in data.images]
+    most = _MAX_DETECTIONS[lvis]
+    detections, used = [], []
+    lost = pictures.Faults()
+    encoded = boxes.encode_boxes(model, files, [each.box for each in proposals], lost, progress)
+    for number, features in encoded:
+      used.append(number)
+      box, score, label = name_boxes(proposals[number], features, classes, scale, self.nms, most)
+      detections.append((number, box, score, label))
+    if not used:
+      raise ValueError(f"none of {len(files)} images could be used: {'; '.join(lost.notes(len(files)))}")
+    values = average_precision(data, used, detections)
+    notes += [*faults.notes(read, "proposals"), *lost.notes(len(files))]
+    return Result(values, _examples(data, detections), len(files), dict(lost.skipped), tuple(notes))
+
+
+def grid() -> Proposals:
+  """Boxes of three sizes and three shapes, each kind half a box apart, with the score 1."""
+  found = [(0.0, 0.0, 1.0, 1.0)]
+  for side in _GRID_SIDES:
+    for aspect in _GRID_ASPECTS:
+      width, height = side * math.sqrt(aspect), side / math.sqrt(aspect)
+      if width < 1 and height < 1:
+        columns, rows = (math.ceil(2 * (1 - each) / each) + 1 for each in (width, height))
+        for left in np.linspace(0, 1 - width, columns):
+          found += [(left, top, left + width, top + height) for top in np.linspace(0, 1 - height, rows)]
+  box = np.asarray(found, np.float32).clip(0, 1)
+  return Proposals(box, np.ones(len(box), np.float32), np.full(len(box), -1))
+
+
+def read_proposals(
+  path: str, data: instances.Instances, most: int, classes: bool, faults: pictures.Faults
+) -> tuple[list[Proposals], int]:
+  """Reads the proposals of each picture, best first, and how many there were.
+
+  Args:
+    path: see `Detection`.
+    data: the pictures and the classes.
+    most: how many of a picture's proposals are kept.
+    classes: reads their classes, too.
+    faults: where those that cannot be used are counted: `proposal_without_size`; those of pictures that are not in
+      `data` are `proposal_elsewhere`.
+
+  Raises:
+    FileNotFoundError, ValueError: the file is missing or broken; the message names the entry.
+  """
+  image_number = {image.identity: number for number, image in enumerate(data.images)}
+  class_number = {identity: number for number, identity in enumerate(data.categories)}
+  found: list[list[tuple]] = [[] for _ in data.images]
+  read = 0
+  for _, entry in joins.read_entries(path, ("",)):
+    read += 1
+    with joins.named(path, entry):
+      left, top, width, height = map(float, entry["bbox"])
+      score = float(entry["score"])
+      label = class_number[entry["category_id"]] if classes else -1
+      if not 0 <= score <= 1:
+        raise ValueError(f"score {score} is not in 0..1")
+      number = image_number.get(entry["image_id"])
+    if number is None:
+      faults.add("proposal_elsewhere", f"{path}: image {entry['image_id']} is not among those that are measured")
+    else:
+      found[number].append((left, top, width, height, score, label))
+  result = []
+  for image, rows in zip(data.images, found, strict=True):
+    table = np.asarray(rows, np.float64).reshape(-1, 6)
+    box = instances.to_fractions(table[:, :4], np.tile([[image.width, image.height]], (len(table), 1)))
+    sized = instances.have_size(box)
+    for row in table[~sized]:
+      faults.add("proposal_without_size", f"{path}: box {row[:4].tolist()} of image {image.identity}")
+    kept = np.flatnonzero(sized)
+    kept = kept[np.argsort(-table[kept, 4], kind="stable")][:most]
+    score, label = table[kept, 4].astype(np.float32), table[kept, 5].astype(np.int64)
+    result.append(Proposals(box[kept], score, label))
+  return result, read
+
+
+def learned_scale(model: FGCLIP) -> float:
+  """What the model multiplies the cosines of regions with texts by: its regional temperature, else the global one."""
+  temperature = model.params["temperature"]
+  return float(np.exp(np.asarray(temperature["regional" if "regional" in temperature else "global"])))
+
+
+def name_boxes(
+  proposals: Proposals,
+  features: Float32[np.ndarray, "P D"],
+  classes: Float32[np.ndarray, "C D"],
+  scale: np.float32,
+  nms: float,
+  most: int,
+) -> tuple[Float32[np.ndarray, "N 4"], Float32[np.ndarray, "N"], Int[np.ndarray, "N"]]:
+  """The boxes, scores and classes of up to `most` detections, best first.
+
+  Args:
+    proposals: of one picture.
+    features: their unit-length embeddings.
+    classes: unit-length embeddings of the classes.
+    scale, nms: see `Detection`.
+    most: how many at most.
+  """
+  cosines = features @ classes.T * scale
+  likely = np.exp(cosines - cosines.max(1, keepdims=True, initial=-np.inf))
+  likely /= likely.sum(1, keepdims=True)
+  scores = np.sqrt(proposals.score[:, None] * likely)
+  row, label = np.divmod(np.arange(scores.size), len(classes))
+  if (proposals.label >= 0).any():
+    row, label = np.arange(len(features)), proposals.label
+  score = scores[row, label]
+  if len(score) > _CANDIDATES * most:
+    first = np.argpartition(-score, _CANDIDATES * most)[: _CANDIDATES * most]
+    row, label, score = row[first], label[first], score[first]
+  order = np.lexsort((label, row, -score))
+  row, label, score = row[order], label[order], score[order]
+  kept = suppress(overlaps(proposals.box) > nms, row, label, most)
+  return proposals.box[row[kept]], score[kept], label[kept]
+
+
+def overlaps(box: Float32[np.ndarray, "P 4"]) -> Float64[np.ndarray, "P P"]:
+  """The intersection over union of each two boxes x1 y1 x2 y2; of boxes that have a size."""
+  box = box.astype(np.float64)
+  low, high = (function(box[:, None], box[None]) for function in (np.maximum, np.minimum))
+  sides = np.clip(high[..., 2:] - low[..., :2], 0, None)
+  shared = sides[..., 0] * sides[..., 1]
+  area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
+  return shared / (area[:, None] + area[None] - shared)
+
+
+def suppress(
+  overlap: Bool[np.ndarray, "P P"], row: Int[np.ndarray, "N"], label: Int[np.ndarray, "N"], most: int
+) -> list[int]:
+  """Class-wise non-maximum suppression: which of N candidates are kept, up to `most`.
+
+  Args:
+    overlap: whether two boxes overlap too much.
+    row, label: the box and the class of each candidate, best first.
+    most: how many are kept at most.
+  """
+  gone: dict[int, np.ndarray] = {}
+  kept = []
+  for place, (box, name) in enumerate(zip(row.tolist(), label.tolist(), strict=True)):
+    seen = gone.get(name)
+    if seen is None:
+      gone[name] = overlap[box].copy()
+    elif seen[box]:
+      continue
+    else:
+      seen |= overlap[box]
+    kept.append(place)
+    if len(kept) == most:
+      break
+  return kept
+
+
+def average_precision(data: instances.Instances, used: list[int], detections: list[tuple]) -> dict[str, metrics.Metric]:
+  """COCO's or LVIS' numbers, over the pictures `used`; a number without any true box is left out.
+
+  Args:
+    data: the true boxes.
+    used: numbers of the pictures.
+    detections: for some of them the number, the boxes (as fractions), their scores and classes.
+
+  Raises:
+    ValueError: the package `faster-coco-eval` is not installed.
+  """
+  try:
+    from faster_coco_eval import COCO, COCOeval_faster
+  except ImportError as error:
+    raise ValueError(f"detection needs faster-coco-eval: pip install -r requirements-evals.txt ({error})") from error
+  lvis = bool(data.frequencies)
+  truth = _coco_layout(data, used)
+  found = []
+  for number, box, score, label in detections:
+    image = data.images[number]
+    size = np.asarray([image.width, image.height] * 2)
+    corners = box.astype(np.float64) * size
+    sides = corners[:, 2:] - corners[:, :2]
+    for corner, side, value, name in zip(corners, sides, score.tolist(), label.tolist(), strict=True):
+      entry = {"image_id": number, "category_id": name, "bbox": [*corner[:2].tolist(), *side.tolist()], "score": value}
+      found.append(entry)
+  api = COCO(truth, print_function=_say_nothing)
+  evaluation = COCOeval_faster(api, api.loadRes(found), "bbox", print_function=_say_nothing, lvis_style=lvis)
+  evaluation.params.maxDets = [_MAX_DETECTIONS[lvis]] if lvis else [1, 10, _MAX_DETECTIONS[lvis]]
+  evaluation.run()
+  stats = evaluation.stats_as_dict
+  keys = {"ap": "AP_all", "ap50": "AP_50", "ap75": "AP_75"}
+  if lvis:
+    keys |= {"ap_rare": "APr", "ap_common": "APc", "ap_frequent": "APf"}
+  count = int((~data.crowd[np.isin(data.image, used)]).sum())
+  values = {f"detection_{name}": stats[key] for name, key in keys.items()}
+  return {name: metrics.Metric(value, None, count) for name, value in values.items() if value >= 0}
+
+
+def _say_nothing(*_: object) -> None:
+  """Instead of printing."""
+
+
+def _coco_layout(data: instances.Instances, used: list[int]) -> dict[str, list[dict]]:
+  """The true boxes with numbers for ids."""
+  class_number = {identity: number for number, identity in enumerate(data.categories)}
+  images = []
+  for number in used:
+    image = data.images[number]
+    lists = {"neg_category_ids": image.absent, "not_exhaustive_category_ids": image.incomplete}
+    numbers = {name: [class_number[identity] for identity in ids] for name, ids in lists.items()}
+    images.append({"id": number, "width": image.width, "height": image.height, **numbers})
+  annotations = [
+    {
+      "id": row + 1,  # 0 would be no match
+      "image_id": int(data.image[row]),
+      "category_id": int(data.label[row]),
+      "bbox": data.box[row].tolist(),
+      "area": float(data.area[row]),
+      "iscrowd": int(data.crowd[row]),
+    }
+    for row in np.flatnonzero(np.isin(data.image, used))
+  ]
+  frequencies = data.frequencies or [""] * len(data.names)
+  classes = zip(data.names, frequencies, strict=True)
+  categories = [{"id": number, "name": name, "frequency": group} for number, (name, group) in enumerate(classes)]
+  return {"images": images, "annotations": annotations, "categories": categories}
+
+
+def _examples(data: instances.Instances, detections: list[tuple]) -> dict[str, list]:
+  """A row for each detection, in the layout of COCO's results."""
+  columns: dict[str, list] = {"image_id": [], "category_id": [], "bbox": [], "score": []}
+  for number, box, score, label in detections:
+    image = data.images[number]
+    pixels = box.astype(np.float64) * [image.width, image.height, image.width, image.height]
+    pixels[:, 2:] -= pixels[:, :2]
+    columns["image_id"] += [image.identity] * len(box)
+    columns["category_id"] += [data.categories[each] for each in label]
+    columns["bbox"] += np.round(pixels, 2).tolist()
+    columns["score"] += score.tolist()
+  return columns
