@@ -4,9 +4,13 @@ import importlib
 
 # Lazy, since drawing and reading need no model.
 _HOME = {
+  "BoxClassification": "boxes",
   "Classification": "classification",
+  "Detection": "detection",
+  "FgOvd": "fgovd",
   "ImageTextRetrieval": "retrieval_sets",
   "Records": "records",
+  "Segmentation": "segmentation",
 }
 
 
