@@ -1,0 +1,175 @@
+"""Result files, published numbers, comparison, and the commands on photographs."""
+
+import json
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from fgclip_jax import api, evaluate
+from fgclip_jax.evals import Classification, ImageTextRetrieval, published, results
+from fgclip_jax.evals.commands import COMMANDS, parse
+from fgclip_jax.evals.evaluator import Evaluator, Result
+from fgclip_jax.evals.metrics import Metric
+from fgclip_jax.models import parameters
+from fgclip_jax.weights import native
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, model):
+  """The model on disk."""
+  folder = str(tmp_path_factory.mktemp("models") / "tiny")
+  native.write(folder, model.config, parameters.flatten(jax.device_get(model.params)))
+  return folder
+
+
+@pytest.fixture
+def photographs(shared, tmp_path):
+  """Pairs of the photographs with their short captions, and folders of them by class."""
+  top = shared / "data" / "real_mini"
+  pairs = []
+  for file in sorted(top.glob("jsonfiles/*.json")):
+    for entry in json.loads(file.read_text()):
+      path = top / "images" / entry["f_path"].split("data-12m/")[1]
+      pairs.append({"image": str(path), "caption": entry["short_caption"]})
+      (tmp_path / "folders" / path.parent.name).mkdir(parents=True, exist_ok=True)
+      (tmp_path / "folders" / path.parent.name / path.name).symlink_to(path)
+  (tmp_path / "pairs.json").write_text(json.dumps(pairs))
+  return tmp_path
+
+
+def test_photographs_give_the_same_numbers_on_one_device_and_on_eight(model, spread_model, photographs):
+  for evaluator in (
+    ImageTextRetrieval("pairs", str(photographs / "pairs.json")),
+    Classification("folder", str(photographs / "folders"), templates="openai7"),
+  ):
+    one, eight = evaluator.run(model), evaluator.run(spread_model)
+    assert one.metrics == eight.metrics and one.records == 48 and not one.skipped
+    np.testing.assert_array_equal(one.examples["rank"], eight.examples["rank"])
+    print(f"{evaluator.name}\n{results.table({'1': results.as_json(one), '8': results.as_json(eight)})}")
+
+
+def test_commands_write_results_and_compare_them_with_published_numbers(folder, tmp_path, draw, capsys, model):
+  for number, name in enumerate(("n01440764/a.jpg", "n01443537/b.jpg", "n15075141/c.jpg")):
+    draw(tmp_path / "val" / name, number)
+  output, rows = str(tmp_path / "a" / "in.json"), tmp_path / "rows.jsonl"
+  command = ["classify", "imagenet", "--model", folder, "--images", str(tmp_path / "val"), "--templates", "name"]
+  more = ["--output", output, "--examples", str(rows), "--published", "FG-CLIP B/16", "--name", "mine"]
+  assert evaluate.main([*command, *more]) == 0
+  out = capsys.readouterr().out
+  assert "Evaluating classify imagenet on 8 x cpu" in out and f"wrote {rows} (3 questions)" in out
+  assert re.search(r"top1 +0.10 +\S+ +69.0 +3\n", out), out
+  assert "note: FG-CLIP B/16: arXiv 2510.10921, table 4" in out
+  result = results.read(output)
+  assert result["benchmark"] == "classify imagenet" and result["device"] == {"kind": "cpu", "count": 8}
+  assert result["settings"]["templates"] == "name" and result["settings"]["image_size"] == 32
+  assert result["model"]["fingerprint"] == results.fingerprint(model)
+  lines = [json.loads(line) for line in rows.read_text().splitlines()]
+  assert [line["id"] for line in lines] == ["n01440764/a.jpg", "n01443537/b.jpg", "n15075141/c.jpg"]
+  assert lines[2]["class"] == "toilet paper" and {"predicted", "rank", "score"} <= set(lines[0])
+
+  (tmp_path / "p.jsonl").write_text('{"image": "val/n01440764/a.jpg", "caption": "x"}\n')
+  other = str(tmp_path / "r.json")
+  assert (
+    evaluate.main(
+      ["retrieve", "pairs", "--model", folder, "--annotations", str(tmp_path / "p.jsonl"), "--output", other]
+    )
+    == 0
+  )
+  capsys.readouterr()
+  assert evaluate.main(["--compare", output, other, "--published", "CLIP B/16", "--published", "CLIP L/14"]) == 0
+  out = capsys.readouterr().out
+  first, second = out.split("\n\n")
+  assert first.startswith("classify imagenet\n") and second.startswith("retrieve pairs\n")
+  assert re.search(r"top1 +0.10 +\S+ +68.4 +76.6 +3\n", first), first
+  assert "note: CLIP L/14: nothing published of 'retrieve pairs'" in second
+  assert evaluate.main(["--compare", output, "--published", "CLIP"]) == 1
+  assert "nothing is published of 'CLIP'; there are CLIP B/16" in capsys.readouterr().err
+
+
+def test_the_command_refuses_another_image_size_unless_allowed(folder, tmp_path, draw, capsys):
+  draw(tmp_path / "val" / "a" / "x.png", 0)
+  command = ["classify", "folder", "--model", folder, "--images", str(tmp_path / "val"), "--image_size", "64"]
+  assert evaluate.main(command) == 1
+  assert "trained on 32 x 32: leave the size as it is, or ask for it with --allow resolution" in capsys.readouterr().err
+  assert evaluate.main([*command, "--allow", "resolution"]) == 0
+  assert "note: images are 64 x 64" in capsys.readouterr().out
+  with pytest.raises(SystemExit):
+    evaluate.main([*command, "--allow", "everything"])
+  assert "allow takes resolution, cut_texts" in capsys.readouterr().err
+
+
+def test_fingerprints_tell_models_apart(model, spread_model):
+  assert results.fingerprint(model) == results.fingerprint(spread_model)
+  flat = parameters.flatten(jax.device_get(model.params))
+  flat["short_projection/kernel"] = flat["short_projection/kernel"] + np.float32(1e-6)
+  assert results.fingerprint(api.FGCLIP(model.config, parameters.unflatten(flat))) != results.fingerprint(model)
+  assert results.fingerprint(model.with_image_size(64)) != results.fingerprint(model)
+
+
+def test_published_tables_hold_together():
+  for table in published.tables():
+    assert set(table) == {"benchmark", "settings", "metrics", "source", "rows"} and table["source"] and table["rows"]
+    for model, numbers in table["rows"].items():
+      assert len(numbers) == len(table["metrics"]), (table["benchmark"], model)
+      assert all(number is None or 0 < number < 100 for number in numbers)
+  kinds = {table["benchmark"] for table in published.tables()}
+  assert {"classify imagenet", "classify imagenetv2", "retrieve coco", "retrieve dci", "fgovd"} <= kinds
+
+
+@pytest.mark.parametrize(
+  "model, benchmark, settings, metric, value",
+  [
+    ("FG-CLIP B/16", "fgovd", {}, "fgovd_hard_top1", 46.1),
+    ("FG-CLIP L/14", "retrieve dci", {}, "text_to_image_r1", 66.1),
+    ("FG-CLIP B/16", "box classification", {"annotations": "x/instances_val2017.json"}, "box_top1", 52.3),
+    ("FG-CLIP B/16", "box classification", {"annotations": "lvis_v1_val.json"}, "box_top1", 28.6),
+    ("FG-CLIP 2 B/16", "box classification", {"annotations": "instances_val2017.json"}, "box_top5", 95.7),
+    ("FG-CLIP B/16", "detection", {"annotations": "lvis_v1_val.json"}, "detection_ap", 41.0),
+    ("FG-CLIP B/16, stage 1 only", "fgovd", {}, "fgovd_easy_top1", 36.2),
+    ("CLOC L/14", "classify imagenetv2", {}, "top1", 73.2),
+  ],
+)
+def test_published_numbers_are_found(model, benchmark, settings, metric, value):
+  found, sources = published.find(model, benchmark, settings, [metric])
+  assert found == {metric: {"value": pytest.approx(value / 100), "chance": None, "count": None}}
+  assert len(sources) == 1 and "arXiv" in sources[0]
+
+
+def test_published_numbers_of_another_data_set_are_not_shown():
+  assert published.find("FG-CLIP B/16", "box classification", {"annotations": "mine.json"}, ["box_top1"]) == ({}, [])
+  assert published.find("CLOC L/14", "retrieve dci", {}, ["image_to_text_r1"]) == ({}, [])
+
+
+def test_published_numbers_are_those_of_the_notes(shared):
+  """Every number in the rows stands in the collected facts."""
+  facts = (shared / "reference" / "facts.md").read_text()
+  for table in published.tables():
+    for model, numbers in table["rows"].items():
+      for number in numbers:
+        assert number is None or re.search(rf"(?<![\d.]){number}(?!\d)", facts), (table["benchmark"], model, number)
+
+
+def test_tables_of_metrics_without_chance():
+  table = results.table({"a": {"miou": {"value": 0.5, "chance": None, "count": 3}}, "b": {}})
+  assert table.splitlines()[2].split() == ["miou", "-", "50.0", "-", "3"]
+
+
+def test_columns_of_examples_are_equally_long():
+  with pytest.raises(ValueError, match="differ in length: {'a': 1, 'b': 2}"):
+    Result({}, {"a": [1], "b": [1, 2]}, 2)
+  assert Result({"x": Metric(1.0, None, 1)}, {}, 1).skipped == {}
+
+
+def test_every_command_makes_an_evaluator_and_shows_help(capsys):
+  assert isinstance(parse("records --data d"), Evaluator)
+  for name in COMMANDS:
+    with pytest.raises(SystemExit) as ended:
+      evaluate.main([name, "--help"])
+    out = capsys.readouterr().out
+    assert ended.value.code == 0 and f"python -m fgclip_jax.evaluate {name}" in out and "--output" in out
+  with pytest.raises(SystemExit):
+    evaluate.main(["--help"])
+  out = capsys.readouterr().out
+  assert all(f"\n  {name} " in out for name in COMMANDS)
