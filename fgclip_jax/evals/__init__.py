@@ -6,6 +6,7 @@ import importlib
 _HOME = {
   "BoxClassification": "boxes",
   "Classification": "classification",
+  "Compositional": "compositional",
   "Detection": "detection",
   "FgOvd": "fgovd",
   "ImageTextRetrieval": "retrieval_sets",

@@ -11,7 +11,8 @@ from typing import NoReturn
 
 from fgclip_jax.evals.evaluator import Evaluator
 
-COMMANDS = ("records", "classify", "retrieve", "boxes", "fgovd", "detect", "segment")  # in the order of --help
+# in the order of --help
+COMMANDS = ("records", "classify", "retrieve", "boxes", "fgovd", "detect", "segment", "compositional")
 
 
 def add_to(parser: argparse.ArgumentParser, name: str) -> None:
