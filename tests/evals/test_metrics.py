@@ -34,6 +34,9 @@ def test_ranks_equal_brute_force_whatever_the_block(queries, gallery, extra, blo
   pairs = rng.permutation(np.asarray(sorted(pairs)))
   q, g = unit(rng.normal(size=(queries, 6))), unit(rng.normal(size=(gallery, 6)))
   np.testing.assert_array_equal(metrics.ranks(q, g, pairs, block), brute_force(q, g, pairs))
+  _, first, score = metrics.search(q, g, pairs, block)
+  np.testing.assert_array_equal(first, (q @ g.T).argmax(1))
+  np.testing.assert_allclose(score, (q @ g.T).max(1), atol=1e-6)
 
 
 def test_ties_and_values_that_are_no_numbers_are_misses():
