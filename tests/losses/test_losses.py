@@ -67,9 +67,9 @@ def make(box_counts, negative_counts, seed=0, captions=100):
 
 
 def as_numpy(embeddings):
-  """The same fields, as NumPy arrays."""
-  fields = dataclasses.fields(embeddings)
-  return types.SimpleNamespace(**{field.name: np.asarray(getattr(embeddings, field.name)) for field in fields})
+  """The same fields, as NumPy arrays; of the model's own statistics, which no loss reads, there are none."""
+  names = [field.name for field in dataclasses.fields(embeddings) if field.name != "statistics"]
+  return types.SimpleNamespace(**{name: np.asarray(getattr(embeddings, name)) for name in names})
 
 
 def spread(embeddings, shards):
@@ -162,7 +162,7 @@ def _compute(floats, e, temperature, objective, mesh):
 def terms_and_gradients(e, objective, mesh=None):
   """The terms, and the gradients of their total for every float array and temperature."""
   floats = {f.name: getattr(e, f.name) for f in dataclasses.fields(e)}
-  floats = {name: x for name, x in floats.items() if jnp.issubdtype(x.dtype, jnp.floating)}
+  floats = {name: x for name, x in floats.items() if x is not None and jnp.issubdtype(x.dtype, jnp.floating)}
   given = TEMPERATURE | ({"bias": BIAS} if objective.contrast == "sigmoid" else {})
   temperature = {name: jnp.asarray(value, jnp.float64) for name, value in given.items()}
   if mesh is not None:
