@@ -10,6 +10,7 @@ _HOME = {
   "Detection": "detection",
   "FgOvd": "fgovd",
   "ImageTextRetrieval": "retrieval_sets",
+  "LinearProbe": "linear_probe",
   "Records": "records",
   "Segmentation": "segmentation",
 }

@@ -12,7 +12,7 @@ from typing import NoReturn
 from fgclip_jax.evals.evaluator import Evaluator
 
 # in the order of --help
-COMMANDS = ("records", "classify", "retrieve", "boxes", "fgovd", "detect", "segment", "compositional")
+COMMANDS = ("records", "classify", "retrieve", "boxes", "fgovd", "detect", "segment", "compositional", "probe")
 
 
 def add_to(parser: argparse.ArgumentParser, name: str) -> None:
