@@ -1,9 +1,9 @@
 """Records to examples: decoded, cropped, tokenised; bad ones replaced."""
 
 import dataclasses
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import grain
 import numpy as np
 
 from fgclip_jax.data import record as records
@@ -12,7 +12,7 @@ from fgclip_jax.data.augment import choose_part, move_boxes
 from fgclip_jax.data.decode import decode_square
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, measured_ladder
-from fgclip_jax.data.record import Ids, Record, RecordError
+from fgclip_jax.data.record import Ids, Inputs, RecordError
 from fgclip_jax.data.settings import DataConfig
 from fgclip_jax.data.tokenizer import Tokenizer
 
@@ -37,7 +37,7 @@ class Loaded(NamedTuple):
   boxes_lost: int
 
 
-class LoadExample(grain.transforms.RandomMap):
+class LoadExample:
   """Record number to example; what is random is drawn from the generator alone.
 
   Without an `image_size` images are left unread, which is quick.
@@ -49,8 +49,13 @@ class LoadExample(grain.transforms.RandomMap):
     self._lengths = [layout.max_length(long) for long in (False, True)]
     self._prefix = Prefix(config.short_prefix, self._tokenizer)
 
-  def random_map(self, index: int, rng: np.random.Generator) -> Loaded:
+  def random_map(self, index: int, rng: np.random.Generator, image: np.ndarray | None = None) -> Loaded:
     """The example of this record, or of the next good one; in place of one that its shard has lost, of one far away.
+
+    Args:
+      index: the record's number.
+      rng: what is drawn from.
+      image: where the picture is put, uint8 [S, S, 3]; None: into an array of its own.
 
     Raises:
       ValueError: none is good, or something else went wrong; of a kind that other processes can be told.
@@ -60,7 +65,7 @@ class LoadExample(grain.transforms.RandomMap):
     total = self.source.sizes[which]
     while len(bad) < min(_TRIES, total):
       try:
-        example, lost = self._example(records.decode(self.source[number]), number, rng)
+        example, lost = self._example(self._read(number), number, rng, image)
         return Loaded(example, tuple(bad), lost)
       except RecordError as error:
         bad.append(Bad(error.kind, f"{self.source.where(number)}: {error}", which))
@@ -70,42 +75,65 @@ class LoadExample(grain.transforms.RandomMap):
         raise ValueError(f"{self.source.where(number)}: {type(error).__name__}: {error}") from error
     raise ValueError(f"{len(bad)} records in a row are bad; the last: {bad[-1].message}")
 
-  def _example(self, record: Record, number: int, rng: np.random.Generator) -> tuple[Example, int]:
-    config, layout = self.config, self.layout
+  def _read(self, number: int) -> Inputs:
+    data = self.source[number]
+    stored = self.source.stored_tokens[self.source.which(number)]
+    if stored and (inputs := records.decode_inputs(data)):
+      return inputs
+    record = records.decode(data)
+    tokens = record.tokens if stored and record.tokens else token_ids.make(record, self._tokenizer)
     boxes = np.asarray([region.box for region in record.regions], np.float32).reshape(-1, 4)
-    image, kept = _NO_IMAGE, np.arange(len(boxes))
-    if self.image_size is not None:
+    return Inputs(record.image, record.short, boxes, tokens)
+
+  def _example(
+    self, inputs: Inputs, number: int, rng: np.random.Generator, image: np.ndarray | None
+  ) -> tuple[Example, int]:
+    config, layout, tokens = self.config, self.layout, inputs.tokens
+    boxes, kept = inputs.boxes, range(len(inputs.boxes))
+    if self.image_size is None:
+      image = _NO_IMAGE
+    else:
       choose = choose_part(config.crop, config.crop_area, rng)
-      image, part = decode_square(record.image, self.image_size, config.decode, choose)
+      pixels, part = decode_square(inputs.image, self.image_size, config.decode, choose)
+      if image is None:
+        image = pixels
+      else:
+        image[...] = pixels
       if choose:
-        boxes, kept = move_boxes(boxes, part, config.crop_keep)
-    lost = min(len(record.regions), layout.boxes) - min(len(kept), layout.boxes)
+        boxes, places = move_boxes(boxes, part, config.crop_keep)
+        kept = places.tolist()
+    lost = min(len(inputs.boxes), layout.boxes) - min(len(kept), layout.boxes)
     boxes, kept = boxes[: layout.boxes], kept[: layout.boxes]
-    record = _with_regions(record, kept.tolist())
-    stored = record.tokens and self.source.stored_tokens[self.source.which(number)]
-    tokens = record.tokens if stored else token_ids.make(record, self._tokenizer)
     long = None
     if layout.long_length is not None:
       # a record without a long caption trains the long path on its short one
       long = self._caption(tokens.long or tokens.short, long=True)
     return Example(
       image=image,
-      short=self._caption(self._prefix.before(record.short, tokens.short)),
+      short=self._caption(self._prefix.before(inputs.short, tokens.short)),
       long=long,
       boxes=boxes,
-      regions=tuple(self._caption(self._region_ids(tokens, place, rng)) for place in range(len(kept))),
+      regions=tuple(self._caption(ids) for ids in self._region_ids(tokens, kept, rng)),
       negatives=tuple(
-        (self._caption(short), tuple(map(self._caption, negatives))) if negatives else None
-        for short, negatives in zip(tokens.region_short, tokens.negatives, strict=True)
+        (self._caption(tokens.region_short[place]), tuple(map(self._caption, tokens.negatives[place])))
+        if tokens.negatives[place]
+        else None
+        for place in kept
       ),
       record=number,
     ), lost
 
-  def _region_ids(self, tokens: records.Tokens, place: int, rng: np.random.Generator) -> Ids:
+  def _region_ids(self, tokens: records.Tokens, kept: Sequence[int], rng: np.random.Generator) -> list[Ids]:
+    """The ids of the caption that each of these regions is given."""
     wanted = self.config.region_text
     if wanted == "random":
-      wanted = ("short", "long")[rng.integers(2)]
-    return (wanted == "long" and tokens.region_long[place]) or tokens.region_short[place]
+      long = rng.integers(2, size=len(kept)).tolist()
+    else:
+      long = [wanted == "long"] * len(kept)
+    return [
+      (takes_long and tokens.region_long[place]) or tokens.region_short[place]
+      for place, takes_long in zip(kept, long, strict=True)
+    ]
 
   def _caption(self, ids: Ids, long: bool = False) -> Caption:
     end, length = Tokenizer.end_id, self._lengths[long]
@@ -129,19 +157,6 @@ class Prefix:
     if self._ends_a_word and _is_plain(text):
       return self._ids + ids[1:]
     return tuple(self._tokenizer.encode(self._text + text))
-
-
-def _with_regions(record: Record, kept: list[int]) -> Record:
-  """The record with these of its regions alone."""
-  if kept == list(range(len(record.regions))):
-    return record
-  tokens = record.tokens
-  if tokens:
-    lists = ("region_short", "region_long", "negatives")
-    tokens = dataclasses.replace(
-      tokens, **{name: tuple(getattr(tokens, name)[place] for place in kept) for name in lists}
-    )
-  return dataclasses.replace(record, regions=tuple(record.regions[place] for place in kept), tokens=tokens)
 
 
 def _is_plain(text: str) -> bool:

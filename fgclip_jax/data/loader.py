@@ -17,7 +17,7 @@ import numpy as np
 
 from fgclip_jax.data import decode, paths
 from fgclip_jax.data import record as records
-from fgclip_jax.data.examples import Loaded, LoadExample, measure_ladder
+from fgclip_jax.data.examples import LoadExample, measure_ladder
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Layout, assemble
 from fgclip_jax.data.settings import DataConfig
@@ -27,20 +27,12 @@ class _Batches(grain.MapDataset):
   """The examples of each global batch that belong to the data shards of one process, as this process's batch."""
 
   def __init__(
-    self,
-    examples: grain.MapDataset,
-    order: grain.MapDataset,
-    source: Mixture,
-    layout: Layout,
-    batch_size: int,
-    shards: int,
-    local_shards: Sequence[int],
+    self, order: grain.MapDataset, load: LoadExample, batch_size: int, seed: int, shards: int, local: Sequence[int]
   ):
-    super().__init__(examples)
-    self._order, self._source, self._layout, self._batch_size = order, source, layout, batch_size
-    self._shards = len(local_shards)
+    super().__init__(order)
+    self._load, self._batch_size, self._seed, self._shards = load, batch_size, seed, len(local)
     images = batch_size // shards
-    self._places = [shard * images + image for shard in local_shards for image in range(images)]
+    self._places = [shard * images + image for shard in local for image in range(images)]
 
   def __len__(self) -> int:
     return len(self._parent) // self._batch_size
@@ -48,14 +40,25 @@ class _Batches(grain.MapDataset):
   def __getitem__(self, index):
     if isinstance(index, slice):
       return self.slice(index)
+    load = self._load
     places = [index * self._batch_size + place for place in self._places]
-    self._source.prefetch(self._order[place] for place in places)
-    loaded: list[Loaded] = [self._parent[place] for place in places]
+    numbers = [self._parent[place] for place in places]
+    load.source.prefetch(numbers)
+    # pictures are put where they stay: copying them together later would take as long as packing
+    images = np.empty((len(places), load.image_size, load.image_size, 3), np.uint8)
+    loaded = [
+      load.random_map(number, self._generator(place), image)
+      for number, place, image in zip(numbers, places, images, strict=True)
+    ]
     return {
-      "batch": assemble([one.example for one in loaded], self._shards, self._layout),
+      "batch": assemble([one.example for one in loaded], self._shards, load.layout, images),
       "bad": [bad for one in loaded for bad in one.bad],
       "boxes_lost": sum(one.boxes_lost for one in loaded),
     }
+
+  def _generator(self, place: int) -> np.random.Generator:
+    """What the example at this place of the order draws from, whichever process makes it."""
+    return np.random.Generator(np.random.Philox(key=(self._seed, place)))
 
 
 class Loader:
@@ -120,8 +123,8 @@ class Loader:
     self._bad_by_source = dict.fromkeys(source.names, 0)
     self.seen, self.boxes_lost, self.waited, self._config = 0, 0, 0.0, config
     order = source.order(seed, config.shuffle)
-    examples = order.random_map(LoadExample(source, config, layout, image_size))
-    batches = _Batches(examples, order, source, layout, config.batch_size, shards, local_shards)[start:]
+    load = LoadExample(source, config, layout, image_size)
+    batches = _Batches(order, load, config.batch_size, seed, shards, local_shards)[start:]
     workers, threads = choose_workers(config)
     pipeline = batches.to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(config.prefetch, threads))

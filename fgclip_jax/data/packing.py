@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Sequence
 
 import numpy as np
+from jaxtyping import UInt8
 
 from fgclip_jax.data.record import MAX_NEGATIVES
 
@@ -161,13 +162,16 @@ class _Captions:
     return number
 
 
-def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[str, np.ndarray]:
+def assemble(
+  examples: Sequence[Example], shards: int, layout: Layout, images: UInt8[np.ndarray, "n S S 3"] | None = None
+) -> dict[str, np.ndarray]:
   """Makes a batch of examples, split evenly over data shards.
 
   Args:
     examples: a multiple of `shards`; consecutive ones share a shard.
     shards: G, the data shards that this process feeds.
     layout: the static shapes.
+    images: those of the examples, where they lie in one array already, which then becomes the batch's.
 
   Returns:
     The batch: see docs/design.md for its keys.
@@ -193,7 +197,8 @@ def assemble(examples: Sequence[Example], shards: int, layout: Layout) -> dict[s
     fill_rows(part["captions"], part["places"], rows, layout.row_length, layout.short_length) for part, _ in parts
   ]
   batch |= {key: np.stack([arrays[key] for arrays in text]) for key in text[0]}
-  images = np.stack([example.image for example in examples])  # one copy of what most of a batch is
+  if images is None:
+    images = np.stack([example.image for example in examples])
   return batch | {"image": images.reshape(shards, per_shard, *images.shape[1:])}
 
 

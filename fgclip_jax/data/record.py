@@ -13,9 +13,11 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from google.protobuf.message import DecodeError
+from jaxtyping import Float
 
 from fgclip_jax.data import paths
 
@@ -99,6 +101,22 @@ class Record:
   width: int = 0
   height: int = 0
   tokens: Tokens | None = None
+
+
+class Inputs(NamedTuple):
+  """What a loader takes of a record.
+
+  Attributes:
+    image: the encoded image file.
+    short: the short caption.
+    boxes: float32 [n, 4], xyxy in 0..1, of all regions.
+    tokens: its captions as token ids.
+  """
+
+  image: bytes
+  short: str
+  boxes: Float[np.ndarray, "n 4"]
+  tokens: Tokens
 
 
 @functools.cache
@@ -226,6 +244,32 @@ def decode(data: bytes) -> Record:
     raise
   except Exception as error:  # protobuf raises several types; the cause is chained
     raise RecordError("record_unreadable", "record", f"is not a serialized record ({error})") from error
+
+
+def decode_inputs(data: bytes) -> Inputs | None:
+  """Reads what a loader takes of a serialized record, in half the time of `decode`: texts are counted, not read.
+
+  None where there are no token ids, and where anything is unusual: `decode` repairs it or says what is wrong.
+  """
+  from tensorflow_datasets.proto import tf_example_pb2  # here: it takes a third of a second
+
+  try:
+    feature = tf_example_pb2.Example.FromString(data).features.feature
+    (image,), (short,) = feature["image"].bytes_list.value, feature["short"].bytes_list.value
+    boxes = np.asarray(feature["region/box"].float_list.value[:], np.float32).reshape(-1, 4)
+    counts = feature["region/negative_count"].int64_list.value[:]
+    texts = [len(feature[f"region/{key}"].bytes_list.value) for key in ("short", "long", "negatives")]
+    fits = texts == [len(counts), len(counts), MAX_NEGATIVES * len(counts)] and len(boxes) == len(counts)
+    fits = fits and 0 <= min(counts, default=0) and max(counts, default=0) <= MAX_NEGATIVES
+    fits = fits and all(len(feature[key].bytes_list.value) == 1 for key in ("id", "long"))
+    fits = fits and all(len(feature[key].int64_list.value) == 1 for key in ("width", "height"))
+    # comparisons with what is no number are false
+    if not (fits and (boxes >= 0).all() and (boxes <= 1).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
+      return None
+    tokens = _decode_tokens(lambda key: feature[key].int64_list.value[:], counts)
+    return tokens and Inputs(image, short.decode(), boxes, tokens)
+  except (ValueError, DecodeError):  # RecordError among them
+    return None
 
 
 def _decode(feature: Mapping[str, Any]) -> Record:

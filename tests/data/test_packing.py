@@ -231,6 +231,14 @@ def test_dtypes_and_shapes_are_static():
   assert {key: (value.shape, value.dtype.type) for key, value in batch.items()} == shapes | rows
 
 
+def test_images_that_lie_in_one_array_are_not_copied():
+  images = np.arange(4 * 12, dtype=np.uint8).reshape(4, 2, 2, 3)
+  examples = [Example(image, Caption((START, END)), Caption((START, END), long=True)) for image in images]
+  found = assemble(examples, 2, LAYOUT, images)["image"]
+  assert np.shares_memory(found, images)
+  np.testing.assert_array_equal(found, assemble(examples, 2, LAYOUT)["image"])
+
+
 def test_more_boxes_and_negatives_than_there_is_room_for_are_left_out():
   regions = tuple(Caption((START, i, END)) for i in range(5))
   wrong = tuple(Caption((START, i, END)) for i in range(20, 33))

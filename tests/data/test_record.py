@@ -47,6 +47,18 @@ def test_a_record_is_read_back_as_it_was_written(parts):
 
 
 @given(_parts())
+def test_a_loader_is_given_what_the_record_holds_where_there_are_tokens(parts):
+  example = build(parts)
+  found = record.decode_inputs(record.encode(example))
+  if example.tokens is None:
+    assert found is None
+    return
+  assert (found.image, found.short, found.tokens) == (example.image, example.short, example.tokens)
+  assert found.boxes.dtype == np.float32
+  np.testing.assert_array_equal(found.boxes, np.float32([region.box for region in example.regions]).reshape(-1, 4))
+
+
+@given(_parts())
 def test_tensorflow_datasets_reads_and_writes_the_same(parts):
   example = build(parts)
   data = record.encode(example)
@@ -139,6 +151,7 @@ def test_encode_refuses_tokens_of_other_captions():
 
 @pytest.mark.parametrize("data", [b"not a record", b"", record.encode(Record("a", b"picture", "a"))[:-4]])
 def test_decode_refuses_what_is_no_record(data):
+  assert record.decode_inputs(data) is None
   with pytest.raises(RecordError) as caught:
     record.decode(data)
   assert caught.value.kind == "record_unreadable"
@@ -170,6 +183,20 @@ def test_decode_refuses_a_record_whose_parts_disagree(data):
   with pytest.raises(RecordError) as caught:
     record.decode(example.SerializeToString())
   assert caught.value.kind == "record_unreadable"
+  assert record.decode_inputs(example.SerializeToString()) is None
+
+
+@pytest.mark.parametrize("box", [(0.0, 0.0, 1.0005, 1.0), (0.0, 0.5, 1.0, 0.25), (0.0, 0.0, math.nan, 1.0)])
+def test_an_unusual_box_is_left_to_decode(box):
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  made = Record(
+    "a", b"p", "a", regions=(Region((0.0, 0.0, 1.0, 1.0), "a"),), tokens=Tokens((1,), (), ((1,),), ((),), ((),))
+  )
+  example = tf_example_pb2.Example.FromString(record.encode(made))
+  assert record.decode_inputs(example.SerializeToString())
+  example.features.feature["region/box"].float_list.value[:] = box
+  assert record.decode_inputs(example.SerializeToString()) is None
 
 
 def test_shards_are_found_in_order_and_missing_ones_are_named(tmp_path):
