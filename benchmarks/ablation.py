@@ -242,11 +242,11 @@ def draw(results: dict[tuple[int, str], dict], path: str) -> None:
       colour = "0.7" if setting == "control" else "C0"
       axis.barh(place, values.mean(), color=colour, height=0.6, alpha=0.75)
       axis.plot(values, [place] * len(values), ".", color="black", markersize=4, label="a seed")
-      axis.text(97, place, f"{values.mean():.1f}", ha="right", va="center", fontsize=8)
+      axis.text(112, place, f"{values.mean():.1f}", ha="right", va="center", fontsize=8)
       if setting in PAPER:
         axis.plot(PAPER[setting][number], place, "D", color="C1", markersize=5, label="paper (real images)")
     axis.axvline(chance(results, measure), color="grey", linewidth=0.8, linestyle="--", label="chance")
-    axis.set(title=f"{measure}, %", xlim=(0, 100), yticks=places)
+    axis.set(title=f"{measure}, %", xlim=(0, 112), xticks=range(0, 101, 20), yticks=places)
     axis.set_yticklabels(SETTINGS.values())
     axis.spines[["top", "right"]].set_visible(False)
   handles, labels = axes[0].get_legend_handles_labels()

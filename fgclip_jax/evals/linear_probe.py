@@ -192,11 +192,10 @@ class Fit:
     if scores.ndim == 1:  # of two classes, the second's over the first's
       scores = np.stack([np.zeros_like(scores), scores], axis=1)
     classes = self.classifier.classes_
-    best = scores.argmax(1)
-    rows = np.arange(len(scores))
-    top = scores[rows, best].copy()
-    scores[rows, best] = -np.inf
-    return (classes[best] == data.labels) & (scores.max(1) < top - metrics.TIE), classes[best]
+    predicted = classes[scores.argmax(1)]
+    # no margin as between cosines: a large decay makes all scores small
+    tied = (scores == scores.max(1, keepdims=True)).sum(1) > 1
+    return (predicted == data.labels) & ~tied, predicted
 
 
 def choose_decay(learn: Features, judge: Features) -> tuple[float, Fit]:

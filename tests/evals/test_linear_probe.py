@@ -172,10 +172,18 @@ def test_a_class_that_is_only_tested_is_missed(model, tmp_path):
 
 
 @pytest.mark.parametrize("classes", [2, 3])
-def test_equal_features_are_ties_and_ties_are_misses(classes):
+def test_ties_are_misses(classes):
   data = clouds(60, 0, classes=classes)
-  same = Features(np.ones_like(data.values), data.labels, data.ids)
-  assert not linear_probe.Fit.on(same, 1.0).score(same)[0].any()
+  fit = linear_probe.Fit.on(data, 1.0)
+  assert fit.score(data)[0].any()
+  fit.classifier.coef_[:], fit.classifier.intercept_[:] = 0, 0
+  assert not fit.score(data)[0].any()
+
+
+def test_a_large_decay_makes_no_ties():
+  data = clouds(60, 0, spread=0.01)
+  small = Features(data.values / 100, data.labels, data.ids)
+  assert linear_probe.Fit.on(small, 1e6).score(small)[0].all()
 
 
 def test_errors(model, files, folders, tmp_path, draw):
