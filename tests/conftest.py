@@ -5,8 +5,13 @@ import pathlib
 
 # before JAX is imported; processes that tests start inherit both
 os.environ["JAX_PLATFORMS"] = "cpu"
-# programs that run once or twice: compiling them well would take longer than running them does
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false")
+os.environ.setdefault(
+  "XLA_FLAGS",
+  # programs that run once or twice: compiling them well would take longer than running them does
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+  # on a busy machine a simulated device may wait longer than 40 seconds for the others, and XLA then aborts
+  "--xla_cpu_collective_call_terminate_timeout_seconds=600",
+)
 
 import hypothesis
 import jax
