@@ -18,6 +18,7 @@ from fgclip_jax.data.tokenizer import Tokenizer
 
 _NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
 _TRIES = 100  # records in a row that may be bad before the loader gives up on finding a good one
+_READ_AHEAD = 128  # records read before their pictures are decoded, which bounds the memory that they take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,13 +50,29 @@ class LoadExample:
     self._lengths = [layout.max_length(long) for long in (False, True)]
     self._prefix = Prefix(config.short_prefix, self._tokenizer)
 
-  def random_map(self, index: int, rng: np.random.Generator, image: np.ndarray | None = None) -> Loaded:
+  def load(self, numbers: Sequence[int], rngs: Sequence[np.random.Generator], images: np.ndarray) -> list[Loaded]:
+    """Many examples, as `random_map` makes each, their pictures put into `images`, uint8 [n, S, S, 3].
+
+    Many are read before any of their pictures is decoded: by turns, each would find the other's code and data in the
+    processor's cache, and reading would take twice as long.
+    """
+    loaded = []
+    for begin in range(0, len(numbers), _READ_AHEAD):
+      part = slice(begin, begin + _READ_AHEAD)
+      found = [self._try_to_read(number) for number in numbers[part]]
+      loaded += map(self.random_map, numbers[part], rngs[part], images[part], found)
+    return loaded
+
+  def random_map(
+    self, index: int, rng: np.random.Generator, image: np.ndarray | None = None, inputs: Inputs | None = None
+  ) -> Loaded:
     """The example of this record, or of the next good one; in place of one that its shard has lost, of one far away.
 
     Args:
       index: the record's number.
       rng: what is drawn from.
       image: where the picture is put, uint8 [S, S, 3]; None: into an array of its own.
+      inputs: what has been read of the record, if anything has.
 
     Raises:
       ValueError: none is good, or something else went wrong; of a kind that other processes can be told.
@@ -65,15 +82,22 @@ class LoadExample:
     total = self.source.sizes[which]
     while len(bad) < min(_TRIES, total):
       try:
-        example, lost = self._example(self._read(number), number, rng, image)
+        example, lost = self._example(inputs or self._read(number), number, rng, image)
         return Loaded(example, tuple(bad), lost)
       except RecordError as error:
+        inputs = None
         bad.append(Bad(error.kind, f"{self.source.where(number)}: {error}", which))
         # the neighbours of a lost record are lost, too
         number = self.source.step_from(number, int(0.618 * total) + 1 if error.kind == "shard_lost" else 1)
       except Exception as error:  # a worker's exception that cannot be pickled would never arrive
         raise ValueError(f"{self.source.where(number)}: {type(error).__name__}: {error}") from error
     raise ValueError(f"{len(bad)} records in a row are bad; the last: {bad[-1].message}")
+
+  def _try_to_read(self, number: int) -> Inputs | None:
+    try:
+      return self._read(number)
+    except Exception:
+      return None  # `random_map` reads it again and says what is wrong
 
   def _read(self, number: int) -> Inputs:
     data = self.source[number]

@@ -46,10 +46,7 @@ class _Batches(grain.MapDataset):
     load.source.prefetch(numbers)
     # pictures are put where they stay: copying them together later would take as long as packing
     images = np.empty((len(places), load.image_size, load.image_size, 3), np.uint8)
-    loaded = [
-      load.random_map(number, self._generator(place), image)
-      for number, place, image in zip(numbers, places, images, strict=True)
-    ]
+    loaded = load.load(numbers, [self._generator(place) for place in places], images)
     return {
       "batch": assemble([one.example for one in loaded], self._shards, load.layout, images),
       "bad": [bad for one in loaded for bad in one.bad],

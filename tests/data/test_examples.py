@@ -7,6 +7,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from fgclip_jax.data import examples as module
 from fgclip_jax.data import token_ids
 from fgclip_jax.data.examples import LoadExample, Prefix
 from fgclip_jax.data.loader import DataConfig
@@ -64,6 +65,13 @@ class NoTokenizer(Tokenizer):
 )
 def test_stored_ids_give_the_batches_that_the_texts_give(toy, tokenised, options):
   assert_same(take(make_loader(toy, **options), 4), take(make_loader(tokenised, **options), 4))
+
+
+@pytest.mark.parametrize("ahead", [1, 3])
+def test_batches_do_not_depend_on_how_many_records_are_read_ahead(toy, ahead, monkeypatch):
+  expected = take(make_loader(toy, crop="random"), 3)
+  monkeypatch.setattr(module, "_READ_AHEAD", ahead)
+  assert_same(take(make_loader(toy, crop="random"), 3), expected)
 
 
 def load(folder: str, number: int, seed: int = 0, boxes: int = BOXES, image_size: int | None = 16, **options):
