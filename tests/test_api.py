@@ -17,17 +17,10 @@ from fgclip_jax import api
 from fgclip_jax.data import image as images
 from fgclip_jax.models import parameters, presets
 from fgclip_jax.weights import native
+from tests.toy_models import init
 
 TINY = presets.preset("tiny")
 PLAIN = TINY.replace(text={"long_length": None})
-
-
-def init(config, seed):
-  """Random parameters, drawn by NumPy: nothing to compile."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), parameters.abstract_params(config)
-  )
 
 
 @pytest.fixture(scope="module")

@@ -19,17 +19,11 @@ from fgclip_jax.evals.examples import Examples
 from fgclip_jax.evals.records import Records
 from fgclip_jax.models import parameters, presets
 from fgclip_jax.weights import native
+from tests.toy_models import init
 
 TINY = presets.preset("tiny")
 PLAIN = TINY.replace(text={"long_length": None})
 COLOURS = ("red", "green", "blue", "white", "black", "pink")
-
-
-def init(config, seed):
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), parameters.abstract_params(config)
-  )
 
 
 @pytest.fixture(scope="module")

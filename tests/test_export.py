@@ -14,17 +14,11 @@ from fgclip_jax import api, export
 from fgclip_jax.models import parameters, presets
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.weights import native
+from tests.toy_models import init
 
 TINY = presets.preset("tiny").replace(text={"vocab_size": 49408, "short_length": 24, "long_length": 40})
 PLAIN = TINY.replace(text={"long_length": None})
 BOX = np.asarray([[[0.1, 0.2, 0.7, 0.6], [0.0, 0.0, 1.0, 1.0]]], np.float32)
-
-
-def init(config, seed):
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), parameters.abstract_params(config)
-  )
 
 
 @pytest.fixture(scope="module")

@@ -13,16 +13,9 @@ import fgclip_jax
 from fgclip_jax import api, inference, inputs
 from fgclip_jax.models import parameters, presets
 from fgclip_jax.weights import native
+from tests.toy_models import init
 
 TINY = presets.preset("tiny")
-
-
-def init(config, seed):
-  """Random parameters, drawn by NumPy: nothing to compile."""
-  rng = np.random.default_rng(seed)
-  return jax.tree.map(
-    lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), parameters.abstract_params(config)
-  )
 
 
 @pytest.fixture(scope="module")

@@ -7,7 +7,6 @@ starting at step `s`.
 """
 
 import dataclasses
-import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +14,7 @@ from typing import Any
 import grain
 import numpy as np
 
-from fgclip_jax.data import decode, paths
+from fgclip_jax.data import decode, paths, pool
 from fgclip_jax.data import record as records
 from fgclip_jax.data.examples import LoadExample, measure_ladder
 from fgclip_jax.data.mixture import Mixture
@@ -202,8 +201,7 @@ def choose_workers(config: DataConfig) -> tuple[int, int]:
   images are decoded outside Python's lock and the rest of an example within it, for about as long. Twice the threads
   for object storage: some wait for their batch's first records while the others decode.
   """
-  # the cores that this process may use, which are fewer than the machine's in many containers
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  cores = pool.count_processors()
   workers = config.workers if config.workers >= 0 else 0 if cores < 8 else min(cores // 4, 32)
   threads = min(cores, 2)
   if any(paths.is_remote(entry.path) for entry in config.sets()):

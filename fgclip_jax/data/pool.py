@@ -17,6 +17,11 @@ import tqdm
 Task, Result = TypeVar("Task"), TypeVar("Result")
 
 
+def count_processors() -> int:
+  """How many processors this process may use, which are fewer than the machine's in many containers."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @runtime_checkable
 class Engine(Protocol):
   """Runs tasks elsewhere, see `beam.Beam`."""

@@ -11,7 +11,6 @@ Everything follows from `(seed, index, split)`, whatever the number of processes
 import dataclasses
 import functools
 import io
-import os
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -239,7 +238,7 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
     ValueError: a count below one or a negative seed.
     FileExistsError: `output` holds another data set.
   """
-  workers = _processors() if workers is None else workers
+  workers = pool.count_processors() if workers is None else workers
   for argument, value, least in [
     ("train", train, 1),
     ("validation", validation, 1),
@@ -301,11 +300,6 @@ def _encode_scenes(shard: _Shard) -> Iterator[bytes]:
   for index in range(shard.start, shard.stop):
     pool.tick(1)
     yield record.encode(make_record(shard.seed, index, shard.split))
-
-
-def _processors() -> int:
-  """How many processors this process may use."""
-  return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _check_folder(output: str) -> None:

@@ -1,9 +1,7 @@
 """The records of a split, read and decoded in order; those that cannot be used are counted, not lost in silence."""
 
 import collections
-import concurrent.futures
 import dataclasses
-import itertools
 import os
 from collections.abc import Iterator
 
@@ -11,6 +9,7 @@ import numpy as np
 from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import UInt8
 
+from fgclip_jax import inputs
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record
 
@@ -73,22 +72,12 @@ class Examples:
 
   def __iter__(self) -> Iterator[Example]:
     self._reset()
-    workers = min(os.cpu_count() or 1, 16)
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:  # Pillow decodes without holding the GIL
-      pending: collections.deque = collections.deque()
-      numbers = iter(range(len(self)))
-      while True:
-        for number in itertools.islice(numbers, 4 * workers - len(pending)):
-          pending.append((number, pool.submit(self._try, number)))
-        if not pending:
-          return
-        number, future = pending.popleft()
-        result = future.result()
-        if isinstance(result, Example):
-          yield result
-        else:
-          self.skipped[result.kind] += 1
-          self.first_fault = self.first_fault or f"record {number} of split {self.split!r}: {result}"
+    for number, result in enumerate(inputs.in_threads(self._try, range(len(self)))):
+      if isinstance(result, Example):
+        yield result
+      else:
+        self.skipped[result.kind] += 1
+        self.first_fault = self.first_fault or f"record {number} of split {self.split!r}: {result}"
 
   def _reset(self) -> None:
     self.skipped: collections.Counter = collections.Counter()

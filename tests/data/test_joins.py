@@ -6,20 +6,9 @@ import pathlib
 import pytest
 
 from fgclip_jax.data import coco, flickr30k, images, joins, visual_genome
-from fgclip_jax.data.record import RecordError, Region
+from fgclip_jax.data.record import Region
 from tests.data import standin
-
-
-def load(source):
-  """The records of a source and the kinds of what cannot be used, in order; and what was told."""
-  found, told = [], []
-  for file in source.files:
-    for _, raw in source.scan(file):
-      try:
-        found.append(source.load(raw, lambda loss, error: told.append((loss, error.kind))))
-      except RecordError as error:
-        found.append(error.kind)
-  return found, told
+from tests.data.trees import load_all
 
 
 def write(path, value):
@@ -65,7 +54,7 @@ def write_coco(folder, **changes):
 
 def test_coco_gives_its_first_captions_and_its_boxes(tmp_path, pictures):
   source = coco.make(str(tmp_path / "state"), *write_coco(tmp_path), pictures)
-  found, told = load(source)
+  found, told = load_all(source)
   first, second, *rest = found
   assert (first.id, first.short, first.long, first.image) == ("1.jpg", "a dog runs", "", b"bytes of 1.jpg")
   assert first.regions == (Region((0.1, 0.1, 0.6, 0.6), "dog"),)
@@ -83,7 +72,7 @@ def test_coco_gives_its_first_captions_and_its_boxes(tmp_path, pictures):
 def test_coco_needs_no_boxes(tmp_path, pictures):
   captions, _ = write_coco(tmp_path)
   source = coco.make(standin.remote(tmp_path / "state"), [standin.remote(captions[0])], [], pictures)
-  assert [record.short for record in load(source)[0][:2]] == ["a dog runs", "a cat"]
+  assert [record.short for record in load_all(source)[0][:2]] == ["a dog runs", "a cat"]
 
 
 @pytest.mark.parametrize(
@@ -120,7 +109,7 @@ def test_a_join_is_kept_until_a_file_changes(tmp_path, pictures, monkeypatch):
   assert pathlib.Path(source.files[0]).stat().st_mtime_ns == before
   write_coco(tmp_path, categories=[{"id": 18, "name": "wolf"}])
   source = coco.make(str(tmp_path / "state"), captions, instances, pictures)
-  assert load(source)[0][0].regions[0].short == "wolf"
+  assert load_all(source)[0][0].regions[0].short == "wolf"
 
 
 def test_visual_genome_gives_its_phrases_and_the_largest_one_for_the_image(tmp_path, pictures):
@@ -141,7 +130,7 @@ def test_visual_genome_gives_its_phrases_and_the_largest_one_for_the_image(tmp_p
     {"id": 3, "regions": [{"phrase": "a cat", "x": 0, "y": 0, "width": 10, "height": 10}]},
   ]
   files = write(tmp_path / "image_data.json", data), write(tmp_path / "region_descriptions.json", regions)
-  (first, *rest), told = load(visual_genome.make(str(tmp_path / "state"), *files, pictures))
+  (first, *rest), told = load_all(visual_genome.make(str(tmp_path / "state"), *files, pictures))
   assert (first.id, first.short, first.image) == ("VG_100K/1.jpg", "a wide lawn", b"bytes of VG_100K/1.jpg")
   expected = (Region((0.0, 0.0, 0.1, 0.2), "a small dog"), Region((0.0, 0.5, 1.0, 1.0), "a wide lawn"))
   assert first.regions == expected
@@ -172,7 +161,7 @@ def write_entities(folder):
 
 def test_flickr30k_gives_one_region_for_each_thing(tmp_path, pictures):
   entities = write_entities(tmp_path / "entities")
-  (first, second), told = load(flickr30k.make(str(tmp_path / "state"), entities, None, pictures))
+  (first, second), told = load_all(flickr30k.make(str(tmp_path / "state"), entities, None, pictures))
   assert (first.id, first.short) == ("1.jpg", "Two young guys sit on a bench in the park .")
   assert first.regions == (
     Region((0.1, 0.1, 0.5, 1.0), "Two young guys"),
@@ -182,7 +171,7 @@ def test_flickr30k_gives_one_region_for_each_thing(tmp_path, pictures):
   assert (second.id, second.regions) == ("2.jpg", first.regions)
   assert told == [("note", "phrase_without_box"), ("note", "captions_unused")] * 2
   ids = write(tmp_path / "train.txt", "2\n")
-  found, _ = load(flickr30k.make(str(tmp_path / "state"), entities, ids, pictures))
+  found, _ = load_all(flickr30k.make(str(tmp_path / "state"), entities, ids, pictures))
   assert [record.id for record in found] == ["2.jpg"]
 
 

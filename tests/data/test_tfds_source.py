@@ -9,6 +9,7 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from fgclip_jax.data import tfds_source
 from fgclip_jax.data.record import RecordError
 from tests.data import trees
+from tests.data.trees import load_all
 
 PICTURE = trees.make_image()
 
@@ -51,20 +52,8 @@ def find(folder, split="train", image="image", caption="captions/text", long=Non
   return tfds_source.find(folder, None, split, image, caption, long)
 
 
-def load(source):
-  """The records of a source and the kinds of what cannot be used, in order; and what was told."""
-  found, told = [], []
-  for file in source.files:
-    for _, raw in source.scan(file):
-      try:
-        found.append(source.load(raw, lambda loss, error: told.append((loss, error.kind))))
-      except RecordError as error:
-        found.append(error.kind)
-  return found, told
-
-
 def test_first_captions_and_encoded_images_are_taken(folder):
-  found, told = load(find(folder, long="extra/long"))
+  found, told = load_all(find(folder, long="extra/long"))
   first, second, third, fourth = found
   assert (first.image, first.short, first.long) == (PICTURE, "one", "long one")
   assert first.id == "pets-train.array_record-00000-of-00002/0"
@@ -80,7 +69,7 @@ def test_records_are_read_from_any_one_on(folder):
 
 
 def test_a_caption_may_be_a_single_text(folder):
-  found, told = load(find(folder, caption="extra/long"))
+  found, told = load_all(find(folder, caption="extra/long"))
   assert [record if isinstance(record, str) else record.short for record in found] == [
     "long one",
     "long three",

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import pickle
 import subprocess
 import tarfile
 
@@ -10,24 +9,8 @@ import pytest
 
 from fgclip_jax import prepare
 from fgclip_jax.data import tars, webdataset
-from fgclip_jax.data.record import RecordError
 from tests.data import standin, trees
-
-
-def load(source):
-  """The records of a source and the kinds of what cannot be used, in order; and what was told."""
-  found, told = [], []
-  for file in source.files:
-    try:
-      for _, raw in source.scan(file):
-        try:
-          raw = pickle.loads(pickle.dumps(raw))
-          found.append(source.load(raw, lambda loss, error: told.append((loss, error.kind))))
-        except RecordError as error:
-          found.append(error.kind)
-    except RecordError as error:
-      found.append(error.kind)
-  return found, told
+from tests.data.trees import load_all
 
 
 def write(path, samples):
@@ -43,12 +26,12 @@ def test_samples_become_records(tmp_path, form, where):
     trees.make_sample("000000001", long=None, short="another"),
   ]
   path = where(write(tmp_path / f"00007.{form}", samples))
-  (first, second), told = load(webdataset.WebDataset((path,), long_field="long"))
+  (first, second), told = load_all(webdataset.WebDataset((path,), long_field="long"))
   assert (first.id, first.image) == ("00007/000000000", b"image")
   assert (first.short, first.long) == ("short 000000000", "a long caption")
   assert (second.id, second.short, second.long) == ("00007/000000001", "short 000000001", "")
   assert told == [("note", "long_caption_none")]
-  (first, _), told = load(webdataset.WebDataset((path,), short_field="short"))
+  (first, _), told = load_all(webdataset.WebDataset((path,), short_field="short"))
   assert (first.short, first.long, told) == ("another", "", [])
 
 
@@ -60,7 +43,7 @@ def test_what_cannot_be_used_is_named(tmp_path, form):
     trees.make_sample("2", caption=" "),
     trees.make_sample("3"),
   ]
-  found, told = load(webdataset.WebDataset((write(tmp_path / f"a.{form}", samples),)))
+  found, told = load_all(webdataset.WebDataset((write(tmp_path / f"a.{form}", samples),)))
   assert (found[:3], told) == (["image_not_downloaded", "image_missing", "short_empty"], [])
   assert found[3].short == "short 3"
 
@@ -81,7 +64,7 @@ def test_samples_of_tar_files_without_json_or_with_other_than_json(tmp_path):
       ("5.jpg", b"5"),
     ]:
       trees.add_member(archive, name, data)
-  found, _ = load(webdataset.WebDataset((str(tmp_path / "a.tar"),)))
+  found, _ = load_all(webdataset.WebDataset((str(tmp_path / "a.tar"),)))
   assert [(record.image, record.short) for record in found[:2]] == [(b"0", "café"), (b"1", "one")]
   assert found[2:] == ["side_file_not_object", "record_not_json", "short_not_unicode", "short_missing"]
 
@@ -93,7 +76,7 @@ def test_a_tar_file_of_a_folder_of_images_with_texts_is_read(tmp_path):
     path.with_suffix(".jpg").write_bytes(name.encode())
     path.with_suffix(".txt").write_text(f"caption of {name}")
   subprocess.run(["tar", "--sort=name", "-cf", "photos.tar", "photos"], cwd=tmp_path, check=True)
-  found, _ = load(webdataset.WebDataset((str(tmp_path / "photos.tar"),)))
+  found, _ = load_all(webdataset.WebDataset((str(tmp_path / "photos.tar"),)))
   assert [(record.id, record.image, record.short) for record in found] == [
     (f"photos/photos/{name}", name.encode(), f"caption of {name}") for name in ("a/1", "b/1")
   ]
@@ -104,7 +87,7 @@ def test_a_broken_tar_file_gives_what_lies_before_the_break(tmp_path):
   data = trees.write_tar(path, [trees.make_sample(f"{index}", b"x" * 5000) for index in range(10)])
   offset = [offset for offset, _ in tars.scan(str(path))][4]
   path.write_bytes(data[: offset + 3000])
-  found, _ = load(webdataset.WebDataset((str(path),)))
+  found, _ = load_all(webdataset.WebDataset((str(path),)), broken=True)
   assert [record.id for record in found[:-1]] == ["a/0", "a/1", "a/2", "a/3"]
   assert found[-1] == "tar_truncated"
 
@@ -142,7 +125,7 @@ def test_long_captions_come_from_files_of_any_form(tmp_path, name, by, capsys):
   assert f"Found {count} long captions in 1 files" in out
   assert f"{count} entries have no {by} or no long" in out
   path = write(tmp_path / "0.tar", [trees.make_sample(key) for key in "012"])
-  found, told = load(webdataset.WebDataset((path,), long_captions=table, by=by))
+  found, told = load_all(webdataset.WebDataset((path,), long_captions=table, by=by))
   assert [record.long for record in found] == ["long 0", "", ""]
   assert told == [("note", "long_caption_none")] * 2
 

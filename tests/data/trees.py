@@ -3,11 +3,14 @@
 import io
 import json
 import pathlib
+import pickle
 import tarfile
 
 import pyarrow
 import pyarrow.parquet
 from PIL import Image
+
+from fgclip_jax.data.record import RecordError
 
 
 def make_image(colour="red", size=(12, 8), form="JPEG"):
@@ -62,3 +65,25 @@ def write_files(folder, samples):
     (folder / f"{side['key']}.json").write_text(json.dumps(side))
     if sample["image"] is not None:
       (folder / f"{side['key']}.jpg").write_bytes(sample["image"])
+
+
+def load_all(source, broken=False):
+  """The records of a source and the kinds of what cannot be used, in order; and what was told.
+
+  What is read is pickled on its way, as on the way to another process. Where files may be `broken`, one that breaks off
+  ends with the kind of its fault.
+  """
+  found, told = [], []
+  for file in source.files:
+    try:
+      for _, raw in source.scan(file):
+        raw = pickle.loads(pickle.dumps(raw))
+        try:
+          found.append(source.load(raw, lambda loss, error: told.append((loss, error.kind))))
+        except RecordError as error:
+          found.append(error.kind)
+    except RecordError as error:
+      if not broken:
+        raise
+      found.append(error.kind)
+  return found, told

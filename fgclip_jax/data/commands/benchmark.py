@@ -49,7 +49,7 @@ def run(options: argparse.Namespace) -> None:
   from absl import flags
 
   flags.FLAGS.mark_as_parsed()  # Grain's worker processes read them
-  from fgclip_jax.data import bench
+  from fgclip_jax.data import bench, pool
   from fgclip_jax.data.loader import choose_workers
   from fgclip_jax.data.settings import DataConfig
 
@@ -58,7 +58,7 @@ def run(options: argparse.Namespace) -> None:
   stages = bench.measure_stages(config, options.size)
   print(describe(stages, options.size))
   print("\nThe whole loader:\n\n  decode  workers  threads    images/s", flush=True)
-  cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+  cores = pool.count_processors()
   best = (0.0, 0, 0)
   default, layout = choose_workers(config), bench.make_layout(config)
 

@@ -1,7 +1,8 @@
 """What the commands of `prepare` share: options, and the conversion of a source into a data set."""
 
 import argparse
-import os
+
+from fgclip_jax.data import pool
 
 IMAGE_CHECK = """
 Every image is decoded once, which finds broken ones and takes most of the time. Its bytes are stored as they came, or,
@@ -35,7 +36,7 @@ def add_workers(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--workers",
     type=positive,
-    default=_count_processors(),
+    default=pool.count_processors(),
     metavar="N",
     help="processes; the result does not depend on it (default: one per processor, %(default)s here)",
   )
@@ -153,9 +154,3 @@ def print_next(config: str, output: str) -> None:
   """Prints the command that trains on what was written."""
   command = f"python -m fgclip_jax.main --config=configs/{config}.py --config.data.path={output}"
   print(f"Next: {command} --workdir=runs/{config}")
-
-
-def _count_processors() -> int:
-  if hasattr(os, "sched_getaffinity"):
-    return len(os.sched_getaffinity(0))
-  return os.cpu_count() or 1

@@ -9,6 +9,7 @@ import importlib
 import shlex
 from typing import NoReturn
 
+from fgclip_jax.data.commands.common import positive
 from fgclip_jax.evals.evaluator import Evaluator
 
 # in the order of --help
@@ -48,14 +49,6 @@ def add_allow(parser: argparse._ActionsContainer) -> None:
     help="switch guards off: resolution (images of another size than in training), cut_texts (texts too long for the "
     "model or its path)",
   )
-
-
-def positive(text: str) -> int:
-  """Reads an option's number, which must be at least 1."""
-  value = int(text)
-  if value < 1:
-    raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
-  return value
 
 
 def add_limit(parser: argparse.ArgumentParser, things: str = "pictures") -> None:
