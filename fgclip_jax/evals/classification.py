@@ -25,7 +25,9 @@ class Classification:
     dataset: `imagenet` or `imagenetv2`: sub-folders named by WordNet number (`n01440764`) or class number (0 to 999);
       `folder`: sub-folders named by class; `tfds`: a data set of TensorFlow Datasets.
     images: the folder; for `tfds` the data set's name or folder.
-    classes: for `folder`, a file of class names, see `labelled.read_classes`; None: the sub-folders' names.
+    classes: for `folder`, a file of class names, see `labelled.read_classes`; None: those of the sub-folders or labels.
+    labels: a file with the class of each picture, see `labelled.read_flat`, for pictures that lie in one folder, as
+      ImageNet's do when they are downloaded; None: they lie in sub-folders.
     split, data_dir: for `tfds`, the split, and where named data sets lie.
     templates: a key of `templates.TEMPLATES`.
     mode: how pictures are made square; None: the model's own way, `squash` for an FG-CLIP, `center_crop` for a CLIP.
@@ -36,6 +38,7 @@ class Classification:
   dataset: str
   images: str
   classes: str | None = None
+  labels: str | None = None
   split: str = "test"
   data_dir: str | None = None
   templates: str = "openai80"
@@ -51,6 +54,8 @@ class Classification:
       )
     if self.classes and self.dataset != "folder":
       raise ValueError(f"classes are given for the dataset 'folder', not for {self.dataset!r}")
+    if self.labels and self.dataset == "tfds":
+      raise ValueError("labels are given for pictures in one folder, and those of tfds have theirs")
 
   @property
   def name(self) -> str:
@@ -64,10 +69,14 @@ class Classification:
     """The pictures and their classes; errors as in `labelled`."""
     if self.dataset == "tfds":
       found = labelled.read_tfds(self.images, self.split, self.data_dir)
-    elif self.dataset == "folder":
-      found = labelled.read_folder(self.images, labelled.read_classes(self.classes) if self.classes else None)
     else:
-      found = labelled.read_folder(self.images, labelled.imagenet_classes())
+      classes = labelled.imagenet_classes() if self.dataset != "folder" else None
+      if self.classes:
+        classes = labelled.read_classes(self.classes)
+      if self.labels:
+        found = labelled.read_flat(self.images, self.labels, classes)
+      else:
+        found = labelled.read_folder(self.images, classes)
     return found.first(self.limit)
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
@@ -79,7 +88,7 @@ class Classification:
     notes += faults.notes(len(data.pictures))
     if not len(kept):
       raise ValueError(f"no picture of {self.images!r} can be used: {'; '.join(notes)}")
-    notes += _notes(data)
+    notes += [*data.notes, *_notes(data)]
     mode = self.mode or inputs.default_mode(model.config)
     notes.append(f"pictures are made square by {mode}, classes by the templates {self.templates}")
     return _score(image, data.labels[kept], [data.ids[number] for number in kept], classes, data, faults, notes)

@@ -1,4 +1,5 @@
-"""Pictures with a class each: folders named by class, ImageNet and its variants, data sets of TensorFlow Datasets."""
+"""Pictures with a class each: folders named by class, a folder with a file of labels, ImageNet and its variants, data
+sets of TensorFlow Datasets."""
 
 import dataclasses
 import functools
@@ -13,6 +14,7 @@ from jaxtyping import Int
 from fgclip_jax.data import paths, tfds_source
 from fgclip_jax.evals.pictures import Source
 
+_HEADINGS = ("imageid", "image_id", "image", "filename", "file", "name", "path")  # of the first column of a CSV file
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 
 
@@ -25,18 +27,20 @@ class Labelled:
     ids: what each is called in reports.
     labels: the class of each, as a number.
     names: of the classes; some may have no picture.
+    notes: what a reader of the results should know.
   """
 
   pictures: Sequence[Source]
   ids: Sequence[str]
   labels: Int[np.ndarray, "N"]
   names: tuple[str, ...]
+  notes: tuple[str, ...] = ()
 
   def first(self, limit: int | None) -> "Labelled":
     """The first `limit` pictures; all where it is None."""
     if limit is not None and limit < 1:
       raise ValueError(f"limit must be at least 1, got {limit}")
-    return Labelled(self.pictures[:limit], self.ids[:limit], self.labels[:limit], self.names)
+    return Labelled(self.pictures[:limit], self.ids[:limit], self.labels[:limit], self.names, self.notes)
 
 
 @functools.cache
@@ -95,6 +99,55 @@ def read_folder(folder: str, classes: Mapping[str, str] | Sequence[str] | None =
   return Labelled(pictures, [os.path.relpath(path, folder) for path in pictures], np.asarray(labels, np.int64), names)
 
 
+def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[str] | None = None) -> Labelled:
+  """Pictures of one folder, whose classes are in a file.
+
+  Args:
+    folder: the folder.
+    labels: a text file. Lines `FILE CLASS`, parted by a tab, a comma or a space (the suffix of FILE may lack; of a
+      CLASS field with more words that is no class, the first word counts, as in Kaggle's `LOC_val_solution.csv`); or a
+      class on each line, for the pictures of the folder in the order of their names.
+    classes: names by key (of ImageNet: WordNet numbers), or in order; None: the distinct classes of the file, sorted. A
+      class is written as its key, its name, or, in lines with a FILE, its number from 0 on.
+
+  Raises:
+    FileNotFoundError, ValueError: a file is missing, or a line of `labels` cannot be used; the message names it.
+  """
+  by_stem = {}
+  for name in paths.list_folder(folder):
+    if name.lower().endswith(SUFFIXES):
+      by_stem |= {name: name, os.path.splitext(name)[0]: name}
+  files = sorted(set(by_stem.values()))
+  lines = enumerate(paths.read(labels).decode("utf-8-sig").splitlines(), 1)
+  rows = [(number, *_split_label(line)) for number, line in lines if line.strip()]
+  alone = len(rows) == len(files) and not any(file in by_stem for _, file, _, _ in rows)
+  if alone:
+    rows = [(number, file, line, line) for file, (number, _, _, line) in zip(files, rows, strict=True)]
+  elif rows and rows[0][1].lower() in _HEADINGS:
+    rows = rows[1:]
+  if not files or not rows:
+    raise ValueError(f"{folder!r} has {len(files)} pictures ({', '.join(SUFFIXES)}), {labels!r} names {len(rows)}")
+  if classes is None:
+    classes = sorted({label for _, _, label, _ in rows})
+  keys, names = (list(classes), tuple(classes.values())) if isinstance(classes, Mapping) else ([], tuple(classes))
+  known = {name: place for each in (names, keys) for place, name in enumerate(each)}
+  if not (
+    alone and keys
+  ):  # a list of numbers may count the classes in another order, as ImageNet's development kit does
+    known = {str(place): place for place in range(len(names))} | known
+  found = []
+  for number, file, label, _ in rows:
+    word = label if label in known else label.split(None, 1)[0] if label else ""
+    if word not in known:
+      advice = "; numbers are read in lines `FILE NUMBER`, from 0 on" if word.isdecimal() else ""
+      raise ValueError(f"{labels}, line {number}: {label!r} is none of the {len(names)} classes{advice}")
+    found.append((by_stem.get(file, file), known[word]))
+  unnamed = set(files) - {file for file, _ in found}
+  notes = (f"{len(unnamed):,} pictures of {folder!r} are not in {labels!r} and were not looked at",) if unnamed else ()
+  ids, numbers = zip(*found, strict=True)
+  return Labelled([paths.join(folder, file) for file in ids], ids, np.asarray(numbers, np.int64), names, notes)
+
+
 def read_tfds(name: str, split: str = "test", data_dir: str | None = None) -> Labelled:
   """A data set of TensorFlow Datasets that lies on this machine in random-access files; needs no TensorFlow.
 
@@ -120,6 +173,14 @@ def read_tfds(name: str, split: str = "test", data_dir: str | None = None) -> La
   labels = [int(source[place]["label"]) for place in range(len(source))]
   pictures = [functools.partial(_get_image, source, place) for place in range(len(source))]
   return Labelled(pictures, [f"{split}/{place}" for place in range(len(source))], np.asarray(labels, np.int64), names)
+
+
+def _split_label(line: str) -> tuple[str, str, str]:
+  """The first field of a line, the second (empty: there is none), and all of it."""
+  line = line.strip()
+  mark = next((mark for mark in "\t," if mark in line), None)
+  first, *rest = line.split(mark, 1)
+  return first.strip(), rest[0].strip() if rest else "", line
 
 
 def _get_image(source: Sequence[dict], place: int) -> bytes | np.ndarray:

@@ -3,8 +3,10 @@
 import dataclasses
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float32, Int
+from jaxtyping import Array, Float, Float32, Int
 
 if TYPE_CHECKING:
   from fgclip_jax.api import FGCLIP
@@ -64,6 +66,7 @@ def search(
 
   A rank is how many wrong answers score at least as high as the best right one; 0 is a hit at 1. A tie counts against
   the model, and so does a score that is not a number: a model that gives the same embedding for everything has no hit.
+  Scores are computed on JAX's default device, which holds the gallery.
 
   Args:
     queries, gallery: unit-length embeddings.
@@ -73,8 +76,9 @@ def search(
   pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
   if not np.array_equal(np.unique(pairs[:, 0]), np.arange(len(queries))):
     raise ValueError("every query needs at least one right answer")
-  result, first = np.zeros(len(queries), np.int64), np.zeros(len(queries), np.int64)
-  highest = np.full(len(queries), -np.inf, np.float32)
+  starts = range(0, len(gallery), block)
+  answers = [jax.device_put(_pad(gallery[start : start + block], block)) for start in starts]
+  found = []
   for start in range(0, len(queries), block):
     part = queries[start : start + block]
     low, high = np.searchsorted(pairs[:, 0], [start, start + len(part)])
@@ -84,18 +88,50 @@ def search(
       q, a = query[at : at + block], answer[at : at + block]
       with np.errstate(invalid="ignore"):  # NaN stays NaN
         np.maximum.at(best, q, np.einsum("nd,nd->n", part[q], gallery[a]))
-    for low in range(0, len(gallery), block):
-      scores = part @ gallery[low : low + block].T
-      beats = ~(scores < best[:, None] - TIE)  # not >=, which is False for NaN
-      here = (answer >= low) & (answer < low + block)
-      beats[query[here], answer[here] - low] = False
-      result[start : start + block] += beats.sum(1)
-      top = scores.argmax(1)
-      value = scores[np.arange(len(part)), top]
-      better = value > highest[start : start + block]
-      first[start : start + block][better] = top[better] + low
-      highest[start : start + block][better] = value[better]
-  return result, first, highest
+    rows = _pad(part, block)
+    asked = [rows, _pad(best, block), _pad(query, fill=len(rows)), _pad(answer, fill=-1)]
+    asked = [jax.device_put(each if each.dtype == np.float32 else each.astype(np.int32)) for each in asked]
+    state = jax.device_put((*np.zeros((2, len(rows)), np.int32), np.full(len(rows), -np.inf, np.float32)))
+    for at, some in zip(starts, answers, strict=True):
+      state = _look(*asked, some, *np.asarray([at, len(gallery)], np.int32), *state)
+    found.append([np.asarray(each)[: len(part)] for each in state])
+  rank, first, highest = (np.concatenate(each) for each in zip(*found, strict=True))
+  return rank.astype(np.int64), first.astype(np.int64), highest
+
+
+@jax.jit
+def _look(
+  part: Float[Array, "B D"],
+  best: Float[Array, "B"],
+  query: Int[Array, "P"],
+  answer: Int[Array, "P"],
+  some: Float[Array, "G D"],
+  start: Int[Array, ""],
+  total: Int[Array, ""],
+  rank: Int[Array, "B"],
+  first: Int[Array, "B"],
+  highest: Float[Array, "B"],
+) -> tuple[Int[Array, "B"], Int[Array, "B"], Float[Array, "B"]]:
+  """What `search` knows after one more block of answers, of which the first is number `start` of `total`."""
+  scores = jnp.matmul(part, some.T, precision=jax.lax.Precision.HIGHEST)
+  column = jnp.arange(len(some))
+  real = column < total - start
+  beats = ~(scores < best[:, None] - TIE) & real  # not >=, which is False for NaN
+  place = answer - start
+  here = (place >= 0) & (place < len(some))
+  right = here & beats[query, jnp.clip(place, 0, len(some) - 1)]
+  rank += beats.sum(1, dtype=jnp.int32) - jnp.zeros_like(rank).at[query].add(right.astype(jnp.int32), mode="drop")
+  value = jnp.where(real, scores, -jnp.inf).max(1)
+  top = jnp.where(real & (scores == value[:, None]), column, len(some)).min(1)
+  better = value > highest  # False for NaN
+  return rank, jnp.where(better, top + start, first), jnp.where(better, value, highest)
+
+
+def _pad(rows: np.ndarray, most: int | None = None, fill: int = 0) -> np.ndarray:
+  """The rows and more, up to a power of two (or `most`): few sizes to compile."""
+  size = 1 << max(len(rows) - 1, 0).bit_length()
+  size = size if most is None else min(size, most)
+  return np.concatenate([rows, np.full((size - len(rows), *rows.shape[1:]), fill, rows.dtype)])
 
 
 def top_k(rank: Int[np.ndarray, "Q"], pairs: Int[np.ndarray, "P 2"], gallery: int, k: int) -> Metric:

@@ -21,7 +21,6 @@ from fgclip_jax.evals.evaluator import Result
 IGNORE = 255  # the level of pixels that are not counted
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _STEP = 128  # label maps are computed in multiples of so many pixels a side: few sizes to compile
-_ROWS = 32  # of a label map that are scored at a time, which bounds the memory that many classes take
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,7 +86,7 @@ class Segmentation:
       labels = self._read_labels(found[file][1], len(names), faults)
       if labels is None:
         continue
-      cosines = dense @ text.T
+      cosines = (dense.reshape(-1, dense.shape[-1]) @ text.T).reshape(*dense.shape[:2], -1)  # one product is faster
       tables[""] += confusion(labels, label_map(cosines, owner, labels.shape), len(names))
       if background:
         others = label_map(cosines[..., owner > 0], owner[owner > 0], labels.shape)
@@ -211,14 +210,20 @@ def interpolation(size: int, cells: int) -> Float32[np.ndarray, "padded {cells}"
 
 @jax.jit
 def _best(cosines: Float[Array, "h w T"], rows: Float[Array, "H h"], columns: Float[Array, "W w"]) -> Int[Array, "H W"]:
-  """The text with the highest interpolated cosine, for each pixel; a few rows at a time."""
+  """The text with the highest interpolated cosine, for each pixel; texts one after the other, the best so far kept."""
   precision = jax.lax.Precision.HIGHEST
-  wide = jnp.einsum("hwt,Ww->hWt", cosines, columns, precision=precision)
+  wide = jnp.einsum("hwt,Ww->thW", cosines, columns, precision=precision)
 
-  def some_rows(part):
-    return jnp.einsum("hWt,Hh->HWt", wide, part, precision=precision).argmax(-1)
+  def look(state, numbered):
+    best, text = state
+    number, part = numbered
+    here = jnp.matmul(rows, part, precision=precision)
+    better = here > best
+    return (jnp.where(better, here, best), jnp.where(better, number, text)), None
 
-  return jax.lax.map(some_rows, rows.reshape(-1, _ROWS, rows.shape[1])).reshape(len(rows), len(columns))
+  shape = (len(rows), len(columns))
+  state = (jnp.full(shape, -jnp.inf, wide.dtype), jnp.zeros(shape, jnp.int32))
+  return jax.lax.scan(look, state, (jnp.arange(len(wide), dtype=jnp.int32), wide))[0][1]
 
 
 def confusion(

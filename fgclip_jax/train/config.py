@@ -22,7 +22,7 @@ from fgclip_jax.models.parameters import abstract_params, flatten
 from fgclip_jax.models.presets import ModelConfig, ResNetConfig, preset
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.checkpoint import Keep
-from fgclip_jax.train.evaluation import read_evals
+from fgclip_jax.train.evaluation import evaluator_names, read_evals
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.mesh import parse_mesh
 from fgclip_jax.train.optimizer import MOMENT_DTYPES, NAMES, OptimizerConfig, check_rules
@@ -81,6 +81,11 @@ class RunConfig:
   profile: tuple[int, ...]
   compilation_cache: str
   values: dict[str, Any]
+
+  @property
+  def keeps_by_eval(self) -> bool:
+    """Whether the best checkpoints are those of the best evaluation."""
+    return self.keep.best > 0 and self.keep.metric.startswith("eval/")
 
   def layout(self) -> Layout:
     """The static shapes of the run's batches, but for the ladder of row budgets."""
@@ -162,6 +167,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     raise ValueError(f"unknown keys {sorted(left)} in the config; see configs/common.py")
   for name, least in (("newest", 1), ("every", 0), ("best", 0)):
     _whole(f"keep.{name}", getattr(run.keep, name), least=least)
+  _check_keep(run)
   _whole("runtime.unroll", run.runtime.unroll, least=0)
   _whole("runtime.micro_batches", run.runtime.micro_batches)
   _check_objective(run)
@@ -173,6 +179,21 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
       find_shards(data.path, data.split)
   run.layout()
   return run
+
+
+def _check_keep(run: RunConfig) -> None:
+  """Checkpoints that are kept by an evaluation need it at each of them."""
+  if not run.keeps_by_eval:
+    return
+  names = evaluator_names(run.evals)
+  if run.keep.metric.rpartition("/")[0] not in [f"eval/{name}" for name in names]:
+    there = ", ".join(f"'eval/{name}/...'" for name in names) or "none, as config.evals is empty"
+    raise ValueError(f"config.keep.metric={run.keep.metric!r} is of no evaluation of this run: there are {there}")
+  if run.checkpoint_every % run.eval_every:
+    raise ValueError(
+      f"config.checkpoint_every={run.checkpoint_every} must be a multiple of config.eval_every={run.eval_every}, since "
+      f"checkpoints are kept by {run.keep.metric!r}"
+    )
 
 
 def _dict(key: str, value: Any) -> Any:

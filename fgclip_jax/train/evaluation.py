@@ -30,6 +30,16 @@ def read_evals(lines: Sequence[str]) -> tuple[Evaluator, ...]:
   return tuple(evaluators)
 
 
+def evaluator_names(evaluators: Sequence[Evaluator]) -> list[str]:
+  """What they are called in a run's metrics: their names, the second of a name followed by ` 2` and so on."""
+  times: collections.Counter = collections.Counter()
+  names = []
+  for evaluator in evaluators:
+    times[evaluator.name] += 1
+    names.append(evaluator.name if times[evaluator.name] == 1 else f"{evaluator.name} {times[evaluator.name]}")
+  return names
+
+
 def measure(
   evaluators: Sequence[Evaluator],
   model: ModelConfig,
@@ -52,17 +62,14 @@ def measure(
     at: is told what is measured next.
 
   Returns:
-    Numbers called `eval/NAME/METRIC`, shares from 0 to 1; a name that comes again is followed by its place.
+    Numbers called `eval/NAME/METRIC`, shares from 0 to 1, see `evaluator_names`.
   """
   from fgclip_jax.api import FGCLIP
   from fgclip_jax.evals import results
 
   live = FGCLIP(model, params, Runtime(dtype=runtime.dtype, attention=runtime.attention))
   numbers: dict[str, float] = {}
-  times: collections.Counter = collections.Counter()
-  for evaluator in evaluators:
-    times[evaluator.name] += 1
-    name = evaluator.name if times[evaluator.name] == 1 else f"{evaluator.name} {times[evaluator.name]}"
+  for evaluator, name in zip(evaluators, evaluator_names(evaluators), strict=True):
     at(f"{name}, after step {step}")
     try:
       with jax.transfer_guard("allow"):

@@ -162,13 +162,16 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     guard.look(step, numbers, records)
     return numbers
 
-  def evaluate(step: int) -> None:
+  def evaluate(step: int) -> dict[str, float]:
     """Measures the parameters as they are; no step is under way."""
     start = time.perf_counter()
     numbers = measure(run.evals, model, state.params, run.runtime, step, say, watchdog.at)
     if metrics and numbers:
       metrics.write(step, numbers)
     clock.pause(time.perf_counter() - start)
+    if run.keeps_by_eval and run.keep.metric not in numbers:
+      say(f"step {step}: keep.metric {run.keep.metric!r} is not among the numbers: {', '.join(numbers)}")
+    return numbers
 
   step = begin
   with contextlib.ExitStack() as opened:
@@ -190,12 +193,15 @@ def train(run: RunConfig, workdir: str) -> TrainState:
         while len(under_way) > (0 if halts else run.in_flight - 1):
           numbers = finish_one()
         profile.after(step)
+        evaluates = _evaluates(run, step) and not ends
+        if evaluates and run.keeps_by_eval:  # the checkpoint is kept or not by what comes out
+          numbers |= evaluate(step)
         if ends or _saves(run, step):
           watchdog.at(f"the checkpoint of step {step}")
           checkpoints.save(step, state, run.values, numbers, at_once=ahead is None)
         if ends:
           raise Preempted(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
-        if _evaluates(run, step):
+        if evaluates and not run.keeps_by_eval:
           evaluate(step)
     except SickNumbers:
       checkpoints.save(step, state, run.values, at_once=True)

@@ -116,6 +116,50 @@ def test_imagenet_folders_are_classes_by_wordnet_number(tmp_path, draw):
     labelled.read_folder(str(tmp_path), classes)
 
 
+VAL = "ILSVRC2012_val_0000000"
+
+
+@pytest.mark.parametrize(
+  "content",
+  [
+    f"{VAL}1.JPEG 999\n{VAL}3.JPEG 0\n{VAL}2.JPEG 10\n",
+    f"{VAL}1 n15075141\n\n{VAL}3 n01440764\n{VAL}2 n01530575\n",
+    f"ImageId,PredictionString\n{VAL}1,n15075141 8 1 9 2 n15075141 1 2 3 4\n{VAL}3,n01440764 1 2 3 4\n"
+    f"{VAL}2,n01530575 1 2 3 4 \n",
+    f"{VAL}1.JPEG\ttoilet paper\n{VAL}3.JPEG\ttench\n{VAL}2.JPEG\tbrambling\n",
+    "n15075141\nn01530575\nn01440764\n",
+  ],
+)
+def test_pictures_of_one_folder_with_a_file_of_labels(tmp_path, draw, content):
+  for number in (2, 1, 3):
+    draw(tmp_path / "val" / f"{VAL}{number}.JPEG", number)
+  (tmp_path / "labels.txt").write_text(content)
+  data = labelled.read_flat(str(tmp_path / "val"), str(tmp_path / "labels.txt"), labelled.imagenet_classes())
+  found = dict(zip(data.ids, data.labels.tolist(), strict=True))
+  assert found == {f"{VAL}1.JPEG": 999, f"{VAL}2.JPEG": 10, f"{VAL}3.JPEG": 0} and not data.notes
+  assert len(data.names) == 1000 and data.pictures[0] == str(tmp_path / "val" / data.ids[0])
+
+
+def test_labels_that_do_not_fit_their_folder(tmp_path, draw, model):
+  for number in (1, 2, 3):
+    draw(tmp_path / "val" / f"{number}.jpg", number)
+  (tmp_path / "labels.csv").write_text("image,label\n1.jpg,red fox\n4.jpg,cat\n2.jpg,cat\n")
+  result = Classification("folder", str(tmp_path / "val"), labels=str(tmp_path / "labels.csv")).run(model)
+  assert result.examples["id"] == ["1.jpg", "2.jpg"] and result.examples["class"] == ["red fox", "cat"]
+  assert result.skipped == {"image_missing": 1} and "1 pictures of" in "\n".join(result.notes)
+
+  def fails(content, message, dataset="imagenet"):
+    (tmp_path / "labels.csv").write_text(content)
+    with pytest.raises(ValueError, match=message):
+      Classification(dataset, str(tmp_path / "val"), labels=str(tmp_path / "labels.csv")).read()
+
+  fails("490\n361\n171\n", "labels.csv, line 1: '490' is none of the 1000 classes; numbers are read in lines")
+  fails("1.jpg 0\n2.jpg 1000\n", "line 2: '1000' is none of the 1000 classes")
+  fails("1.jpg\n", "line 1: '' is none of")
+  fails("", "has 3 pictures .* names 0", "folder")
+  fails("", "those of tfds have theirs", "tfds")
+
+
 @pytest.mark.parametrize(
   "file, content, expected",
   [

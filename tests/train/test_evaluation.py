@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 
 import jax
 import numpy as np
@@ -56,6 +57,49 @@ def test_a_run_measures_its_sharded_parameters(data, tmp_path, monkeypatch, caps
   out = capsys.readouterr().out
   assert "step 2: retrieve pairs could not be measured" in out and "none.json" in out
   assert "step 2: records 2\n" in out and "long captions: image to text, R@1" in out
+
+
+def small_run(data):
+  config = common.get_config()
+  config.model, config.steps, config.mesh = "tiny", 3, "data=8"
+  config.data.update({"path": data, "batch_size": 8, "boxes": 1, "row_length": 512, "workers": 0})
+  config.optimizer.warmup_steps = 0
+  config.checkpoint_every = config.eval_every = 1
+  config.evals = (f"records --data {data}",)
+  config.keep.update({"newest": 1, "best": 1, "metric": "eval/records/long_image_to_text_r1", "mode": "max"})
+  return config
+
+
+def test_the_best_checkpoint_by_an_evaluation_is_kept(data, tmp_path, monkeypatch, capsys, quick):
+  make_step = loop.make_step
+  monkeypatch.setattr(loop, "make_step", lambda *settings, **savings: quick(make_step(*settings, **savings)))
+  config, values = small_run(data), (0.5, 0.9, 0.1)
+  monkeypatch.setattr(loop, "measure", lambda *a: {"eval/records/long_image_to_text_r1": values[a[4] - 1]})
+  loop.train(read_config(config), str(tmp_path / "run"))
+  assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["2", "3"]
+  assert "is not among the numbers" not in capsys.readouterr().out
+  config.keep.metric, config.steps = "eval/records/other", 1
+  loop.train(read_config(config), str(tmp_path / "other"))
+  assert "'eval/records/other' is not among the numbers: eval/records/long_image" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"evals": ()}, "is of no evaluation of this run: there are none, as config.evals is empty"),
+    ({"evals": ("records --data d", "records --data e")}, ""),
+    ({"evals": ("fgovd --annotations a --images b",)}, "there are 'eval/fgovd/...'"),
+    ({"eval_every": 2}, "config.checkpoint_every=1 must be a multiple of config.eval_every=2"),
+  ],
+)
+def test_checkpoints_that_are_kept_by_an_evaluation_need_one_each(data, change, message):
+  config = small_run(data)
+  config.update(change)
+  if not message:
+    assert read_config(config, check_data=False).keeps_by_eval
+    return
+  with pytest.raises(ValueError, match=re.escape(message)):
+    read_config(config, check_data=False)
 
 
 class Probe:

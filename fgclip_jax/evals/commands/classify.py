@@ -17,6 +17,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--images", required=True, metavar="DIR", help="a folder with a sub-folder for each class; of tfds: its name"
   )
   parser.add_argument("--classes", metavar="FILE", help="class names, for `folder` (default: the sub-folders' names)")
+  parser.add_argument(
+    "--labels",
+    metavar="FILE",
+    help="lines `FILE CLASS`, or a class on each line, for pictures that lie in one folder (default: in sub-folders)",
+  )
   parser.add_argument("--split", default="test", help="of tfds (default: %(default)s)")
   parser.add_argument("--data_dir", metavar="DIR", help="of tfds, where data sets lie (default: ~/tensorflow_datasets)")
   parser.add_argument(
@@ -27,5 +32,5 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def make(options: argparse.Namespace) -> Classification:
-  names = ("dataset", "images", "classes", "split", "data_dir", "templates", "mode", "limit", "allow")
+  names = ("dataset", "images", "classes", "labels", "split", "data_dir", "templates", "mode", "limit", "allow")
   return Classification(**{name: getattr(options, name) for name in names})
