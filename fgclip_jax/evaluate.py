@@ -3,6 +3,7 @@
 python -m fgclip_jax.evaluate --model runs/stage2 --data data/scenes --output stage2.json
 python -m fgclip_jax.evaluate classify imagenet --model M --images imagenet/val --output in1k.json
 python -m fgclip_jax.evaluate --compare stage1.json stage2.json --published "FG-CLIP B/16"
+python -m fgclip_jax.evaluate --published "FG-CLIP B/16"
 """
 
 import argparse
@@ -49,8 +50,8 @@ def main(argv: list[str] | None = None) -> int:
   """The command; returns its exit code."""
   args = _parse(sys.argv[1:] if argv is None else argv)
   try:
-    if getattr(args, "compare", None):
-      print(compare(args.compare, args.published))
+    if hasattr(args, "compare"):
+      _compare(args)
     else:
       _run(args, args.make(args))
   except (OSError, ValueError) as error:
@@ -59,8 +60,18 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
+def _compare(args: argparse.Namespace) -> None:
+  """Prints result files side by side; without files, what is published."""
+  if args.compare:
+    print(compare(args.compare, args.published))
+    return
+  for model in args.published:
+    published.check(model)
+    print(f"{model}\n{published.describe(model)}")
+
+
 def _parse(argv: list[str]) -> argparse.Namespace:
-  """Reads `COMMAND OPTIONS`, or the options of `records`, or `--compare FILES`."""
+  """Reads `COMMAND OPTIONS`, or the options of `records`, or `--compare FILES` and `--published MODELS` alone."""
   if argv and argv[0] in commands.COMMANDS:
     name, argv = argv[0], argv[1:]
     module = importlib.import_module(f"fgclip_jax.evals.commands.{name}")
@@ -72,9 +83,9 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     _add_model(parser)
     commands.add_to(parser, name)
     return parser.parse_args(argv)
-  if "--compare" in argv:
-    parser = _make_parser("python -m fgclip_jax.evaluate", "Prints result files side by side.")
-    parser.add_argument("--compare", metavar="FILE", nargs="+", required=True, help="result files (--output)")
+  if "--compare" in argv or ("--published" in argv and "--model" not in argv):
+    parser = _make_parser("python -m fgclip_jax.evaluate", "Prints result files side by side, or published numbers.")
+    parser.add_argument("--compare", metavar="FILE", nargs="+", default=[], help="result files (--output)")
     _add_published(parser)
     args, rest = parser.parse_known_args(argv)
     if rest:
@@ -87,7 +98,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     "python -m fgclip_jax.evaluate [COMMAND]",
     __doc__,
     "\n".join(["commands (each with --help; without one the options are those of `records`):", *lines])
-    + "\n\n--compare FILE ... [--published MODEL] prints result files side by side",
+    + "\n\n--compare FILE ... [--published MODEL] prints result files side by side; --published MODEL alone prints all"
+    "\nthat is published of a model",
   )
   _add_model(parser)
   commands.add_to(parser, "records")
@@ -157,13 +169,9 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
 
 def _tell(args: argparse.Namespace, evaluator: Evaluator, result: Result, name: str, seconds: float) -> None:
   """Prints the table and the notes, and writes the examples."""
-  columns, sources = {name: results.as_json(result)}, []
-  for row in args.published:
-    numbers, found = published.find(row, evaluator.name, evaluator.settings(), result.metrics)
-    if numbers:
-      columns[f"{row} (published)"] = numbers
-    sources += [f"{row}: {source}" for source in found or (f"nothing published of {evaluator.name!r}",)]
-  print(f"\n{table(columns)}")
+  mine = {name: results.as_json(result)}
+  beside, sources = results.published_columns(evaluator.name, evaluator.settings(), mine.values(), args.published)
+  print(f"\n{table(mine | beside)}")
   print(f"Values and chance in percent. {result.records:,} records in {seconds:.0f} s.")
   for note in (*result.notes, *sources):
     print(f"note: {note}")

@@ -99,6 +99,11 @@ class Tokenizer:
     return self._backend.model.save(folder)
 
 
+def clean(text: str) -> str:
+  """What is read of a text: repaired, in lower case, with single spaces. Texts that are equal then are one caption."""
+  return _clean(text, 0)
+
+
 def _clean(text: str, index: int) -> str:
   """Repairs, lowers and respaces a text, piece by piece between the special tokens that it may hold."""
   if not isinstance(text, str):

@@ -22,7 +22,9 @@ class Entry(NamedTuple):
   captions: tuple[str, ...]
 
 
-def read(dataset: str, annotations: str, split: str, limit: int | None, faults: Faults) -> list[Entry]:
+def read(
+  dataset: str, annotations: str, split: str, limit: int | None, faults: Faults, skip_empty: bool = True
+) -> list[Entry]:
   """Entries of a set, in the order of its file.
 
   Args:
@@ -32,6 +34,7 @@ def read(dataset: str, annotations: str, split: str, limit: int | None, faults: 
     limit: takes only so many entries, the first ones.
     faults: where entries that cannot be used are counted, as `caption_missing` (no caption, or an empty one), or by
       the kind of what is wrong with their record.
+    skip_empty: leaves out captions that are empty, and pictures without another; else they are captions like others.
 
   Raises:
     OSError, ValueError: there is no such file, it is broken, or holds no usable entry.
@@ -43,7 +46,7 @@ def read(dataset: str, annotations: str, split: str, limit: int | None, faults: 
     if isinstance(found, RecordError):
       faults.add(found.kind, f"{annotations}: {found}")
       continue
-    captions = tuple(text.strip() for text in found.captions if text.strip())
+    captions = tuple(text.strip() for text in found.captions if text.strip() or not skip_empty)
     if captions:
       entries.append(Entry(found.image, captions))
     else:
@@ -56,13 +59,14 @@ def read(dataset: str, annotations: str, split: str, limit: int | None, faults: 
 def _read_coco(path: str, split: str) -> Iterator[Entry]:
   del split
   value = _load(path)
-  captions: dict[Any, list[str]] = {image["id"]: [] for image in _need(value, "images", path)}
+  captions: dict[Any, list[str]] = {_need(image, "id", path): [] for image in _need(value, "images", path)}
   for annotation in _need(value, "annotations", path):
-    if annotation["image_id"] not in captions:
-      raise ValueError(f"{path}: annotation {annotation.get('id')} is of image {annotation['image_id']}, not listed")
-    captions[annotation["image_id"]].append(annotation["caption"])
+    image = _need(annotation, "image_id", path)
+    if image not in captions:
+      raise ValueError(f"{path}: annotation {annotation.get('id')} is of image {image}, not listed")
+    captions[image].append(_need(annotation, "caption", path))
   for image in value["images"]:
-    yield Entry(image["file_name"], tuple(captions[image["id"]][:CAPTIONS]))
+    yield Entry(_need(image, "file_name", path), tuple(captions[image["id"]][:CAPTIONS]))
 
 
 def _read_karpathy(path: str, split: str) -> Iterator[Entry | RecordError]:
@@ -76,7 +80,7 @@ def _read_karpathy(path: str, split: str) -> Iterator[Entry | RecordError]:
     return
   for image in _need(_load(path), "images", path):
     if _need(image, "split", path) == split:
-      sentences = tuple(sentence["raw"] for sentence in _need(image, "sentences", path))
+      sentences = tuple(_need(sentence, "raw", path) for sentence in _need(image, "sentences", path))
       yield Entry(os.path.join(image.get("filepath", ""), _need(image, "filename", path)), sentences[:CAPTIONS])
 
 
@@ -87,7 +91,8 @@ def _read_sharegpt4v(path: str, split: str) -> Iterator[Entry | RecordError]:
       yield entry
       continue
     turns = _need(entry, "conversations", f"{path}, entry {place}")
-    yield Entry(_need(entry, "image", f"{path}, entry {place}"), (turns[1]["value"],) if len(turns) > 1 else ())
+    caption = (_need(turns[1], "value", f"{path}, entry {place}"),) if len(turns) > 1 else ()
+    yield Entry(_need(entry, "image", f"{path}, entry {place}"), caption)
 
 
 def _read_dci(path: str, split: str) -> Iterator[Entry]:

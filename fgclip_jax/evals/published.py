@@ -1,13 +1,14 @@
 """Published numbers of benchmarks, from `published.json`, each with its source.
 
-The file is a list of tables: `benchmark`, an evaluator's name; `settings`, parts of its settings by which its data set
-is known; `metrics`, its metrics; `source`; and `rows`, for each model the numbers of these metrics in percent, null
-where there is none.
+The file is a list of tables: `benchmark`, an evaluator's name (or what there is no evaluator for, such as heads that
+were trained on top); `settings`, parts of its settings by which its data set is known, of a path of its last name;
+`metrics`, its metrics; `source`; and `rows`, for each model the numbers of these metrics in percent, null for none.
 """
 
 import functools
 import importlib.resources
 import json
+import os
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -29,6 +30,28 @@ def check(model: str) -> None:
     raise ValueError(f"nothing is published of {model!r}; there are {', '.join(models())}")
 
 
+def matches(benchmark: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
+  """The places of the tables that are of the same data as a benchmark with these settings."""
+  return tuple(
+    place
+    for place, table in enumerate(tables())
+    if table["benchmark"] == benchmark
+    and all(part in os.path.basename(str(settings.get(key))) for key, part in table["settings"].items())
+  )
+
+
+def describe(model: str) -> str:
+  """All that is published of a model, a line for each number, with its source."""
+  rows = []
+  for table in tables():
+    where = " ".join([table["benchmark"], *(f"{key}=*{part}*" for key, part in table["settings"].items())])
+    for name, value in zip(table["metrics"], table["rows"].get(model, ()), strict=False):
+      if value is not None:
+        rows.append((f"{where}: {name}", value, table["source"]))
+  width = max(len(name) for name, _, _ in rows)
+  return "\n".join(f"{name:{width}}  {value:5.1f}  {source}" for name, value, source in rows)
+
+
 def find(
   model: str, benchmark: str, settings: Mapping[str, Any], metrics: Iterable[str]
 ) -> tuple[dict[str, dict[str, float | None]], list[str]]:
@@ -40,10 +63,8 @@ def find(
     metrics: those that are wanted.
   """
   wanted, found, sources = set(metrics), {}, {}
-  for table in tables():
-    parts = table["settings"].items()
-    if table["benchmark"] != benchmark or any(part not in str(settings.get(key)) for key, part in parts):
-      continue
+  for place in matches(benchmark, settings):
+    table = tables()[place]
     for name, value in zip(table["metrics"], table["rows"].get(model, ()), strict=False):
       if name in wanted and value is not None:
         found[name] = {"value": value / 100, "chance": None, "count": None}

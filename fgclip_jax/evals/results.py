@@ -7,7 +7,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,10 +21,10 @@ from fgclip_jax.models import parameters
 
 FORMAT = 2  # of the JSON files
 
-# what may differ between results that are compared without a word
-_SAME = ("data", "split", "limit", "annotations", "images", "templates", "mode", "kind", "dtype", "image_size")
+_MODEL = ("model",)  # what differs between results that are compared, as everybody expects
 
 _LABELS = {
+  "top1_argmax": "top1, of classes of the same name the first alone (as published)",
   "fine_grained_top1": "region: own caption among its hard negatives",
   **{f"region_top{k}": f"region: own caption among all classes, top {k}" for k in (1, 5)},
   **{
@@ -156,6 +156,9 @@ def table(columns: Mapping[str, Metrics]) -> str:
 def compare(paths: Sequence[str], published_rows: Sequence[str] = ()) -> str:
   """The tables of several result files, one for each benchmark, beside published numbers; and what differs.
 
+  Results of one benchmark on data sets that have published numbers of their own (boxes of COCO, boxes of LVIS) have a
+  table each.
+
   Args:
     paths: result files, of one benchmark or several.
     published_rows: models whose published numbers are shown where there are any, e.g. `FG-CLIP B/16`.
@@ -166,26 +169,65 @@ def compare(paths: Sequence[str], published_rows: Sequence[str] = ()) -> str:
   for row in published_rows:
     published.check(row)
   results = [read(path) for path in paths]
+  groups: dict[tuple, list[tuple[str, dict[str, Any]]]] = {}
+  for path, result in zip(paths, results, strict=True):
+    known = published.matches(result["benchmark"], result["settings"])
+    groups.setdefault((result["benchmark"], known), []).append((path, result))
   parts = []
-  for benchmark in dict.fromkeys(result["benchmark"] for result in results):
-    mine = [(path, result) for path, result in zip(paths, results, strict=True) if result["benchmark"] == benchmark]
+  for (benchmark, _), mine in groups.items():
     columns: dict[str, Metrics] = {}
-    for path, result in mine:
-      columns[result["name"] if result["name"] not in columns else f"{result['name']} ({path})"] = result["metrics"]
-    wanted = [name for metrics in columns.values() for name in metrics]
     notes = []
-    for key in _SAME:
-      values = [result["settings"].get(key) for _, result in mine]
-      if any(value != values[0] for value in values):
-        notes.append(f"note: not the same {key}: {', '.join(map(str, values))}")
-    for row in published_rows:
-      numbers, sources = published.find(row, benchmark, mine[0][1]["settings"], wanted)
-      if numbers:
-        columns[f"{row} (published)"] = numbers
-      notes += [f"note: {row}: {source}" for source in sources or (f"nothing published of {benchmark!r}",)]
-    heading = [] if len(mine) == len(results) else [benchmark]
-    parts.append("\n".join([*heading, table(columns), "Values and chance in percent.", *notes]))
+    for path, result in mine:
+      name = result["name"] if result["name"] not in columns else f"{result['name']} ({path})"
+      columns[name] = result["metrics"]
+      notes += [f"note: {name}: {note}" for note in _incomplete(result)]
+    notes += _differences([result for _, result in mine])
+    beside, sources = published_columns(benchmark, mine[0][1]["settings"], columns.values(), published_rows)
+    notes += [f"note: {source}" for source in sources]
+    heading = [] if len(groups) == 1 else [f"{benchmark} ({', '.join(path for path, _ in mine)})"]
+    parts.append("\n".join([*heading, table(columns | beside), "Values and chance in percent.", *notes]))
   return "\n\n".join(parts)
+
+
+def published_columns(
+  benchmark: str, settings: Mapping[str, Any], measured: Iterable[Metrics], models: Sequence[str]
+) -> tuple[dict[str, Metrics], list[str]]:
+  """Columns of what is published of models, with the metrics that were measured; and notes of where it is from.
+
+  Args:
+    benchmark, settings: the evaluator's name and settings.
+    measured: the metrics of one or several results.
+    models: see `published.models`.
+  """
+  wanted = [name for metrics in measured for name in metrics]
+  columns, notes = {}, []
+  for model in models:
+    numbers, sources = published.find(model, benchmark, settings, wanted)
+    if numbers:
+      columns[f"{model} (published)"] = numbers
+    notes += [f"{model}: {source}" for source in sources or (f"nothing published of {benchmark!r} with this data",)]
+  return columns, notes
+
+
+def _incomplete(result: dict[str, Any]) -> list[str]:
+  """What a result was not measured on."""
+  notes = []
+  if result["skipped"]:
+    kinds = ", ".join(f"{kind} {count:,}" for kind, count in result["skipped"].items())
+    notes.append(f"not all of the data could be used ({kinds})")
+  if result["settings"].get("limit"):
+    notes.append(f"measured on the first {result['settings']['limit']:,} alone")
+  return notes
+
+
+def _differences(results: Sequence[dict[str, Any]]) -> list[str]:
+  """A note for each setting that is not the same in all."""
+  notes = []
+  for key in dict.fromkeys(key for result in results for key in result["settings"] if key not in _MODEL):
+    values = [result["settings"].get(key) for result in results]
+    if any(value != values[0] for value in values):
+      notes.append(f"note: not the same {key}: {', '.join(map(str, values))}")
+  return notes
 
 
 def _one_or_all(values: list[str]) -> str:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -9,6 +10,7 @@ import numpy as np
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.data import paths
 from fgclip_jax.data.image import Mode
+from fgclip_jax.data.tokenizer import clean
 from fgclip_jax.evals import caption_sets, guards, pictures
 from fgclip_jax.evals.evaluator import Result
 from fgclip_jax.evals.retrieval import recalls
@@ -19,7 +21,8 @@ class ImageTextRetrieval:
   """The evaluator.
 
   A picture is looked for by each of its captions, and any of its captions is right for it. Equal captions are one
-  answer, right for all of their pictures. Ties count against the model.
+  answer, right for all of their pictures; case and spacing, which the tokenizer drops, make no difference. Ties count
+  against the model.
 
   Attributes:
     dataset: `coco`, `flickr30k`, `sharegpt4v`, `dci`, `urban1k` or `pairs`.
@@ -28,6 +31,8 @@ class ImageTextRetrieval:
       in it.
     kind: the model's path for the captions, `short` or `long`; None: `long` for the sets of long captions.
     split: for `flickr30k`.
+    skip_empty: for `dci`, leaves out the pictures (203 of 7,805) whose caption is empty. FG-CLIP's published numbers
+      have them among the questions and answers, where they are almost never found; some other papers' have not.
     mode, limit, allow: see `Classification`; the limit is of pictures.
   """
 
@@ -36,6 +41,7 @@ class ImageTextRetrieval:
   images: str | None = None
   kind: str | None = None
   split: str = "test"
+  skip_empty: bool = False
   mode: Mode | None = None
   limit: int | None = None
   allow: tuple[str, ...] = ()
@@ -53,7 +59,8 @@ class ImageTextRetrieval:
 
   def settings(self) -> dict[str, Any]:
     values = dataclasses.asdict(self) | {"kind": self._kind, "images": self._images}
-    return values if self.dataset == "flickr30k" else {key: value for key, value in values.items() if key != "split"}
+    unused = {"split": "flickr30k", "skip_empty": "dci"}
+    return {key: value for key, value in values.items() if unused.get(key, self.dataset) == self.dataset}
 
   @property
   def _kind(self) -> str:
@@ -70,27 +77,33 @@ class ImageTextRetrieval:
     """Metrics `image_to_text_rK` and `text_to_image_rK` for K of 1, 5 and 10."""
     notes = guards.check_resolution(model, self.allow)
     faults = pictures.Faults()
-    entries = caption_sets.read(self.dataset, self.annotations, self.split, self.limit, faults)
+    skip = self.skip_empty or self.dataset != "dci"
+    entries = caption_sets.read(self.dataset, self.annotations, self.split, self.limit, faults, skip)
     records = len(entries) + sum(faults.skipped.values())
     texts = [text for entry in entries for text in entry.captions]
     embeddings, cut = guards.encode_texts(model, texts, self._kind, self.allow, progress)
-    files = [paths.join(self._images, entry.image) for entry in entries]
-    image, kept = pictures.encode_pictures(model, files, faults, self.mode, progress)
+    image, kept = pictures.encode_pictures(model, self._files(entries), faults, self.mode, progress)
     notes += [*faults.notes(records, "pictures"), *cut]
     if not len(kept):
       raise ValueError(f"no picture of {self.annotations!r} under {self._images!r} can be used: {'; '.join(notes)}")
-    distinct: dict[str, int] = {}
-    owner, caption = [], []
+    where = {text: place for place, text in enumerate(texts)}
+    distinct: dict[str | tuple[str, int], int] = {}
+    words, owner, caption = [], [], []
     for row, number in enumerate(kept):
       for text in entries[number].captions:
+        key = clean(text) or ("empty", row)  # empty captions are no answers to each other's questions
+        if key not in distinct:
+          words.append(text)
         owner.append(row)
-        caption.append(distinct.setdefault(text, len(distinct)))
-    where = {text: place for place, text in enumerate(texts)}
-    text = embeddings[[where[each] for each in distinct]]
+        caption.append(distinct.setdefault(key, len(distinct)))
+    text = embeddings[[where[each] for each in words]]
+    empty = sum(isinstance(key, tuple) for key in distinct)
+    if empty:
+      notes.append(f"{empty:,} captions are empty, and asked for like others, as in published numbers")
     pairs = np.unique(np.stack([owner, caption], axis=1), axis=0)
     repeats = np.bincount(caption, minlength=len(distinct))
     found, answers = recalls(image, text, pairs, repeats=repeats)
-    names, words = [entries[number].image for number in kept], list(distinct)
+    names = [entries[number].image for number in kept]
     asked = np.repeat(np.arange(len(words)), repeats)
     there, back = answers["image_to_text"], answers["text_to_image"]
     examples = {
@@ -101,3 +114,12 @@ class ImageTextRetrieval:
       "score": np.concatenate([there.score, back.score]),
     }
     return Result(found, examples, records, dict(faults.skipped), tuple(notes))
+
+  def _files(self, entries: Sequence[caption_sets.Entry]) -> list[str]:
+    """The pictures' paths; those of ShareGPT4V may lie flat in the folder, without the folders of their names."""
+    names = [entry.image for entry in entries]
+    flat = os.path.basename(names[0])
+    if self.dataset == "sharegpt4v" and not paths.exists(paths.join(self._images, names[0])):
+      if paths.exists(paths.join(self._images, flat)):
+        names = [os.path.basename(name) for name in names]
+    return [paths.join(self._images, name) for name in names]

@@ -59,7 +59,7 @@ def test_commands_write_results_and_compare_them_with_published_numbers(folder, 
   assert evaluate.main([*command, *more]) == 0
   out = capsys.readouterr().out
   assert "Evaluating classify imagenet on 8 x cpu" in out and f"wrote {rows} (3 questions)" in out
-  assert re.search(r"top1 +0.10 +\S+ +69.0 +3\n", out), out
+  assert re.search(r"\(as published\) +0.10 +\S+ +69.0 +3\n", out) and re.search(r"\ntop1 +0.10 +\S+ +- +3\n", out), out
   assert "note: FG-CLIP B/16: arXiv 2510.10921, table 4" in out
   result = results.read(output)
   assert result["benchmark"] == "classify imagenet" and result["device"] == {"kind": "cpu", "count": 8}
@@ -81,11 +81,16 @@ def test_commands_write_results_and_compare_them_with_published_numbers(folder, 
   assert evaluate.main(["--compare", output, other, "--published", "CLIP B/16", "--published", "CLIP L/14"]) == 0
   out = capsys.readouterr().out
   first, second = out.split("\n\n")
-  assert first.startswith("classify imagenet\n") and second.startswith("retrieve pairs\n")
-  assert re.search(r"top1 +0.10 +\S+ +68.4 +76.6 +3\n", first), first
+  assert first.startswith(f"classify imagenet ({output})\n") and second.startswith(f"retrieve pairs ({other})\n")
+  assert re.search(r"\(as published\) +0.10 +\S+ +68.4 +76.6 +3\n", first), first
   assert "note: CLIP L/14: nothing published of 'retrieve pairs'" in second
-  assert evaluate.main(["--compare", output, "--published", "CLIP"]) == 1
-  assert "nothing is published of 'CLIP'; there are CLIP B/16" in capsys.readouterr().err
+  for beside in (["--compare", output], []):
+    assert evaluate.main([*beside, "--published", "CLIP"]) == 1
+    assert "nothing is published of 'CLIP'; there are CLIP B/16" in capsys.readouterr().err
+  assert evaluate.main(["--published", "FG-CLIP B/16"]) == 0
+  out = capsys.readouterr().out
+  assert re.search(r"\nfgovd: fgovd_hard_top1 +46.1  arXiv 2510.10921, table 1\n", out)
+  assert re.search(r"\nbox classification annotations=\*lvis_v1_val\*: box_top1 +28.6  arXiv", out)
 
 
 def test_the_command_refuses_another_image_size_unless_allowed(folder, tmp_path, draw, capsys):
@@ -122,13 +127,13 @@ def test_published_tables_hold_together():
   "model, benchmark, settings, metric, value",
   [
     ("FG-CLIP B/16", "fgovd", {}, "fgovd_hard_top1", 46.1),
-    ("FG-CLIP L/14", "retrieve dci", {}, "text_to_image_r1", 66.1),
+    ("FG-CLIP L/14", "retrieve dci", {"skip_empty": False}, "text_to_image_r1", 66.1),
     ("FG-CLIP B/16", "box classification", {"annotations": "x/instances_val2017.json"}, "box_top1", 52.3),
     ("FG-CLIP B/16", "box classification", {"annotations": "lvis_v1_val.json"}, "box_top1", 28.6),
     ("FG-CLIP 2 B/16", "box classification", {"annotations": "instances_val2017.json"}, "box_top5", 95.7),
     ("FG-CLIP B/16", "detection", {"annotations": "lvis_v1_val.json"}, "detection_ap", 41.0),
     ("FG-CLIP B/16, stage 1 only", "fgovd", {}, "fgovd_easy_top1", 36.2),
-    ("CLOC L/14", "classify imagenetv2", {}, "top1", 73.2),
+    ("CLOC L/14", "classify imagenetv2", {}, "top1_argmax", 73.2),
   ],
 )
 def test_published_numbers_are_found(model, benchmark, settings, metric, value):
@@ -139,7 +144,81 @@ def test_published_numbers_are_found(model, benchmark, settings, metric, value):
 
 def test_published_numbers_of_another_data_set_are_not_shown():
   assert published.find("FG-CLIP B/16", "box classification", {"annotations": "mine.json"}, ["box_top1"]) == ({}, [])
-  assert published.find("CLOC L/14", "retrieve dci", {}, ["image_to_text_r1"]) == ({}, [])
+  assert published.find("CLOC L/14", "retrieve dci", {"skip_empty": False}, ["image_to_text_r1"]) == ({}, [])
+  for name in (
+    "lvis/instances_val2017.json",
+    "lvis_v1_train.json",
+  ):  # a folder's name is no data set, nor is training's
+    found, _ = published.find("FG-CLIP B/16", "box classification", {"annotations": name}, ["box_top1"])
+    assert [number["value"] for number in found.values()] == ([0.523] if "val" in name else [])
+
+
+def test_comparisons_say_what_is_not_the_same(tmp_path):
+  def write(name, benchmark="box classification", skipped=None, **settings):
+    metrics = {"box_top1": {"value": 0.5, "chance": None, "count": 3}}
+    result = {"format": results.FORMAT, "benchmark": benchmark, "name": name, "metrics": metrics}
+    results.write(str(tmp_path / f"{name}.json"), result | {"settings": settings, "skipped": skipped or {}})
+    return str(tmp_path / f"{name}.json")
+
+  coco, lvis = "coco/instances_val2017.json", "lvis_v1_val.json"
+  files = [
+    write("a", annotations=coco, nms=0.5, limit=None, model="x"),
+    write("b", annotations=coco, nms=0.7, limit=1000, model="y", skipped={"image_missing": 2}),
+    write("c", annotations=lvis, nms=0.5, limit=None, model="x"),
+  ]
+  first, second = results.compare(files, ["FG-CLIP B/16"]).split("\n\n")
+  assert re.search(r"box_top1 +- +50.0 +50.0 +52.3 +3\n", first) and re.search(r"box_top1 +- +50.0 +28.6 +3\n", second)
+  notes = [line for line in first.splitlines() if line.startswith("note: ")]
+  assert notes[:4] == [
+    "note: b: not all of the data could be used (image_missing 2)",
+    "note: b: measured on the first 1,000 alone",
+    "note: not the same nms: 0.5, 0.7",
+    "note: not the same limit: None, 1000",
+  ]
+  assert not any("model" in note for note in notes)
+
+
+COLUMNS = {  # of the tables in the collected facts, with the place in `I->T/T->I`
+  ("fgovd", ""): {f"fgovd_{level}_top1": (level, 0) for level in ("hard", "medium", "easy", "trivial")},
+  ("box classification", "instances_val2017"): {"box_top1": ("COCO-80", 0)},
+  ("box classification", "lvis_v1_val"): {"box_top1": ("LVIS-1203", 0)},
+  ("box classification", "boxclass"): {"box_top1": ("BoxClass-CN-566", 0)},
+  ("classify imagenet", ""): {"top1_argmax": ("IN-1K", 0)},
+  ("classify imagenetv2", ""): {"top1_argmax": ("IN-v2", 0)},
+  **{
+    (f"retrieve {name}", settings): {
+      f"{way}_r1": (column, place) for place, way in enumerate(("image_to_text", "text_to_image"))
+    }
+    for name, column, settings in (
+      ("sharegpt4v", "ShareGPT4V-1K", ""),
+      ("dci", "DCI", "False"),
+      ("coco", "MSCOCO 5K", ""),
+      ("flickr30k", "Flickr30k 1K", ""),
+    )
+  },
+}
+
+
+def test_published_numbers_stand_in_the_rows_and_columns_of_the_notes(shared):
+  known, heading = {}, []
+  for line in (shared / "reference" / "facts.md").read_text().splitlines():
+    cells = [cell.strip(" *") for cell in line.strip("|").split("|")] if line.startswith("|") else []
+    heading = heading if cells else []
+    if cells and not heading:
+      heading = cells
+    elif heading[:2] == ["method", "backbone"]:
+      known |= {(f"{cells[0]} {cells[1]}", name): cell for name, cell in zip(heading[2:], cells[2:], strict=True)}
+  checked = 0
+  for table in published.tables():
+    columns = COLUMNS.get((table["benchmark"], "".join(table["settings"].values())), {})
+    if table["source"].startswith("arXiv 2510.10921, table ") and table["source"][-1] in "124":
+      for model, numbers in table["rows"].items():
+        for metric, number in zip(table["metrics"], numbers, strict=True):
+          column, place = columns[metric]
+          found = known[model, column].split("/")
+          assert number is None or float(found[place]) == number, (table["benchmark"], model, metric)
+          checked += 1
+  assert checked > 250
 
 
 def test_published_numbers_are_those_of_the_notes(shared):

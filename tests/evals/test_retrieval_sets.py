@@ -165,6 +165,41 @@ def test_every_form_of_annotations(model, tmp_path, draw, dataset, write, kind):
   assert limited.metrics["image_to_text_r1"].count == 2
 
 
+def test_empty_captions_of_dci_are_misses_as_in_published_numbers_or_left_out(model, tmp_path, draw):
+  (tmp_path / "json").mkdir()
+  for i, caption in enumerate(("a long text", "", "another one", " ", "a third")):
+    draw(tmp_path / f"{i}.jpg", i)
+    (tmp_path / "json" / f"{i}.json").write_text(json.dumps({"image": f"{i}.jpg", "extra_caption": caption}))
+  evaluator = ImageTextRetrieval("dci", str(tmp_path / "json"), str(tmp_path))
+  result = evaluator.run(model)
+  assert result.metrics["text_to_image_r1"].count == result.metrics["image_to_text_r1"].count == 5
+  assert evaluator.settings()["skip_empty"] is False and any("2 captions are empty" in note for note in result.notes)
+  for query, rank in zip(result.examples["query"][:5], result.examples["rank"], strict=False):
+    assert query not in ("1.jpg", "3.jpg") or rank >= 1  # the two are equal
+  skipping = ImageTextRetrieval("dci", str(tmp_path / "json"), str(tmp_path), skip_empty=True).run(model)
+  assert skipping.metrics["text_to_image_r1"].count == 3 and skipping.skipped == {"caption_missing": 2}
+
+
+def test_captions_that_the_tokenizer_reads_alike_are_one(model, tmp_path, draw):
+  rows = [{"image": "0.jpg", "caption": "A man  surfing."}, {"image": "1.jpg", "caption": "a man surfing."}]
+  (tmp_path / "p.json").write_text(json.dumps(rows))
+  for place, row in enumerate(rows):
+    draw(tmp_path / row["image"], place)
+  result = ImageTextRetrieval("pairs", str(tmp_path / "p.json")).run(model)
+  assert result.metrics["image_to_text_r1"].value == result.metrics["text_to_image_r1"].value == 1
+  assert result.metrics["text_to_image_r1"].count == 2
+
+
+def test_pictures_of_sharegpt4v_may_lie_flat(model, tmp_path, draw):
+  turns = [{"value": "?"}, {"value": "text"}]
+  entries = [{"image": f"sam/images/{i}.jpg", "conversations": turns} for i in range(2)]
+  (tmp_path / "share.json").write_text(json.dumps(entries))
+  for i in range(2):
+    draw(tmp_path / f"{i}.jpg", i)
+  result = ImageTextRetrieval("sharegpt4v", str(tmp_path / "share.json"), str(tmp_path)).run(model)
+  assert not result.skipped and result.examples["query"][:2] == ["sam/images/0.jpg", "sam/images/1.jpg"]
+
+
 def test_long_captions_take_the_long_path_or_are_cut_if_asked_for(model, plain_model, tmp_path, draw):
   rows = [{"image": "0.jpg", "caption": "many words " * 60}, {"image": "1.jpg", "caption": "few words"}]
   (tmp_path / "p.json").write_text(json.dumps(rows))
@@ -185,6 +220,7 @@ def test_what_is_wrong_is_said(model, tmp_path):
     ("coco", "{", "is not JSON"),
     ("coco", "{}", "needs the key 'images', and has "),
     ("coco", '{"images": [], "annotations": [{"image_id": 4}]}', "is of image 4, not listed"),
+    ("coco", '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "id": 2}]}', "needs the key 'caption'"),
     ("flickr30k", '{"images": [{"filename": "x"}]}', "needs the key 'split'"),
     ("flickr30k", '{"images": []}', "holds no picture with a caption of split 'test'"),
     ("sharegpt4v", '[{"image": "x"}]', "entry 0: needs the key 'conversations'"),

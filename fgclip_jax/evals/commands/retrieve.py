@@ -19,10 +19,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--kind", choices=("short", "long"), help="the model's path for captions (default: long for sets of long captions)"
   )
   parser.add_argument("--split", default="test", help="of flickr30k (default: %(default)s)")
+  parser.add_argument(
+    "--skip_empty", action="store_true", help="of dci: without the pictures whose caption is empty (203 of 7,805)"
+  )
   add_mode(parser)
   add_limit(parser)
 
 
 def make(options: argparse.Namespace) -> ImageTextRetrieval:
-  names = ("dataset", "annotations", "images", "kind", "split", "mode", "limit", "allow")
+  names = ("dataset", "annotations", "images", "kind", "split", "skip_empty", "mode", "limit", "allow")
   return ImageTextRetrieval(**{name: getattr(options, name) for name in names})
