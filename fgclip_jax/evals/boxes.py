@@ -73,7 +73,8 @@ class BoxClassification:
   """Which of all classes is in a box: COCO's 80, LVIS' 1,203, those of Open Images.
 
   The boxes are those of the annotations; their RoIAlign features are compared with the mean embedding of each class'
-  prompts. Boxes around crowds (groups, in Open Images) and boxes without a size are left out and counted.
+  prompts. Boxes around crowds (groups, in Open Images) and boxes without a size are left out and counted. The features
+  are held in memory: 100,000 boxes of a ViT-B/16 take 200 MB.
 
   Attributes:
     annotations: the file of boxes, see `instances.read`.
@@ -112,18 +113,15 @@ class BoxClassification:
     numbers, rows = by_image(data.image, usable)
     files = [paths.join(self.images, data.images[number].path) for number in numbers]
     faults = pictures.Faults()
-    rank, predicted = np.full(len(data.label), -1), np.full(len(data.label), -1)
-    score = np.zeros(len(data.label), np.float32)
-    for number, features in encode_boxes(model, files, [fractions[each] for each in rows], faults, progress):
-      mine = rows[number]
-      pairs = np.stack([np.arange(len(mine)), data.label[mine]], axis=1)
-      rank[mine] = metrics.ranks(features, classes, pairs)
-      scores = features @ classes.T
-      predicted[mine] = scores.argmax(1)
-      score[mine] = scores[pairs[:, 0], pairs[:, 1]]
-    asked = np.flatnonzero(rank >= 0)
+    features = np.zeros((len(data.label), classes.shape[1]), np.float32)
+    encoded = np.zeros(len(data.label), bool)
+    for number, found in encode_boxes(model, files, [fractions[each] for each in rows], faults, progress):
+      features[rows[number]], encoded[rows[number]] = found, True
+    asked = np.flatnonzero(encoded)
     if not len(asked):
       raise ValueError(f"none of {len(files)} images could be used: {'; '.join(faults.notes(len(files)))}")
+    features, label = features[asked], data.label[asked]
+    rank, predicted, _ = metrics.search(features, classes, np.stack([np.arange(len(asked)), label], axis=1))
     skipped = {
       "box_of_crowd": int(data.crowd.sum()),
       "box_without_size": int((~sized & ~data.crowd).sum()),
@@ -132,28 +130,28 @@ class BoxClassification:
     examples = {
       "box": [data.identity[row] for row in asked],
       "image": [data.images[number].path for number in data.image[asked]],
-      "class": [data.names[number] for number in data.label[asked]],
-      "predicted": [data.names[number] for number in predicted[asked]],
-      "rank": rank[asked],
-      "score": score[asked],
+      "class": [data.names[number] for number in label],
+      "predicted": [data.names[number] for number in predicted],
+      "rank": rank,
+      "score": np.einsum("nd,nd->n", features, classes[label]),
     }
     return Result(
-      self._metrics(data, rank, asked),
+      self._metrics(data, rank, label),
       examples,
       len(data.label),
       {kind: count for kind, count in skipped.items() if count},
       (*notes, *faults.notes(len(files))),
     )
 
-  def _metrics(self, data: instances.Instances, rank: np.ndarray, asked: np.ndarray) -> dict[str, metrics.Metric]:
-    groups = {"box": asked}
+  def _metrics(self, data: instances.Instances, rank: np.ndarray, label: np.ndarray) -> dict[str, metrics.Metric]:
+    groups = {"box": np.full(len(label), True)}
     if data.frequencies:
-      frequency = np.asarray(data.frequencies)[data.label[asked]]
-      groups |= {f"box_{name}": asked[frequency == key] for key, name in instances.FREQUENCIES.items()}
+      frequency = np.asarray(data.frequencies)[label]
+      groups |= {f"box_{name}": frequency == key for key, name in instances.FREQUENCIES.items()}
     result = {}
     for k in self.ks:
-      for name, rows in groups.items():
-        if len(rows):
-          pairs = np.stack([np.arange(len(rows)), data.label[rows]], axis=1)
-          result[f"{name}_top{k}"] = metrics.top_k(rank[rows], pairs, len(data.names), k)
+      for name, these in groups.items():
+        if these.any():
+          pairs = np.stack([np.arange(these.sum()), label[these]], axis=1)
+          result[f"{name}_top{k}"] = metrics.top_k(rank[these], pairs, len(data.names), k)
     return result

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Float32
 
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.data import paths, streams
@@ -30,7 +30,6 @@ KINDS = {
 }
 SEVERAL = "several"
 _KIND_OF = {word: kind for kind, words in KINDS.items() for word in words.split()}
-NONE = -1  # no text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,30 +62,6 @@ def attribute_kind(positive: str, negative: str) -> str:
   has, lacks = (collections.Counter(re.findall(r"[a-z]{3,}", text.lower())) for text in (positive, negative))
   kinds = {_kind_of_word(word) for word in (has - lacks or lacks - has)}
   return kinds.pop() if len(kinds) == 1 else SEVERAL if kinds else "other"
-
-
-def beaten_by(
-  region: Float32[np.ndarray, "n D"],
-  text: Float32[np.ndarray, "T D"],
-  positive: Int[np.ndarray, "n"],
-  negatives: Int[np.ndarray, "n N"],
-) -> tuple[Bool[np.ndarray, "n N"], Float32[np.ndarray, "n"], Int[np.ndarray, "n"]]:
-  """Which negatives score at least as high as the positive; the positive's score; the text that scores highest.
-
-  A tie counts against the model, and so does a score that is not a number.
-
-  Args:
-    region: unit-length embeddings of boxes.
-    text: unit-length embeddings of texts.
-    positive, negatives: rows of `text`; -1 in `negatives`: no more.
-  """
-  true = np.einsum("nd,nd->n", region, text[positive])
-  wrong = np.einsum("nd,nkd->nk", region, text[negatives])
-  valid = negatives != NONE
-  beaten = ~(wrong < true[:, None] - metrics.TIE) & valid  # not >=, which is False for NaN
-  best = np.where(valid, wrong, -np.inf).argmax(1)
-  predicted = np.where(beaten.any(1), negatives[np.arange(len(region)), best], positive)
-  return beaten, true, predicted
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,7 +107,7 @@ class FgOvd:
       )
     texts: dict[str, int] = {}
     positive = np.asarray([texts.setdefault(row.positive, len(texts)) for row in rows], np.int64)
-    negatives = np.full((len(rows), max(len(row.negatives) for row in rows)), NONE)
+    negatives = np.full((len(rows), max(len(row.negatives) for row in rows)), metrics.NONE)
     for place, row in zip(negatives, rows, strict=True):
       place[: len(row.negatives)] = [texts.setdefault(text, len(texts)) for text in row.negatives]
     text, cut = guards.encode_texts(model, list(texts), "region", self.allow, progress)
@@ -148,7 +123,7 @@ class FgOvd:
     for number, features in encoded:
       mine = of_image[number]
       asked[mine] = True
-      beaten[mine], score[mine], predicted[mine] = beaten_by(features, text, positive[mine], negatives[mine])
+      beaten[mine], score[mine], predicted[mine] = metrics.beaten_by(features, text, positive[mine], negatives[mine])
     if not asked.any():
       raise ValueError(f"none of {len(files)} images could be used: {'; '.join(lost.notes(len(files)))}")
     number_to_text = list(texts)
@@ -168,7 +143,7 @@ class FgOvd:
     notes += [*cut, *faults.notes(records, "rows"), *lost.notes(len(files))]
     kinds = _kinds([rows[row] for row in kept], negatives.shape[1])
     levels = np.asarray([rows[row].level for row in kept])
-    values = _measure(levels, kinds, beaten[kept], negatives[kept] != NONE)
+    values = _measure(levels, kinds, beaten[kept], negatives[kept] != metrics.NONE)
     return Result(values, examples, records, skipped, tuple(notes))
 
 

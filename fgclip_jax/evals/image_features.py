@@ -79,20 +79,9 @@ def extract(
     ValueError: no picture can be used.
   """
   encoder = tower_of(model) if layer == "tower" else model
-  numbers: list[int] = []
-
-  def rows():  # one call for all of them keeps several batches under way
-    for batch in pictures.read_batches(model, data.pictures, faults, mode, progress):
-      numbers.extend(batch.numbers.tolist())
-      yield from batch.pixels
-
-  try:
-    values = encoder.encode_image(rows(), normalize=False)[: len(numbers)]
-  except ValueError as error:
-    if numbers:
-      raise
-    raise ValueError(f"no picture can be used: {'; '.join(faults.notes(len(data.pictures)))}") from error
-  kept = np.asarray(numbers, np.int64)
+  values, kept = pictures.encode_pictures(encoder, data.pictures, faults, mode, progress, normalize=False)
+  if not len(kept):
+    raise ValueError(f"no picture can be used: {'; '.join(faults.notes(len(data.pictures)))}")
   return Features(values, data.labels[kept], [data.ids[number] for number in kept])
 
 

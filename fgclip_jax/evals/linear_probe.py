@@ -86,7 +86,12 @@ class LinearProbe:
     splits, names, records = self._read(model, faults, progress)
     notes += faults.notes(records)
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
-    unknown = np.setdiff1d(test.labels, train.labels)
+    # the validation split joins the training split, unless a few pictures of each class are learnt from
+    joins = () if self.shots or validation is None else validation.labels
+    learnt = np.union1d(train.labels, joins).astype(np.int64)
+    unknown = np.setdiff1d(test.labels, learnt)
+    if np.isin(test.labels, unknown).all():
+      raise ValueError(f"{self.test!r} has no class that {self.train!r} has: are both of the same data set?")
     if len(unknown):
       notes.append(f"{len(unknown)} classes of the test split have no picture to learn from: all of theirs are missed")
     if self.dataset == "npz":
@@ -113,13 +118,11 @@ class LinearProbe:
         rows = [(shots, seed, *row) for row in zip(*columns, strict=True)]
         for key, column in zip(examples, zip(*rows, strict=True), strict=True):
           examples[key] += column
-      classes, prefix = len(np.unique(train.labels)), f"{shots}_shot_" if shots else ""
-      known = float(np.mean(np.isin(test.labels, train.labels)))
+      prefix, tested = f"{shots}_shot_" if shots else "", np.unique(test.labels)
       top1, mean = np.mean(scored, axis=0).tolist()
-      values[f"{prefix}top1"] = metrics.Metric(top1, known / classes, len(test.labels))
-      tested = np.unique(test.labels)
-      share = float(np.mean(np.isin(tested, train.labels)))
-      values[f"{prefix}mean_per_class"] = metrics.Metric(mean, share / classes, len(tested))
+      known, share = (float(np.mean(np.isin(labels, learnt))) for labels in (test.labels, tested))
+      values[f"{prefix}top1"] = metrics.Metric(top1, known / len(learnt), len(test.labels))
+      values[f"{prefix}mean_per_class"] = metrics.Metric(mean, share / len(learnt), len(tested))
     return Result(values, examples, records, dict(faults.skipped), tuple(notes))
 
   def _read(
@@ -134,7 +137,7 @@ class LinearProbe:
       if len(set(widths.values())) > 1:
         raise ValueError(f"files of features of different widths: {widths}")
       return splits, str, sum(len(each.labels) for each in splits.values())
-    data = {split: self._labelled(place) for split, place in given.items()}
+    data = self._labelled(given)
     splits = {
       split: image_features.extract(model, each, self.layer, faults, self.mode, progress)
       for split, each in data.items()
@@ -142,12 +145,14 @@ class LinearProbe:
     class_names = data["train"].names
     return splits, lambda label: class_names[label], sum(len(each.pictures) for each in data.values())
 
-  def _labelled(self, place: str) -> labelled.Labelled:
+  def _labelled(self, given: dict[str, str]) -> dict[str, labelled.Labelled]:
     if self.dataset == "tfds":
-      return labelled.read_tfds(self.images, place, self.data_dir)
-    # the training folder's sub-folders are the classes of all splits
-    folders = [name for name in paths.list_folder(self.train) if paths.is_folder(paths.join(self.train, name))]
-    return labelled.read_folder(place, {name: name.replace("_", " ") for name in folders})
+      return {split: labelled.read_tfds(self.images, place, self.data_dir) for split, place in given.items()}
+    # a class has the same number in all splits, also one that a split lacks
+    within = [(place, name) for place in given.values() for name in paths.list_folder(place)]
+    names = sorted({name for place, name in within if paths.is_folder(paths.join(place, name))})
+    classes = {name: name.replace("_", " ") for name in names}
+    return {split: labelled.read_folder(place, classes) for split, place in given.items()}
 
 
 @dataclasses.dataclass(frozen=True)

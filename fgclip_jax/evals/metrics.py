@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int
+from jaxtyping import Array, Bool, Float, Float32, Int
 
 if TYPE_CHECKING:
   from fgclip_jax.api import FGCLIP
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Scores closer than this are a tie: float32 cosines are rounded to about a tenth of it.
 TIE = 1e-6
 BLOCK = 1024
+NONE = -1  # no answer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,6 +126,36 @@ def _look(
   top = jnp.where(real & (scores == value[:, None]), column, len(some)).min(1)
   better = value > highest  # False for NaN
   return rank, jnp.where(better, top + start, first), jnp.where(better, value, highest)
+
+
+def beaten_by(
+  queries: Float32[np.ndarray, "Q D"],
+  answers: Float32[np.ndarray, "A D"],
+  right: Int[np.ndarray, "Q"],
+  wrong: Int[np.ndarray, "Q N"],
+  block: int = BLOCK,
+) -> tuple[Bool[np.ndarray, "Q N"], Float32[np.ndarray, "Q"], Int[np.ndarray, "Q"]]:
+  """Of queries with wrong answers of their own: which of these score at least as high as the right one, the right
+  one's score, and the answer that scores highest.
+
+  A tie counts against the model, and so does a score that is not a number.
+
+  Args:
+    queries, answers: unit-length embeddings.
+    right, wrong: numbers of answers; `NONE` in `wrong`: no more.
+    block: at most so many queries are looked at at a time.
+  """
+  beaten, score, first = np.zeros(wrong.shape, bool), np.zeros(len(queries), np.float32), right.copy()
+  for start in range(0, len(queries), block):
+    rows = slice(start, start + block)
+    part, valid = queries[rows], wrong[rows] != NONE
+    score[rows] = np.einsum("nd,nd->n", part, answers[right[rows]])
+    scores = np.einsum("nd,nkd->nk", part, answers[wrong[rows]])
+    beaten[rows] = ~(scores < score[rows, None] - TIE) & valid  # not >=, which is False for NaN
+    lost = beaten[rows].any(1)
+    best = np.where(valid, scores, -np.inf)[lost].argmax(1)
+    first[rows][lost] = wrong[rows][lost, best]
+  return beaten, score, first
 
 
 def _pad(rows: np.ndarray, most: int | None = None, fill: int = 0) -> np.ndarray:

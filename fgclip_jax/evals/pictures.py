@@ -105,11 +105,16 @@ def read_batches(
 
 
 def encode_pictures(
-  model: FGCLIP, pictures: Sequence[Source], faults: Faults, mode: images.Mode | None = None, progress: bool = False
+  model: FGCLIP,
+  pictures: Sequence[Source],
+  faults: Faults,
+  mode: images.Mode | None = None,
+  progress: bool = False,
+  normalize: bool = True,
 ) -> tuple[Float32[np.ndarray, "n D"], Int[np.ndarray, "n"]]:
-  """Embeds whole pictures; returns unit-length embeddings of those that can be used, and their numbers.
+  """Embeds whole pictures; returns the embeddings of those that can be used, and their numbers.
 
-  Arguments as for `read_batches`.
+  Arguments as for `read_batches`; `normalize=False` gives the features as they are, of any length.
   """
   numbers: list[int] = []
 
@@ -122,7 +127,7 @@ def encode_pictures(
   first = next(iterator, None)
   if first is None:
     return np.zeros((0, model.config.embedding_width), np.float32), np.zeros(0, np.int64)
-  embeddings = model.encode_image(itertools.chain([first], iterator))
+  embeddings = model.encode_image(itertools.chain([first], iterator), normalize=normalize)
   return embeddings[: len(numbers)], np.asarray(numbers, np.int64)
 
 

@@ -41,13 +41,8 @@ class FineGrained:
     has = np.flatnonzero(valid.any(1))
     if not len(has):
       raise metrics.NothingToMeasureError("no region has hard negatives")
-    hits = 0
-    for start in range(0, len(has), metrics.BLOCK):
-      rows = has[start : start + metrics.BLOCK]
-      region = examples.region[rows]
-      true = np.einsum("nd,nd->n", region, examples.short_text[examples.region_caption[rows]])
-      wrong = np.einsum("nd,nkd->nk", region, examples.short_text[examples.negatives[rows]])
-      beaten = ~(wrong < true[:, None] - metrics.TIE) & valid[rows]  # not >=, which is False for NaN
-      hits += int((~beaten.any(1)).sum())
+    beaten, _, _ = metrics.beaten_by(
+      examples.region[has], examples.short_text, examples.region_caption[has], examples.negatives[has]
+    )
     chance = float(np.mean(1 / (1 + valid[has].sum(1))))
-    return {"fine_grained_top1": metrics.Metric(value=hits / len(has), chance=chance, count=len(has))}
+    return {"fine_grained_top1": metrics.Metric(float(np.mean(~beaten.any(1))), chance, len(has))}

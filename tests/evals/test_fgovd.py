@@ -55,15 +55,15 @@ def test_kinds_of_attributes(positive, negative, kind):
   assert fgovd.attribute_kind(positive, negative) == kind
 
 
-@given(seed=st.integers(0, 1000), rows=st.integers(1, 9), width=st.integers(1, 5))
-def test_who_is_beaten(seed, rows, width):
+@given(seed=st.integers(0, 1000), rows=st.integers(1, 9), width=st.integers(1, 5), block=st.integers(1, 10))
+def test_who_is_beaten(seed, rows, width, block):
   rng = np.random.default_rng(seed)
   text = unit(rng.normal(size=(6, 4)))
   text[5] = text[0]  # equal texts tie
   region = unit(rng.normal(size=(rows, 4)))
   region[0] = np.nan if seed % 3 == 0 else region[0]
   positive, negatives = rng.integers(0, 6, rows), rng.integers(-1, 6, (rows, width))
-  beaten, score, predicted = fgovd.beaten_by(region, text, positive, negatives)
+  beaten, score, predicted = metrics.beaten_by(region, text, positive, negatives, block)
   for at in range(rows):
     true = text[positive[at]] @ region[at]
     np.testing.assert_allclose(score[at], true, atol=1e-6)
@@ -98,7 +98,7 @@ def test_predictions_are_those_of_the_recorded_features(oracle):
     )
     theirs = np.einsum("nd,nkd->nk", unit(recorded), unit(outputs["hard_text_features"]).reshape(len(recorded), 11, -1))
     places = np.arange(theirs.size).reshape(theirs.shape)
-    beaten, score, predicted = fgovd.beaten_by(np.concatenate(regions), texts, places[:, 0], places[:, 1:])
+    beaten, score, predicted = metrics.beaten_by(np.concatenate(regions), texts, places[:, 0], places[:, 1:])
     assert len(recorded) == counts.sum() > 1
     np.testing.assert_array_equal(predicted, places[np.arange(len(places)), theirs.argmax(1)])
     np.testing.assert_array_equal(beaten, theirs[:, 1:] >= theirs[:, :1])

@@ -171,6 +171,24 @@ def test_a_class_that_is_only_tested_is_missed(model, tmp_path):
   assert "1 classes of the test split have no picture to learn from" in " ".join(result.notes)
 
 
+def test_a_folder_that_only_some_splits_have_is_a_class_of_all(model, folders, tmp_path, draw):
+  train, test = folders
+  for number, place in enumerate(("test/bird", "test/zebra", "validation/dog", "validation/zebra")):
+    for each in range(2):
+      draw(tmp_path / place / f"{each}.png", 1000 + 10 * number + each)
+  validation = str(tmp_path / "validation")
+  result = LinearProbe("folder", train, test, validation).run(model)
+  assert result.examples["class"] == ["a cat"] * 3 + ["bird"] * 2 + ["dog"] * 2 + ["zebra"] * 2
+  assert not any(result.examples["right"][3:5]) and "bird" not in result.examples["predicted"]
+  # the validation split is learnt from, too: its zebras can be found
+  assert result.metrics["top1"].chance == pytest.approx(1 / 3 * 7 / 9) and result.metrics["mean_per_class"].count == 4
+  assert "1 classes of the test split have no picture to learn from" in " ".join(result.notes)
+  few = LinearProbe("folder", train, test, validation, shots=(1,), seeds=1).run(model)
+  assert few.metrics["1_shot_top1"].chance == pytest.approx(1 / 2 * 5 / 9)
+  assert "2 classes of the test split have no picture to learn from" in " ".join(few.notes)
+  assert not any(few.examples["right"][3:5] + few.examples["right"][7:])
+
+
 @pytest.mark.parametrize("classes", [2, 3])
 def test_ties_are_misses(classes):
   data = clouds(60, 0, classes=classes)
@@ -212,7 +230,7 @@ def test_errors(model, files, folders, tmp_path, draw):
   with pytest.raises(ValueError, match="not finite in row 1"):
     image_features.read_npz(str(tmp_path / "nan.npz"))
   draw(tmp_path / "more" / "bird" / "0.png", 0)
-  with pytest.raises(ValueError, match="'bird' of .* is none of the 2 classes"):
+  with pytest.raises(ValueError, match="more' has no class that .*train' has"):
     LinearProbe("folder", folders[0], str(tmp_path / "more")).run(model)
   for name in ("a_cat", "dog"):
     (tmp_path / "bad" / name).mkdir(parents=True)
