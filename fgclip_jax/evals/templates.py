@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fgclip_jax.api import FGCLIP
+from fgclip_jax.inputs import TextTooLongError
 
 OPENAI_80 = (
   "a bad photo of a {}.",
@@ -133,7 +134,11 @@ def class_embeddings(
     prompts = [template.replace("{}", name) for name in part for template in templates]
     single = list(dict.fromkeys(prompts))
     place = {text: number for number, text in enumerate(single)}
-    embeddings = model.encode_text(single, "short", progress, truncate=False)
+    try:
+      embeddings = model.encode_text(single, "short", progress, truncate=False)
+    except TextTooLongError as error:
+      longest = max(single, key=len)
+      raise ValueError(f"a class needs a shorter name: {longest!r:.200}: {str(error).partition(': ')[0]}") from error
     rows = embeddings[[place[text] for text in prompts]].reshape(len(part), len(templates), -1)
     means[start : start + len(part)] = rows.mean(1)
   lengths = np.linalg.norm(means, axis=-1, keepdims=True)

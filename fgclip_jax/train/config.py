@@ -153,7 +153,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     ema_decay=_typed("ema_decay", take("ema_decay"), float | None),
     seed=whole("seed", least=0, most=2**32 - 1),  # Grain's range
     **{key: whole(key) for key in ("log_every", "checkpoint_every", "eval_every", "in_flight")},
-    evals=read_evals(_typed("evals", take("evals"), tuple[str, ...])),
+    evals=read_evals(_typed("evals", take("evals"), tuple[str, ...]), check_data),
     keep=section("keep", Keep),
     guard=section("guard", GuardConfig),
     resume_changed=_typed("resume_changed", take("resume_changed"), bool),

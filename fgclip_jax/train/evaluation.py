@@ -1,21 +1,28 @@
 """Benchmarks of `fgclip_jax.evals` on the parameters of a running training."""
 
 import collections
+import traceback
 from collections.abc import Callable, Sequence
 
 import jax
 
+from fgclip_jax.data import paths
 from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.models.parameters import Params
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.transformer import Runtime
 
+_FILES = ("images", "train", "test", "validation")  # settings that are files or folders, but for tfds
 
-def read_evals(lines: Sequence[str]) -> tuple[Evaluator, ...]:
+
+def read_evals(lines: Sequence[str], check_data: bool = True) -> tuple[Evaluator, ...]:
   """The evaluators of `config.evals`: each line is a command of `python -m fgclip_jax.evaluate`, without the model.
+
+  Without `check_data` their files need not be there.
 
   Raises:
     ValueError: no such command, or wrong options; names the line.
+    FileNotFoundError: there is no such file or folder; names the line.
   """
   if not lines:
     return ()
@@ -24,10 +31,26 @@ def read_evals(lines: Sequence[str]) -> tuple[Evaluator, ...]:
   evaluators = []
   for place, line in enumerate(lines):
     try:
-      evaluators.append(commands.parse(line))
+      evaluator = commands.parse(line)
     except ValueError as error:
       raise ValueError(f"config.evals[{place}]: {error}") from error
+    missing = _missing(evaluator) if check_data else None
+    if missing:
+      raise FileNotFoundError(f"config.evals[{place}]: there is no {missing!r}")
+    evaluators.append(evaluator)
   return tuple(evaluators)
+
+
+def _missing(evaluator: Evaluator) -> str | None:
+  """The first of an evaluator's files and folders that is not there."""
+  settings = evaluator.settings()
+  named = settings.get("dataset") == "tfds"  # by the names of a data set and its splits
+  for key in ("data", "annotations", "labels", "proposals", *(() if named else _FILES)):
+    value = settings.get(key)
+    for path in value if isinstance(value, tuple | list) else [value]:
+      if path and not paths.exists(path):
+        return path
+  return None
 
 
 def evaluator_names(evaluators: Sequence[Evaluator]) -> list[str]:
@@ -51,7 +74,8 @@ def measure(
 ) -> dict[str, float]:
   """Runs evaluators on parameters where they lie; in a run of several processes all of them must call it.
 
-  One that fails is told of, and the others and the run go on.
+  One that fails is told of, and the others and the run go on. In a run of several processes one that fails on some of
+  them alone (a file that is missing on one machine) leaves the others waiting for it, which the watchdog reports.
 
   Args:
     evaluators: what to measure.
@@ -74,8 +98,10 @@ def measure(
     try:
       with jax.transfer_guard("allow"):
         result = evaluator.run(live)
-    except (OSError, ValueError) as error:
+    except Exception as error:  # of whatever kind: days of training are worth more than a benchmark
       say(f"step {step}: {name} could not be measured: {error}")
+      if not isinstance(error, OSError | ValueError):
+        say(traceback.format_exc())
       continue
     say(f"step {step}: {name}\n{results.table({'': results.as_json(result)})}")
     for note in result.notes:

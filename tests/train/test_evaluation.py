@@ -39,10 +39,11 @@ def test_a_run_measures_its_sharded_parameters(data, tmp_path, monkeypatch, caps
   config.runtime.update({"dtype": "float32", "remat": "none"})
   config.evals = (
     f"records --data {data}",
-    f"retrieve pairs --annotations {tmp_path}/none.json",
+    f"retrieve pairs --annotations {tmp_path}/broken.csv",
     f"records --data {data}",
   )
   config.eval_every = 1
+  (tmp_path / "broken.csv").write_text("image,text\n")
   workdir = str(tmp_path / "run")
   loop.train(read_config(config), workdir)
   with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
@@ -55,7 +56,7 @@ def test_a_run_measures_its_sharded_parameters(data, tmp_path, monkeypatch, caps
     found = {key: lines[1][f"eval/{name}/{key}"] for key in expected}
     assert found == pytest.approx({key: metric["value"] for key, metric in expected.items()}, abs=1e-6)
   out = capsys.readouterr().out
-  assert "step 2: retrieve pairs could not be measured" in out and "none.json" in out
+  assert "step 2: retrieve pairs could not be measured" in out and "broken.csv" in out
   assert "step 2: records 2\n" in out and "long captions: image to text, R@1" in out
 
 
@@ -73,14 +74,13 @@ def small_run(data):
 def test_the_best_checkpoint_by_an_evaluation_is_kept(data, tmp_path, monkeypatch, capsys, quick):
   make_step = loop.make_step
   monkeypatch.setattr(loop, "make_step", lambda *settings, **savings: quick(make_step(*settings, **savings)))
-  config, values = small_run(data), (0.5, 0.9, 0.1)
-  monkeypatch.setattr(loop, "measure", lambda *a: {"eval/records/long_image_to_text_r1": values[a[4] - 1]})
-  loop.train(read_config(config), str(tmp_path / "run"))
+  name = "eval/records/long_image_to_text_r1"
+  numbers = ({name: 0.5}, {name: 0.9}, {"eval/records/other": 1.0})
+  monkeypatch.setattr(loop, "measure", lambda *a: dict(numbers[a[4] - 1]))
+  loop.train(read_config(small_run(data)), str(tmp_path / "run"))
   assert sorted(os.listdir(tmp_path / "run" / "checkpoints")) == ["2", "3"]
-  assert "is not among the numbers" not in capsys.readouterr().out
-  config.keep.metric, config.steps = "eval/records/other", 1
-  loop.train(read_config(config), str(tmp_path / "other"))
-  assert "'eval/records/other' is not among the numbers: eval/records/long_image" in capsys.readouterr().out
+  told = [line for line in capsys.readouterr().out.splitlines() if "is not among the numbers" in line]
+  assert told == [f"step 3: keep.metric {name!r} is not among the numbers: eval/records/other"]
 
 
 @pytest.mark.parametrize(
@@ -131,8 +131,37 @@ def test_the_model_is_the_live_parameters_where_they_lie():
   assert jax.tree.leaves(probe.model.params)[0] is jax.tree.leaves(params)[0]
 
 
+def test_whatever_fails_in_a_benchmark_is_told_and_the_others_go_on():
+  class Failing(Probe):
+    name = "failing"
+
+    def run(self, model, progress=False):
+      raise RuntimeError("out of memory")
+
+  params, said = parameters.abstract_params(TINY), []
+  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
+  found = evaluation.measure([Failing(), Probe()], TINY, params, Runtime(), 7, said.append, lambda _: None)
+  assert found == {"eval/probe/share": 0.25} and said[0] == "step 7: failing could not be measured: out of memory"
+  assert said[1].startswith("Traceback")
+
+
+def test_the_files_of_evals_are_looked_for_before_a_run_begins(tmp_path):
+  for name in ("b.jsonl", "a.jsonl"):
+    (tmp_path / name).write_text("")
+  line = f"fgovd --annotations {tmp_path}/*.jsonl --images"
+  (evaluator,) = evaluation.read_evals([f"{line} {tmp_path}"])
+  assert evaluator.annotations == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl")
+  with pytest.raises(FileNotFoundError, match=r"config.evals\[0\]: there is no 'nowhere'"):
+    evaluation.read_evals([f"{line} nowhere"])
+  with pytest.raises(ValueError, match=r"config.evals\[0\]: no file matches .*csv"):
+    evaluation.read_evals([line.replace("jsonl", "csv")])
+  assert evaluation.read_evals(
+    ["classify tfds --images cifar10", f"boxes --annotations {tmp_path}/a.jsonl --images {tmp_path}"]
+  )
+
+
 def test_evals_are_read_before_a_run_begins():
-  (evaluator,) = evaluation.read_evals(["classify folder --images 'a b' --templates openai7 --allow cut_texts"])
+  (evaluator,) = evaluation.read_evals(["classify folder --images 'a b' --templates openai7 --allow cut_texts"], False)
   assert (evaluator.name, evaluator.images, evaluator.allow) == ("classify folder", "a b", ("cut_texts",))
   for line, message in (
     ("", "must begin with one of records"),
@@ -142,7 +171,7 @@ def test_evals_are_read_before_a_run_begins():
     ("records --data d --allow all", "allow takes resolution, cut_texts, got 'all'"),
   ):
     with pytest.raises(ValueError, match=rf"config.evals\[1\]: .*{message}"):
-      evaluation.read_evals(["records --data d", line])
+      evaluation.read_evals(["records --data d", line], check_data=False)
   config = common.get_config()
   config.evals = ("nothing",)
   with pytest.raises(ValueError, match=r"config.evals\[0\]: 'nothing' must begin with"):

@@ -5,10 +5,13 @@ A module has `SHORT` (a line of help), `TEXT` (what it does), `EXAMPLE` (argumen
 """
 
 import argparse
+import glob
 import importlib
+import os
 import shlex
 from typing import NoReturn
 
+from fgclip_jax.data import paths
 from fgclip_jax.data.commands.common import positive
 from fgclip_jax.evals.evaluator import Evaluator
 
@@ -26,10 +29,12 @@ def add_to(parser: argparse.ArgumentParser, name: str) -> None:
 def parse(text: str) -> Evaluator:
   """The evaluator of a line as the command takes it, without the model: `classify imagenet --images DIR`.
 
+  Patterns (`fgovd/*.jsonl`) stand for the files on this machine that match, as they do in a shell.
+
   Raises:
-    ValueError: no such command, or wrong options.
+    ValueError: no such command, wrong options, or a pattern that no file matches.
   """
-  name, *arguments = shlex.split(text) or [""]
+  name, *arguments = [each for word in shlex.split(text) or [""] for each in _expand(word)]
   if name not in COMMANDS:
     raise ValueError(f"{text!r} must begin with one of {', '.join(COMMANDS)}")
   parser = _Parser(prog=name, add_help=False)
@@ -63,6 +68,16 @@ def add_mode(parser: argparse.ArgumentParser) -> None:
     choices=("squash", "center_crop"),
     help="how pictures are made square (default: squash for an FG-CLIP, center_crop for a plain CLIP)",
   )
+
+
+def _expand(word: str) -> list[str]:
+  """The files that a pattern matches, sorted; a word that is no pattern, or is a file, as it is."""
+  if not glob.has_magic(word) or os.path.exists(word) or paths.is_remote(word):
+    return [word]
+  found = sorted(glob.glob(word))
+  if not found:
+    raise ValueError(f"no file matches {word!r}")
+  return found
 
 
 def _names(text: str) -> tuple[str, ...]:
