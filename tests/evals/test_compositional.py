@@ -1,4 +1,4 @@
-"""Compositional sets: each form against numpy by hand; ties, faults, parts of pictures, batches and devices."""
+"""Compositional sets: each form against numpy by hand; ties, faults, parts of pictures."""
 
 import json
 
@@ -7,7 +7,6 @@ import pytest
 from PIL import Image
 
 from fgclip_jax.evals.compositional import Compositional
-from fgclip_jax.inference import Setup
 
 CAPTIONS = [
   "a dog on a mat",
@@ -61,17 +60,6 @@ def test_sugarcrepe(model, sugarcrepe):
   check(result.metrics["add_att_top1"], second, 0.5, 3)
   check(result.metrics["mean_of_files"], (first + second) / 2, 0.5, 2)
   assert result.records == 7 and result.skipped == {} and result.notes == ()
-
-
-def test_batches_and_devices_change_nothing(model, spread_model, sugarcrepe, monkeypatch):
-  files, images, _ = sugarcrepe
-  evaluator = Compositional("sugarcrepe", files, images)
-  whole = evaluator.run(model)
-  several = evaluator.run(spread_model)
-  monkeypatch.setattr(Setup, "sizes", (1,))
-  single = evaluator.run(model)
-  assert whole.metrics == several.metrics == single.metrics
-  assert whole.examples["predicted"] == several.examples["predicted"] == single.examples["predicted"]
 
 
 def test_aro_cuts_the_box_out_and_averages_over_relations(model, tmp_path, draw):
