@@ -1,24 +1,25 @@
 """Segmentation without training: the class of every pixel, from the dense features."""
 
 import dataclasses
+import functools
 import io
 import os
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Float32, Int, UInt8
+from jaxtyping import Array, Float, Float32, Int, UInt
 from PIL import Image
 
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.data import image as image_files
 from fgclip_jax.data import paths
-from fgclip_jax.evals import boxes, guards, metrics, pictures, templates
+from fgclip_jax.evals import boxes, class_lists, guards, metrics, pictures, templates
 from fgclip_jax.evals.evaluator import Result
 
-IGNORE = 255  # the level of pixels that are not counted
+_LEVELS = 1 << 16  # of a label map of 16 bits
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _STEP = 128  # label maps are computed in multiples of so many pixels a side: few sizes to compile
 
@@ -29,22 +30,19 @@ class Segmentation:
 
   A pixel's class is the one whose prompts' mean embedding has the highest cosine with the dense features, which are
   interpolated bilinearly to the label map's size. A class that neither the label maps nor the predictions have is no
-  part of the mean. Files: a PNG of class numbers for each picture, 255 where pixels are not counted.
+  part of the mean. Files: a PNG or TIFF of class numbers, 8 or 16 bits, for each picture.
 
-  | benchmark | classes | reduce_zero_label |
-  |---|---|---|
-  | VOC-20, ADE-150, PASCAL Context 59 | without the background | yes |
-  | VOC-21, PASCAL Context 60 | the background first | no |
-  | COCO-Stuff | all | no |
+  Where the first class is the background, what is left without it is measured too: the other classes alone, over
+  pixels of theirs (VOC-20 of VOC-21, PASCAL Context 59 of 60).
 
   Attributes:
     images: the folder of pictures.
     labels: the folder of label maps; each has the name of its picture, but for `label_suffix`.
-    classes: a text file with a class on each line, in the order of the numbers. More names of a class are parted by
-      semicolons: the best of them counts. Where the first class is called `background`, what is left without it is
-      measured too: the other classes alone, over pixels of theirs.
+    classes: the name of a list in `class_lists`, or a text file with a class on each line, in the order of the numbers.
     split: a text file with the name (without suffix) of a picture on each line; None takes all label maps.
-    reduce_zero_label: pixels of level 0 are not counted, and level 1 is the first class.
+    reduce_zero_label: pixels of level 0 are not counted, and level 1 is the first class. None: as the list of classes
+      says for its benchmark's label maps; not for a file.
+    ignore_label: the level of pixels that are not counted; 65535 in the usual files of more than 255 classes.
     label_suffix: what a label map's name ends with, e.g. `_labelTrainIds.png`.
     templates: which prompts, a name in `templates.TEMPLATES`.
     limit: reads only so many label maps, the first ones by name; None for all.
@@ -55,7 +53,8 @@ class Segmentation:
   labels: str
   classes: str
   split: str | None = None
-  reduce_zero_label: bool = False
+  reduce_zero_label: bool | None = None
+  ignore_label: int = 255
   label_suffix: str = ".png"
   templates: str = "openai80"
   limit: int | None = None
@@ -69,39 +68,82 @@ class Segmentation:
     return dataclasses.asdict(self)
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
-    """Metrics `segmentation_miou`, `segmentation_accuracy`, and with a background also `..._without_background`."""
+    """Metrics `segmentation_miou`, `segmentation_accuracy`, and with a background also `..._without_background`.
+
+    Examples are a row for each label map, with the numbers of its own pixels. The notes have the IoU of each class.
+    """
     notes = guards.check_resolution(model, self.allow)
-    names = read_classes(self.classes)
+    classes = class_lists.read(self.classes)
+    names, starts = classes.names, self._starts(classes)
     faults = pictures.Faults()
     found = self._find(faults)
     text = templates.class_embeddings(
       model, [name for each in names for name in each], templates.TEMPLATES[self.templates], progress
     )
     owner = np.repeat(np.arange(len(names)), [len(each) for each in names])
-    background = names[0][0].lower() == "background"
-    tables = {"": np.zeros((len(names), len(names)), np.int64)}
-    if background:
-      tables["_without_background"] = np.zeros_like(tables[""])
-    for file, dense in self._encode(model, [picture for picture, _ in found], faults, progress):
-      labels = self._read_labels(found[file][1], len(names), faults)
+    background = classes.zero == "background"
+    kinds = ("", "_without_background")[: 1 + background]
+    counts = {kind: np.zeros((3, len(names)), np.int64) for kind in kinds}
+    examples: dict[str, list] = {"image": [], "pixels": [], "accuracy": [], "miou": []}
+    for number, dense in self._encode(model, [picture for picture, _ in found], faults, progress):
+      picture, path = found[number]
+      labels = _read_labels(path, faults)
       if labels is None:
         continue
+      start = starts[labels]
       cosines = (dense.reshape(-1, dense.shape[-1]) @ text.T).reshape(*dense.shape[:2], -1)  # one product is faster
-      tables[""] += confusion(labels, label_map(cosines, owner, labels.shape), len(names))
-      if background:
-        others = label_map(cosines[..., owner > 0], owner[owner > 0], labels.shape)
-        tables["_without_background"] += confusion(np.where(labels == 0, IGNORE, labels), others, len(names))
-    if not tables[""].any():
+      maps = label_maps(cosines, owner, labels.shape, background)
+      for kind, predicted in zip(kinds, maps, strict=True):
+        table = confusion(start, predicted, len(names))
+        if table[-1].any():
+          self._refuse(path, int(labels[start == (len(names) + 1) * len(names)][0]), classes)
+        if kind:
+          table[0] = 0  # pixels of the background
+        mine = count(table)
+        counts[kind] += mine
+        if not kind:
+          _add_example(examples, os.path.basename(picture), mine)
+    if not counts[""].any():
       raise ValueError(f"no pixel of {len(found)} label maps could be measured: {'; '.join(faults.notes(len(found)))}")
-    result = {}
-    for name, table in tables.items():
-      if table.any():
-        iou, pixels = intersection_over_union(table), int(table.sum())
-        result[f"segmentation_miou{name}"] = metrics.Metric(float(np.nanmean(iou)), None, int(np.isfinite(iou).sum()))
-        share = float(np.trace(table)) / pixels
-        result[f"segmentation_accuracy{name}"] = metrics.Metric(share, None, pixels)
-    notes += faults.notes(len(found))
-    return Result(result, _examples(names, tables[""]), len(found), dict(faults.skipped), tuple(notes))
+    values = {}
+    for kind, each in counts.items():
+      if each.any():
+        values |= _metrics(kind, each)
+    notes += [*self._doubts(classes), *faults.notes(len(found)), _tell_classes(names, counts[""])]
+    return Result(values, examples, len(found), dict(faults.skipped), tuple(notes))
+
+  def _reduces(self, classes: class_lists.ClassList) -> bool:
+    return classes.zero == "ignored" if self.reduce_zero_label is None else self.reduce_zero_label
+
+  def _doubts(self, classes: class_lists.ClassList) -> list[str]:
+    """A note where a benchmark's label maps are read in another way than it has them."""
+    known = self.classes in class_lists.lists()
+    if not known or self._reduces(classes) == (classes.zero == "ignored"):
+      return []
+    kinds = ("a class", "no class") if self._reduces(classes) else ("no class", "a class")
+    return [f"level 0 is {kinds[0]} in the label maps of {self.classes}, and here it was read as {kinds[1]}"]
+
+  def _starts(self, classes: class_lists.ClassList) -> Int[np.ndarray, "L"]:
+    """Of each level of a label map, the first cell of its row in the table of `confusion`."""
+    count = len(classes.names)
+    reduce = self._reduces(classes)
+    if reduce <= self.ignore_label < reduce + count:
+      raise ValueError(
+        f"{self.classes} has {count} classes, and level {self.ignore_label} of a label map cannot be one of them and "
+        "stand for pixels that are not counted: give --ignore_label (65535 in most files of 16 bits)"
+      )
+    rows = np.full(_LEVELS, count + 1)
+    rows[[0, self.ignore_label]] = count
+    rows[reduce : reduce + count] = np.arange(count)
+    return rows * count
+
+  def _refuse(self, path: str, level: int, classes: class_lists.ClassList) -> NoReturn:
+    reduce = self._reduces(classes)
+    advice = "" if reduce else "; if 0 stands for no class, use --reduce_zero_label"
+    raise ValueError(
+      f"{path} has a pixel of level {level}, and the {len(classes.names)} classes of {self.classes} are levels "
+      f"{int(reduce)} to {len(classes.names) - 1 + reduce}, beside {self.ignore_label} where nothing is counted{advice}"
+    )
 
   def _find(self, faults: pictures.Faults) -> list[tuple[str, str]]:
     """The files of pictures and their label maps."""
@@ -135,66 +177,45 @@ class Segmentation:
     for batch in boxes.ahead(batches()):
       yield from batch
 
-  def _read_labels(self, path: str, classes: int, faults: pictures.Faults) -> Int[np.ndarray, "H W"] | None:
-    """The classes of a label map; None, and a count, for one that cannot be used."""
-    try:
-      labels = decode_labels(paths.read(path))
-    except FileNotFoundError:
-      faults.add("labels_missing", f"{path}: there is no such file")
-      return None
-    except image_files.ImageError as error:
-      faults.add("labels_unreadable", f"{path}: {error}")
-      return None
-    if self.reduce_zero_label:
-      labels = np.where((labels == 0) | (labels == IGNORE), IGNORE, labels - 1)
-    wrong = labels[(labels != IGNORE) & (labels >= classes)]
-    if wrong.size:
-      advice = "" if self.reduce_zero_label else "; if 0 stands for no class, use --reduce_zero_label"
-      raise ValueError(f"{path} has a pixel of class {wrong[0]}, and {self.classes} has {classes} classes{advice}")
-    return labels
 
-
-def read_classes(path: str) -> list[list[str]]:
-  """The names of each class, see `Segmentation`.
+def decode_labels(data: bytes) -> UInt[np.ndarray, "H W"]:
+  """The levels of a PNG or TIFF file with one number for each pixel, as uint8 or uint16.
 
   Raises:
-    FileNotFoundError, ValueError: the file is missing, or a line of it is empty.
+    ImageError: it is anything else.
   """
-  lines = paths.read(path).decode("utf-8").strip().splitlines()
-  names = [[name.strip() for name in line.split(";") if name.strip()] for line in lines]
-  for number, each in enumerate(names, 1):
-    if not each:
-      raise ValueError(f"{path}, line {number}: needs the name of a class")
-  if not 2 <= len(names) <= IGNORE:
-    raise ValueError(f"{path} has {len(names)} classes: needs one on each line, 2 to {IGNORE}")
-  return names
-
-
-def decode_labels(data: bytes) -> Int[np.ndarray, "H W"]:
-  """The levels of a PNG file with one number for each pixel; raises `ImageError` for anything else."""
   try:
-    picture = Image.open(io.BytesIO(data), formats=("PNG",))
+    picture = Image.open(io.BytesIO(data), formats=("PNG", "TIFF"))
     picture.load()
   except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-    raise image_files.ImageError("image_unreadable", "label map", f"is no readable PNG file: {error}") from error
-  if picture.mode not in ("P", "L", "I", "I;16"):
+    raise image_files.ImageError("image_unreadable", "label map", f"is no readable PNG or TIFF: {error}") from error
+  if picture.mode in ("P", "L"):
+    return np.asarray(picture)
+  if picture.mode in ("I;16", "I;16B", "I"):
+    levels = np.asarray(picture)
+    if 0 <= levels.min() and levels.max() < _LEVELS:
+      return levels.astype(np.uint16)
+    message = f"has numbers from {levels.min()} to {levels.max()}, and needs 0 to {_LEVELS - 1}"
+  else:
     message = f"has colours ({picture.mode}), and needs one number of a class for each pixel"
-    raise image_files.ImageError("image_unreadable", "label map", message)
-  return np.asarray(picture).astype(np.int64)
+  raise image_files.ImageError("image_unreadable", "label map", message)
 
 
-def label_map(
-  cosines: Float32[np.ndarray, "h w T"], owner: Int[np.ndarray, "T"], shape: tuple[int, int]
-) -> UInt8[np.ndarray, "H W"]:
+def label_maps(
+  cosines: Float32[np.ndarray, "h w T"], owner: Int[np.ndarray, "T"], shape: tuple[int, int], background: bool = False
+) -> list[UInt[np.ndarray, "H W"]]:
   """The class of each pixel of a label map of some shape: that of the text with the highest interpolated cosine.
 
   Args:
     cosines: of each patch with each text.
     owner: the class of each text, ascending.
     shape: height and width.
+    background: gives a second label map, of the classes from 1 on alone.
   """
   rows, columns = (interpolation(size, side) for size, side in zip(shape, cosines.shape[:2], strict=True))
-  return owner.astype(np.uint8)[np.asarray(_best(cosines, rows, columns))[: shape[0], : shape[1]]]
+  small = owner.astype(np.uint8 if owner[-1] < 256 else np.uint16)
+  found = _best(cosines, rows, columns, small, int(np.sum(owner == 0)) if background else 0)
+  return [np.asarray(each)[: shape[0], : shape[1]] for each in found]
 
 
 def interpolation(size: int, cells: int) -> Float32[np.ndarray, "padded {cells}"]:
@@ -208,46 +229,89 @@ def interpolation(size: int, cells: int) -> Float32[np.ndarray, "padded {cells}"
   return weights
 
 
-@jax.jit
-def _best(cosines: Float[Array, "h w T"], rows: Float[Array, "H h"], columns: Float[Array, "W w"]) -> Int[Array, "H W"]:
-  """The text with the highest interpolated cosine, for each pixel; texts one after the other, the best so far kept."""
+@functools.partial(jax.jit, static_argnums=4)
+def _best(
+  cosines: Float[Array, "h w T"],
+  rows: Float[Array, "H h"],
+  columns: Float[Array, "W w"],
+  owner: UInt[Array, "T"],
+  background: int,
+) -> list[UInt[Array, "H W"]]:
+  """The class of the text with the highest interpolated cosine, for each pixel; for `background` first texts more than
+  0 also that of the other texts. Texts are looked at one after the other, and the best so far is kept."""
   precision = jax.lax.Precision.HIGHEST
   wide = jnp.einsum("hwt,Ww->thW", cosines, columns, precision=precision)
 
-  def look(state, numbered):
-    best, text = state
-    number, part = numbered
+  def look(state, text):
+    best, name = state
+    number, part = text
     here = jnp.matmul(rows, part, precision=precision)
     better = here > best
-    return (jnp.where(better, here, best), jnp.where(better, number, text)), None
+    return (jnp.where(better, here, best), jnp.where(better, number, name)), None
 
   shape = (len(rows), len(columns))
-  state = (jnp.full(shape, -jnp.inf, wide.dtype), jnp.zeros(shape, jnp.int32))
-  return jax.lax.scan(look, state, (jnp.arange(len(wide), dtype=jnp.int32), wide))[0][1]
+  start = (jnp.full(shape, -jnp.inf, wide.dtype), jnp.zeros(shape, owner.dtype))
+  best, found = jax.lax.scan(look, start, (owner[background:], wide[background:]))[0]
+  if not background:
+    return [found]
+  other = jax.lax.scan(look, start, (owner[:background], wide[:background]))[0][0]
+  return [jnp.where(other >= best, owner[0], found), found]
 
 
 def confusion(
-  labels: Int[np.ndarray, "H W"], predicted: UInt8[np.ndarray, "H W"], classes: int
-) -> Int[np.ndarray, "C C"]:
-  """How many pixels of each class (row) were taken for each class (column); without those that are not counted."""
-  counted = labels != IGNORE
-  pairs = labels[counted] * classes + predicted[counted]
-  return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+  start: Int[np.ndarray, "H W"], predicted: UInt[np.ndarray, "H W"], classes: int
+) -> Int[np.ndarray, "{classes}+2 {classes}"]:
+  """How many pixels of each class (row) were taken for each class (column).
+
+  Args:
+    start: `classes` times the row of each pixel. The last row but one is for pixels that are not counted, the last
+      one for those of no class.
+    predicted: the class that each pixel was taken for.
+    classes: how many classes.
+  """
+  return np.bincount((start + predicted).ravel(), minlength=(classes + 2) * classes).reshape(-1, classes)
 
 
-def intersection_over_union(table: Int[np.ndarray, "C C"]) -> Float[np.ndarray, "C"]:
+def count(table: Int[np.ndarray, "R C"]) -> Int[np.ndarray, "3 C"]:
+  """Of each class, how many pixels have it, how many were taken for it, and how many rightly; see `confusion`."""
+  table = table[:-2]
+  return np.stack([table.sum(1), table.sum(0), np.diag(table)])
+
+
+def intersection_over_union(counts: Int[np.ndarray, "3 C"]) -> Float[np.ndarray, "C"]:
   """Of each class; NaN for one that neither labels nor predictions have."""
-  union = table.sum(0) + table.sum(1) - np.diag(table)
-  return np.where(union > 0, np.diag(table) / np.maximum(union, 1), np.nan)
+  union = counts[0] + counts[1] - counts[2]
+  return np.where(union > 0, counts[2] / np.maximum(union, 1), np.nan)
 
 
-def _examples(names: list[list[str]], table: Int[np.ndarray, "C C"]) -> dict[str, list | np.ndarray]:
-  """A row for each class that was met."""
-  iou, pixels = intersection_over_union(table), table.sum(1)
-  met = np.isfinite(iou)
+def _read_labels(path: str, faults: pictures.Faults) -> UInt[np.ndarray, "H W"] | None:
+  """A label map; None, and a count, for one that cannot be used."""
+  try:
+    return decode_labels(paths.read(path))
+  except FileNotFoundError:
+    faults.add("labels_missing", f"{path}: there is no such file")
+  except image_files.ImageError as error:
+    faults.add("labels_unreadable", f"{path}: {error}")
+  return None
+
+
+def _metrics(kind: str, counts: Int[np.ndarray, "3 C"]) -> dict[str, metrics.Metric]:
+  iou, pixels = intersection_over_union(counts), int(counts[0].sum())
   return {
-    "class": [name[0] for name, kept in zip(names, met, strict=True) if kept],
-    "iou": iou[met],
-    "accuracy": (np.diag(table) / np.maximum(pixels, 1))[met],
-    "pixels": pixels[met],
+    f"segmentation_miou{kind}": metrics.Metric(float(np.nanmean(iou)), None, int(np.isfinite(iou).sum())),
+    f"segmentation_accuracy{kind}": metrics.Metric(int(counts[2].sum()) / pixels, None, pixels),
   }
+
+
+def _add_example(examples: dict[str, list], image: str, counts: Int[np.ndarray, "3 C"]) -> None:
+  """Adds a label map's row; without any pixel that is counted it has no accuracy."""
+  found = {name.split("_")[1]: metric.value for name, metric in _metrics("", counts).items()} if counts.any() else {}
+  row = {"image": image, "pixels": int(counts[0].sum()), "accuracy": found.get("accuracy"), "miou": found.get("miou")}
+  for name, column in examples.items():
+    column.append(row[name])
+
+
+def _tell_classes(names: tuple[tuple[str, ...], ...], counts: Int[np.ndarray, "3 C"]) -> str:
+  iou = intersection_over_union(counts)
+  each = [f"{name[0]} {100 * value:.1f}" for name, value in zip(names, iou, strict=True) if np.isfinite(value)]
+  return f"IoU of the classes that were met, in percent: {'; '.join(each)}"

@@ -1,6 +1,8 @@
-"""Segmentation: interpolation against PyTorch, label maps and confusion against loops, files of each kind."""
+"""Segmentation: interpolation against PyTorch, label maps and confusion against loops, files and lists of each kind."""
 
 import dataclasses
+import io
+import json
 
 import numpy as np
 import pytest
@@ -8,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fgclip_jax.evals import segmentation, templates
+from fgclip_jax.evals import class_lists, commands, segmentation, templates
+from fgclip_jax.evals.commands import segment
 from tests.evals.region_sets import model, write_pictures
 
 CLASSES = ["background; sky", "cat", "dog; hound", "boat"]  # nothing is labelled as the last
@@ -55,10 +58,16 @@ def test_the_best_class_of_each_pixel(seed, shape):
   owner = np.asarray([0, 1, 1, 2, 4])
   rows, columns = (segmentation.interpolation(side, 4)[:side].astype(np.float64) for side in shape)
   wide = np.einsum("Hh,Ww,hwt->HWt", rows, columns, cosines)
-  found = segmentation.label_map(cosines, owner, shape)
-  clear = np.ptp(np.sort(wide, -1)[..., -2:], axis=-1) > 1e-5
-  assert found.shape == shape and clear.mean() > 0.9
-  np.testing.assert_array_equal(found[clear], owner[wide.argmax(-1)][clear])
+  maps = segmentation.label_maps(cosines, owner, shape, background=True)
+  for first, found in enumerate(maps):
+    mine = wide[..., first:]
+    clear = np.ptp(np.sort(mine, -1)[..., -2:], axis=-1) > 1e-5
+    assert found.shape == shape and found.dtype == np.uint8 and clear.mean() > 0.9
+    np.testing.assert_array_equal(found[clear], owner[first:][mine.argmax(-1)][clear])
+  (alone,) = segmentation.label_maps(cosines, owner, shape)
+  np.testing.assert_array_equal(alone, maps[0])
+  (many,) = segmentation.label_maps(cosines, owner * 200, shape)
+  np.testing.assert_array_equal(many, maps[0].astype(int) * 200)
 
 
 @given(seed=st.integers(0, 1000))
@@ -66,15 +75,18 @@ def test_confusion_and_intersection_over_union(seed):
   rng = np.random.default_rng(seed)
   labels = rng.choice([0, 1, 3, 255], (6, 7))
   predicted = rng.choice([0, 1, 2], (6, 7)).astype(np.uint8)
-  table = segmentation.confusion(labels, predicted, 5)
-  found = segmentation.intersection_over_union(table)
+  rows = np.where(labels == 255, 5, labels)
+  table = segmentation.confusion(rows * 5, predicted, 5)
+  counts = segmentation.count(table)
+  found = segmentation.intersection_over_union(counts)
   for number in range(5):
     a, b = labels[labels != 255] == number, predicted[labels != 255] == number
+    assert counts[:, number].tolist() == [a.sum(), b.sum(), (a & b).sum()]
     if (a | b).any():
       assert found[number] == pytest.approx((a & b).sum() / (a | b).sum())
     else:
       assert np.isnan(found[number])
-  assert table.sum() == (labels != 255).sum() and np.isnan(found[4])
+  assert table.sum() == labels.size and table[5].sum() == (labels == 255).sum() and np.isnan(found[4])
 
 
 def expected_map(stem, folder, shape, torch, first=0):
@@ -105,7 +117,28 @@ def test_it_is_what_the_calculation_by_hand_gives(files, torch):
     assert accuracy.value == pytest.approx(np.mean(true == found), abs=1e-3)
     assert accuracy.count == len(true) and accuracy.chance is None
   assert result.records == 4 and result.skipped == {"image_missing": 1}
-  assert result.examples["class"][:3] == ["background", "cat", "dog"] and result.examples["pixels"][0] > 0
+
+
+def ious_of(true, found):
+  either = [(true == number) | (found == number) for number in range(4)]
+  return [((true == n) & (found == n)).sum() / each.sum() if each.any() else None for n, each in enumerate(either)]
+
+
+def test_a_row_for_each_picture_and_a_note_of_the_classes(files, torch):
+  folder, labels, evaluator = files
+  result = evaluator.run(model())
+  true = {stem: labels[stem][labels[stem] != 255] for stem in "abd"}
+  found = {stem: expected_map(stem, folder, labels[stem].shape, torch)[labels[stem] != 255] for stem in "abd"}
+  assert result.examples["image"] == ["a.jpg", "b.png", "d.jpg"]
+  assert result.examples["pixels"] == [len(each) for each in true.values()]
+  for row, stem in enumerate("abd"):
+    assert result.examples["accuracy"][row] == pytest.approx(np.mean(true[stem] == found[stem]), abs=1e-2)
+    ious = [iou for iou in ious_of(true[stem], found[stem]) if iou is not None]
+    assert result.examples["miou"][row] == pytest.approx(np.mean(ious), abs=2e-2)
+  ious = ious_of(*(np.concatenate(list(each.values())) for each in (true, found)))
+  note = result.notes[-1].split(": ")[1].split("; ")
+  assert [each.rsplit(" ", 1)[0] for each in note] == ["background", "cat", "dog", "boat"]
+  np.testing.assert_allclose([float(each.rsplit(" ", 1)[1]) for each in note], 100 * np.asarray(ious), atol=0.2)
 
 
 def test_level_zero_can_stand_for_no_class(files):
@@ -114,8 +147,58 @@ def test_level_zero_can_stand_for_no_class(files):
   result = dataclasses.replace(evaluator, classes=str(folder / "two.txt"), reduce_zero_label=True).run(model())
   assert result.metrics["segmentation_accuracy"].count == sum(np.isin(labels[stem], (1, 2)).sum() for stem in "abd")
   assert set(result.metrics) == {"segmentation_miou", "segmentation_accuracy"}
-  with pytest.raises(ValueError, match=r"a\.png has a pixel of class 2, and .*two\.txt has 2 .*--reduce_zero_label"):
-    dataclasses.replace(evaluator, classes=str(folder / "two.txt")).run(model())
+  two = dataclasses.replace(evaluator, classes=str(folder / "two.txt"))
+  with pytest.raises(ValueError, match=r"a\.png has a pixel of level 2, and the 2 .* 0 to 1,.*use --reduce_zero_label"):
+    two.run(model())
+  one = dataclasses.replace(two, reduce_zero_label=True, ignore_label=0)
+  with pytest.raises(ValueError, match=r"a\.png has a pixel of level 255, and the 2 classes .* 1 to 2, beside 0 where"):
+    one.run(model())
+
+
+def test_batches_and_devices_and_order_change_nothing(files, model, spread_model, monkeypatch):
+  expected = files[2].run(model)
+  monkeypatch.setattr("fgclip_jax.inference.CHUNKS", (1, 4))
+  for other in (model, spread_model):
+    found = files[2].run(other)
+    assert found.metrics == expected.metrics and found.notes == expected.notes and found.examples == expected.examples
+  find = segmentation.Segmentation._find
+  monkeypatch.setattr(segmentation.Segmentation, "_find", lambda *arguments: find(*arguments)[::-1])
+  turned = files[2].run(model)
+  assert turned.metrics == expected.metrics and turned.notes == expected.notes
+  assert turned.examples == {name: column[::-1] for name, column in expected.examples.items()}
+
+
+@pytest.mark.parametrize(("form", "suffix"), [("PNG", ".png"), ("TIFF", ".tif")])
+def test_more_than_255_classes(files, tmp_path, form, suffix):
+  """With 16 bits 255 is the level of a class like others."""
+  _, labels, evaluator = files
+  (tmp_path / "many.txt").write_text("\n".join(f"thing {number}" for number in range(300)))
+  for stem in "abd":
+    levels = np.where(labels[stem] == 255, 65535, 299 - 22 * labels[stem]).astype(np.uint16)
+    assert set(np.unique(levels)) <= {255, 277, 299, 65535}
+    Image.fromarray(levels).save(tmp_path / f"{stem}{suffix}", form)
+    np.testing.assert_array_equal(segmentation.decode_labels((tmp_path / f"{stem}{suffix}").read_bytes()), levels)
+  many = dataclasses.replace(evaluator, labels=str(tmp_path), classes=str(tmp_path / "many.txt"), label_suffix=suffix)
+  with pytest.raises(ValueError, match="300 classes, and level 255 .* give --ignore_label"):
+    many.run(model())
+  result = dataclasses.replace(many, ignore_label=65535).run(model())
+  assert result.metrics["segmentation_accuracy"].count == sum((labels[s] != 255).sum() for s in "abd")
+  assert "thing 255 " in result.notes[-1] and "thing 277 " in result.notes[-1]
+
+
+def test_levels_of_more_than_16_bits_are_refused():
+  file = io.BytesIO()
+  Image.fromarray(np.full((3, 3), 70_000, np.int32)).save(file, "TIFF")
+  with pytest.raises(ValueError, match="has numbers from 70000 to 70000"):
+    segmentation.decode_labels(file.getvalue())
+
+
+def test_a_label_map_without_a_counted_pixel_has_no_accuracy(files, tmp_path):
+  _, labels, evaluator = files
+  write_labels(tmp_path / "a.png", labels["a"])
+  write_labels(tmp_path / "b.png", np.full((4, 4), 255))
+  result = dataclasses.replace(evaluator, labels=str(tmp_path)).run(model())
+  assert result.examples["accuracy"][1] is result.examples["miou"][1] is None and result.examples["pixels"][1] == 0
 
 
 def test_split_limit_and_suffix(files, tmp_path):
@@ -153,8 +236,65 @@ def test_label_maps_that_cannot_be_used_are_counted(files, tmp_path):
     dataclasses.replace(other, split=str(tmp_path / "gone.txt"), images=str(tmp_path / "images")).run(model())
 
 
+LENGTHS = {
+  "voc20": 20, "voc21": 21, "voc21_sclip": 21, "ade150": 150, "pascal_context59": 59, "pascal_context60": 60,
+  "cocostuff171": 171, "cityscapes19": 19,
+}  # fmt: skip
+
+
+def test_the_lists_of_benchmarks():
+  assert {name: len(entry["classes"]) for name, entry in class_lists.lists().items()} == LENGTHS
+  for name, entry in class_lists.lists().items():
+    classes = class_lists.read(name)
+    names = [each for names in classes.names for each in names]
+    assert len(set(names)) == len(names) and all(each == each.strip() and each for each in names)
+    assert entry["source"].startswith("https://") and classes.zero in ("ignored", "background", "class")
+    assert all(len(each) == 1 for each in classes.names) or name == "voc21_sclip"
+  read = lambda name: [each[0] for each in class_lists.read(name).names]  # noqa: E731
+  assert read("voc21") == ["background", *read("voc20")] and read("voc20")[14] == "person"
+  assert read("pascal_context60") == ["background", *read("pascal_context59")]
+  assert read("pascal_context59") == sorted(read("pascal_context59"))  # as the label maps have them
+  assert read("ade150")[12] == "person" and read("ade150")[149] == "flag"
+  assert read("cocostuff171")[79:81] == ["toothbrush", "banner"]  # the last thing, and the first of the stuff
+  assert read("cocostuff171")[80:] == sorted(read("cocostuff171")[80:]) and read("cityscapes19")[11] == "person"
+  assert class_lists.read("voc21_sclip").names[20][:2] == ("television monitor", "tv monitor")
+
+
+def test_a_list_by_name_knows_what_level_zero_is(files):
+  evaluator = files[2]
+  voc21 = dataclasses.replace(evaluator, classes="voc21").run(model())
+  voc20 = dataclasses.replace(evaluator, classes="voc20").run(model())
+  for name in ("miou", "accuracy"):  # the second measurement of the one is the first of the other
+    found = voc21.metrics[f"segmentation_{name}_without_background"]
+    assert found == voc20.metrics[f"segmentation_{name}"]
+  assert not any("level 0" in note for note in (*voc20.notes, *voc21.notes))
+  shifted = dataclasses.replace(evaluator, classes="voc20", reduce_zero_label=False).run(model())
+  assert any("level 0 is no class in the label maps of voc20" in note for note in shifted.notes)
+  assert voc20.metrics != shifted.metrics
+  shifted = dataclasses.replace(evaluator, classes="voc21", reduce_zero_label=True).run(model())
+  assert any("level 0 is a class in the label maps of voc21" in note for note in shifted.notes)
+
+
+@pytest.mark.parametrize(
+  ("options", "expected"),
+  [
+    ("", (None, 255)),
+    ("--reduce_zero_label", (True, 255)),
+    ("--no-reduce_zero_label --ignore_label 65535", (False, 65535)),
+  ],
+)
+def test_the_command(options, expected):
+  made = commands.parse(f"segment --images i --labels l --classes ade150 {options}")
+  assert isinstance(made, segmentation.Segmentation) and made.classes == "ade150"
+  assert (made.reduce_zero_label, made.ignore_label) == expected
+  json.dumps(made.settings())
+  assert commands.parse(f"segment {segment.EXAMPLE.removeprefix('--model M ')}").reduce_zero_label is None
+
+
 @pytest.mark.parametrize(("text", "message"), [("cat\n\ndog\n", "line 2: needs"), ("cat\n", "has 1 classes")])
 def test_a_wrong_list_of_classes(tmp_path, text, message):
   (tmp_path / "classes.txt").write_text(text)
   with pytest.raises(ValueError, match=message):
-    segmentation.read_classes(str(tmp_path / "classes.txt"))
+    class_lists.read(str(tmp_path / "classes.txt"))
+  with pytest.raises(FileNotFoundError, match=r"'voc22' is neither a file nor one of the lists voc20, voc21, .*ade150"):
+    class_lists.read("voc22")
