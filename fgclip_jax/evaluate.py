@@ -175,9 +175,7 @@ def _tell(args: argparse.Namespace, evaluator: Evaluator, result: Result, name: 
   print(f"Values and chance in percent. {result.records:,} records in {seconds:.0f} s.")
   for note in (*result.notes, *sources):
     print(f"note: {note}")
-  if args.examples and not result.examples:
-    print(f"note: {evaluator.name} tells nothing of single questions: {args.examples} is not written")
-  elif args.examples:
+  if args.examples:
     print(f"wrote {args.examples} ({results.write_examples(args.examples, result):,} questions)")
 
 

@@ -135,12 +135,46 @@ def test_every_metric_equals_the_definition(model, records, results):
   assert results["region_top1"]["chance"] == pytest.approx(1 / len(classes))
 
 
+def test_each_question_is_told(model, records, data, results):
+  """Metrics are the shares of the questions' ranks; what was predicted is the best answer."""
+  report = Records(data).run(model)
+  rows = [dict(zip(report.examples, row, strict=True)) for row in zip(*report.examples.values(), strict=True)]
+  by_task = {task: [row for row in rows if row["task"] == task] for task in dict.fromkeys(row["task"] for row in rows)}
+  for name, metric in results.items():
+    task, _, k = name.rpartition("_")
+    asked = by_task[task]
+    assert len(asked) == metric["count"]
+    assert np.mean([row["rank"] < int(k.strip("rtop")) for row in asked]) == pytest.approx(metric["value"])
+    assert all(row["predicted"] == row["right"] for row in asked if row["rank"] == 0 and task != "short_text_to_image")
+  images = {r.id: r for r in records}
+  for row in by_task["long_image_to_text"]:
+    assert row["right"] == images[row["query"]].long
+    score = model.encode_image(images[row["query"]].image) @ model.encode_text(row["predicted"], "long").T
+    assert row["score"] == pytest.approx(float(score[0, 0]), abs=1e-5)
+  for row in by_task["short_text_to_image"]:
+    assert images[row["right"]].short == row["query"] and row["predicted"] in images
+  for row in by_task["fine_grained"]:
+    name, box = row["query"].split(" ", 1)
+    (region,) = [each for each in images[name].regions if np.allclose(each.box, json.loads(box), atol=1e-4)]
+    assert region.short == row["right"] and row["predicted"] in (region.short, *region.negatives)
+
+
+def test_texts_that_the_tokenizer_reads_alike_are_one(model, tmp_path):
+  rng = np.random.default_rng(0)
+  region = record.Region((0.0, 0.0, 0.5, 0.5), "a  Red ball", negatives=("a red ball", "A RED BALL", "a blue ball"))
+  two = [record.Record(str(i), picture(rng), f"{word} day", regions=(region,)) for i, word in enumerate(("a", "A"))]
+  report = Records(write(tmp_path, two, shards=1)).run(model)
+  assert report.metrics["fine_grained_top1"].chance == 1 / 2
+  assert report.metrics["short_text_to_image_r1"].count == 1 and report.metrics["short_image_to_text_r1"].value == 1
+
+
 def test_every_text_is_encoded_once_and_every_image_once(model, data, monkeypatch):
   calls = []
 
   def spy(name):
     original = getattr(api.FGCLIP, name)
-    monkeypatch.setattr(api.FGCLIP, name, lambda self, *args: (calls.append((name, args)), original(self, *args))[1])
+    call = lambda self, *args, **options: (calls.append((name, args)), original(self, *args, **options))[1]  # noqa: E731
+    monkeypatch.setattr(api.FGCLIP, name, call)
 
   for name in ("encode_text", "encode_image", "encode_image_and_regions"):
     spy(name)
@@ -249,9 +283,12 @@ def test_examples_are_the_records_in_order(records, data):
 def test_a_broken_model_is_said_to_be(model, data):
   params = parameters.flatten(model.params)
   params["vision_projection/kernel"] = params["vision_projection/kernel"] * np.float32("nan")
-  report = Records(data).run(api.FGCLIP(TINY, parameters.unflatten(params)))
-  assert "12 of 12 image embeddings are not finite: the model is broken" in report.notes
-  assert report.metrics["short_image_to_text_r1"].value == report.metrics["fine_grained_top1"].value == 0
+  with pytest.raises(ValueError, match="embeddings of 12 of 12 images are not finite: the model is broken"):
+    Records(data).run(api.FGCLIP(TINY, parameters.unflatten(params)))
+  params = parameters.flatten(model.params)
+  params["short_projection/kernel"] = params["short_projection/kernel"] * np.float32("nan")
+  with pytest.raises(ValueError, match="embeddings of 15 of 15 texts are not finite: the model is broken"):
+    Records(data).run(api.FGCLIP(TINY, parameters.unflatten(params)))
 
 
 def test_the_command_prints_a_table_and_writes_json(folders, data, results, tmp_path, capsys):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import warnings
 from collections.abc import Iterable
 
 import numpy as np
@@ -12,6 +11,8 @@ from jaxtyping import Float32, Int
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.data.record import MAX_NEGATIVES, Record
 from fgclip_jax.data.tfds_folder import read_info
+from fgclip_jax.data.tokenizer import clean
+from fgclip_jax.evals import guards
 from fgclip_jax.evals.examples import Example, Examples
 
 NONE = -1  # a text that is not there
@@ -30,6 +31,10 @@ class Embedded:
     classes: the rows of `short_text` that regions are classified into.
     short_text: of short captions, region captions, negatives and classes.
     long_text: of long captions; empty for a plain CLIP.
+    ids: what the images are called.
+    places: the image's id and the box of each region.
+    short_words, long_words: the texts of `short_text` and `long_text`. Texts that differ in what the tokenizer drops
+      (case, spacing) are one.
     records: how many records were read, used or not.
     skipped: how many of them could not be used, by kind of fault.
     notes: what a reader of the results should know.
@@ -44,6 +49,10 @@ class Embedded:
   classes: Int[np.ndarray, "C"]
   short_text: Float32[np.ndarray, "T D"]
   long_text: Float32[np.ndarray, "U D"]
+  ids: list[str]
+  places: list[str]
+  short_words: list[str]
+  long_words: list[str]
   records: int
   skipped: dict[str, int]
   notes: tuple[str, ...]
@@ -54,19 +63,23 @@ class _Texts:
 
   def __init__(self):
     self._number: dict[str, int] = {}
+    self.words: list[str] = []
 
   def add(self, text: str) -> int:
     """The text's number; `NONE` for an empty one."""
-    return self._number.setdefault(text, len(self._number)) if text.strip() else NONE
+    key = clean(text)
+    if not key:
+      return NONE
+    number = self._number.setdefault(key, len(self.words))
+    if number == len(self.words):
+      self.words.append(text)
+    return number
 
   def encode(self, model: FGCLIP, kind: str, progress: bool) -> tuple[np.ndarray, list[str]]:
-    """The embeddings of all texts, and what was said about cut ones."""
-    if not self._number:
+    """The embeddings of all texts, and what was said about cut ones: they are cut as in training."""
+    if not self.words:
       return np.zeros((0, model.config.embedding_width), np.float32), []
-    with warnings.catch_warnings(record=True) as caught:
-      warnings.simplefilter("always")
-      embeddings = model.encode_text(list(self._number), kind, progress)
-    return embeddings, [str(warning.message) for warning in caught]
+    return guards.encode_texts(model, self.words, kind, ("cut_texts",), progress)
 
 
 class _Labels:
@@ -75,19 +88,23 @@ class _Labels:
   def __init__(self, read_long: bool):
     self.short_texts, self.long_texts = _Texts(), _Texts()
     self.short, self.long, self.region, self.negatives = [], [], [], []
+    self.ids, self.places = [], []
     self.unusable = 0
     self._read_long = read_long
 
   def add(self, record: Record) -> list[tuple[float, float, float, float]]:
     """Takes a record's texts; returns the boxes of its usable regions."""
+    self.ids.append(record.id)
     self.short.append(self.short_texts.add(record.short))
     self.long.append(self.long_texts.add(record.long) if self._read_long else NONE)
     usable = [r for r in record.regions if r.short.strip() and r.box[0] < r.box[2] and r.box[1] < r.box[3]]
     self.unusable += len(record.regions) - len(usable)
     for region in usable:
-      self.region.append(self.short_texts.add(region.short))
-      wrong = [self.short_texts.add(text) for text in dict.fromkeys(region.negatives) if text != region.short]
-      wrong = [number for number in wrong if number != NONE]
+      right = self.short_texts.add(region.short)
+      self.region.append(right)
+      self.places.append(f"{record.id} {[round(each, 4) for each in region.box]}")
+      wrong = dict.fromkeys(self.short_texts.add(text) for text in region.negatives)
+      wrong = [number for number in wrong if number not in (NONE, right)]
       self.negatives.append(wrong + [NONE] * (MAX_NEGATIVES - len(wrong)))
     return [region.box for region in usable]
 
@@ -107,7 +124,7 @@ def embed(model: FGCLIP, folder: str, split: str, limit: int | None = None, prog
     progress: shows progress bars.
 
   Raises:
-    FileNotFoundError, ValueError: the split is not there, or holds no usable record.
+    FileNotFoundError, ValueError: the split is not there, or holds no usable record; an embedding is not finite.
   """
   examples = Examples(folder, split, model.config.vision.image_size, limit)
   labels = _Labels(read_long=model.config.fine_grained)
@@ -128,22 +145,26 @@ def embed(model: FGCLIP, folder: str, split: str, limit: int | None = None, prog
   classes = labels.classes(read_info(folder).get("region_classes"))
   short_text, short_notes = labels.short_texts.encode(model, "short", progress)
   long_text, long_notes = labels.long_texts.encode(model, "long", progress)
-  embeddings = {
-    "image": np.concatenate(images),
-    "region": np.concatenate(regions),
-    "short_text": short_text,
-    "long_text": long_text,
-  }
+  image, region = np.concatenate(images), np.concatenate(regions)
+  guards.check_finite(image, "images")
+  guards.check_finite(region, "regions")
   return Embedded(
-    **embeddings,
+    image=image,
+    region=region,
+    short_text=short_text,
+    long_text=long_text,
     short=np.asarray(labels.short, np.int64),
     long=np.asarray(labels.long, np.int64),
     region_caption=np.asarray(labels.region, np.int64),
     negatives=np.asarray(labels.negatives, np.int64).reshape(-1, MAX_NEGATIVES),
     classes=classes,
+    ids=labels.ids,
+    places=labels.places,
+    short_words=labels.short_texts.words,
+    long_words=labels.long_texts.words,
     records=len(examples),
     skipped=dict(examples.skipped),
-    notes=(*notes, *short_notes, *long_notes, *_not_finite(embeddings)),
+    notes=(*notes, *short_notes, *long_notes),
   )
 
 
@@ -177,13 +198,4 @@ def _notes(examples: Examples, unusable: int) -> list[str]:
     )
   if unusable:
     notes.append(f"{unusable} regions without a caption or without a size were left out")
-  return notes
-
-
-def _not_finite(embeddings: dict[str, np.ndarray]) -> list[str]:
-  notes = []
-  for name, values in embeddings.items():
-    wrong = int((~np.isfinite(values)).any(1).sum())
-    if wrong:
-      notes.append(f"{wrong} of {len(values)} {name.replace('_', ' ')} embeddings are not finite: the model is broken")
   return notes

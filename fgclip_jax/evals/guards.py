@@ -54,7 +54,7 @@ def encode_texts(
     Unit-length embeddings in the order of the texts, and notes.
 
   Raises:
-    ValueError: a text is too long and `cut_texts` not allowed.
+    ValueError: a text is too long and `cut_texts` not allowed, or an embedding is not finite.
   """
   number: dict[str, int] = {}
   rows = [number.setdefault(text, len(number)) for text in texts]
@@ -67,4 +67,12 @@ def encode_texts(
       raise ValueError(
         f"{str(error).partition(': shorten')[0]}: ask for them to be cut with --allow cut_texts"
       ) from error
+  check_finite(embeddings, "texts")
   return embeddings[rows], [str(warning.message) for warning in caught]
+
+
+def check_finite(embeddings: Float32[np.ndarray, "N D"], things: str) -> None:
+  """A ValueError where embeddings are no numbers, as those of a training that went wrong: they would score 0 % only."""
+  wrong = int((~np.isfinite(embeddings)).any(1).sum())
+  if wrong:
+    raise ValueError(f"the embeddings of {wrong:,} of {len(embeddings):,} {things} are not finite: the model is broken")

@@ -1,7 +1,7 @@
 """What evaluators measure and what they share: ranks computed in blocks, and chance levels."""
 
 import dataclasses
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,25 @@ class Metric:
   count: int
 
 
+class Question(NamedTuple):
+  """What was asked and found.
+
+  Attributes:
+    task: what was asked for, e.g. `long_image_to_text`.
+    query: a caption, the id of an image, or that with the box of a region.
+    right, predicted: a right answer, and the one that scored highest.
+    rank: how many wrong answers score at least as high as the right one; 0 is a hit.
+    score: the cosine of the answer that scored highest.
+  """
+
+  task: str
+  query: str
+  right: str
+  predicted: str
+  rank: int
+  score: float
+
+
 class NothingToMeasureError(ValueError):
   """The examples have no labels for this evaluator, or the model cannot do what it measures."""
 
@@ -43,8 +62,8 @@ class Part(Protocol):
 
   name: str
 
-  def run(self, model: "FGCLIP", examples: "Embedded") -> dict[str, Metric]:
-    """Measures, or raises `NothingToMeasureError`."""
+  def run(self, model: "FGCLIP", examples: "Embedded") -> tuple[dict[str, Metric], list["Question"]]:
+    """Measures, or raises `NothingToMeasureError`; also gives each question that was asked."""
 
 
 def ranks(

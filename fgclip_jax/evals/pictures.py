@@ -17,6 +17,7 @@ from fgclip_jax.api import FGCLIP
 from fgclip_jax.data import image as images
 from fgclip_jax.data import paths
 from fgclip_jax.data.record import RecordError
+from fgclip_jax.evals import guards
 
 Source = images.Picture | Callable[[], images.Picture]
 
@@ -128,6 +129,7 @@ def encode_pictures(
   if first is None:
     return np.zeros((0, model.config.embedding_width), np.float32), np.zeros(0, np.int64)
   embeddings = model.encode_image(itertools.chain([first], iterator), normalize=normalize)
+  guards.check_finite(embeddings, "pictures")
   return embeddings[: len(numbers)], np.asarray(numbers, np.int64)
 
 

@@ -8,7 +8,7 @@ from fgclip_jax.api import FGCLIP
 from fgclip_jax.evals import guards
 from fgclip_jax.evals.embedded import embed
 from fgclip_jax.evals.evaluator import Result
-from fgclip_jax.evals.metrics import Metric, NothingToMeasureError, Part
+from fgclip_jax.evals.metrics import Metric, NothingToMeasureError, Part, Question
 from fgclip_jax.evals.regions import FineGrained, RegionClassification
 from fgclip_jax.evals.retrieval import Retrieval
 
@@ -48,10 +48,14 @@ class Records:
     notes = guards.check_resolution(model, self.allow)
     examples = embed(model, self.data, self.split, self.limit, progress)
     metrics: dict[str, Metric] = {}
+    questions: list[Question] = []
     notes += examples.notes
     for part in self.parts:
       try:
-        metrics |= part.run(model, examples)
+        found, asked = part.run(model, examples)
+        metrics |= found
+        questions += asked
       except NothingToMeasureError as error:
         notes.append(f"{part.name} left out: {error}")
-    return Result(metrics, {}, examples.records, examples.skipped, tuple(notes))
+    columns = {name: [getattr(each, name) for each in questions] for name in Question._fields}
+    return Result(metrics, columns, examples.records, examples.skipped, tuple(notes))

@@ -3,6 +3,7 @@
 import dataclasses
 
 import numpy as np
+from jaxtyping import Float32, Int
 
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.evals import metrics
@@ -16,7 +17,7 @@ class RegionClassification:
   name: str = "region classification"
   ks: tuple[int, ...] = (1, 5)
 
-  def run(self, model: FGCLIP, examples: Embedded) -> dict[str, metrics.Metric]:
+  def run(self, model: FGCLIP, examples: Embedded) -> tuple[dict[str, metrics.Metric], list[metrics.Question]]:
     """Metrics `region_topK`, over the regions whose caption is one of the classes."""
     if not len(examples.region):
       raise metrics.NothingToMeasureError("no record has a region")
@@ -25,8 +26,9 @@ class RegionClassification:
       raise metrics.NothingToMeasureError(f"no region's caption is one of the {len(examples.classes)} region classes")
     region, label = examples.region[known], np.searchsorted(examples.classes, examples.region_caption[known])
     pairs = np.stack([np.arange(len(region)), label], axis=1)
-    rank = metrics.ranks(region, examples.short_text[examples.classes], pairs)
-    return {f"region_top{k}": metrics.top_k(rank, pairs, len(examples.classes), k) for k in self.ks}
+    rank, first, score = metrics.search(region, examples.short_text[examples.classes], pairs)
+    found = {f"region_top{k}": metrics.top_k(rank, pairs, len(examples.classes), k) for k in self.ks}
+    return found, _questions("region", examples, np.flatnonzero(known), examples.classes[first], rank, score)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,14 +37,32 @@ class FineGrained:
 
   name: str = "fine-grained matching"
 
-  def run(self, model: FGCLIP, examples: Embedded) -> dict[str, metrics.Metric]:
+  def run(self, model: FGCLIP, examples: Embedded) -> tuple[dict[str, metrics.Metric], list[metrics.Question]]:
     """The metric `fine_grained_top1`, over the regions with at least one negative."""
     valid = examples.negatives != NONE
     has = np.flatnonzero(valid.any(1))
     if not len(has):
       raise metrics.NothingToMeasureError("no region has hard negatives")
-    beaten, _, _ = metrics.beaten_by(
+    beaten, _, first = metrics.beaten_by(
       examples.region[has], examples.short_text, examples.region_caption[has], examples.negatives[has]
     )
     chance = float(np.mean(1 / (1 + valid[has].sum(1))))
-    return {"fine_grained_top1": metrics.Metric(float(np.mean(~beaten.any(1))), chance, len(has))}
+    found = {"fine_grained_top1": metrics.Metric(float(np.mean(~beaten.any(1))), chance, len(has))}
+    score = np.einsum("nd,nd->n", examples.region[has], examples.short_text[first])
+    return found, _questions("fine_grained", examples, has, first, beaten.sum(1), score)
+
+
+def _questions(
+  task: str,
+  examples: Embedded,
+  regions: Int[np.ndarray, "n"],
+  first: Int[np.ndarray, "n"],
+  rank: Int[np.ndarray, "n"],
+  score: Float32[np.ndarray, "n"],
+) -> list[metrics.Question]:
+  """The questions about some regions; `first` is the text that scored highest."""
+  words = examples.short_words
+  return [
+    metrics.Question(task, examples.places[region], words[examples.region_caption[region]], words[text], *rest)
+    for region, text, *rest in zip(regions, first, rank.tolist(), score.tolist(), strict=True)
+  ]

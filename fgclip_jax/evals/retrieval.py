@@ -28,12 +28,13 @@ class Retrieval:
   def name(self) -> str:
     return f"retrieval with {self.kind} captions"
 
-  def run(self, model: FGCLIP, examples: Embedded) -> dict[str, metrics.Metric]:
+  def run(self, model: FGCLIP, examples: Embedded) -> tuple[dict[str, metrics.Metric], list[metrics.Question]]:
     """Metrics `KIND_image_to_text_rK` and `KIND_text_to_image_rK`."""
     if self.kind == "long" and not model.config.fine_grained:
       raise metrics.NothingToMeasureError("the model is a plain CLIP, which reads no long captions")
     captions = {"short": examples.short, "long": examples.long}[self.kind]
     embeddings = {"short": examples.short_text, "long": examples.long_text}[self.kind]
+    words = {"short": examples.short_words, "long": examples.long_words}[self.kind]
     has = captions != NONE
     if not has.any():
       raise metrics.NothingToMeasureError(f"no record has a {self.kind} caption")
@@ -41,7 +42,19 @@ class Retrieval:
     distinct, caption = np.unique(captions[has], return_inverse=True)
     text = embeddings[distinct]
     pairs = np.stack([np.arange(len(image)), caption], axis=1)
-    return {f"{self.kind}_{name}": metric for name, metric in recalls(image, text, pairs, self.ks)[0].items()}
+    found, answers = recalls(image, text, pairs, self.ks)
+    ids, captions = [examples.ids[number] for number in np.flatnonzero(has)], [words[number] for number in distinct]
+    owner = dict(zip(caption[::-1].tolist(), ids[::-1], strict=True))  # the first of a caption's images
+    questions = []
+    for way, queries, gallery, right in (
+      ("image_to_text", ids, captions, [captions[number] for number in caption]),
+      ("text_to_image", captions, ids, [owner[number] for number in range(len(captions))]),
+    ):
+      predicted = [gallery[number] for number in answers[way].first]
+      rest = (answers[way].rank.tolist(), answers[way].score.tolist())
+      task = f"{self.kind}_{way}"
+      questions += [metrics.Question(task, *each) for each in zip(queries, right, predicted, *rest, strict=True)]
+    return {f"{self.kind}_{name}": metric for name, metric in found.items()}, questions
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from fgclip_jax.api import FGCLIP
+from fgclip_jax.evals import guards
 from fgclip_jax.inputs import TextTooLongError
 
 OPENAI_80 = (
@@ -122,8 +123,8 @@ def class_embeddings(
     progress: shows progress bars.
 
   Raises:
-    ValueError: there is no name or no template, a name is empty, a template has no `{}`, or a prompt is longer than
-      the model reads.
+    ValueError: there is no name or no template, a name is empty, a template has no `{}`, a prompt is longer than the
+      model reads, or an embedding is not finite.
   """
   _check(names, templates)
   distinct = list(dict.fromkeys(names))
@@ -139,6 +140,7 @@ def class_embeddings(
     except TextTooLongError as error:
       longest = max(single, key=len)
       raise ValueError(f"a class needs a shorter name: {longest!r:.200}: {str(error).partition(': ')[0]}") from error
+    guards.check_finite(embeddings, "prompts")
     rows = embeddings[[place[text] for text in prompts]].reshape(len(part), len(templates), -1)
     means[start : start + len(part)] = rows.mean(1)
   lengths = np.linalg.norm(means, axis=-1, keepdims=True)
