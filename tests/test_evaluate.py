@@ -19,6 +19,7 @@ from fgclip_jax.evals.examples import Examples
 from fgclip_jax.evals.records import Records
 from fgclip_jax.models import parameters, presets
 from fgclip_jax.weights import native
+from tests.data import standin  # noqa: F401, for its file system
 from tests.toy_models import init
 
 TINY = presets.preset("tiny")
@@ -276,8 +277,18 @@ def test_examples_are_the_records_in_order(records, data):
   with pytest.raises(IndexError, match="no record 12 in split 'validation' of .*: it has 12"):
     examples.read(12)
   (pathlib.Path(data) / "x-broken.array_record-00000-of-00001").write_bytes(b"nothing")
-  with pytest.raises(ValueError, match="not a readable ArrayRecord file"):
+  with pytest.raises(ValueError, match="split 'broken' .* has no record that can be read"):
     Examples(data, "broken", 16)
+
+
+def test_examples_come_from_object_storage_and_from_damaged_shards(model, records, tmp_path):
+  data = write(tmp_path, records)
+  expected = Records(data).run(model)
+  assert Records(f"stand-in://{data}").run(model).metrics == expected.metrics
+  last = pathlib.Path(record.find_shards(data, "validation")[1])
+  last.write_bytes(last.read_bytes()[:-100])
+  report = Records(data).run(model)
+  assert report.notes[0].startswith(f"damaged shard {last}") and report.records <= len(records)
 
 
 def test_a_broken_model_is_said_to_be(model, data):

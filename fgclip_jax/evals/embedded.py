@@ -188,7 +188,7 @@ def _encode(model: FGCLIP, pixels: list[np.ndarray], boxes: list[list], size: in
 
 
 def _notes(examples: Examples, unusable: int) -> list[str]:
-  notes = []
+  notes = list(examples.damage)
   if examples.skipped:
     kinds = ", ".join(f"{kind} {count}" for kind, count in examples.skipped.most_common())
     total = sum(examples.skipped.values())

@@ -2,16 +2,14 @@
 
 import collections
 import dataclasses
-import os
 from collections.abc import Iterator
 
 import numpy as np
-from array_record.python.array_record_data_source import ArrayRecordDataSource
 from jaxtyping import UInt8
 
 from fgclip_jax import inputs
 from fgclip_jax.data import image as images
-from fgclip_jax.data import record
+from fgclip_jax.data import record, shards
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +39,26 @@ class Examples:
     """Opens a split.
 
     Args:
-      folder: as `python -m fgclip_jax.prepare` writes it.
+      folder: as `python -m fgclip_jax.prepare` writes it, on this machine or in object storage.
       split: e.g. `validation`.
       image_size: the side that images are squashed to.
       limit: reads only so many records, the first ones.
 
     Raises:
-      FileNotFoundError, ValueError: there is no such folder or split, a shard is missing, or `limit` is below 1.
+      FileNotFoundError, ValueError: there is no such folder or split, a shard is missing, no record can be read, or
+        `limit` is below 1.
     """
     if limit is not None and limit < 1:
       raise ValueError(f"limit must be at least 1, got {limit}")
     self.folder, self.split, self.image_size = folder, split, image_size
-    self._source = _open(record.find_shards(folder, split))
+    self._source = shards.Records(folder, split)
     self._count = min(len(self._source), limit or len(self._source))
     self._reset()
+
+  @property
+  def damage(self) -> list[str]:
+    """A line for each damaged shard."""
+    return self._source.damage
 
   def __len__(self) -> int:
     """How many records there are, usable or not."""
@@ -64,11 +68,7 @@ class Examples:
     """One record as it lies in its shard; a `RecordError` says why it cannot be used."""
     if not 0 <= number < len(self):
       raise IndexError(f"no record {number} in split {self.split!r} of {self.folder!r}: it has {len(self)}")
-    try:
-      data = self._source[number]
-    except RuntimeError as error:  # a damaged chunk of the shard
-      raise record.RecordError("record_corrupt", "record", f"cannot be read ({error})") from error
-    return record.decode(data)
+    return record.decode(self._source[number])
 
   def __iter__(self) -> Iterator[Example]:
     self._reset()
@@ -90,11 +90,3 @@ class Examples:
     except record.RecordError as error:
       return error
     return Example(number, pixels, dataclasses.replace(found, image=b""))
-
-
-def _open(paths: list[str]) -> ArrayRecordDataSource:
-  """Opens shards; an error names the one that is no ArrayRecord file."""
-  try:
-    return ArrayRecordDataSource(paths)
-  except (RuntimeError, ValueError) as error:
-    raise ValueError(f"a shard of {os.path.dirname(paths[0])!r} is not a readable ArrayRecord file: {error}") from error
