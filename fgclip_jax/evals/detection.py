@@ -9,10 +9,12 @@ from jaxtyping import Bool, Float32, Float64, Int
 
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.data import joins, paths
-from fgclip_jax.evals import boxes, guards, instances, metrics, pictures, templates
+from fgclip_jax.evals import boxes, guards, instances, pictures, templates
+from fgclip_jax.evals.average_precision import Detections, average_precision, best_of_class, join, that_count
 from fgclip_jax.evals.evaluator import Result
 
-_CANDIDATES = 10  # pairs of a proposal and a class that are looked at for each detection that is wanted
+_CANDIDATES = 10  # pairs of a proposal and a class that are looked at first, for each detection that is wanted
+_OF_CLASS = 10_000  # detections of a class that Fixed AP counts
 _GRID_SIDES = (1.0, 0.5, 0.25)
 _GRID_ASPECTS = (0.5, 1.0, 2.0)  # width to height
 _MAX_DETECTIONS = {False: 100, True: 300}  # a picture's, by whether it is LVIS: what the two benchmarks count
@@ -42,6 +44,9 @@ class Detection:
   than `nms`, the one with the highest score is kept; then the 100 best of a picture (LVIS: 300). LVIS' rules apply to
   files whose classes have a frequency. Pictures that cannot be used are left out of the measurement.
 
+  With `fixed_ap` no class pushes another's detections out: not the best of a picture are counted, but the 10,000 best
+  of each class over all pictures ("Fixed AP", Dave et al., arXiv 2102.01066).
+
   Attributes:
     annotations: the file of true boxes, `instances_val2017.json` or `lvis_v1_val.json`.
     images: the folder of images. LVIS' files lie in its folders train2017 and val2017.
@@ -52,7 +57,8 @@ class Detection:
     keep_classes: scores each proposal for its own class alone, for proposals of an open-vocabulary detector.
     templates: which prompts, a name in `templates.TEMPLATES`.
     scale: what cosines are multiplied by; None is the model's learned one for regions.
-    nms: the overlap (intersection over union) above which the worse of two boxes of a class is dropped.
+    nms: the overlap (intersection over union) above which the worse of two boxes of a class is dropped; 1 drops none.
+    fixed_ap: counts detections by class, not by picture.
     limit: reads only so many images, the first ones by id; None for all.
     allow: guards that are switched off.
   """
@@ -65,6 +71,7 @@ class Detection:
   templates: str = "openai80"
   scale: float | None = 100.0
   nms: float = 0.5
+  fixed_ap: bool = False
   limit: int | None = None
   allow: tuple[str, ...] = ()
 
@@ -91,16 +98,23 @@ class Detection:
     classes = templates.class_embeddings(model, data.names, templates.TEMPLATES[self.templates], progress)
     scale = np.float32(learned_scale(model) if self.scale is None else self.scale)
     files = [paths.join(self.images, image.path) for image in data.images]
-    most = _MAX_DETECTIONS[lvis]
-    detections, used = [], []
+    most = None if self.fixed_ap else _MAX_DETECTIONS[lvis]
+    found, used, floor, held = [], [], None, 0
     lost = pictures.Faults()
     encoded = boxes.encode_boxes(model, files, [each.box for each in proposals], lost, progress)
     for number, features in encoded:
       used.append(number)
-      box, score, label = name_boxes(proposals[number], features, classes, scale, self.nms, most)
-      detections.append((number, box, score, label))
+      found.append(name_boxes(number, proposals[number], features, classes, scale, self.nms, most, floor))
+      held += len(found[-1].label)
+      if self.fixed_ap and held > 2 * _OF_CLASS * len(classes):  # no more than these are held in memory
+        best, floor = best_of_class(join(found), len(classes), _OF_CLASS)
+        found, held = [best], len(best.label)
     if not used:
       raise ValueError(f"none of {len(files)} images could be used: {'; '.join(lost.notes(len(files)))}")
+    detections = join(found)
+    if self.fixed_ap:
+      detections, _ = best_of_class(detections, len(classes), _OF_CLASS)
+      detections = that_count(data, detections) if lvis else detections
     values = average_precision(data, used, detections)
     notes += [*faults.notes(read, "proposals"), *lost.notes(len(files))]
     return Result(values, _examples(data, detections), len(files), dict(lost.skipped), tuple(notes))
@@ -142,13 +156,16 @@ def read_proposals(
   read = 0
   for _, entry in joins.read_entries(path, ("",)):
     read += 1
-    with joins.named(path, entry):
+    try:
       left, top, width, height = map(float, entry["bbox"])
       score = float(entry["score"])
       label = class_number[entry["category_id"]] if classes else -1
       if not 0 <= score <= 1:
         raise ValueError(f"score {score} is not in 0..1")
       number = image_number.get(entry["image_id"])
+    except Exception:
+      with joins.named(path, entry):  # entered for a broken entry alone: there are millions of them
+        raise
     if number is None:
       faults.add("proposal_elsewhere", f"{path}: image {entry['image_id']} is not among those that are measured")
     else:
@@ -174,53 +191,75 @@ def learned_scale(model: FGCLIP) -> float:
 
 
 def name_boxes(
+  image: int,
   proposals: Proposals,
   features: Float32[np.ndarray, "P D"],
   classes: Float32[np.ndarray, "C D"],
   scale: np.float32,
   nms: float,
-  most: int,
-) -> tuple[Float32[np.ndarray, "N 4"], Float32[np.ndarray, "N"], Int[np.ndarray, "N"]]:
-  """The boxes, scores and classes of up to `most` detections, best first.
+  most: int | None,
+  floor: Float32[np.ndarray, "C"] | None = None,
+) -> Detections:
+  """Up to `most` detections, best first.
 
   Args:
-    proposals: of one picture.
+    image: the number of the picture.
+    proposals: its proposals.
     features: their unit-length embeddings.
     classes: unit-length embeddings of the classes.
     scale, nms: see `Detection`.
-    most: how many at most.
+    most: how many at most; None for all.
+    floor: the score of each class that its detections must exceed.
   """
-  cosines = features @ classes.T * scale
-  likely = np.exp(cosines - cosines.max(1, keepdims=True, initial=-np.inf))
+  likely = features @ classes.T
+  likely *= scale
+  likely -= likely.max(1, keepdims=True, initial=-np.inf)
+  np.exp(likely, out=likely)
   likely /= likely.sum(1, keepdims=True)
-  scores = np.sqrt(proposals.score[:, None] * likely)
-  row, label = np.divmod(np.arange(scores.size), len(classes))
-  if (proposals.label >= 0).any():
-    row, label = np.arange(len(features)), proposals.label
-  score = scores[row, label]
-  if len(score) > _CANDIDATES * most:
-    first = np.argpartition(-score, _CANDIDATES * most)[: _CANDIDATES * most]
-    row, label, score = row[first], label[first], score[first]
-  order = np.lexsort((label, row, -score))
-  row, label, score = row[order], label[order], score[order]
-  kept = suppress(overlaps(proposals.box) > nms, row, label, most)
-  return proposals.box[row[kept]], score[kept], label[kept]
+  likely *= proposals.score[:, None]
+  scores = np.sqrt(likely, out=likely)
+  own = (proposals.label >= 0).any()
+  if own:
+    scores = scores[np.arange(len(features)), proposals.label][:, None]
+  if floor is not None:
+    scores = np.where(scores > (floor[proposals.label][:, None] if own else floor), scores, -1)
+  flat = scores.ravel()
+  overlap = overlaps(proposals.box) > nms
+  few = _CANDIDATES * most if most else len(flat)
+  for candidates in [few, len(flat)] if few < len(flat) else [len(flat)]:
+    lowest = np.partition(flat, -candidates)[-candidates] if candidates < len(flat) else 0
+    place = np.flatnonzero(flat >= max(lowest, 0))
+    row, label = np.divmod(place, scores.shape[1])
+    if own:
+      label = proposals.label[row]
+    order = np.argsort(-flat[place], kind="stable")
+    row, label = row[order], label[order]
+    kept = suppress(overlap, row, label, most)
+    if len(kept) == most:
+      break
+  score = flat[place[order[kept]]]
+  return Detections(np.full(len(kept), image, np.int32), proposals.box[row[kept]], score, label[kept].astype(np.int32))
 
 
 def overlaps(box: Float32[np.ndarray, "P 4"]) -> Float64[np.ndarray, "P P"]:
   """The intersection over union of each two boxes x1 y1 x2 y2; of boxes that have a size."""
-  box = box.astype(np.float64)
-  low, high = (function(box[:, None], box[None]) for function in (np.maximum, np.minimum))
-  sides = np.clip(high[..., 2:] - low[..., :2], 0, None)
-  shared = sides[..., 0] * sides[..., 1]
-  area = (box[:, 2] - box[:, 0]) * (box[:, 3] - box[:, 1])
-  return shared / (area[:, None] + area[None] - shared)
+  x1, y1, x2, y2 = box.astype(np.float64).T
+  sides = []
+  for low, high in ((x1, x2), (y1, y2)):
+    side = np.minimum(high[:, None], high)
+    side -= np.maximum(low[:, None], low)
+    sides.append(np.maximum(side, 0, out=side))
+  shared = np.multiply(*sides, out=sides[0])
+  area = (x2 - x1) * (y2 - y1)
+  union = area[:, None] + area
+  union -= shared
+  return np.divide(shared, union, out=shared)
 
 
 def suppress(
-  overlap: Bool[np.ndarray, "P P"], row: Int[np.ndarray, "N"], label: Int[np.ndarray, "N"], most: int
+  overlap: Bool[np.ndarray, "P P"], row: Int[np.ndarray, "N"], label: Int[np.ndarray, "N"], most: int | None
 ) -> list[int]:
-  """Class-wise non-maximum suppression: which of N candidates are kept, up to `most`.
+  """Class-wise non-maximum suppression: which of N candidates are kept, up to `most`, or all for None.
 
   Args:
     overlap: whether two boxes overlap too much.
@@ -243,84 +282,14 @@ def suppress(
   return kept
 
 
-def average_precision(data: instances.Instances, used: list[int], detections: list[tuple]) -> dict[str, metrics.Metric]:
-  """COCO's or LVIS' numbers, over the pictures `used`; a number without any true box is left out.
-
-  Args:
-    data: the true boxes.
-    used: numbers of the pictures.
-    detections: for some of them the number, the boxes (as fractions), their scores and classes.
-
-  Raises:
-    ValueError: the package `faster-coco-eval` is not installed.
-  """
-  try:
-    from faster_coco_eval import COCO, COCOeval_faster
-  except ImportError as error:
-    raise ValueError(f"detection needs faster-coco-eval: pip install -r requirements-evals.txt ({error})") from error
-  lvis = bool(data.frequencies)
-  truth = _coco_layout(data, used)
-  found = []
-  for number, box, score, label in detections:
-    image = data.images[number]
-    size = np.asarray([image.width, image.height] * 2)
-    corners = box.astype(np.float64) * size
-    sides = corners[:, 2:] - corners[:, :2]
-    for corner, side, value, name in zip(corners, sides, score.tolist(), label.tolist(), strict=True):
-      entry = {"image_id": number, "category_id": name, "bbox": [*corner[:2].tolist(), *side.tolist()], "score": value}
-      found.append(entry)
-  api = COCO(truth, print_function=_say_nothing)
-  evaluation = COCOeval_faster(api, api.loadRes(found), "bbox", print_function=_say_nothing, lvis_style=lvis)
-  evaluation.params.maxDets = [_MAX_DETECTIONS[lvis]] if lvis else [1, 10, _MAX_DETECTIONS[lvis]]
-  evaluation.run()
-  stats = evaluation.stats_as_dict
-  keys = {"ap": "AP_all", "ap50": "AP_50", "ap75": "AP_75"}
-  if lvis:
-    keys |= {"ap_rare": "APr", "ap_common": "APc", "ap_frequent": "APf"}
-  count = int((~data.crowd[np.isin(data.image, used)]).sum())
-  values = {f"detection_{name}": stats[key] for name, key in keys.items()}
-  return {name: metrics.Metric(value, None, count) for name, value in values.items() if value >= 0}
-
-
-def _say_nothing(*_: object) -> None:
-  """Instead of printing."""
-
-
-def _coco_layout(data: instances.Instances, used: list[int]) -> dict[str, list[dict]]:
-  """The true boxes with numbers for ids."""
-  class_number = {identity: number for number, identity in enumerate(data.categories)}
-  images = []
-  for number in used:
-    image = data.images[number]
-    lists = {"neg_category_ids": image.absent, "not_exhaustive_category_ids": image.incomplete}
-    numbers = {name: [class_number[identity] for identity in ids] for name, ids in lists.items()}
-    images.append({"id": number, "width": image.width, "height": image.height, **numbers})
-  annotations = [
-    {
-      "id": row + 1,  # 0 would be no match
-      "image_id": int(data.image[row]),
-      "category_id": int(data.label[row]),
-      "bbox": data.box[row].tolist(),
-      "area": float(data.area[row]),
-      "iscrowd": int(data.crowd[row]),
-    }
-    for row in np.flatnonzero(np.isin(data.image, used))
-  ]
-  frequencies = data.frequencies or [""] * len(data.names)
-  classes = zip(data.names, frequencies, strict=True)
-  categories = [{"id": number, "name": name, "frequency": group} for number, (name, group) in enumerate(classes)]
-  return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _examples(data: instances.Instances, detections: list[tuple]) -> dict[str, list]:
+def _examples(data: instances.Instances, detections: Detections) -> dict[str, list]:
   """A row for each detection, in the layout of COCO's results."""
-  columns: dict[str, list] = {"image_id": [], "category_id": [], "bbox": [], "score": []}
-  for number, box, score, label in detections:
-    image = data.images[number]
-    pixels = box.astype(np.float64) * [image.width, image.height, image.width, image.height]
-    pixels[:, 2:] -= pixels[:, :2]
-    columns["image_id"] += [image.identity] * len(box)
-    columns["category_id"] += [data.categories[each] for each in label]
-    columns["bbox"] += np.round(pixels, 2).tolist()
-    columns["score"] += score.tolist()
-  return columns
+  size = np.asarray([(image.width, image.height) * 2 for image in data.images], np.float64).reshape(-1, 4)
+  pixels = detections.box * size[detections.image]
+  pixels[:, 2:] -= pixels[:, :2]
+  return {
+    "image_id": [data.images[number].identity for number in detections.image.tolist()],
+    "category_id": [data.categories[number] for number in detections.label.tolist()],
+    "bbox": np.round(pixels, 2).tolist(),
+    "score": detections.score.tolist(),
+  }

@@ -1,14 +1,16 @@
-"""Detection: names and suppression against brute force, average precision against pycocotools and by hand."""
+"""Detection: names and suppression against brute force, average precision against packages and by hand, Fixed AP."""
 
+import dataclasses
 import json
 import math
+import pathlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgclip_jax.evals import detection, instances, pictures
+from fgclip_jax.evals import average_precision, commands, detection, instances, pictures, templates
 from tests.evals.region_sets import model, write_coco, write_pictures
 
 CLASSES = ["cat", "dog", "cup", "boat"]
@@ -50,18 +52,24 @@ def make_data(seed=0, images=6, lvis=False, crowds=0):
     corners = np.concatenate([moved[:, :2], moved[:, :2] + np.maximum(moved[:, 2:], 1)], 1) / 400
     label = np.where(rng.random(len(mine)) < 0.7, data.label[mine], rng.integers(0, 4, len(mine)))
     score = rng.random(len(mine)).astype(np.float32)
-    detections.append((image, corners.astype(np.float32), score, label))
-  return data, detections
+    detections.append(pack(image, corners, score, label))
+  return data, average_precision.join(detections)
 
 
-@given(seed=st.integers(0, 1000), most=st.sampled_from([3, 40]), nms=st.sampled_from([0.2, 0.5, 0.9]))
+def pack(image, box, score, label):
+  """Detections of a picture."""
+  arrays = np.asarray(box, np.float32), np.asarray(score, np.float32), np.asarray(label, np.int32)
+  return average_precision.Detections(np.full(len(score), image, np.int32), *arrays)
+
+
+@given(seed=st.integers(0, 1000), most=st.sampled_from([3, 40, None]), nms=st.sampled_from([0.2, 0.5, 0.9]))
 def test_names_and_suppression(seed, most, nms):
   rng = np.random.default_rng(seed)
   low = rng.uniform(0, 0.6, (9, 2))
   box = np.concatenate([low, low + rng.uniform(0.1, 0.4, (9, 2))], 1).astype(np.float32)
   proposals = detection.Proposals(box, rng.uniform(0.1, 1, 9).astype(np.float32), np.full(9, -1))
   features, classes = unit(rng.normal(size=(9, 5))), unit(rng.normal(size=(4, 5)))
-  found = detection.name_boxes(proposals, features, classes, np.float32(10), nms, most)
+  found = detection.name_boxes(7, proposals, features, classes, np.float32(10), nms, most)
 
   candidates = []
   for place in range(9):
@@ -71,20 +79,41 @@ def test_names_and_suppression(seed, most, nms):
       candidates.append((-score, place, name))
   kept = []
   for score, place, name in sorted(candidates):
-    if len(kept) < most and not any(other == name and iou(box[at], box[place]) > nms for _, at, other in kept):
+    if (most is None or len(kept) < most) and not any(
+      other == name and iou(box[at], box[place]) > nms for _, at, other in kept
+    ):
       kept.append((-score, place, name))
-  np.testing.assert_allclose(found[1], [score for score, _, _ in kept], rtol=1e-4)
-  np.testing.assert_array_equal(found[2], [name for _, _, name in kept])
-  np.testing.assert_array_equal(found[0], box[[place for _, place, _ in kept]])
+  np.testing.assert_allclose(found.score, [score for score, _, _ in kept], rtol=1e-4)
+  np.testing.assert_array_equal(found.label, [name for _, _, name in kept])
+  np.testing.assert_array_equal(found.box, box[[place for _, place, _ in kept]])
+  assert (found.image == 7).all()
+
+  floor = rng.uniform(0, 0.6, 4).astype(np.float32)  # what lies below drops nothing that lies above
+  above = detection.name_boxes(7, proposals, features, classes, np.float32(10), nms, None, floor)
+  whole = detection.name_boxes(7, proposals, features, classes, np.float32(10), nms, None)
+  expected = whole.take(whole.score > floor[whole.label])
+  np.testing.assert_array_equal(above.score, expected.score)
+  np.testing.assert_array_equal(above.label, expected.label)
+
+
+def test_many_equal_boxes_leave_room_for_other_classes():
+  """The first candidates are all of one class and one place: one detection; more are looked for among the others."""
+  box = np.tile(np.asarray([[0, 0, 0.5, 0.5]], np.float32), (40, 1))
+  proposals = detection.Proposals(box, np.ones(40, np.float32), np.full(40, -1))
+  features, classes = np.tile(unit(np.asarray([[1.0, 0.2]])), (40, 1)), np.eye(2, dtype=np.float32)
+  found = detection.name_boxes(0, proposals, features, classes, np.float32(5), 0.5, 2)
+  assert found.label.tolist() == [0, 1] and found.score[0] > found.score[1]
 
 
 def test_a_class_of_its_own_is_the_only_one_scored():
   rng = np.random.default_rng(0)
   proposals = detection.Proposals(detection.grid().box[1:5], np.ones(4, np.float32), np.asarray([1, 0, 2, 1]))
-  box, _, label = detection.name_boxes(
-    proposals, unit(rng.normal(size=(4, 5))), unit(rng.normal(size=(3, 5))), np.float32(1), 0.9, 10
-  )
-  assert sorted(label.tolist()) == [0, 1, 1, 2] and len(box) == 4
+  features, classes = unit(rng.normal(size=(4, 5))), unit(rng.normal(size=(3, 5)))
+  found = detection.name_boxes(0, proposals, features, classes, np.float32(1), 0.9, 10)
+  assert sorted(found.label.tolist()) == [0, 1, 1, 2] and len(found.box) == 4
+  floor = np.asarray([0, 2, 0], np.float32)
+  found = detection.name_boxes(0, proposals, features, classes, np.float32(1), 0.9, None, floor)
+  assert sorted(found.label.tolist()) == [0, 2]
 
 
 def test_overlaps():
@@ -106,37 +135,97 @@ def test_the_grid_covers_the_picture_in_three_sizes():
 
 @pytest.mark.parametrize("crowds", [0, 4])
 def test_average_precision_is_pycocotools(crowds):
-  coco, cocoeval = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
   data, detections = make_data(crowds=crowds)
   used = [0, 1, 2, 4, 5]
-  detections = [each for each in detections if each[0] in used]
-  found = detection.average_precision(data, used, detections)
+  detections = detections.take(np.isin(detections.image, used))
+  found = average_precision.average_precision(data, used, detections)
+  values = coco_stats(data, used, detections, [1, 10, 100])
+  for place, name in enumerate(("ap", "ap50", "ap75")):
+    metric = found[f"detection_{name}"]
+    assert metric.value == pytest.approx(values[place], abs=1e-6) and 0 < metric.value < 1
+    assert metric.chance is None and metric.count == (~data.crowd[data.image != 3]).sum()
+
+
+def coco_stats(data, used, detections, most):
+  """What pycocotools gives."""
+  coco, cocoeval = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
 
   truth = coco.COCO()
-  rows = np.flatnonzero(data.image != 3)
+  rows = np.flatnonzero(np.isin(data.image, used))
   annotations = [
     {"id": int(row) + 1, "image_id": int(data.image[row]), "category_id": int(data.label[row]), "area": data.area[row]}
     | {"bbox": data.box[row].tolist(), "iscrowd": int(data.crowd[row])}
     for row in rows
   ]
-  sizes = [{"id": number, "width": 400, "height": 400} for number in used]
+  sizes = [{"id": n, "width": data.images[n].width, "height": data.images[n].height} for n in used]
   classes = [{"id": number, "name": name} for number, name in enumerate(CLASSES)]
   truth.dataset = {"images": sizes, "annotations": annotations, "categories": classes}
   truth.createIndex()
   results = []
-  for number, box, score, label in detections:
-    corners = box.astype(np.float64) * 400
-    for each, value, name in zip(corners, score, label, strict=True):
-      sides = [*each[:2].tolist(), *(each[2:] - each[:2]).tolist()]
-      results.append({"image_id": number, "category_id": int(name), "bbox": sides, "score": float(value)})
+  for number, box, value, name in zip(
+    *(getattr(detections, f.name) for f in dataclasses.fields(detections)), strict=True
+  ):
+    corners = box.astype(np.float64) * ([sizes[used.index(number)][each] for each in ("width", "height")] * 2)
+    sides = [*corners[:2].tolist(), *(corners[2:] - corners[:2]).tolist()]
+    results.append({"image_id": int(number), "category_id": int(name), "bbox": sides, "score": float(value)})
   evaluation = cocoeval.COCOeval(truth, truth.loadRes(results), "bbox")
   evaluation.evaluate()
   evaluation.accumulate()
   evaluation.summarize()
-  for place, name in enumerate(("ap", "ap50", "ap75")):
-    metric = found[f"detection_{name}"]
-    assert metric.value == pytest.approx(evaluation.stats[place], abs=1e-6) and 0 < metric.value < 1
-    assert metric.chance is None and metric.count == len(rows) - data.crowd[rows].sum()
+  # pycocotools' own first number is of 100 detections
+  precision = evaluation.eval["precision"][..., 0, -1]
+  parts = precision, precision[0], precision[5]
+  return [part[part > -1].mean() for part in parts]
+
+
+def test_lvis_numbers_are_those_of_the_package():
+  """Classes measured one at a time have the average precision that they have in one run of the whole."""
+  faster = pytest.importorskip("faster_coco_eval")
+  for seed in range(3):
+    data, detections = make_data(seed, lvis=True)
+    used = list(range(len(data.images)))
+    truth = average_precision._coco_layout(data, used, range(4))
+    box = detections.box.astype(np.float64) * 400
+    box[:, 2:] -= box[:, :2]
+    columns = (detections.image.tolist(), detections.label.tolist(), box.tolist(), detections.score.tolist())
+    names = ("image_id", "category_id", "bbox", "score")
+    results = [dict(zip(names, row, strict=True)) for row in zip(*columns, strict=True)]
+    silent = {"print_function": lambda *_: None}
+    api = faster.COCO(truth, **silent)
+    evaluation = faster.COCOeval_faster(api, api.loadRes(results), "bbox", lvis_style=True, **silent)
+    evaluation.params.maxDets = [300]
+    evaluation.run()
+    keys = {
+      "ap": "AP_all",
+      "ap50": "AP_50",
+      "ap75": "AP_75",
+      "ap_rare": "APr",
+      "ap_common": "APc",
+      "ap_frequent": "APf",
+    }
+    expected = {f"detection_{name}": evaluation.stats_as_dict[key] for name, key in keys.items()}
+    for classes in (64, 1, 3):
+      with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(average_precision, "_CLASSES", classes)
+        found = average_precision.average_precision(data, used, detections)
+      assert {name: metric.value for name, metric in found.items()} == pytest.approx(
+        {name: value for name, value in expected.items() if value >= 0}, abs=1e-9
+      )
+    assert 0 < found["detection_ap"].value < 1 and len(found) == 5  # the frequent class has no true box
+
+
+@given(seed=st.integers(0, 1000), most=st.integers(1, 6))
+def test_the_best_of_each_class(seed, most):
+  rng = np.random.default_rng(seed)
+  score = rng.integers(0, 6, 30) / 8  # with ties
+  whole = pack(0, np.arange(120).reshape(30, 4), score, rng.integers(0, 3, 30))
+  found, floor = average_precision.best_of_class(whole, 4, most)
+  rows = []
+  for name in range(4):
+    mine = sorted((-score[row], row) for row in np.flatnonzero(whole.label == name))
+    rows += [row for _, row in mine[:most]]
+    assert floor[name] == (-mine[most - 1][0] if len(mine) >= most else -np.inf)
+  np.testing.assert_array_equal(found.box, whole.take(np.sort(rows)).box)
 
 
 def test_perfect_boxes_have_a_precision_of_one_and_boxes_of_another_class_of_none():
@@ -146,13 +235,13 @@ def test_perfect_boxes_have_a_precision_of_one_and_boxes_of_another_class_of_non
 
     def detections(label, data=data, fractions=fractions):
       rows = [np.flatnonzero(data.image == image) for image in range(len(data.images))]
-      return [(i, fractions[mine], np.ones(len(mine), np.float32), label[mine]) for i, mine in enumerate(rows)]
+      return average_precision.join([pack(i, fractions[r], np.ones(len(r)), label[r]) for i, r in enumerate(rows)])
 
     used = list(range(len(data.images)))
-    found = detection.average_precision(data, used, detections(data.label))
+    found = average_precision.average_precision(data, used, detections(data.label))
     names = {"ap", "ap50", "ap75"} | ({"ap_rare", "ap_common"} if lvis else set())  # no true box is of the frequent one
     assert {name: metric.value for name, metric in found.items()} == {f"detection_{name}": 1.0 for name in names}
-    none = detection.average_precision(data, used, detections(np.full(len(data.label), 3)))
+    none = average_precision.average_precision(data, used, detections(np.full(len(data.label), 3)))
     assert none["detection_ap"].value == 0
 
 
@@ -168,8 +257,9 @@ def test_lvis_rules_by_hand():
 
   def ap(*found):
     boxes, scores, labels = zip(*found, strict=True)
-    arrays = np.concatenate(boxes), np.asarray(scores, np.float32), np.asarray(labels)
-    return detection.average_precision(data, [0], [(0, *arrays)])["detection_ap_rare"].value
+    packed = pack(0, np.concatenate(boxes), scores, labels)
+    assert len(average_precision.that_count(data, packed).label) == sum(label in (0, 1) for label in labels)
+    return average_precision.average_precision(data, [0], packed)["detection_ap_rare"].value
 
   assert ap((right, 0.9, 0)) == 1
   assert ap((right, 0.5, 0), (wrong, 0.9, 0)) == pytest.approx(0.5)  # precision 1/2 at every recall
@@ -243,3 +333,132 @@ def test_a_wrong_proposal_is_named(files, tmp_path):
 def test_the_learned_scale():
   expected = np.exp(np.asarray(model().params["temperature"]["regional"]))
   assert detection.learned_scale(model()) == pytest.approx(float(expected))
+
+
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory):
+  """Three images with 40 proposals each, of which some are true boxes: 160 pairs with the four classes."""
+  folder = tmp_path_factory.mktemp("crowded")
+  write_pictures(folder, NAMES[:3])
+  rng = np.random.default_rng(1)
+  rows, proposals = [], []
+  for image in range(3):
+    for place in range(40):
+      box = [float(each) for each in (rng.integers(0, 300), rng.integers(0, 200), *rng.integers(30, 100, 2))]
+      proposals.append({"image_id": image, "bbox": box, "score": float(rng.uniform(0.2, 1))})
+      if place < 15:
+        rows.append((len(rows) + 1, image, int(rng.integers(1, 5)), box, {}))
+  annotations = write_coco(folder / "a.json", list(enumerate(NAMES[:3])), rows, CLASSES)
+  (folder / "proposals.json").write_text(json.dumps(proposals))
+  return detection.Detection(
+    annotations, str(folder), str(folder / "proposals.json"), templates="name", scale=20.0, nms=1.0
+  )
+
+
+def all_pairs(evaluator, model):
+  """Every proposal as a detection of every class, scored one by one."""
+  data = instances.read(evaluator.annotations)
+  proposals, _ = detection.read_proposals(evaluator.proposals, data, 300, False, pictures.Faults())
+  classes = templates.class_embeddings(model, data.names, ["{}"])
+  found = []
+  for number, each in enumerate(proposals):
+    (features,) = model.encode_regions([f"{evaluator.images}/{NAMES[number]}"], [each.box])
+    scores = np.exp(20 * features.astype(np.float64) @ classes.T)
+    scores = np.sqrt(each.score[:, None] * scores / scores.sum(1, keepdims=True))
+    box, label = np.repeat(each.box, 4, axis=0), np.tile(np.arange(4), len(each.box))
+    found.append(pack(number, box, scores.ravel(), label))
+  return data, average_precision.join(found)
+
+
+def test_fixed_ap_counts_more_than_the_best_of_a_picture(crowded, model):
+  data, pairs = all_pairs(crowded, model)
+  fixed = dataclasses.replace(crowded, fixed_ap=True).run(model)
+  plain = crowded.run(model)
+  assert len(fixed.examples["score"]) == 3 * 160 and len(plain.examples["score"]) == 3 * 100
+  values = coco_stats(data, [0, 1, 2], pairs, [10_000])
+  best = [
+    pairs.take(np.flatnonzero(pairs.image == n)[np.argsort(-pairs.score[pairs.image == n])][:100]) for n in range(3)
+  ]
+  capped = coco_stats(data, [0, 1, 2], average_precision.join(best), [10_000])
+  for place, name in enumerate(("ap", "ap50", "ap75")):
+    assert fixed.metrics[f"detection_{name}"].value == pytest.approx(values[place], abs=1e-6)
+    assert plain.metrics[f"detection_{name}"].value == pytest.approx(capped[place], abs=1e-6)
+  assert fixed.metrics["detection_ap"].value > plain.metrics["detection_ap"].value
+
+
+@pytest.mark.parametrize("most", [7, 30])
+def test_fixed_ap_counts_so_many_of_a_class_over_all_pictures(crowded, model, monkeypatch, most):
+  """Also where they are sorted out as the pictures come."""
+  data, pairs = all_pairs(crowded, model)
+  monkeypatch.setattr(detection, "_OF_CLASS", most)
+  result = dataclasses.replace(crowded, fixed_ap=True).run(model)
+  rows = np.concatenate(
+    [np.flatnonzero(pairs.label == n)[np.argsort(-pairs.score[pairs.label == n])][:most] for n in range(4)]
+  )
+  values = coco_stats(data, [0, 1, 2], pairs.take(rows), [10_000])
+  assert result.metrics["detection_ap"].value == pytest.approx(values[0], abs=1e-6)
+  np.testing.assert_allclose(sorted(result.examples["score"]), np.sort(pairs.score[rows]), rtol=1e-4)
+
+
+def test_fixed_ap_by_hand():
+  """Two wrong boxes of a picture stand before the right one of another: it counts among three of the class, not two."""
+  box = np.asarray([[0, 0, 50.0, 50]])
+  images = tuple(instances.Image(number, "a.png", 100.0, 100.0) for number in range(2))
+  one, zero = np.ones(1, int), np.zeros(1, int)
+  data = instances.Instances(
+    ("cat",), (1,), (), images, (1,), one, zero, box, np.asarray([2500.0]), np.zeros(1, bool)
+  )  # fmt: skip
+  wrong = [[0.5, 0.5, 1, 1], [0.6, 0.6, 1, 1]]
+  whole = average_precision.join([pack(0, wrong, [0.9, 0.8], [0, 0]), pack(1, [[0, 0, 0.5, 0.5]], [0.7], [0])])
+  for most, expected in ((2, 0), (3, 1 / 3)):
+    found, _ = average_precision.best_of_class(whole, 1, most)
+    assert average_precision.average_precision(data, [0, 1], found)["detection_ap"].value == pytest.approx(expected)
+
+
+def test_of_lvis_fixed_ap_writes_the_detections_that_count(crowded, model, tmp_path):
+  content = json.loads(pathlib.Path(crowded.annotations).read_text())
+  for entry, frequency in zip(content["categories"], "rcff", strict=True):
+    entry["frequency"] = frequency
+  content["annotations"] = [each for each in content["annotations"] if each["category_id"] != 4]
+  content["images"][0]["neg_category_ids"] = [4]
+  (tmp_path / "lvis.json").write_text(json.dumps(content))
+  evaluator = dataclasses.replace(crowded, annotations=str(tmp_path / "lvis.json"), fixed_ap=True)
+  result = evaluator.run(model)
+  found = set(zip(result.examples["image_id"], result.examples["category_id"], strict=True))
+  there = {(each["image_id"], each["category_id"]) for each in content["annotations"]}
+  assert found == there | {(0, 4)}
+  assert {"detection_ap_rare", "detection_ap_common", "detection_ap_frequent"} <= set(result.metrics)
+
+
+def same(one, other):
+  """Whether two results are equal, but for the order of detections and the last digits of scores."""
+  names = ("image_id", "category_id", "bbox", "score")
+  rows = [sorted(zip(*(result.examples[name] for name in names), strict=True)) for result in (one, other)]
+  scores = ([row[-1] for row in each] for each in rows)
+  np.testing.assert_allclose(*scores, rtol=1e-5)
+  return one.metrics == other.metrics and [row[:-1] for row in rows[0]] == [row[:-1] for row in rows[1]]
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+def test_batches_and_devices_and_order_change_nothing(crowded, model, spread_model, monkeypatch, fixed):
+  evaluator = dataclasses.replace(crowded, nms=0.5, fixed_ap=fixed)
+  expected = evaluator.run(model)
+  monkeypatch.setattr("fgclip_jax.inference.CHUNKS", (1, 2))
+  for other in (model, spread_model):
+    found = evaluator.run(other)
+    assert same(found, expected)
+  read = instances.read
+
+  def turned(*arguments):
+    data = read(*arguments)
+    return dataclasses.replace(data, images=data.images[::-1], image=len(data.images) - 1 - data.image)
+
+  monkeypatch.setattr(instances, "read", turned)
+  found = evaluator.run(model)
+  assert same(found, expected)
+
+
+def test_the_command():
+  made = commands.parse("detect --annotations a.json --images i --proposals p.json --fixed_ap --nms 1 --scale model")
+  assert made == detection.Detection("a.json", "i", "p.json", scale=None, nms=1.0, fixed_ap=True)
+  assert not commands.parse("detect --annotations a.json --images i").fixed_ap

@@ -47,15 +47,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     type=float,
     default=0.5,
     metavar="IOU",
-    help="the overlap above which the worse of two boxes of a class is dropped (default: %(default)s)",
+    help="the overlap above which the worse of two boxes of a class is dropped; 1 drops none (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--fixed_ap",
+    action="store_true",
+    help="count the 10,000 best detections of a class in all images, not the best of an image, as LLMDet's numbers do",
   )
   add_limit(parser)
 
 
 def make(options: argparse.Namespace) -> Detection:
-  names = ("annotations", "images", "proposals", "max_proposals", "keep_classes", "templates", "nms", "limit", "allow")
+  names = ("annotations", "images", "proposals", "max_proposals", "keep_classes", "templates", "nms", "fixed_ap")
   scale = None if options.scale == "model" else options.scale
-  return Detection(scale=scale, **{name: getattr(options, name) for name in names})
+  return Detection(scale=scale, **{name: getattr(options, name) for name in (*names, "limit", "allow")})
 
 
 def _scale(text: str) -> float | str:

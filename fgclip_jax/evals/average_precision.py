@@ -1,0 +1,155 @@
+"""Average precision of boxes, by COCO's or LVIS' rules; and which detections of a data set count for "Fixed AP"."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32, Float64, Int32
+
+from fgclip_jax.evals import instances, metrics
+
+_CLASSES = 64  # that are measured at once: memory goes with pictures times classes
+_THRESHOLDS = {"ap50": 0, "ap75": 5}  # places of overlaps 0.5 and 0.75 among 0.5, 0.55, ... 0.95
+
+
+@dataclasses.dataclass(frozen=True)
+class Detections:
+  """Boxes that were found.
+
+  Attributes:
+    image: the number of the picture of each.
+    box: x1 y1 x2 y2 as fractions of its width and height.
+    score, label: how sure, and the number of the class.
+  """
+
+  image: Int32[np.ndarray, "N"]
+  box: Float32[np.ndarray, "N 4"]
+  score: Float32[np.ndarray, "N"]
+  label: Int32[np.ndarray, "N"]
+
+  def take(self, rows: np.ndarray) -> "Detections":
+    """Some of them."""
+    return Detections(self.image[rows], self.box[rows], self.score[rows], self.label[rows])
+
+
+def join(parts: Sequence[Detections]) -> Detections:
+  """All of some detections, in order."""
+  names = [field.name for field in dataclasses.fields(Detections)]
+  return Detections(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
+
+
+def average_precision(
+  data: instances.Instances, used: Sequence[int], detections: Detections
+) -> dict[str, metrics.Metric]:
+  """Metrics `detection_ap`, `_ap50`, `_ap75`, for LVIS also `_ap_rare`, `_ap_common`, `_ap_frequent`.
+
+  The mean over the classes that have a true box; a number of which no class has one is left out. LVIS' rules apply to
+  classes that have a frequency. How many detections of a picture or of a class count is for the caller to decide.
+
+  Args:
+    data: the true boxes.
+    used: numbers of the pictures.
+    detections: of some of them.
+
+  Raises:
+    ValueError: the package `faster-coco-eval` is not installed.
+  """
+  lvis = bool(data.frequencies)
+  if lvis:
+    detections = that_count(data, detections)
+  starts = range(0, len(data.names), _CLASSES)
+  precision = np.concatenate([_precision(data, used, detections, first) for first in starts])
+  values = {"ap": precision.mean(1)} | {name: precision[:, place] for name, place in _THRESHOLDS.items()}
+  for key, name in instances.FREQUENCIES.items() if lvis else ():
+    values[f"ap_{name}"] = precision.mean(1)[np.asarray(data.frequencies) == key]
+  count = int((~data.crowd[np.isin(data.image, used)]).sum())
+  return {
+    f"detection_{name}": metrics.Metric(float(np.nanmean(value)), None, count)
+    for name, value in values.items()
+    if np.isfinite(value).any()
+  }
+
+
+def best_of_class(
+  detections: Detections, classes: int, most: int
+) -> tuple[Detections, Float32[np.ndarray, "{classes}"]]:
+  """The `most` best detections of each class, of equal ones the first; and the score that another must exceed.
+
+  That score is -inf for a class that has fewer.
+  """
+  order = np.lexsort((-detections.score, detections.label))
+  first = np.searchsorted(detections.label[order], np.arange(classes + 1))
+  kept = order[np.arange(len(order)) - first[detections.label[order]] < most]
+  full = np.flatnonzero(np.diff(first) >= most)
+  floor = np.full(classes, -np.inf, np.float32)
+  floor[full] = detections.score[order[first[full] + most - 1]]
+  return detections.take(np.sort(kept)), floor
+
+
+def that_count(data: instances.Instances, detections: Detections) -> Detections:
+  """Those that LVIS' rules look at: of classes that are known to be, or not to be, in their picture."""
+  class_number = {identity: number for number, identity in enumerate(data.categories)}
+  absent = [(row, class_number[each]) for row, image in enumerate(data.images) for each in image.absent]
+  row, label = np.asarray(absent, np.int64).reshape(-1, 2).T
+  known = np.concatenate([row, data.image]) * len(data.names) + np.concatenate([label, data.label])
+  found = detections.image.astype(np.int64) * len(data.names) + detections.label
+  return detections.take(np.isin(found, known))
+
+
+def _precision(
+  data: instances.Instances, used: Sequence[int], detections: Detections, first: int
+) -> Float64[np.ndarray, "C 10"]:
+  """Of up to `_CLASSES` classes from the number `first` on, at each overlap; NaN for a class without a true box."""
+  try:
+    from faster_coco_eval import COCO, COCOeval_faster
+  except ImportError as error:
+    raise ValueError(f"detection needs faster-coco-eval: pip install -r requirements-evals.txt ({error})") from error
+  within = range(first, min(first + _CLASSES, len(data.names)))
+  mine = detections.take((detections.label >= within.start) & (detections.label < within.stop))
+  size = np.asarray([(image.width, image.height) * 2 for image in data.images], np.float64).reshape(-1, 4)
+  box = mine.box * size[mine.image]
+  box[:, 2:] -= box[:, :2]
+  rows = zip(mine.image.tolist(), mine.label.tolist(), box.tolist(), mine.score.tolist(), strict=True)
+  # an empty outline keeps the package from drawing one around each box
+  found = [
+    {"image_id": image, "category_id": label, "bbox": box, "score": score, "segmentation": []}
+    for image, label, box, score in rows
+  ]
+  api = COCO(_coco_layout(data, used, within), print_function=_say_nothing)
+  found = api.loadRes(found)
+  evaluation = COCOeval_faster(api, found, "bbox", print_function=_say_nothing, lvis_style=bool(data.frequencies))
+  evaluation.params.maxDets = [max(len(mine.label), 1)]
+  evaluation.params.areaRng, evaluation.params.areaRngLbl = evaluation.params.areaRng[:1], ["all"]
+  evaluation.evaluate()
+  precision = evaluation.eval["precision"][:, :, :, 0, 0].mean(1).T
+  return np.where(precision < 0, np.nan, precision)
+
+
+def _say_nothing(*_: object) -> None:
+  """Instead of printing."""
+
+
+def _coco_layout(data: instances.Instances, used: Sequence[int], within: range) -> dict[str, list[dict]]:
+  """The true boxes of some classes, with numbers for ids."""
+  class_number = {identity: number for number, identity in enumerate(data.categories)}
+  images = []
+  for number in used:
+    image = data.images[number]
+    lists = {"neg_category_ids": image.absent, "not_exhaustive_category_ids": image.incomplete}
+    numbers = {name: [class_number[identity] for identity in ids] for name, ids in lists.items()}
+    images.append({"id": number, "width": image.width, "height": image.height, **numbers})
+  rows = np.isin(data.image, used) & (data.label >= within.start) & (data.label < within.stop)
+  annotations = [
+    {
+      "id": row + 1,  # 0 would be no match
+      "image_id": int(data.image[row]),
+      "category_id": int(data.label[row]),
+      "bbox": data.box[row].tolist(),
+      "area": float(data.area[row]),
+      "iscrowd": int(data.crowd[row]),
+    }
+    for row in np.flatnonzero(rows).tolist()
+  ]
+  frequencies = data.frequencies or [""] * len(data.names)
+  categories = [{"id": number, "name": data.names[number], "frequency": frequencies[number]} for number in within]
+  return {"images": images, "annotations": annotations, "categories": categories}
