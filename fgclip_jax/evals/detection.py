@@ -14,6 +14,7 @@ from fgclip_jax.evals.average_precision import Detections, average_precision, be
 from fgclip_jax.evals.evaluator import Result
 
 _CANDIDATES = 10  # pairs of a proposal and a class that are looked at first, for each detection that is wanted
+_ROWS = 1024  # boxes whose overlaps are computed at once
 _OF_CLASS = 10_000  # detections of a class that Fixed AP counts
 _GRID_SIDES = (1.0, 0.5, 0.25)
 _GRID_ASPECTS = (0.5, 1.0, 2.0)  # width to height
@@ -224,7 +225,10 @@ def name_boxes(
   if floor is not None:
     scores = np.where(scores > (floor[proposals.label][:, None] if own else floor), scores, -1)
   flat = scores.ravel()
-  overlap = overlaps(proposals.box) > nms
+  overlap = np.zeros((len(features), len(features)), bool)
+  for first in range(0, len(overlap) if nms < 1 else 0, _ROWS):
+    rows = slice(first, first + _ROWS)
+    overlap[rows] = overlaps(proposals.box[rows], proposals.box) > nms
   few = _CANDIDATES * most if most else len(flat)
   for candidates in [few, len(flat)] if few < len(flat) else [len(flat)]:
     lowest = np.partition(flat, -candidates)[-candidates] if candidates < len(flat) else 0
@@ -241,17 +245,17 @@ def name_boxes(
   return Detections(np.full(len(kept), image, np.int32), proposals.box[row[kept]], score, label[kept].astype(np.int32))
 
 
-def overlaps(box: Float32[np.ndarray, "P 4"]) -> Float64[np.ndarray, "P P"]:
-  """The intersection over union of each two boxes x1 y1 x2 y2; of boxes that have a size."""
-  x1, y1, x2, y2 = box.astype(np.float64).T
+def overlaps(box: Float32[np.ndarray, "P 4"], other: Float32[np.ndarray, "Q 4"]) -> Float64[np.ndarray, "P Q"]:
+  """The intersection over union of boxes x1 y1 x2 y2 with others; of boxes that have a size."""
+  one, two = box.astype(np.float64), other.astype(np.float64)
   sides = []
-  for low, high in ((x1, x2), (y1, y2)):
-    side = np.minimum(high[:, None], high)
-    side -= np.maximum(low[:, None], low)
+  for low in (0, 1):
+    side = np.minimum(one[:, None, low + 2], two[:, low + 2])
+    side -= np.maximum(one[:, None, low], two[:, low])
     sides.append(np.maximum(side, 0, out=side))
   shared = np.multiply(*sides, out=sides[0])
-  area = (x2 - x1) * (y2 - y1)
-  union = area[:, None] + area
+  area, area_other = (np.prod(each[:, 2:] - each[:, :2], axis=1) for each in (one, two))
+  union = np.add(area[:, None], area_other, out=sides[1])
   union -= shared
   return np.divide(shared, union, out=shared)
 

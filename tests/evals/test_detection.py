@@ -119,7 +119,21 @@ def test_a_class_of_its_own_is_the_only_one_scored():
 def test_overlaps():
   box = detection.grid().box[:12]
   expected = [[iou(a, b) for b in box.astype(np.float64)] for a in box.astype(np.float64)]
-  np.testing.assert_allclose(detection.overlaps(box), expected, atol=1e-9)
+  np.testing.assert_allclose(detection.overlaps(box, box), expected, atol=1e-9)
+  np.testing.assert_array_equal(detection.overlaps(box[3:5], box), detection.overlaps(box, box)[3:5])
+
+
+def test_thousands_of_boxes_with_their_classes(monkeypatch):
+  """Overlaps are computed some rows at a time; with `nms` 1 nothing is dropped."""
+  rng = np.random.default_rng(0)
+  low = rng.uniform(0, 0.6, (50, 2))
+  box = np.concatenate([low, low + 0.4], 1).astype(np.float32)
+  proposals = detection.Proposals(box, rng.uniform(0.1, 1, 50).astype(np.float32), rng.integers(0, 3, 50))
+  arguments = 0, proposals, unit(rng.normal(size=(50, 5))), unit(rng.normal(size=(3, 5))), np.float32(5)
+  whole = detection.name_boxes(*arguments, 0.5, 100)
+  assert len(whole.score) < 50 == len(detection.name_boxes(*arguments, 1.0, 100).score)
+  monkeypatch.setattr(detection, "_ROWS", 7)
+  np.testing.assert_array_equal(detection.name_boxes(*arguments, 0.5, 100).score, whole.score)
 
 
 def test_the_grid_covers_the_picture_in_three_sizes():
