@@ -257,6 +257,8 @@ def test_perfect_boxes_have_a_precision_of_one_and_boxes_of_another_class_of_non
     assert {name: metric.value for name, metric in found.items()} == {f"detection_{name}": 1.0 for name in names}
     none = average_precision.average_precision(data, used, detections(np.full(len(data.label), 3)))
     assert none["detection_ap"].value == 0
+    nothing = detections(data.label).take(np.zeros(0, int))
+    assert average_precision.average_precision(data, used, nothing) == none
 
 
 def test_lvis_rules_by_hand():
