@@ -44,7 +44,7 @@ def describe(model: str) -> str:
   """All that is published of a model, a line for each number, with its source."""
   rows = []
   for table in tables():
-    where = " ".join([table["benchmark"], *(f"{key}=*{part}*" for key, part in table["settings"].items())])
+    where = " ".join([table["benchmark"], *(f"{key}={part}" for key, part in table["settings"].items())])
     for name, value in zip(table["metrics"], table["rows"].get(model, ()), strict=False):
       if value is not None:
         rows.append((f"{where}: {name}", value, table["source"]))
