@@ -86,9 +86,18 @@ EVERY_OPTION = {
   "fgovd": (f"--annotations A B --images I {BOTH}", evals.FgOvd(("A", "B"), "I", **GUARDS)),
   "detect": (
     "--annotations A --images I --proposals P --max_proposals 7 --keep_classes --templates photo --scale 20.5 "
-    f"--nms 0.7 {BOTH}",
+    f"--nms 0.7 --fixed_ap {BOTH}",
     evals.Detection(
-      "A", "I", "P", max_proposals=7, keep_classes=True, templates="photo", scale=20.5, nms=0.7, **GUARDS
+      "A",
+      "I",
+      "P",
+      max_proposals=7,
+      keep_classes=True,
+      templates="photo",
+      scale=20.5,
+      nms=0.7,
+      fixed_ap=True,
+      **GUARDS,
     ),
   ),
   "segment": (
