@@ -4,8 +4,10 @@ import dataclasses
 import math
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Float32, Float64, Int
+from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.data import joins, paths
@@ -14,6 +16,7 @@ from fgclip_jax.evals.average_precision import Detections, average_precision, be
 from fgclip_jax.evals.evaluator import Result
 
 _CANDIDATES = 10  # pairs of a proposal and a class that are looked at first, for each detection that is wanted
+_STEP = 64  # scores are computed for multiples of so many proposals: few sizes to compile
 _ROWS = 1024  # boxes whose overlaps are computed at once
 _OF_CLASS = 10_000  # detections of a class that Fixed AP counts
 _GRID_SIDES = (1.0, 0.5, 0.25)
@@ -97,6 +100,7 @@ class Detection:
       proposals, read = [grid()] * len(data.images), len(grid().box) * len(data.images)
       notes.append(f"proposals are a grid of {len(grid().box)} boxes: what fits none of them cannot be found")
     classes = templates.class_embeddings(model, data.names, templates.TEMPLATES[self.templates], progress)
+    classes = jax.device_put(classes)
     scale = np.float32(learned_scale(model) if self.scale is None else self.scale)
     files = [paths.join(self.images, image.path) for image in data.images]
     most = None if self.fixed_ap else _MAX_DETECTIONS[lvis]
@@ -195,7 +199,7 @@ def name_boxes(
   image: int,
   proposals: Proposals,
   features: Float32[np.ndarray, "P D"],
-  classes: Float32[np.ndarray, "C D"],
+  classes: Float32[Array | np.ndarray, "C D"],
   scale: np.float32,
   nms: float,
   most: int | None,
@@ -212,13 +216,9 @@ def name_boxes(
     most: how many at most; None for all.
     floor: the score of each class that its detections must exceed.
   """
-  likely = features @ classes.T
-  likely *= scale
-  likely -= likely.max(1, keepdims=True, initial=-np.inf)
-  np.exp(likely, out=likely)
-  likely /= likely.sum(1, keepdims=True)
-  likely *= proposals.score[:, None]
-  scores = np.sqrt(likely, out=likely)
+  more = -len(features) % _STEP
+  padded = np.pad(features, ((0, more), (0, 0))), np.pad(proposals.score, (0, more))
+  scores = np.asarray(_score(*padded, classes, scale))[: len(features)]
   own = (proposals.label >= 0).any()
   if own:
     scores = scores[np.arange(len(features)), proposals.label][:, None]
@@ -243,6 +243,15 @@ def name_boxes(
       break
   score = flat[place[order[kept]]]
   return Detections(np.full(len(kept), image, np.int32), proposals.box[row[kept]], score, label[kept].astype(np.int32))
+
+
+@jax.jit
+def _score(
+  features: Float[Array, "P D"], score: Float[Array, "P"], classes: Float[Array, "C D"], scale: Float[Array, ""]
+) -> Float[Array, "P C"]:
+  """Of each proposal for each class."""
+  cosines = jnp.matmul(features, classes.T, precision=jax.lax.Precision.HIGHEST)
+  return jnp.sqrt(score[:, None] * jax.nn.softmax(cosines * scale, axis=1))
 
 
 def overlaps(box: Float32[np.ndarray, "P 4"], other: Float32[np.ndarray, "Q 4"]) -> Float64[np.ndarray, "P Q"]:

@@ -80,6 +80,7 @@ class Segmentation:
     text = templates.class_embeddings(
       model, [name for each in names for name in each], templates.TEMPLATES[self.templates], progress
     )
+    text = jax.device_put(text)
     owner = np.repeat(np.arange(len(names)), [len(each) for each in names])
     background = classes.zero == "background"
     kinds = ("", "_without_background")[: 1 + background]
@@ -91,8 +92,7 @@ class Segmentation:
       if labels is None:
         continue
       start = starts[labels]
-      cosines = (dense.reshape(-1, dense.shape[-1]) @ text.T).reshape(*dense.shape[:2], -1)  # one product is faster
-      maps = label_maps(cosines, owner, labels.shape, background)
+      maps = label_maps(dense, text, owner, labels.shape, background)
       for kind, predicted in zip(kinds, maps, strict=True):
         table = confusion(start, predicted, len(names))
         if table[-1].any():
@@ -202,20 +202,25 @@ def decode_labels(data: bytes) -> UInt[np.ndarray, "H W"]:
 
 
 def label_maps(
-  cosines: Float32[np.ndarray, "h w T"], owner: Int[np.ndarray, "T"], shape: tuple[int, int], background: bool = False
+  dense: Float32[np.ndarray, "h w D"],
+  texts: Float32[Array | np.ndarray, "T D"],
+  owner: Int[np.ndarray, "T"],
+  shape: tuple[int, int],
+  background: bool = False,
 ) -> list[UInt[np.ndarray, "H W"]]:
   """The class of each pixel of a label map of some shape: that of the text with the highest interpolated cosine.
 
   Args:
-    cosines: of each patch with each text.
+    dense: unit-length embeddings of the patches.
+    texts: unit-length embeddings of the texts.
     owner: the class of each text, ascending.
     shape: height and width.
     background: gives a second label map, of the classes from 1 on alone.
   """
-  rows, columns = (interpolation(size, side) for size, side in zip(shape, cosines.shape[:2], strict=True))
+  rows, columns = (interpolation(size, side) for size, side in zip(shape, dense.shape[:2], strict=True))
   small = owner.astype(np.uint8 if owner[-1] < 256 else np.uint16)
   tile = _STEP if jax.default_backend() == "cpu" else len(rows)  # what fits a processor's cache takes half the time
-  found = _best(cosines, rows, columns, small, int(np.sum(owner == 0)) if background else 0, tile)
+  found = _best(dense, texts, rows, columns, small, int(np.sum(owner == 0)) if background else 0, tile)
   return [np.asarray(each)[: shape[0], : shape[1]] for each in found]
 
 
@@ -232,7 +237,8 @@ def interpolation(size: int, cells: int) -> Float32[np.ndarray, "padded {cells}"
 
 @functools.partial(jax.jit, static_argnames=("background", "tile"))
 def _best(
-  cosines: Float[Array, "h w T"],
+  dense: Float[Array, "h w D"],
+  texts: Float[Array, "T D"],
   rows: Float[Array, "H h"],
   columns: Float[Array, "W w"],
   owner: UInt[Array, "T"],
@@ -243,7 +249,8 @@ def _best(
   0 also that of the other texts. So many rows as `tile` at once, a divisor of H; texts one after the other, the best so
   far kept."""
   precision = jax.lax.Precision.HIGHEST
-  wide = jnp.einsum("hwt,Ww->thW", cosines, columns, precision=precision)
+  cosines = jnp.einsum("hwd,td->thw", dense, texts, precision=precision)
+  wide = jnp.einsum("thw,Ww->thW", cosines, columns, precision=precision)
 
   def look(some, state, text):
     best, name = state

@@ -54,19 +54,19 @@ def test_interpolation_is_pytorchs(torch, size, cells):
 @given(seed=st.integers(0, 100), shape=st.tuples(st.integers(1, 40), st.integers(1, 150)))
 def test_the_best_class_of_each_pixel(seed, shape):
   rng = np.random.default_rng(seed)
-  cosines = rng.normal(size=(4, 4, 5)).astype(np.float32)
+  dense, texts = (rng.normal(size=shape).astype(np.float32) for shape in ((4, 4, 6), (5, 6)))
   owner = np.asarray([0, 1, 1, 2, 4])
   rows, columns = (segmentation.interpolation(side, 4)[:side].astype(np.float64) for side in shape)
-  wide = np.einsum("Hh,Ww,hwt->HWt", rows, columns, cosines)
-  maps = segmentation.label_maps(cosines, owner, shape, background=True)
+  wide = np.einsum("Hh,Ww,hwd,td->HWt", rows, columns, dense, texts)
+  maps = segmentation.label_maps(dense, texts, owner, shape, background=True)
   for first, found in enumerate(maps):
     mine = wide[..., first:]
     clear = np.ptp(np.sort(mine, -1)[..., -2:], axis=-1) > 1e-5
     assert found.shape == shape and found.dtype == np.uint8 and clear.mean() > 0.9
     np.testing.assert_array_equal(found[clear], owner[first:][mine.argmax(-1)][clear])
-  (alone,) = segmentation.label_maps(cosines, owner, shape)
+  (alone,) = segmentation.label_maps(dense, texts, owner, shape)
   np.testing.assert_array_equal(alone, maps[0])
-  (many,) = segmentation.label_maps(cosines, owner * 200, shape)
+  (many,) = segmentation.label_maps(dense, texts, owner * 200, shape)
   np.testing.assert_array_equal(many, maps[0].astype(int) * 200)
 
 
