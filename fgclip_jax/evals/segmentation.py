@@ -91,7 +91,7 @@ class Segmentation:
       labels = _read_labels(path, faults)
       if labels is None:
         continue
-      start = starts[labels]
+      start = np.take(starts, labels)  # faster than by an index
       maps = label_maps(dense, text, owner, labels.shape, background)
       for kind, predicted in zip(kinds, maps, strict=True):
         table = confusion(start, predicted, len(names))
