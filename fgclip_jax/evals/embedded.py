@@ -14,8 +14,7 @@ from fgclip_jax.data.tfds_folder import read_info
 from fgclip_jax.data.tokenizer import clean
 from fgclip_jax.evals import guards
 from fgclip_jax.evals.examples import Example, Examples
-
-NONE = -1  # a text that is not there
+from fgclip_jax.evals.metrics import NONE
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 # Scores closer than this are a tie: float32 cosines are rounded to about a tenth of it.
 TIE = 1e-6
 BLOCK = 1024
-NONE = -1  # no answer
+NONE = -1  # a text that is not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Question(NamedTuple):
   Attributes:
     task: what was asked for, e.g. `long_image_to_text`.
     query: a caption, the id of an image, or that with the box of a region.
-    right, predicted: a right answer, and the one that scored highest.
+    right, predicted: a right answer (where one scored highest, that one), and the one that scored highest.
     rank: how many wrong answers score at least as high as the right one; 0 is a hit.
     score: the cosine of the answer that scored highest.
   """

@@ -7,7 +7,7 @@ from jaxtyping import Float32, Int
 
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.evals import metrics
-from fgclip_jax.evals.embedded import NONE, Embedded
+from fgclip_jax.evals.embedded import Embedded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +39,7 @@ class FineGrained:
 
   def run(self, model: FGCLIP, examples: Embedded) -> tuple[dict[str, metrics.Metric], list[metrics.Question]]:
     """The metric `fine_grained_top1`, over the regions with at least one negative."""
-    valid = examples.negatives != NONE
+    valid = examples.negatives != metrics.NONE
     has = np.flatnonzero(valid.any(1))
     if not len(has):
       raise metrics.NothingToMeasureError("no region has hard negatives")

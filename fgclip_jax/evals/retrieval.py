@@ -8,7 +8,7 @@ from jaxtyping import Float32, Int
 
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.evals import metrics
-from fgclip_jax.evals.embedded import NONE, Embedded
+from fgclip_jax.evals.embedded import Embedded
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Retrieval:
     captions = {"short": examples.short, "long": examples.long}[self.kind]
     embeddings = {"short": examples.short_text, "long": examples.long_text}[self.kind]
     words = {"short": examples.short_words, "long": examples.long_words}[self.kind]
-    has = captions != NONE
+    has = captions != metrics.NONE
     if not has.any():
       raise metrics.NothingToMeasureError(f"no record has a {self.kind} caption")
     image = examples.image[has]
@@ -52,6 +52,7 @@ class Retrieval:
     ):
       predicted = [gallery[number] for number in answers[way].first]
       rest = (answers[way].rank.tolist(), answers[way].score.tolist())
+      right = [one if rank else best for one, best, rank in zip(right, predicted, rest[0], strict=True)]
       task = f"{self.kind}_{way}"
       questions += [metrics.Question(task, *each) for each in zip(queries, right, predicted, *rest, strict=True)]
     return {f"{self.kind}_{name}": metric for name, metric in found.items()}, questions
