@@ -1,6 +1,6 @@
 """Measures what each evaluator costs beside encoding its pictures alone, and its memory.
 
-  python benchmarks/evals.py                                     # all of them: about ten minutes on two idle cores
+  python benchmarks/evals.py                                     # all of them: about twelve minutes on two cores
   python benchmarks/evals.py --model small --count 256           # a small model
   python benchmarks/evals.py --only fgovd detection --count 64
 
