@@ -83,7 +83,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     _add_model(parser)
     commands.add_to(parser, name)
     return parser.parse_args(argv)
-  if "--compare" in argv or ("--published" in argv and "--model" not in argv):
+  given = {word.partition("=")[0] for word in argv}
+  if "--compare" in given or ("--published" in given and "--model" not in given):
     parser = _make_parser("python -m fgclip_jax.evaluate", "Prints result files side by side, or published numbers.")
     parser.add_argument("--compare", metavar="FILE", nargs="+", default=[], help="result files (--output)")
     _add_published(parser)

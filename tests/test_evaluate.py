@@ -1,5 +1,6 @@
 """Evaluation of a model on a record folder: the numbers, the faults, the command, the tables."""
 
+import dataclasses
 import io
 import json
 import os
@@ -14,7 +15,7 @@ from PIL import Image
 
 from fgclip_jax import api, evaluate
 from fgclip_jax.data import image as images
-from fgclip_jax.data import record, tfds_folder
+from fgclip_jax.data import record, shards, tfds_folder
 from fgclip_jax.evals.examples import Examples
 from fgclip_jax.evals.records import Records
 from fgclip_jax.models import parameters, presets
@@ -163,8 +164,10 @@ def test_each_question_is_told(model, records, data, results):
 def test_texts_that_the_tokenizer_reads_alike_are_one(model, tmp_path):
   rng = np.random.default_rng(0)
   region = record.Region((0.0, 0.0, 0.5, 0.5), "a  Red ball", negatives=("a red ball", "A RED BALL", "a blue ball"))
-  two = [record.Record(str(i), picture(rng), f"{word} day", regions=(region,)) for i, word in enumerate(("a", "A"))]
+  regions = (region, dataclasses.replace(region, short="&nbsp;"))
+  two = [record.Record(str(i), picture(rng), f"{word} day", regions=regions) for i, word in enumerate(("a", "A"))]
   report = Records(write(tmp_path, two, shards=1)).run(model)
+  assert "2 regions without a caption or without a size were left out" in report.notes
   assert report.metrics["fine_grained_top1"].chance == 1 / 2
   assert report.metrics["short_text_to_image_r1"].count == 1 and report.metrics["short_image_to_text_r1"].value == 1
 
@@ -279,6 +282,15 @@ def test_examples_are_the_records_in_order(records, data):
   (pathlib.Path(data) / "x-broken.array_record-00000-of-00001").write_bytes(b"nothing")
   with pytest.raises(ValueError, match="split 'broken' .* has no record that can be read"):
     Examples(data, "broken", 16)
+
+
+def test_a_fault_of_the_network_is_no_fault_of_a_record(model, data, monkeypatch):
+  def lost(self, index):
+    raise record.RecordError("shard_lost", "record", "its shard cannot be read (timed out)") from OSError("timed out")
+
+  monkeypatch.setattr(shards.Records, "__getitem__", lost)
+  with pytest.raises(OSError, match="record 0: .*timed out"):
+    Records(data).run(model)
 
 
 def test_examples_come_from_object_storage_and_from_damaged_shards(model, records, tmp_path):

@@ -51,7 +51,7 @@ def read(
       entries.append(Entry(found.image, captions))
     else:
       faults.add("caption_missing", f"{annotations}: {found.image}")
-  if not entries:
+  if not any(text for entry in entries for text in entry.captions):
     raise ValueError(f"{annotations!r} holds no picture with a caption{f' of split {split!r}' if split else ''}")
   return entries
 
@@ -100,7 +100,7 @@ def _read_dci(path: str, split: str) -> Iterator[Entry]:
   for name in (name for name in paths.list_folder(path) if name.endswith(".json")):
     file = paths.join(path, name)
     value = _load(file)
-    yield Entry(_need(value, "image", file), (value.get("extra_caption") or "",))
+    yield Entry(_need(value, "image", file), (_need(value, "extra_caption", file) or "",))
 
 
 def _read_urban1k(path: str, split: str) -> Iterator[Entry]:

@@ -96,7 +96,7 @@ class _Labels:
     self.ids.append(record.id)
     self.short.append(self.short_texts.add(record.short))
     self.long.append(self.long_texts.add(record.long) if self._read_long else NONE)
-    usable = [r for r in record.regions if r.short.strip() and r.box[0] < r.box[2] and r.box[1] < r.box[3]]
+    usable = [r for r in record.regions if clean(r.short) and r.box[0] < r.box[2] and r.box[1] < r.box[3]]
     self.unusable += len(record.regions) - len(usable)
     for region in usable:
       right = self.short_texts.add(region.short)

@@ -88,5 +88,7 @@ class Examples:
       found = self.read(number)
       pixels = images.to_square(images.open_image(found.image), self.image_size)
     except record.RecordError as error:
+      if isinstance(error.__cause__, OSError) and error.kind == "shard_lost":
+        raise OSError(f"{self.folder}, record {number}: {error}") from error  # the network's fault, not the record's
       return error
     return Example(number, pixels, dataclasses.replace(found, image=b""))

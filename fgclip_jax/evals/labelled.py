@@ -107,8 +107,8 @@ def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[st
     labels: a text file. Lines `FILE CLASS`, parted by a tab, a comma or a space (the suffix of FILE may lack; of a
       CLASS field with more words that is no class, the first word counts, as in Kaggle's `LOC_val_solution.csv`); or a
       class on each line, for the pictures of the folder in the order of their names.
-    classes: names by key (of ImageNet: WordNet numbers), or in order; None: the distinct classes of the file, sorted. A
-      class is written as its key, its name, or, in lines with a FILE, its number from 0 on.
+    classes: names by key (of ImageNet: WordNet numbers), or in order; None: the distinct classes of the file, sorted,
+      with spaces for `_`. A class is written as its key, its name, or, in lines with a FILE, its number from 0 on.
 
   Raises:
     FileNotFoundError, ValueError: a file is missing, or a line of `labels` cannot be used; the message names it.
@@ -128,7 +128,7 @@ def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[st
   if not files or not rows:
     raise ValueError(f"{folder!r} has {len(files)} pictures ({', '.join(SUFFIXES)}), {labels!r} names {len(rows)}")
   if classes is None:
-    classes = sorted({label for _, _, label, _ in rows})
+    classes = {label: label.replace("_", " ") for label in sorted({label for _, _, label, _ in rows})}
   keys, names = (list(classes), tuple(classes.values())) if isinstance(classes, Mapping) else ([], tuple(classes))
   known = {name: place for each in (names, keys) for place, name in enumerate(each)}
   if not (
@@ -139,7 +139,13 @@ def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[st
   for number, file, label, _ in rows:
     word = label if label in known else label.split(None, 1)[0] if label else ""
     if word not in known:
-      advice = "; numbers are read in lines `FILE NUMBER`, from 0 on" if word.isdecimal() else ""
+      advice = ""
+      if word.isdecimal():
+        advice = "; numbers are read in lines `FILE NUMBER`, from 0 on"
+      elif not label:
+        advice = (
+          f": give a line `FILE CLASS` for each, or a class on each line; {len(rows)} are for {len(files)} pictures"
+        )
       raise ValueError(f"{labels}, line {number}: {label!r} is none of the {len(names)} classes{advice}")
     found.append((by_stem.get(file, file), known[word]))
   unnamed = set(files) - {file for file, _ in found}

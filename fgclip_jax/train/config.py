@@ -189,6 +189,8 @@ def _check_keep(run: RunConfig) -> None:
   if run.keep.metric.rpartition("/")[0] not in [f"eval/{name}" for name in names]:
     there = ", ".join(f"'eval/{name}/...'" for name in names) or "none, as config.evals is empty"
     raise ValueError(f"config.keep.metric={run.keep.metric!r} is of no evaluation of this run: there are {there}")
+  if run.keep.mode != "max":
+    raise ValueError(f"config.keep.mode must be 'max' with config.keep.metric={run.keep.metric!r}: more is better")
   if run.checkpoint_every % run.eval_every:
     raise ValueError(
       f"config.checkpoint_every={run.checkpoint_every} must be a multiple of config.eval_every={run.eval_every}, since "

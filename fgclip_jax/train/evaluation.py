@@ -7,12 +7,12 @@ from collections.abc import Callable, Sequence
 import jax
 
 from fgclip_jax.data import paths
+from fgclip_jax.data.record import find_shards
+from fgclip_jax.evals import class_lists
 from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.models.parameters import Params
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.transformer import Runtime
-
-_FILES = ("images", "train", "test", "validation")  # settings that are files or folders, but for tfds
 
 
 def read_evals(lines: Sequence[str], check_data: bool = True) -> tuple[Evaluator, ...]:
@@ -31,26 +31,29 @@ def read_evals(lines: Sequence[str], check_data: bool = True) -> tuple[Evaluator
   evaluators = []
   for place, line in enumerate(lines):
     try:
-      evaluator = commands.parse(line)
-    except ValueError as error:
-      raise ValueError(f"config.evals[{place}]: {error}") from error
-    missing = _missing(evaluator) if check_data else None
-    if missing:
-      raise FileNotFoundError(f"config.evals[{place}]: there is no {missing!r}")
-    evaluators.append(evaluator)
+      evaluators.append(commands.parse(line))
+      if check_data:
+        _check_files(evaluators[-1])
+    except (FileNotFoundError, ValueError) as error:
+      raise type(error)(f"config.evals[{place}]: {error}") from error
   return tuple(evaluators)
 
 
-def _missing(evaluator: Evaluator) -> str | None:
-  """The first of an evaluator's files and folders that is not there."""
+def _check_files(evaluator: Evaluator) -> None:
+  """A FileNotFoundError for the first of an evaluator's files and folders that is not there."""
   settings = evaluator.settings()
-  named = settings.get("dataset") == "tfds"  # by the names of a data set and its splits
-  for key in ("data", "annotations", "labels", "proposals", *(() if named else _FILES)):
+  keys = ["data", "annotations", "labels", "proposals", "classes"]
+  if settings.get("dataset") != "tfds":  # which names a data set and its splits
+    keys += ["images", "train", "test", "validation"]
+  if evaluator.name == "segmentation":
+    keys.append("split")
+  for key in keys:
     value = settings.get(key)
     for path in value if isinstance(value, tuple | list) else [value]:
-      if path and not paths.exists(path):
-        return path
-  return None
+      if path and path not in class_lists.lists() and not paths.exists(path):
+        raise FileNotFoundError(f"there is no {path!r}")
+  if "data" in settings:
+    find_shards(settings["data"], settings["split"])
 
 
 def evaluator_names(evaluators: Sequence[Evaluator]) -> list[str]:

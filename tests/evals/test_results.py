@@ -87,7 +87,9 @@ def test_commands_write_results_and_compare_them_with_published_numbers(folder, 
   for beside in (["--compare", output], []):
     assert evaluate.main([*beside, "--published", "CLIP"]) == 1
     assert "nothing is published of 'CLIP'; there are CLIP B/16" in capsys.readouterr().err
-  assert evaluate.main(["--published", "FG-CLIP B/16"]) == 0
+  assert evaluate.main([f"--compare={output}", "--published=CLIP B/16"]) == 0
+  assert "(as published)" in capsys.readouterr().out
+  assert evaluate.main(["--published=FG-CLIP B/16"]) == 0
   out = capsys.readouterr().out
   assert re.search(r"\nfgovd: fgovd_hard_top1 +46.1  arXiv 2510.10921, table 1\n", out)
   assert re.search(r"\nbox classification annotations=lvis_v1_val: box_top1 +28.6  arXiv", out)

@@ -176,6 +176,13 @@ def test_empty_captions_of_dci_are_misses_as_in_published_numbers_or_left_out(mo
   assert evaluator.settings()["skip_empty"] is False and any("2 captions are empty" in note for note in result.notes)
   for query, rank in zip(result.examples["query"][:5], result.examples["rank"], strict=False):
     assert query not in ("1.jpg", "3.jpg") or rank >= 1  # the two are equal
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "empty" / "0.json").write_text(json.dumps({"image": "0.jpg", "extra_caption": None}))
+  with pytest.raises(ValueError, match="holds no picture with a caption"):
+    ImageTextRetrieval("dci", str(tmp_path / "empty"), str(tmp_path)).run(model)
+  (tmp_path / "empty" / "1.json").write_text(json.dumps({"image": "1.jpg", "caption": "x"}))
+  with pytest.raises(ValueError, match="1.json: needs the key 'extra_caption', and has image, caption"):
+    ImageTextRetrieval("dci", str(tmp_path / "empty"), str(tmp_path)).run(model)
   skipping = ImageTextRetrieval("dci", str(tmp_path / "json"), str(tmp_path), skip_empty=True).run(model)
   assert skipping.metrics["text_to_image_r1"].count == 3 and skipping.skipped == {"caption_missing": 2}
 

@@ -90,6 +90,7 @@ def test_the_best_checkpoint_by_an_evaluation_is_kept(data, tmp_path, monkeypatc
     ({"evals": ("records --data d", "records --data e")}, ""),
     ({"evals": ("fgovd --annotations a --images b",)}, "there are 'eval/fgovd/...'"),
     ({"eval_every": 2}, "config.checkpoint_every=1 must be a multiple of config.eval_every=2"),
+    ({"keep": {"mode": "min"}}, "config.keep.mode must be 'max' with config.keep.metric='eval/records/long_image"),
   ],
 )
 def test_checkpoints_that_are_kept_by_an_evaluation_need_one_each(data, change, message):
@@ -153,6 +154,14 @@ def test_the_files_of_evals_are_looked_for_before_a_run_begins(tmp_path):
   assert evaluator.annotations == (f"{tmp_path}/a.jsonl", f"{tmp_path}/b.jsonl")
   with pytest.raises(FileNotFoundError, match=r"config.evals\[0\]: there is no 'nowhere'"):
     evaluation.read_evals([f"{line} nowhere"])
+  folders = f"--images {tmp_path} --labels {tmp_path}"
+  for wrong, message in (
+    (f"segment {folders} --classes voc22", "there is no 'voc22'"),
+    (f"segment {folders} --classes voc21 --split val.txt", "there is no 'val.txt'"),
+    (f"records --data {tmp_path}", "no shard of split 'validation'"),
+  ):
+    with pytest.raises(FileNotFoundError, match=rf"config.evals\[1\]: {message}"):
+      evaluation.read_evals([f"segment {folders} --classes voc21", wrong])
   with pytest.raises(ValueError, match=r"config.evals\[0\]: no file matches .*csv"):
     evaluation.read_evals([line.replace("jsonl", "csv")])
   assert evaluation.read_evals(
