@@ -44,7 +44,8 @@ def average_precision(
   """Metrics `detection_ap`, `_ap50`, `_ap75`, for LVIS also `_ap_rare`, `_ap_common`, `_ap_frequent`.
 
   The mean over the classes that have a true box; a number of which no class has one is left out. LVIS' rules apply to
-  classes that have a frequency. How many detections of a picture or of a class count is for the caller to decide.
+  classes that have a frequency; those of `that_count` alone give the same numbers in less memory. How many detections
+  of a picture or of a class count is for the caller to decide.
 
   Args:
     data: the true boxes.
@@ -55,8 +56,6 @@ def average_precision(
     ValueError: the package `faster-coco-eval` is not installed.
   """
   lvis = bool(data.frequencies)
-  if lvis:
-    detections = that_count(data, detections)
   starts = range(0, len(data.names), _CLASSES)
   precision = np.concatenate([_precision(data, used, detections, first) for first in starts])
   values = {"ap": precision.mean(1)} | {name: precision[:, place] for name, place in _THRESHOLDS.items()}

@@ -15,6 +15,7 @@ from fgclip_jax.evals.evaluator import Result
 
 _NO_BOX = np.zeros((0, 4), np.float32)
 _END = object()
+_AT_ONCE = 1 << 16  # boxes of one call, times 2 for padding: 256 MiB of embeddings of 512 numbers
 
 
 def encode_boxes(
@@ -35,16 +36,27 @@ def encode_boxes(
     boxes: of each picture [K, 4], x1 y1 x2 y2 as fractions of its width and height.
     faults: where pictures that cannot be used are counted.
     progress: shows a progress bar.
+
+  Raises:
+    ValueError: an embedding is not finite.
   """
 
   def batches():
     for batch in pictures.read_batches(model, images, faults, "squash", progress):
       rows = [boxes[number] for number in batch.numbers]
       rows += [_NO_BOX] * (len(batch.pixels) - len(rows))
-      yield list(zip(batch.numbers.tolist(), model.encode_regions(batch.pixels, rows), strict=False))
+      size, longest = model.batch_size, max(map(len, rows))
+      while size > 1 and size * longest > _AT_ONCE:
+        size = max(size // 4, 1)  # near the sizes that programs are compiled for
+      for first in range(0, len(batch.numbers), size):
+        some = slice(first, first + size)
+        found = model.encode_regions(batch.pixels[some], rows[some])
+        yield list(zip(batch.numbers[some].tolist(), found, strict=False))
 
   for batch in ahead(batches()):
-    yield from batch
+    for number, found in batch:
+      guards.check_finite(found, "boxes")
+      yield number, found
 
 
 def by_image(image: Int[np.ndarray, "M"], rows: Int[np.ndarray, "m"]) -> tuple[Int[np.ndarray, "N"], list[np.ndarray]]:

@@ -20,6 +20,7 @@ from fgclip_jax.evals.evaluator import Result
 from fgclip_jax.models import parameters
 
 FORMAT = 2  # of the JSON files
+_ROWS = 10_000  # of examples that are held as Python objects at once
 
 _MODEL = ("model",)  # what differs between results that are compared, as everybody expects
 
@@ -97,13 +98,15 @@ def write(path: str, result: dict[str, Any]) -> None:
 
 def write_examples(path: str, result: Result) -> int:
   """Writes a line of JSON for each question; returns how many."""
-  columns = {name: column.tolist() if hasattr(column, "tolist") else column for name, column in result.examples.items()}
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  rows = list(zip(*columns.values(), strict=True))
+  columns = result.examples
+  count = len(next(iter(columns.values()), ()))
   with open(path, "w", encoding="utf-8") as file:
-    for row in rows:
-      file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
-  return len(rows)
+    for first in range(0, count, _ROWS):
+      block = [column[first : first + _ROWS] for column in columns.values()]
+      for row in zip(*(part.tolist() if hasattr(part, "tolist") else part for part in block), strict=True):
+        file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
+  return count
 
 
 def read(path: str) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from fgclip_jax.evals import boxes, class_lists, guards, metrics, pictures, temp
 from fgclip_jax.evals.evaluator import Result
 
 _LEVELS = 1 << 16  # of a label map of 16 bits
+_NOT_COUNTED, _NO_CLASS = -1, -2  # what stands for the class of a pixel
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _STEP = 128  # label maps are computed in multiples of so many pixels a side: few sizes to compile
 
@@ -74,7 +75,7 @@ class Segmentation:
     """
     notes = guards.check_resolution(model, self.allow)
     classes = class_lists.read(self.classes)
-    names, starts = classes.names, self._starts(classes)
+    names, numbers = classes.names, self._numbers(classes)
     faults = pictures.Faults()
     found = self._find(faults)
     text = templates.class_embeddings(
@@ -91,15 +92,12 @@ class Segmentation:
       labels = _read_labels(path, faults)
       if labels is None:
         continue
-      start = np.take(starts, labels)  # faster than by an index
+      true = np.take(numbers, labels)  # faster than by an index
+      if (true == _NO_CLASS).any():
+        self._refuse(path, int(labels[true == _NO_CLASS][0]), classes)
       maps = label_maps(dense, text, owner, labels.shape, background)
       for kind, predicted in zip(kinds, maps, strict=True):
-        table = confusion(start, predicted, len(names))
-        if table[-1].any():
-          self._refuse(path, int(labels[start == (len(names) + 1) * len(names)][0]), classes)
-        if kind:
-          table[0] = 0  # pixels of the background
-        mine = count(table)
+        mine = count(true, predicted, len(names), first=1 if kind else 0)
         counts[kind] += mine
         if not kind:
           _add_example(examples, os.path.basename(picture), mine)
@@ -123,8 +121,13 @@ class Segmentation:
     kinds = ("a class", "no class") if self._reduces(classes) else ("no class", "a class")
     return [f"level 0 is {kinds[0]} in the label maps of {self.classes}, and here it was read as {kinds[1]}"]
 
-  def _starts(self, classes: class_lists.ClassList) -> Int[np.ndarray, "L"]:
-    """Of each level of a label map, the first cell of its row in the table of `confusion`."""
+  def _numbers(self, classes: class_lists.ClassList) -> Int[np.ndarray, "L"]:
+    """Of each level of a label map, the number of its class; `_NOT_COUNTED`; or `_NO_CLASS`, where it has none."""
+    if not 0 <= self.ignore_label < _LEVELS:
+      raise ValueError(
+        f"a label map has levels from 0 to {_LEVELS - 1}, and none of {self.ignore_label}: give --ignore_label 255, or "
+        "65535 for most files of 16 bits"
+      )
     count = len(classes.names)
     reduce = self._reduces(classes)
     if reduce <= self.ignore_label < reduce + count:
@@ -132,10 +135,10 @@ class Segmentation:
         f"{self.classes} has {count} classes, and level {self.ignore_label} of a label map cannot be one of them and "
         "stand for pixels that are not counted: give --ignore_label (65535 in most files of 16 bits)"
       )
-    rows = np.full(_LEVELS, count + 1)
-    rows[[0, self.ignore_label]] = count
-    rows[reduce : reduce + count] = np.arange(count)
-    return rows * count
+    numbers = np.full(_LEVELS, _NO_CLASS)
+    numbers[[0, self.ignore_label]] = _NOT_COUNTED
+    numbers[reduce : reduce + count] = np.arange(count)
+    return numbers
 
   def _refuse(self, path: str, level: int, classes: class_lists.ClassList) -> NoReturn:
     reduce = self._reduces(classes)
@@ -175,7 +178,9 @@ class Segmentation:
         yield list(zip(batch.numbers.tolist(), model.encode_dense(batch.pixels), strict=False))
 
     for batch in boxes.ahead(batches()):
-      yield from batch
+      for number, dense in batch:
+        guards.check_finite(dense.reshape(-1, dense.shape[-1]), "patches")
+        yield number, dense
 
 
 def decode_labels(data: bytes) -> UInt[np.ndarray, "H W"]:
@@ -273,24 +278,20 @@ def _best(
   return [each.reshape(len(rows), -1) for each in tiles]
 
 
-def confusion(
-  start: Int[np.ndarray, "H W"], predicted: UInt[np.ndarray, "H W"], classes: int
-) -> Int[np.ndarray, "{classes}+2 {classes}"]:
-  """How many pixels of each class (row) were taken for each class (column).
+def count(
+  true: Int[np.ndarray, "H W"], predicted: UInt[np.ndarray, "H W"], classes: int, first: int = 0
+) -> Int[np.ndarray, "3 {classes}"]:
+  """Of each class, how many pixels have it, how many were taken for it, and how many rightly.
 
   Args:
-    start: `classes` times the row of each pixel. The last row but one is for pixels that are not counted, the last
-      one for those of no class.
+    true: the class of each pixel; less than `first` where it is not counted.
     predicted: the class that each pixel was taken for.
     classes: how many classes.
+    first: the first class whose pixels are counted.
   """
-  return np.bincount((start + predicted).ravel(), minlength=(classes + 2) * classes).reshape(-1, classes)
-
-
-def count(table: Int[np.ndarray, "R C"]) -> Int[np.ndarray, "3 C"]:
-  """Of each class, how many pixels have it, how many were taken for it, and how many rightly; see `confusion`."""
-  table = table[:-2]
-  return np.stack([table.sum(1), table.sum(0), np.diag(table)])
+  counted = true >= first
+  true, predicted = true[counted], predicted[counted]
+  return np.stack([np.bincount(each, minlength=classes) for each in (true, predicted, true[true == predicted])])
 
 
 def intersection_over_union(counts: Int[np.ndarray, "3 C"]) -> Float[np.ndarray, "C"]:

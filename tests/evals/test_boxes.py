@@ -1,13 +1,16 @@
 """Classification of boxes, against a calculation by hand; faults."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from fgclip_jax import api
 from fgclip_jax.data import image as images
-from fgclip_jax.evals import boxes, instances, pictures, templates
+from fgclip_jax.evals import boxes, detection, fgovd, instances, pictures, segmentation, templates
+from fgclip_jax.models import parameters
 from tests.evals.region_sets import SIDE, model, picture, write_coco, write_pictures
 
 CLASSES = ["cat", "dog", "stop_sign", "cup", "tree", "hat", "boat"]  # the last has no box
@@ -90,6 +93,62 @@ def test_nothing_usable_is_an_error(tmp_path):
   path = write_coco(tmp_path / "a.json", [(1, "a.png")], [(1, 1, 1, [0, 0, 0, 0], {})], ["cat", "dog"])
   with pytest.raises(ValueError, match=r"a\.json: none of the 1 boxes can be used"):
     boxes.BoxClassification(path, str(tmp_path)).run(model())
+
+
+@pytest.mark.parametrize(("bound", "sizes"), [(1 << 16, [5]), (30, [4, 1]), (6, [1] * 5)])
+def test_many_boxes_are_encoded_some_pictures_at_a_time(monkeypatch, data, bound, sizes):
+  folder, annotations = data
+  read = instances.read(annotations)
+  rows = [read.fractions()[(read.image == number) & instances.have_size(read.fractions())] for number in range(7)]
+  files = [str(folder / name) for name in NAMES]
+  seen, encode = [], api.FGCLIP.encode_regions
+  monkeypatch.setattr(api.FGCLIP, "encode_regions", lambda self, *args: seen.append(args) or encode(self, *args))
+  monkeypatch.setattr(boxes, "_AT_ONCE", bound)
+  found = dict(boxes.encode_boxes(model(), files, rows, pictures.Faults()))
+  assert list(found) == [0, 1, 4, 5, 6]
+  assert [len(pixels) for pixels, _ in seen] == sizes
+  for number, features in found.items():
+    (expected,) = encode(model(), files[number], [rows[number]])
+    np.testing.assert_allclose(features, expected, atol=1e-5)
+
+
+def regions(folder):
+  rows = [(1, 1, 1, [10, 10, 200, 200], {}), (2, 1, 2, [50, 90, 99, 99], {})]
+  return write_coco(folder / "a.json", [(1, "a.png")], rows, ["cat", "dog"]), str(folder)
+
+
+def descriptions(folder):
+  row = {"bbox": [4, 3, 20, 15], "width": 40, "height": 30, "test_type": "1_attributes", "img_path": "a.png"}
+  row |= {"pos_expression": ["a red cup"], "neg_expression": ["a blue cup"]}
+  (folder / "rows.jsonl").write_text(json.dumps(row))
+  return (str(folder / "rows.jsonl"),), str(folder)
+
+
+def label_maps(folder):
+  (folder / "labels").mkdir()
+  Image.fromarray(np.eye(20, dtype=np.uint8)).save(folder / "labels" / "a.png")
+  (folder / "classes.txt").write_text("cat\ndog\n")
+  return str(folder), str(folder / "labels"), str(folder / "classes.txt")
+
+
+@pytest.mark.parametrize(
+  ("evaluator", "files", "things"),
+  [
+    (boxes.BoxClassification, regions, "2 of 2 boxes"),
+    (detection.Detection, regions, "boxes"),
+    (fgovd.FgOvd, descriptions, "1 of 1 boxes"),
+    (segmentation.Segmentation, label_maps, "16 of 16 patches"),
+  ],
+)
+def test_a_broken_image_tower_is_told(tmp_path, evaluator, files, things):
+  write_pictures(tmp_path, ["a.png"])
+  flat = parameters.flatten(model().params)
+  flat["vision_projection/kernel"] = np.full_like(flat["vision_projection/kernel"], np.nan)
+  broken = api.FGCLIP(model().config, parameters.unflatten(flat))
+  made = evaluator(*files(tmp_path))
+  assert made.run(model()).metrics
+  with pytest.raises(ValueError, match=f"{things} are not finite: the model is broken"):
+    made.run(broken)
 
 
 def test_an_iterator_that_is_worked_ahead():

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgclip_jax.evals import average_precision, commands, detection, instances, pictures, templates
+from fgclip_jax.evals import average_precision, commands, detection, instances, pictures, results, templates
 from tests.evals.region_sets import CLASSES, coco_stats, model, pack, write_coco, write_pictures
 
 NAMES = [f"{number}.png" for number in range(4)]
@@ -140,9 +140,12 @@ def test_true_boxes_as_proposals_with_their_classes_are_all_found(files):
     "detection_ap": 1.0, "detection_ap50": 1.0, "detection_ap75": 1.0,
   }  # fmt: skip
   assert result.metrics["detection_ap"].count == 12 and result.records == 4
-  assert result.skipped == {"image_missing": 1} and len(result.examples["bbox"]) == 12
+  assert result.skipped == {"image_missing": 1} and len(result.examples["score"]) == 12
   assert any("proposal_elsewhere 1" in note and "proposal_without_size 1" in note for note in result.notes)
-  np.testing.assert_allclose(result.examples["bbox"][0][2:], [90, 120], atol=0.02)
+  sides = zip(*(result.examples[name].tolist() for name in ("left", "top", "width", "height")), strict=True)
+  for image, label, side in zip(result.examples["image_id"], result.examples["category_id"], sides, strict=True):
+    mine = [each for each in json.loads((folder / "proposals.json").read_text()) if each["image_id"] == image]
+    assert label in [each["category_id"] for each in mine if np.allclose(each["bbox"], side, atol=0.02)]
 
 
 def test_without_classes_the_model_names_the_boxes(files):
@@ -158,10 +161,40 @@ def test_without_classes_the_model_names_the_boxes(files):
   assert [each.box.tolist() for each in few] == [each.box[:2].tolist() for each in read]
 
 
+ROWS = st.tuples(st.integers(0, 3), st.integers(0, 4), st.booleans(), st.integers(1, 2))
+
+
+@given(rows=st.lists(ROWS, min_size=1, max_size=40), most=st.integers(1, 5))
+def test_the_best_proposals_of_each_picture_are_read(tmp_path_factory, rows, most):
+  """As sorting all of them gives: of equal scores the first; what has no size or lies elsewhere is counted."""
+  images = tuple(instances.Image(f"picture {number}", "a.png", 100.0, 50.0) for number in range(3))
+  none = np.zeros(0)
+  truth = instances.Instances(
+    ("cat", "dog"), (1, 2), (), images, (), none.astype(int), none.astype(int), none.reshape(0, 4), none, none > 0
+  )
+  entries = [
+    {"image_id": f"picture {image}", "bbox": [place / 2, 1, 20 * sized, 9], "score": score / 4, "category_id": label}
+    for place, (image, score, sized, label) in enumerate(rows)
+  ]
+  path = tmp_path_factory.mktemp("proposals") / "p.json"
+  path.write_text(json.dumps(entries))
+  faults = pictures.Faults()
+  found, read = detection.read_proposals(str(path), truth, most, True, faults)
+  assert read == len(rows) and len(found) == 3
+  for image, each in enumerate(found):
+    mine = [place for place, row in enumerate(rows) if row[0] == image and row[2]]
+    mine = sorted(mine, key=lambda place: -rows[place][1])[:most]
+    np.testing.assert_allclose(each.box.reshape(-1, 4)[:, 0], [place / 200 for place in mine], rtol=1e-6)
+    assert each.score.tolist() == [rows[place][1] / 4 for place in mine]
+    assert each.label.tolist() == [rows[place][3] - 1 for place in mine]
+  elsewhere, flat = sum(row[0] == 3 for row in rows), sum(row[0] < 3 and not row[2] for row in rows)
+  assert faults.skipped["proposal_elsewhere"] == elsewhere and faults.skipped["proposal_without_size"] == flat
+
+
 def test_a_grid_where_there_are_no_proposals(files):
   folder, annotations, _ = files
   result = detection.Detection(annotations, str(folder), templates="name", limit=1).run(model())
-  assert result.records == 1 and 0 < len(result.examples["bbox"]) <= 100
+  assert result.records == 1 and 0 < len(result.examples["score"]) <= 100
   assert any("grid of" in note for note in result.notes)
   with pytest.raises(ValueError, match="keep_classes needs proposals"):
     detection.Detection(annotations, str(folder), keep_classes=True).run(model())
@@ -260,24 +293,33 @@ def test_fixed_ap_by_hand():
     assert average_precision.average_precision(data, [0, 1], found)["detection_ap"].value == pytest.approx(expected)
 
 
-def test_of_lvis_fixed_ap_writes_the_detections_that_count(crowded, model, tmp_path):
+@pytest.mark.parametrize("fixed", [False, True])
+def test_of_lvis_the_detections_that_count_are_written(crowded, model, tmp_path, monkeypatch, fixed):
   content = json.loads(pathlib.Path(crowded.annotations).read_text())
   for entry, frequency in zip(content["categories"], "rcff", strict=True):
     entry["frequency"] = frequency
   content["annotations"] = [each for each in content["annotations"] if each["category_id"] != 4]
   content["images"][0]["neg_category_ids"] = [4]
   (tmp_path / "lvis.json").write_text(json.dumps(content))
-  evaluator = dataclasses.replace(crowded, annotations=str(tmp_path / "lvis.json"), fixed_ap=True)
+  evaluator = dataclasses.replace(crowded, annotations=str(tmp_path / "lvis.json"), fixed_ap=fixed)
   result = evaluator.run(model)
   found = set(zip(result.examples["image_id"], result.examples["category_id"], strict=True))
   there = {(each["image_id"], each["category_id"]) for each in content["annotations"]}
   assert found == there | {(0, 4)}
   assert {"detection_ap_rare", "detection_ap_common", "detection_ap_frequent"} <= set(result.metrics)
+  monkeypatch.setattr(results, "_ROWS", 50)
+  count = len(result.examples["score"])
+  assert count % 50 and results.write_examples(str(tmp_path / "found.jsonl"), result) == count
+  rows = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+  assert rows == [
+    dict(zip(result.examples, row, strict=True))
+    for row in zip(*(column.tolist() for column in result.examples.values()), strict=True)
+  ]
 
 
 def same(one, other):
   """Whether two results are equal, but for the order of detections and the last digits of scores."""
-  names = ("image_id", "category_id", "bbox", "score")
+  names = ("image_id", "category_id", "left", "top", "width", "height", "score")
   rows = [sorted(zip(*(result.examples[name] for name in names), strict=True)) for result in (one, other)]
   scores = ([row[-1] for row in each] for each in rows)
   np.testing.assert_allclose(*scores, rtol=1e-5)

@@ -125,6 +125,9 @@ def test_published_tables_hold_together():
   assert {"classify imagenet", "classify imagenetv2", "retrieve coco", "retrieve dci", "fgovd"} <= kinds
 
 
+DETECTION = {"annotations": "lvis_v1_val.json", "proposals": "boxes.json", "fixed_ap": True}
+
+
 @pytest.mark.parametrize(
   "model, benchmark, settings, metric, value",
   [
@@ -133,7 +136,7 @@ def test_published_tables_hold_together():
     ("FG-CLIP B/16", "box classification", {"annotations": "x/instances_val2017.json"}, "box_top1", 52.3),
     ("FG-CLIP B/16", "box classification", {"annotations": "lvis_v1_val.json"}, "box_top1", 28.6),
     ("FG-CLIP 2 B/16", "box classification", {"annotations": "instances_val2017.json"}, "box_top5", 95.7),
-    ("FG-CLIP B/16", "detection", {"annotations": "lvis_v1_val.json"}, "detection_ap", 41.0),
+    ("FG-CLIP B/16", "detection", DETECTION, "detection_ap", 41.0),
     ("FG-CLIP B/16, stage 1 only", "fgovd", {}, "fgovd_easy_top1", 36.2),
     ("CLOC L/14", "classify imagenetv2", {}, "top1_argmax", 73.2),
   ],
@@ -145,6 +148,8 @@ def test_published_numbers_are_found(model, benchmark, settings, metric, value):
 
 
 def test_published_numbers_of_another_data_set_are_not_shown():
+  for settings in (DETECTION | {"fixed_ap": False}, DETECTION | {"proposals": None}):
+    assert published.find("FG-CLIP B/16", "detection", settings, ["detection_ap"]) == ({}, [])
   assert published.find("FG-CLIP B/16", "box classification", {"annotations": "mine.json"}, ["box_top1"]) == ({}, [])
   assert published.find("CLOC L/14", "retrieve dci", {"skip_empty": False}, ["image_to_text_r1"]) == ({}, [])
   for name in (
