@@ -52,7 +52,7 @@ class Detection:
   feature's cosines with their prompts' mean embeddings, times `scale`. Of the boxes of a class that overlap by more
   than `nms`, the one with the highest score is kept; then the 100 best of a picture (LVIS: 300). LVIS' rules apply to
   files whose classes have a frequency. Pictures that cannot be used are left out of the measurement. The proposals that
-  are used are held in memory: 48 bytes each, and up to twice as many, while the file is read; 24 bytes after that.
+  are used are held in memory: some 80 bytes each, up to twice that while a file that has more is read.
 
   With `fixed_ap` no class pushes another's detections out: not the best of a picture are counted, but the 10,000 best
   of each class over all pictures ("Fixed AP", Dave et al., arXiv 2102.01066).
