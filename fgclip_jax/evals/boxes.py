@@ -15,7 +15,7 @@ from fgclip_jax.evals.evaluator import Result
 
 _NO_BOX = np.zeros((0, 4), np.float32)
 _END = object()
-_AT_ONCE = 1 << 16  # pictures of a call times the most boxes of one; padded at most twice that, 256 MiB at 512 numbers a box
+_AT_ONCE = 1 << 16  # pictures of a call times the most boxes of one: with padding at most 256 MiB, of 512 numbers each
 
 
 def encode_boxes(

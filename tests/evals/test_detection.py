@@ -148,11 +148,12 @@ def test_true_boxes_as_proposals_with_their_classes_are_all_found(files):
     assert label in [each["category_id"] for each in mine if np.allclose(each["bbox"], side, atol=0.02)]
 
 
-def test_without_classes_the_model_names_the_boxes(files):
+def test_without_classes_the_model_names_the_boxes(files, capsys):
   folder, annotations, proposals = files
   result = detection.Detection(annotations, str(folder), proposals, templates="name", scale=None).run(model())
   data = instances.read(annotations)
-  read, count = detection.read_proposals(proposals, data, 300, False, pictures.Faults())
+  read, count = detection.read_proposals(proposals, data, 300, False, pictures.Faults(), progress=True)
+  assert "proposals: 18box" in capsys.readouterr().err
   assert count == 18 and [len(each.box) for each in read] == [4] * 4 and all((each.label == -1).all() for each in read)
   assert (np.diff(read[0].score) <= 0).all()
   assert len(result.examples["score"]) == 3 * 4 * len(CLASSES)  # no two boxes overlap
