@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     ("text to image", caption, image, pairs[:, ::-1]),
   ):
     begin = time.perf_counter()
-    rank = metrics.ranks(queries, gallery, right)
+    rank = metrics.search(queries, gallery, right)[0]
     seconds = time.perf_counter() - begin
     rate = 2 * len(queries) * len(gallery) * options.width / seconds / 1e9
     asked = rng.choice(len(queries), min(CHECKED, len(queries)), replace=False)

@@ -56,8 +56,8 @@ def average_precision(
     ValueError: the package `faster-coco-eval` is not installed.
   """
   lvis = bool(data.frequencies)
-  starts = range(0, len(data.names), _CLASSES)
-  precision = np.concatenate([_precision(data, used, detections, first) for first in starts])
+  images, starts = _image_layout(data, used), range(0, len(data.names), _CLASSES)
+  precision = np.concatenate([_precision(data, images, detections, first) for first in starts])
   values = {"ap": precision.mean(1)} | {name: precision[:, place] for name, place in _THRESHOLDS.items()}
   for key, name in instances.FREQUENCIES.items() if lvis else ():
     values[f"ap_{name}"] = precision.mean(1)[np.asarray(data.frequencies) == key]
@@ -87,16 +87,23 @@ def best_of_class(
 
 def that_count(data: instances.Instances, detections: Detections) -> Detections:
   """Those that LVIS' rules look at: of classes that are known to be, or not to be, in their picture."""
-  class_number = {identity: number for number, identity in enumerate(data.categories)}
-  absent = [(row, class_number[each]) for row, image in enumerate(data.images) for each in image.absent]
+  absent = [(row, data.class_number[each]) for row, image in enumerate(data.images) for each in image.absent]
   row, label = np.asarray(absent, np.int64).reshape(-1, 2).T
   known = np.concatenate([row, data.image]) * len(data.names) + np.concatenate([label, data.label])
   found = detections.image.astype(np.int64) * len(data.names) + detections.label
   return detections.take(np.isin(found, known))
 
 
+def in_pixels(data: instances.Instances, detections: Detections) -> Float64[np.ndarray, "N 4"]:
+  """Left, top, width and height of detections, in the unit of the true boxes."""
+  size = np.asarray([(image.width, image.height) * 2 for image in data.images], np.float64).reshape(-1, 4)
+  box = detections.box * size[detections.image]
+  box[:, 2:] -= box[:, :2]
+  return box
+
+
 def _precision(
-  data: instances.Instances, used: Sequence[int], detections: Detections, first: int
+  data: instances.Instances, images: list[dict], detections: Detections, first: int
 ) -> Float64[np.ndarray, "C 10"]:
   """Of up to `_CLASSES` classes from the number `first` on, at each overlap; NaN for a class without a true box."""
   try:
@@ -105,16 +112,13 @@ def _precision(
     raise ValueError(f"detection needs faster-coco-eval: pip install -r requirements-evals.txt ({error})") from error
   within = range(first, min(first + _CLASSES, len(data.names)))
   mine = detections.take((detections.label >= within.start) & (detections.label < within.stop))
-  size = np.asarray([(image.width, image.height) * 2 for image in data.images], np.float64).reshape(-1, 4)
-  box = mine.box * size[mine.image]
-  box[:, 2:] -= box[:, :2]
-  rows = zip(mine.image.tolist(), mine.label.tolist(), box.tolist(), mine.score.tolist(), strict=True)
+  rows = zip(mine.image.tolist(), mine.label.tolist(), in_pixels(data, mine).tolist(), mine.score.tolist(), strict=True)
   # an empty outline keeps the package from drawing one around each box
   found = [
     {"image_id": image, "category_id": label, "bbox": box, "score": score, "segmentation": []}
     for image, label, box, score in rows
   ]
-  api = COCO(_coco_layout(data, used, within), print_function=_say_nothing)
+  api = COCO(_coco_layout(data, images, within), print_function=_say_nothing)
   found = api.loadRes(found)
   evaluation = COCOeval_faster(api, found, "bbox", print_function=_say_nothing, lvis_style=bool(data.frequencies))
   evaluation.params.maxDets = [max(len(mine.label), 1)]
@@ -128,15 +132,20 @@ def _say_nothing(*_: object) -> None:
   """Instead of printing."""
 
 
-def _coco_layout(data: instances.Instances, used: Sequence[int], within: range) -> dict[str, list[dict]]:
-  """The true boxes of some classes, with numbers for ids."""
-  class_number = {identity: number for number, identity in enumerate(data.categories)}
+def _image_layout(data: instances.Instances, used: Sequence[int]) -> list[dict]:
+  """The pictures, with numbers for ids."""
   images = []
   for number in used:
     image = data.images[number]
     lists = {"neg_category_ids": image.absent, "not_exhaustive_category_ids": image.incomplete}
-    numbers = {name: [class_number[identity] for identity in ids] for name, ids in lists.items()}
+    numbers = {name: [data.class_number[identity] for identity in ids] for name, ids in lists.items()}
     images.append({"id": number, "width": image.width, "height": image.height, **numbers})
+  return images
+
+
+def _coco_layout(data: instances.Instances, images: list[dict], within: range) -> dict[str, list[dict]]:
+  """The true boxes of some classes in these pictures, with numbers for ids."""
+  used = [image["id"] for image in images]
   rows = np.isin(data.image, used) & (data.label >= within.start) & (data.label < within.stop)
   annotations = [
     {

@@ -14,7 +14,7 @@ from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 from fgclip_jax.api import FGCLIP
 from fgclip_jax.data import joins, paths
 from fgclip_jax.evals import boxes, guards, instances, pictures, templates
-from fgclip_jax.evals.average_precision import Detections, average_precision, best_of_class, join, that_count
+from fgclip_jax.evals.average_precision import Detections, average_precision, best_of_class, in_pixels, join, that_count
 from fgclip_jax.evals.evaluator import Result
 
 _CANDIDATES = 10  # pairs of a proposal and a class that are looked at first, for each detection that is wanted
@@ -173,7 +173,6 @@ def read_proposals(
     FileNotFoundError, ValueError: the file is missing or broken; the message names the entry.
   """
   image_number = {image.identity: number for number, image in enumerate(data.images)}
-  class_number = {identity: number for number, identity in enumerate(data.categories)}
 
   def best(rows: array.array, image: instances.Image) -> tuple[np.ndarray, np.ndarray]:
     """Of some rows those that are kept, best first, of equal ones the first; and their boxes as fractions."""
@@ -193,7 +192,7 @@ def read_proposals(
     try:
       left, top, width, height = map(float, entry["bbox"])
       score = float(entry["score"])
-      label = class_number[entry["category_id"]] if classes else -1
+      label = data.class_number[entry["category_id"]] if classes else -1
       if not 0 <= score <= 1:
         raise ValueError(f"score {score} is not in 0..1")
       number = image_number.get(entry["image_id"])
@@ -325,9 +324,7 @@ def _examples(data: instances.Instances, detections: Detections) -> dict[str, np
   images, classes = (  # ids as they are: some files have numbers, some have strings
     np.asarray(ids, object) for ids in ([image.identity for image in data.images], data.categories)
   )
-  size = np.asarray([(image.width, image.height) * 2 for image in data.images], np.float64).reshape(-1, 4)
-  pixels = detections.box * size[detections.image]
-  pixels[:, 2:] -= pixels[:, :2]
+  pixels = in_pixels(data, detections)
   sides = dict(zip(("left", "top", "width", "height"), np.round(pixels, 2, out=pixels).T, strict=True))
   return {
     "image_id": images[detections.image],

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import functools
 import io
 import os
 from collections.abc import Sequence
@@ -59,6 +60,11 @@ class Instances:
   box: Float64[np.ndarray, "M 4"]
   area: Float64[np.ndarray, "M"]
   crowd: Bool[np.ndarray, "M"]
+
+  @functools.cached_property
+  def class_number(self) -> dict[int | str, int]:
+    """The number of each class, by its id."""
+    return {identity: number for number, identity in enumerate(self.categories)}
 
   def limit(self, images: int | None) -> "Instances":
     """The first so many pictures and their boxes; all of them for None."""

@@ -73,6 +73,11 @@ def read_classes(path: str) -> dict[str, str] | list[str]:
   return found
 
 
+def list_classes(folder: str) -> list[str]:
+  """The names of the sub-folders of a folder, sorted."""
+  return [name for name in paths.list_folder(folder) if paths.is_folder(paths.join(folder, name))]
+
+
 def read_folder(folder: str, classes: Mapping[str, str] | Sequence[str] | None = None) -> Labelled:
   """Pictures that lie in sub-folders named by class, in the order of their names.
 
@@ -85,13 +90,13 @@ def read_folder(folder: str, classes: Mapping[str, str] | Sequence[str] | None =
   Raises:
     FileNotFoundError, ValueError: there is no such folder, no picture in it, or a sub-folder that is no class.
   """
-  found = [name for name in paths.list_folder(folder) if paths.is_folder(paths.join(folder, name))]
+  found = list_classes(folder)
   if not found:
     raise ValueError(f"{folder!r} has no sub-folders: it needs one for each class, with its pictures")
   number, names = _number(folder, found, classes)
   pictures, labels = [], []
   for name in found:
-    files = [file for file in paths.list_folder(paths.join(folder, name)) if file.lower().endswith(SUFFIXES)]
+    files = _list_pictures(paths.join(folder, name))
     pictures += [paths.join(folder, name, file) for file in files]
     labels += [number[name]] * len(files)
   if not pictures:
@@ -113,30 +118,20 @@ def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[st
   Raises:
     FileNotFoundError, ValueError: a file is missing, or a line of `labels` cannot be used; the message names it.
   """
-  by_stem = {}
-  for name in paths.list_folder(folder):
-    if name.lower().endswith(SUFFIXES):
-      by_stem |= {name: name, os.path.splitext(name)[0]: name}
-  files = sorted(set(by_stem.values()))
-  lines = enumerate(paths.read(labels).decode("utf-8-sig").splitlines(), 1)
-  rows = [(number, *_split_label(line)) for number, line in lines if line.strip()]
-  alone = len(rows) == len(files) and not any(file in by_stem for _, file, _, _ in rows)
-  if alone:
-    rows = [(number, file, line, line) for file, (number, _, _, line) in zip(files, rows, strict=True)]
-  elif rows and rows[0][1].lower() in _HEADINGS:
-    rows = rows[1:]
+  files = _list_pictures(folder)
+  by_name = {os.path.splitext(file)[0]: file for file in files} | {file: file for file in files}
+  rows, alone = _read_rows(labels, files, by_name)
   if not files or not rows:
     raise ValueError(f"{folder!r} has {len(files)} pictures ({', '.join(SUFFIXES)}), {labels!r} names {len(rows)}")
   if classes is None:
-    classes = {label: label.replace("_", " ") for label in sorted({label for _, _, label, _ in rows})}
+    classes = {label: label.replace("_", " ") for label in sorted({label for _, _, label in rows})}
   keys, names = (list(classes), tuple(classes.values())) if isinstance(classes, Mapping) else ([], tuple(classes))
   known = {name: place for each in (names, keys) for place, name in enumerate(each)}
-  if not (
-    alone and keys
-  ):  # a list of numbers may count the classes in another order, as ImageNet's development kit does
+  # numbers alone may count the classes in another order, as those of ImageNet's development kit do
+  if not (alone and keys):
     known = {str(place): place for place in range(len(names))} | known
   found = []
-  for number, file, label, _ in rows:
+  for number, file, label in rows:
     word = label if label in known else label.split(None, 1)[0] if label else ""
     if word not in known:
       advice = ""
@@ -147,7 +142,7 @@ def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[st
           f": give a line `FILE CLASS` for each, or a class on each line; {len(rows)} are for {len(files)} pictures"
         )
       raise ValueError(f"{labels}, line {number}: {label!r} is none of the {len(names)} classes{advice}")
-    found.append((by_stem.get(file, file), known[word]))
+    found.append((by_name.get(file, file), known[word]))
   unnamed = set(files) - {file for file, _ in found}
   notes = (f"{len(unnamed):,} pictures of {folder!r} are not in {labels!r} and were not looked at",) if unnamed else ()
   ids, numbers = zip(*found, strict=True)
@@ -181,12 +176,27 @@ def read_tfds(name: str, split: str = "test", data_dir: str | None = None) -> La
   return Labelled(pictures, [f"{split}/{place}" for place in range(len(source))], np.asarray(labels, np.int64), names)
 
 
-def _split_label(line: str) -> tuple[str, str, str]:
-  """The first field of a line, the second (empty: there is none), and all of it."""
-  line = line.strip()
+def _list_pictures(folder: str) -> list[str]:
+  """The names of the pictures in a folder, sorted."""
+  return [name for name in paths.list_folder(folder) if name.lower().endswith(SUFFIXES)]
+
+
+def _read_rows(path: str, files: list[str], by_name: Mapping[str, str]) -> tuple[list[tuple[int, str, str]], bool]:
+  """The number of each line of a file of labels, a picture, and its class; and whether lines have the class alone."""
+  lines = enumerate(paths.read(path).decode("utf-8-sig").splitlines(), 1)
+  lines = [(number, line.strip()) for number, line in lines if line.strip()]
+  rows = [(number, *_split_row(line)) for number, line in lines]
+  if len(rows) == len(files) and not any(file in by_name for _, file, _ in rows):
+    return [(number, file, line) for file, (number, line) in zip(files, lines, strict=True)], True
+  heading = bool(rows) and rows[0][1].lower() in _HEADINGS
+  return rows[heading:], False
+
+
+def _split_row(line: str) -> tuple[str, str]:
+  """The first field of a line, and the second; empty: there is none."""
   mark = next((mark for mark in "\t," if mark in line), None)
   first, *rest = line.split(mark, 1)
-  return first.strip(), rest[0].strip() if rest else "", line
+  return first.strip(), rest[0].strip() if rest else ""
 
 
 def _get_image(source: Sequence[dict], place: int) -> bytes | np.ndarray:

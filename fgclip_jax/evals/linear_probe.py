@@ -14,7 +14,6 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from fgclip_jax.api import FGCLIP
-from fgclip_jax.data import paths
 from fgclip_jax.data.image import Mode
 from fgclip_jax.evals import guards, image_features, labelled, metrics, pictures
 from fgclip_jax.evals.evaluator import Result
@@ -149,8 +148,7 @@ class LinearProbe:
     if self.dataset == "tfds":
       return {split: labelled.read_tfds(self.images, place, self.data_dir) for split, place in given.items()}
     # a class has the same number in all splits, also one that a split lacks
-    within = [(place, name) for place in given.values() for name in paths.list_folder(place)]
-    names = sorted({name for place, name in within if paths.is_folder(paths.join(place, name))})
+    names = sorted({name for place in given.values() for name in labelled.list_classes(place)})
     classes = {name: name.replace("_", " ") for name in names}
     return {split: labelled.read_folder(place, classes) for split, place in given.items()}
 

@@ -66,16 +66,6 @@ class Part(Protocol):
     """Measures, or raises `NothingToMeasureError`; also gives each question that was asked."""
 
 
-def ranks(
-  queries: Float32[np.ndarray, "Q D"],
-  gallery: Float32[np.ndarray, "G D"],
-  pairs: Int[np.ndarray, "P 2"],
-  block: int = BLOCK,
-) -> Int[np.ndarray, "Q"]:
-  """The ranks that `search` finds."""
-  return search(queries, gallery, pairs, block)[0]
-
-
 def search(
   queries: Float32[np.ndarray, "Q D"],
   gallery: Float32[np.ndarray, "G D"],

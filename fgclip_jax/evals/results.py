@@ -22,7 +22,6 @@ from fgclip_jax.models import parameters
 FORMAT = 2  # of the JSON files
 _ROWS = 10_000  # of examples that are held as Python objects at once
 
-_MODEL = ("model",)  # what differs between results that are compared, as everybody expects
 
 _LABELS = {
   "top1_argmax": "top1, of classes of the same name the first alone (as published)",
@@ -224,9 +223,9 @@ def _incomplete(result: dict[str, Any]) -> list[str]:
 
 
 def _differences(results: Sequence[dict[str, Any]]) -> list[str]:
-  """A note for each setting that is not the same in all."""
+  """A note for each setting that is not the same in all; the models differ, as everybody expects."""
   notes = []
-  for key in dict.fromkeys(key for result in results for key in result["settings"] if key not in _MODEL):
+  for key in dict.fromkeys(key for result in results for key in result["settings"] if key != "model"):
     values = [result["settings"].get(key) for result in results]
     if any(value != values[0] for value in values):
       notes.append(f"note: not the same {key}: {', '.join(map(str, values))}")

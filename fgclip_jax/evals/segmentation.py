@@ -312,17 +312,23 @@ def _read_labels(path: str, faults: pictures.Faults) -> UInt[np.ndarray, "H W"] 
 
 
 def _metrics(kind: str, counts: Int[np.ndarray, "3 C"]) -> dict[str, metrics.Metric]:
-  iou, pixels = intersection_over_union(counts), int(counts[0].sum())
+  met, pixels = int(np.isfinite(intersection_over_union(counts)).sum()), int(counts[0].sum())
+  miou, accuracy = _shares(counts)
   return {
-    f"segmentation_miou{kind}": metrics.Metric(float(np.nanmean(iou)), None, int(np.isfinite(iou).sum())),
-    f"segmentation_accuracy{kind}": metrics.Metric(int(counts[2].sum()) / pixels, None, pixels),
+    f"segmentation_miou{kind}": metrics.Metric(miou, None, met),
+    f"segmentation_accuracy{kind}": metrics.Metric(accuracy, None, pixels),
   }
+
+
+def _shares(counts: Int[np.ndarray, "3 C"]) -> tuple[float, float]:
+  """The mean intersection over union, and the share of pixels that are right; of some pixels at least."""
+  return float(np.nanmean(intersection_over_union(counts))), int(counts[2].sum()) / int(counts[0].sum())
 
 
 def _add_example(examples: dict[str, list], image: str, counts: Int[np.ndarray, "3 C"]) -> None:
   """Adds a label map's row; without any pixel that is counted it has no accuracy."""
-  found = {name.split("_")[1]: metric.value for name, metric in _metrics("", counts).items()} if counts.any() else {}
-  row = {"image": image, "pixels": int(counts[0].sum()), "accuracy": found.get("accuracy"), "miou": found.get("miou")}
+  miou, accuracy = _shares(counts) if counts.any() else (None, None)
+  row = {"image": image, "pixels": int(counts[0].sum()), "accuracy": accuracy, "miou": miou}
   for name, column in examples.items():
     column.append(row[name])
 

@@ -25,26 +25,15 @@ def folder(tmp_path):
     }
   )
   texts = [["one", "two"], ["three"], [], ["four"]]
-  for shard, part in enumerate((texts[:3], texts[3:])):
-    path = tmp_path / f"pets-train.array_record-{shard:05d}-of-00002"
-    writer = ArrayRecordWriter(str(path), "group_size:1")
-    for captions in part:
-      example = {
-        "image": io.BytesIO(PICTURE),
-        "captions": [{"text": text} for text in captions],
-        "extra": {"long": f"long {captions[0]}" if captions else ""},
-      }
-      writer.write(features.serialize_example(features.encode_example(example)))
-    writer.close()
-  template = tfds.core.ShardedFileTemplate(
-    data_dir=str(tmp_path),
-    template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
-    dataset_name="pets",
-    split="train",
-    filetype_suffix="array_record",
-  )
-  split = tfds.core.SplitInfo(name="train", shard_lengths=[3, 1], num_bytes=1, filename_template=template)
-  tfds.folder_dataset.write_metadata(data_dir=str(tmp_path), features=features, split_infos=[split], check_data=False)
+  examples = [
+    {
+      "image": io.BytesIO(PICTURE),
+      "captions": [{"text": text} for text in captions],
+      "extra": {"long": f"long {captions[0]}" if captions else ""},
+    }
+    for captions in texts
+  ]
+  trees.write_tfds(tmp_path, "train", features, [examples[:3], examples[3:]])
   return str(tmp_path)
 
 

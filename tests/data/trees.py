@@ -8,6 +8,8 @@ import tarfile
 
 import pyarrow
 import pyarrow.parquet
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from fgclip_jax.data.record import RecordError
@@ -65,6 +67,26 @@ def write_files(folder, samples):
     (folder / f"{side['key']}.json").write_text(json.dumps(side))
     if sample["image"] is not None:
       (folder / f"{side['key']}.jpg").write_bytes(sample["image"])
+
+
+def write_tfds(folder, split, features, shards):
+  """Writes examples, a list for each shard, as TensorFlow Datasets lay a data set `pets` of these features."""
+  for number, examples in enumerate(shards):
+    path = pathlib.Path(folder) / f"pets-{split}.array_record-{number:05d}-of-{len(shards):05d}"
+    writer = ArrayRecordWriter(str(path), "group_size:1")
+    for example in examples:
+      writer.write(features.serialize_example(features.encode_example(example)))
+    writer.close()
+  template = tfds.core.ShardedFileTemplate(
+    data_dir=str(folder),
+    template="{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}",
+    dataset_name="pets",
+    split=split,
+    filetype_suffix="array_record",
+  )
+  lengths = [len(examples) for examples in shards]
+  info = tfds.core.SplitInfo(name=split, shard_lengths=lengths, num_bytes=1, filename_template=template)
+  tfds.folder_dataset.write_metadata(data_dir=str(folder), features=features, split_infos=[info], check_data=False)
 
 
 def load_all(source, broken=False):

@@ -4,14 +4,14 @@ import dataclasses
 import functools
 import json
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from fgclip_jax import api
 from fgclip_jax.evals import average_precision
-from fgclip_jax.models import parameters, presets
+from fgclip_jax.models import presets
+from tests.toy_models import init
 
 SIDE = 32  # of the model's images
 CLASSES = ["cat", "dog", "cup", "boat"]
@@ -19,10 +19,8 @@ CLASSES = ["cat", "dog", "cup", "boat"]
 
 @functools.cache
 def model() -> api.FGCLIP:
-  rng = np.random.default_rng(0)
   config = presets.preset("tiny")
-  draw = lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32)  # noqa: E731
-  return api.FGCLIP(config, jax.tree.map(draw, parameters.abstract_params(config)))
+  return api.FGCLIP(config, init(config, 0))
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:

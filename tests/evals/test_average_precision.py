@@ -57,7 +57,7 @@ def test_lvis_numbers_are_those_of_the_package():
   for seed in range(3):
     data, detections = make_data(seed, lvis=True)
     used = list(range(len(data.images)))
-    truth = average_precision._coco_layout(data, used, range(4))
+    truth = average_precision._coco_layout(data, average_precision._image_layout(data, used), range(4))
     box = detections.box.astype(np.float64) * 400
     box[:, 2:] -= box[:, :2]
     columns = (detections.image.tolist(), detections.label.tolist(), box.tolist(), detections.score.tolist())
