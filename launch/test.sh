@@ -14,4 +14,5 @@ echo "test: ruff check"
 # One process per core, up to eight; a file stays in one process, so that its fixtures are made once.
 workers="$(.venv/bin/python -c 'import os; print(min(os.cpu_count() or 1, 8))')"
 echo "test: pytest in $workers processes"
-exec .venv/bin/python -m pytest -n "$workers" --dist loadfile "$@"
+# A process that dies ends the run: were it begun anew after the last test had been given out, pytest-xdist would hang.
+exec .venv/bin/python -m pytest -n "$workers" --dist loadfile --max-worker-restart=0 "$@"

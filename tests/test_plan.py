@@ -1,20 +1,15 @@
 """The planning command, and what the compiled step of a tiny model holds and sends."""
 
-import dataclasses
 import json
 import os
 import re
-import subprocess
 import sys
 
 import jax
 import pytest
 
-from configs import stage1
-from fgclip_jax.train import forecast as forecasts
 from fgclip_jax.train import hardware
-from fgclip_jax.train.config import read_config
-from fgclip_jax.train.mesh import make_mesh
+from tests import compiling
 
 BATCH = 88  # no other axis has this size
 
@@ -23,14 +18,11 @@ BATCH = 88  # no other axis has this size
 def plan(root, tmp_path):
   """Types the command in an empty folder; returns its exit code and what it printed."""
 
-  def plan(*arguments: str) -> tuple[int, str, str]:
+  def plan(*arguments: str, seconds: float = 120) -> tuple[int, str, str]:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
-    process = subprocess.run(
-      [sys.executable, "-m", "fgclip_jax.plan", *arguments],
-      cwd=tmp_path, env=environment | {"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False,
-      timeout=600,
-    )  # fmt: skip
-    return process.returncode, process.stdout, process.stderr
+    command = [sys.executable, "-m", "fgclip_jax.plan", *arguments]
+    done = compiling.run(command, seconds, cwd=tmp_path, env=environment | {"PYTHONPATH": str(root)})
+    return done.returncode, done.stdout, done.stderr
 
   return plan
 
@@ -119,14 +111,12 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_papers_batch_on_256_chips(libtpu):
+def test_the_papers_batch_on_256_chips(plan, root, tmp_path, libtpu):
   """Minutes: stage 1 of the large model."""
-  hardware.prepare_environment("v5e")
-  config = stage1.get_config("vit_l14_336")
-  config.runtime.micro_batches = 2
-  run, described = read_config(config, check_data=False), hardware.describe("v5e:16x16")
-  with jax.numpy_dtype_promotion("standard"):  # Optax's own code needs it
-    found = forecasts.forecast(run, described, make_mesh({"data": 16, "fsdp": 16}, described.devices))
-  assert found.fits, found.problem
-  check_step(dataclasses.asdict(found))
-  assert found.memory["peak"] < 12 * 2**30
+  keys = ["--config.runtime.micro_batches=2", "--config.mesh=data=16,fsdp=16", "--json=plan.json"]
+  code, out, err = plan(f"--config={root}/configs/stage1.py:vit_l14_336", "--topology=v5e:16x16", *keys, seconds=600)
+  assert code == 0, out + err
+  (found,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+  assert not found["problem"]
+  check_step(found)
+  assert found["memory"]["peak"] < 12 * 2**30

@@ -1,7 +1,6 @@
 """Every form of attention gives the same numbers, the one that fits is chosen, and the TPU form compiles."""
 
 import functools
-import importlib.util
 import types
 
 import jax
@@ -11,13 +10,15 @@ import pytest
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fgclip_jax.models.attention import attend
 from fgclip_jax.models.presets import TextConfig
 from fgclip_jax.models.text import TextTower
 from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train import hardware
+from fgclip_jax.train.mesh import make_mesh
+from tests import compiling
 
 LENGTH = 256
 HEADS = PartitionSpec(("data", "fsdp"), None, "tensor")
@@ -224,32 +225,28 @@ def test_a_choice_that_cannot_work_says_why(monkeypatch):
 # ------------------------------------------------------------------------------------ compiled for a TPU
 
 
-@pytest.fixture(scope="module")
-def tpu_mesh():
-  if importlib.util.find_spec("libtpu") is None:
-    pytest.skip("compiling for a TPU needs libtpu, see requirements-tpu.txt")
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # it does not touch a device here
-    patch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    patch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    topology = topologies.get_topology_desc(platform="tpu", topology_name="v5e:2x2")
-    yield Mesh(np.array(topology.devices).reshape(2, 2, 1), ("data", "fsdp", "tensor"))
+REMATS = {"full": 3, "save:qkv,attention": 2}  # kernels: forward, forward again, backward; and without the second
+BETWEEN = "\n---- the next program\n"
 
 
-@pytest.mark.parametrize(
-  ("remat", "calls"),
-  [
-    ("full", 3),  # forward, forward again, backward
-    ("save:qkv,attention", 2),
-  ],
-)
-def test_text_tower_compiles_for_a_tpu(tpu_mesh, remat, calls):
-  config = TextConfig(128, 2, 2, 256, vocab_size=512)
-  runtime = Runtime(jnp.bfloat16, remat, sharding=NamedSharding(tpu_mesh, HEADS))
-  params, loss = tower_loss(runtime, config)
-  whole, split = NamedSharding(tpu_mesh, PartitionSpec()), NamedSharding(tpu_mesh, PartitionSpec(("data", "fsdp")))
-  params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
-  rows = jax.ShapeDtypeStruct((16, LENGTH), jnp.int32, sharding=split)
-  text = jax.jit(jax.value_and_grad(loss)).lower(params, rows, rows).compile().as_text()
-  assert text.count('custom_call_target="tpu_custom_call"') == calls
-  assert "all-gather" not in text  # the weights are whole on every device, so it could only be of activations
+def print_text_towers():
+  """Prints the programs of a text tower and its gradients for four TPUs, one for each of `REMATS`."""
+  hardware.prepare_environment("v5e")
+  mesh = make_mesh({"data": 2, "fsdp": 2}, hardware.describe("v5e:2x2").devices)
+  whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+  programs = []
+  for remat in REMATS:
+    runtime = Runtime(jnp.bfloat16, remat, sharding=NamedSharding(mesh, HEADS))
+    params, loss = tower_loss(runtime, TextConfig(128, 2, 2, 256, vocab_size=512))
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=whole), params)
+    rows = jax.ShapeDtypeStruct((16, LENGTH), jnp.int32, sharding=split)
+    programs.append(jax.jit(jax.value_and_grad(loss)).lower(params, rows, rows).compile().as_text())
+  print(BETWEEN.join(programs))
+
+
+def test_text_tower_compiles_for_a_tpu():
+  pytest.importorskip("libtpu", reason="needs libtpu, see requirements-tpu.txt")
+  programs = compiling.printed(print_text_towers).split(BETWEEN)
+  assert [text.count('custom_call_target="tpu_custom_call"') for text in programs] == list(REMATS.values())
+  for text in programs:
+    assert "all-gather" not in text  # the weights are whole on every device, so it could only be of activations

@@ -10,6 +10,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from fgclip_jax.train import hardware
 from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.program import Collective, Program, device_group
+from tests import compiling
 
 MESH_FORMS = [
   ("replica_groups={{0,1},{2,3}}, use_global_device_ids=true", (0, 1)),
@@ -33,14 +34,6 @@ def test_groups_of_devices(text, group):
 )
 def test_bytes_sent_around_a_ring(kind, sent):
   assert Collective(kind, 1, ((100,),), 100, (0, 1, 2, 3), "").sent == sent
-
-
-@pytest.fixture
-def tpu():
-  """Describes TPUs that are not there; skips where their compiler is not installed."""
-  pytest.importorskip("libtpu", reason="needs libtpu, see requirements-tpu.txt")
-  hardware.prepare_environment("v5e")
-  return hardware.describe
 
 
 def known_program(mesh):
@@ -80,9 +73,14 @@ def test_known_collectives_on_simulated_devices():
   check_known(Program(known_program(mesh).as_text(), 4))
 
 
-def test_known_collectives_on_a_tpu(tpu):
-  mesh = make_mesh({"fsdp": 4}, tpu("v5e:2x2").devices)
-  check_known(Program(known_program(mesh).as_text(), 4))
+def print_for_tpus():
+  hardware.prepare_environment("v5e")
+  print(known_program(make_mesh({"fsdp": 4}, hardware.describe("v5e:2x2").devices)).as_text())
+
+
+def test_known_collectives_on_a_tpu():
+  pytest.importorskip("libtpu", reason="needs libtpu, see requirements-tpu.txt")
+  check_known(Program(compiling.printed(print_for_tpus), 4))
 
 
 def test_text_that_is_no_program():
