@@ -30,13 +30,6 @@ hypothesis.settings.register_profile("tests", deadline=None, max_examples=30, de
 hypothesis.settings.load_profile("tests")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def compiled_programs_end_with_their_file():
-  """Kept, they would fill gigabytes."""
-  yield
-  jax.clear_caches()
-
-
 @pytest.fixture(scope="session")
 def root() -> pathlib.Path:
   """The repository."""
