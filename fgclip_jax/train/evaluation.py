@@ -1,6 +1,7 @@
 """Benchmarks of `fgclip_jax.evals` on the parameters of a running training."""
 
 import collections
+import functools
 import traceback
 from collections.abc import Callable, Sequence
 
@@ -13,6 +14,7 @@ from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.models.parameters import Params
 from fgclip_jax.models.presets import ModelConfig
 from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train.distributed import agree
 
 
 def read_evals(lines: Sequence[str], check_data: bool = True) -> tuple[Evaluator, ...]:
@@ -77,8 +79,9 @@ def measure(
 ) -> dict[str, float]:
   """Runs evaluators on parameters where they lie; in a run of several processes all of them must call it.
 
-  One that fails is told of, and the others and the run go on. In a run of several processes one that fails on some of
-  them alone (a file that is missing on one machine) leaves the others waiting for it, which the watchdog reports.
+  One that fails is told of, and the others and the run go on. In a run of several processes each prints why it fails
+  there, and one that fails anywhere has no numbers anywhere. Where it fails on some of them alone (a file that is
+  missing on one machine) while the others need those to compute, all wait, at most an hour, and the run ends.
 
   Args:
     evaluators: what to measure.
@@ -96,15 +99,23 @@ def measure(
 
   live = FGCLIP(model, params, Runtime(dtype=runtime.dtype, attention=runtime.attention))
   numbers: dict[str, float] = {}
+  processes = jax.process_count()
+  tell = say if processes == 1 else functools.partial(print, f"process {jax.process_index()}:", flush=True)
   for evaluator, name in zip(evaluators, evaluator_names(evaluators), strict=True):
     at(f"{name}, after step {step}")
+    result, failed = None, f"step {step}: {name} could not be measured"
     try:
       with jax.transfer_guard("allow"):
         result = evaluator.run(live)
     except Exception as error:  # of whatever kind: days of training are worth more than a benchmark
-      say(f"step {step}: {name} could not be measured: {error}")
+      tell(f"{failed}: {error}")
       if not isinstance(error, OSError | ValueError):
-        say(traceback.format_exc())
+        tell(traceback.format_exc())
+      at(f"the other processes, after {name} failed on this one")
+    failures = agree(int(result is None), sum)
+    if failures:
+      if result:
+        say(f"{failed} on {failures} of {processes} processes, which print why")
       continue
     say(f"step {step}: {name}\n{results.table({'': results.as_json(result)})}")
     for note in result.notes:

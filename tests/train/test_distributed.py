@@ -151,6 +151,41 @@ peers.close()
   assert [result[0] for result in run(body, by_flags(2))] == [0, 0]
 
 
+def test_a_benchmark_that_fails_on_one_process_has_no_numbers_on_any(run):
+  body = """
+import numpy as np
+from fgclip_jax.evals.evaluator import Metric, Result
+from fgclip_jax.models.presets import preset
+from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train.evaluation import measure
+
+class Probe:
+  settings = dict
+  def __init__(self, name, failing):
+    self.name, self.failing = name, failing
+  def run(self, model):
+    if index in self.failing:
+      raise OSError(f"no pictures for {self.name}")
+    return Result({"share": Metric(0.25, None, 4)}, {}, 4)
+
+probes = [Probe("one", [1]), Probe("all", [0, 1]), Probe("none", [])]
+say = print if index == 0 else lambda *_: None
+print(measure(probes, preset("tiny"), {"a": np.zeros(1)}, Runtime(), 7, say, lambda _: None))
+peers.close()
+"""
+  (zero, one) = run(body, by_flags(2))
+  assert (zero[0], one[0]) == (0, 0), zero[2] + one[2]
+  numbers = "{'eval/none/share': 0.25}"
+  assert zero[1].endswith(f"{numbers}\n")
+  assert "step 7: one could not be measured on 1 of 2 processes, which print why" in zero[1]
+  assert "process 0: step 7: all could not be measured: no pictures for all" in zero[1]
+  assert one[1].splitlines() == [
+    "process 1: step 7: one could not be measured: no pictures for one",
+    "process 1: step 7: all could not be measured: no pictures for all",
+    numbers,
+  ]
+
+
 def test_places_from_slurm(run):
   job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
   environments = [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(2)]
