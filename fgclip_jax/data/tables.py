@@ -174,16 +174,21 @@ def _is_storable(text: str) -> bool:
 def _connect(folder: str, parts: int, digest: str) -> tuple[sqlite3.Connection, ...]:
   """Opens the parts for reading, once per process; those of object storage are copied to this machine first."""
   del digest  # part of the cache's key alone
-  if paths.is_remote(folder):
-    local = tempfile.mkdtemp(prefix="fgclip_jax-table-")
+  if not paths.is_remote(folder):
+    return tuple(_connect_part(folder, part) for part in range(parts))
+  with tempfile.TemporaryDirectory(prefix="fgclip_jax-table-") as local:
     for part in range(parts):
       with paths.open(_part_path(folder, part)) as source, open(_part_path(local, part), "wb") as file:
         shutil.copyfileobj(source, file)
-    folder = local
-  return tuple(
-    sqlite3.connect(f"file:{_quote(_part_path(folder, part))}?mode=ro&immutable=1", uri=True, check_same_thread=False)
-    for part in range(parts)
-  )
+    # an open file without a name takes room until its process ends, however it ends
+    return tuple(_connect_part(local, part) for part in range(parts))
+
+
+def _connect_part(folder: str, part: int) -> sqlite3.Connection:
+  path = _quote(_part_path(folder, part))
+  connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+  connection.execute("PRAGMA schema_version")  # opens the file, which is otherwise left for the first question
+  return connection
 
 
 def _quote(path: str) -> str:

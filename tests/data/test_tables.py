@@ -2,6 +2,7 @@
 
 import pickle
 import sqlite3
+import tempfile
 
 import pytest
 from hypothesis import given
@@ -95,9 +96,13 @@ def test_another_engine_makes_the_same_table(tmp_path):
   assert all(there.get(key) == value for rows in inputs for key, value in rows)
 
 
-def test_a_table_may_lie_in_storage_and_cannot_be_written_to_afterwards(tmp_path):
+def test_a_table_may_lie_in_storage_and_cannot_be_written_to_afterwards(tmp_path, monkeypatch):
+  scratch = tmp_path / "scratch"
+  scratch.mkdir()
+  monkeypatch.setattr(tempfile, "tempdir", str(scratch))
   table = make(standin.remote(tmp_path / "50% #1?"), [[("a", "1")], [("b", "2")]])
   assert (table.get("a"), table.get("b")) == ("1", "2")
+  assert not list(scratch.iterdir())
   connection = tables._connect(table.folder, table.parts, table.digest)[0]
   with pytest.raises(sqlite3.OperationalError, match="readonly"):
     connection.execute("DELETE FROM entries")
