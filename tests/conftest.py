@@ -1,5 +1,6 @@
 """Set up for every test: JAX on eight CPU devices with strict dtypes, and the optional test material."""
 
+import gc
 import os
 import pathlib
 
@@ -8,10 +9,12 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ.setdefault(
   "XLA_FLAGS",
   # programs that run once or twice: compiling them well would take longer than running them does
-  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false "
+  "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1 "
   # on a busy machine a simulated device may wait longer than 40 seconds for the others, and XLA then aborts
   "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
+
+gc.set_threshold(50_000, 20, 50)  # of the many objects that tracing makes, most stay: looking for others takes long
 
 import hypothesis
 import jax
