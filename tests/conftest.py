@@ -14,8 +14,6 @@ os.environ.setdefault(
   "--xla_cpu_collective_call_terminate_timeout_seconds=600",
 )
 
-gc.set_threshold(50_000, 20, 50)  # of the many objects that tracing makes, most stay: looking for others takes long
-
 import hypothesis
 import jax
 import jaxtyping
@@ -23,6 +21,8 @@ import pytest
 from absl import flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+gc.set_threshold(50_000, 20, 50)  # of the many objects that tracing makes, most stay: looking for others takes long
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
