@@ -6,26 +6,39 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pytest
+
+from fgclip_jax.train import hardware
+
 ROOT = Path(__file__).resolve().parents[1]
-TRIES = 2
+
+
+def need_libtpu() -> None:
+  """Skips the test where TPUs cannot be described or compiled for."""
+  pytest.importorskip("libtpu", reason="needs libtpu, see requirements-tpu.txt")
+
+
+def tpus(name: str, slices: int = 1) -> tuple:
+  """The devices of a topology, as `hardware.describe` takes it; skips without libtpu."""
+  need_libtpu()
+  hardware.prepare_environment(name)
+  return hardware.describe(name, slices).devices
 
 
 def run(command: Sequence[str], seconds: float, **options) -> subprocess.CompletedProcess[str]:
   """What the command returned and printed; one that takes longer than it may is killed and begun anew, once."""
-  for left in reversed(range(TRIES)):
-    try:
-      return subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds, **options)
-    except subprocess.TimeoutExpired:
-      if not left:
-        raise
-      print(f"not done in {seconds:g} s, begun anew: {' '.join(command)}")
-  raise AssertionError("there is a last try")
+  options |= {"capture_output": True, "text": True, "check": False, "timeout": seconds}
+  try:
+    return subprocess.run(command, **options)
+  except subprocess.TimeoutExpired:
+    print(f"not done in {seconds:g} s, begun anew: {' '.join(command)}")
+    return subprocess.run(command, **options)
 
 
-def printed(function: Callable[[], None], seconds: float = 120) -> str:
-  """What a function of a test module prints in a process of its own, where devices are described, not present."""
+def printed(function: Callable[[], None]) -> str:
+  """What a function of a test module that compiles for TPUs prints in a process of its own; skips without libtpu."""
+  need_libtpu()
   code = f"from {function.__module__} import {function.__name__} as function; function()"
-  environment = os.environ | {"PYTHONPATH": str(ROOT)}
-  done = run([sys.executable, "-c", code], seconds, env=environment)
+  done = run([sys.executable, "-c", code], 120, env=os.environ | {"PYTHONPATH": str(ROOT)})
   assert done.returncode == 0, done.stderr
   return done.stdout

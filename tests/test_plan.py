@@ -29,7 +29,7 @@ def plan(root, tmp_path):
 
 @pytest.fixture(scope="module")
 def libtpu():
-  pytest.importorskip("libtpu", reason="needs libtpu, see requirements-tpu.txt")
+  compiling.need_libtpu()
 
 
 def test_a_plan_from_end_to_end(plan, root, tmp_path, libtpu):

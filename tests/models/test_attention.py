@@ -16,7 +16,6 @@ from fgclip_jax.models.attention import attend
 from fgclip_jax.models.presets import TextConfig
 from fgclip_jax.models.text import TextTower
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.train import hardware
 from fgclip_jax.train.mesh import make_mesh
 from tests import compiling
 
@@ -231,8 +230,7 @@ BETWEEN = "\n---- the next program\n"
 
 def print_text_towers():
   """Prints the programs of a text tower and its gradients for four TPUs, one for each of `REMATS`."""
-  hardware.prepare_environment("v5e")
-  mesh = make_mesh({"data": 2, "fsdp": 2}, hardware.describe("v5e:2x2").devices)
+  mesh = make_mesh({"data": 2, "fsdp": 2}, compiling.tpus("v5e:2x2"))
   whole, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
   programs = []
   for remat in REMATS:
@@ -245,7 +243,6 @@ def print_text_towers():
 
 
 def test_text_tower_compiles_for_a_tpu():
-  pytest.importorskip("libtpu", reason="needs libtpu, see requirements-tpu.txt")
   programs = compiling.printed(print_text_towers).split(BETWEEN)
   assert [text.count('custom_call_target="tpu_custom_call"') for text in programs] == list(REMATS.values())
   for text in programs:

@@ -29,6 +29,7 @@ from fgclip_jax.train.mesh import (
   possible_meshes,
   to_devices,
 )
+from tests.compiling import tpus
 
 GIB = 2**30
 
@@ -45,19 +46,6 @@ def described(platform: str, processes: int, each: int, slices: int = 1) -> list
     )
     for i in range(processes * each)
   ]
-
-
-def topology(name: str, **options) -> list:
-  """The devices of a TPU topology; skips where libtpu, which knows them, is not installed."""
-  pytest.importorskip("libtpu", reason="needs libtpu, see requirements-tpu.txt")
-  with pytest.MonkeyPatch.context() as patch:  # or it looks for a TPU, in vain, and is said to run once only
-    patch.setenv("TPU_SKIP_MDS_QUERY", "1")
-    patch.setenv("TPU_ACCELERATOR_TYPE", "v5litepod-4")
-    patch.setenv("TPU_WORKER_HOSTNAMES", "localhost")
-    patch.setenv("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
-    from jax.experimental import topologies
-
-    return list(topologies.get_topology_desc(platform="tpu", topology_name=name, **options).devices)
 
 
 # ---- its shape
@@ -134,7 +122,7 @@ def test_nodes_of_gpus():
 
 @pytest.mark.parametrize("sizes", [{"fsdp": 16}, {"fsdp": 4, "tensor": 2}])
 def test_a_mesh_of_two_slices(sizes):
-  devices = topology("v5e:4x4", num_slices=2)
+  devices = tpus("v5e:4x4", slices=2)
   mesh = make_mesh(sizes, devices)
   slices = np.vectorize(lambda device: device.slice_index)(mesh.devices)
   assert mesh.devices.size == 32 and {len(set(block.ravel())) for block in slices} == {1}
@@ -142,9 +130,9 @@ def test_a_mesh_of_two_slices(sizes):
 
 
 def test_a_mesh_that_does_not_lie_on_the_torus():
-  devices = topology("v5p:4x4x2")
+  devices = tpus("v5p:4x4x2")
   assert dict(make_mesh({"fsdp": 8}, devices).shape) == {"data": 4, "fsdp": 8, "tensor": 1}
-  devices = topology("v5p:8x8x4")
+  devices = tpus("v5p:8x8x4")
   with pytest.raises(
     ValueError, match="no products of the torus's axes; possible: 'data=256,fsdp=1,tensor=1'"
   ) as caught:
@@ -159,13 +147,13 @@ def test_a_mesh_that_does_not_lie_on_the_torus():
 def test_the_chosen_mesh_holds_the_state_in_a_small_part_of_the_memory():
   """Sizes as of ViT-L/14@336 with AdamW, 428 M parameters."""
   state = 428_000_000 * 12
-  v5e, v5p = topology("v5e:16x16"), topology("v5p:8x8x4")
+  v5e, v5p = tpus("v5e:16x16"), tpus("v5p:8x8x4")
   assert choose_mesh(v5e, state, 61_440, 15 * GIB) == {"data": 32, "fsdp": 8, "tensor": 1}
   assert choose_mesh(v5e, state, 61_440) == {"data": 32, "fsdp": 8, "tensor": 1}  # 16 GiB are assumed
   assert choose_mesh(v5p, state, 61_440, 95 * GIB) == {"data": 256, "fsdp": 1, "tensor": 1}
   assert choose_mesh(v5e, 20 * state, 61_440, 16 * GIB)["fsdp"] == 16  # no more than that
   assert choose_mesh(v5p, 20 * state, 61_440, 16 * GIB)["fsdp"] == 8  # as 16 x 16 does not lie on this torus
-  assert choose_mesh(topology("v5e:4x4", num_slices=2), 20 * state, 1024)["fsdp"] == 16
+  assert choose_mesh(tpus("v5e:4x4", slices=2), 20 * state, 1024)["fsdp"] == 16
 
 
 @given(st.sampled_from([1, 2, 4]), st.sampled_from([2, 4, 8]), st.integers(1, 10**12), st.integers(1, 200))
@@ -242,7 +230,7 @@ def test_batches_are_split_over_data_and_fsdp(sizes):
 
 def test_the_data_shards_of_a_process(monkeypatch):
   """Where fsdp runs along a torus's side, a host's 2 x 2 chips hold pieces of two rows."""
-  mesh = make_mesh({"fsdp": 16}, topology("v5e:16x16"))
+  mesh = make_mesh({"fsdp": 16}, tpus("v5e:16x16"))
   owners = np.vectorize(lambda device: device.process_index)(mesh.devices).ravel()
   fed = []
   for process in range(64):
@@ -253,7 +241,7 @@ def test_the_data_shards_of_a_process(monkeypatch):
     fed += shards
   assert sorted(fed) == list(range(256))
   # tensor over the chips of four hosts: they feed the same shards
-  mesh = make_mesh({"tensor": 16}, topology("v5e:4x4"))
+  mesh = make_mesh({"tensor": 16}, tpus("v5e:4x4"))
   for process in range(4):
     monkeypatch.setattr(mesh_module.jax, "process_index", lambda process=process: process)
     assert local_shards(mesh) == (0,)

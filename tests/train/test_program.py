@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fgclip_jax.train import hardware
 from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.program import Collective, Program, device_group
 from tests import compiling
@@ -74,12 +73,10 @@ def test_known_collectives_on_simulated_devices():
 
 
 def print_for_tpus():
-  hardware.prepare_environment("v5e")
-  print(known_program(make_mesh({"fsdp": 4}, hardware.describe("v5e:2x2").devices)).as_text())
+  print(known_program(make_mesh({"fsdp": 4}, compiling.tpus("v5e:2x2"))).as_text())
 
 
 def test_known_collectives_on_a_tpu():
-  pytest.importorskip("libtpu", reason="needs libtpu, see requirements-tpu.txt")
   check_known(Program(compiling.printed(print_for_tpus), 4))
 
 
