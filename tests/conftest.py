@@ -4,8 +4,11 @@ import gc
 import os
 import pathlib
 
-# before JAX is imported; processes that tests start inherit both
+# before JAX is imported; processes that tests start inherit all of it
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Threads of XLA's CPU client. A collective operation holds a thread for each device and each group of devices it waits
+# for; with the default, one for each device, meshes of several axes come to wait for ever.
+os.environ["NPROC"] = "64"
 os.environ.setdefault(
   "XLA_FLAGS",
   # programs that run once or twice: compiling them well would take longer than running them does
