@@ -161,10 +161,7 @@ def fgclip_folder(folder: pathlib.Path, report: Report, mesh: jax.sharding.Mesh 
     if stage in recorded_losses or (stage == "stage2" and (folder / "optimizer.json").exists())
   }
 
-  # compiling for several devices is slow, unless it does not optimise
-  options = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False} if mesh else None
-
-  @functools.partial(jax.jit, compiler_options=options)
+  @jax.jit
   def compiled(params, batch, chosen):
     # compiling costs far more than running: one function serves all stages, `chosen` being 1 for one and 0 for others
     def total(params):

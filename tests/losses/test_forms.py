@@ -15,10 +15,6 @@ from fgclip_jax.losses.forms import FORMS, choose_form
 ROWS, GROUPS, CHUNK, WIDTH = 48, 8, 16, 8
 AXES = ("data", "fsdp")
 SCALES = {"softmax": 25.0, "sigmoid": 9.0}
-QUICK = {
-  "xla_backend_optimization_level": 0,
-  "xla_cpu_use_fusion_emitters": False,
-}  # tiny: compiling counts
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +92,7 @@ def values_and_gradients(form, shape, dtype="float64"):
     unlike = enumerate(sorted(found), start=1)
     return sum(found[name] * np.asarray(number, dtype) for number, name in unlike), found
 
-  compiled = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2, 3), has_aux=True), compiler_options=QUICK)
+  compiled = jax.jit(jax.value_and_grad(weighted, argnums=(0, 1, 2, 3), has_aux=True))
   (_, found), gradients = compiled(*inputs(dtype))
   return jax.tree.map(np.asarray, {**found, "gradients": gradients})
 
@@ -152,7 +148,7 @@ def test_which_form_holds_a_block_of_all_columns(form):
   shapes = ((batch, 4), (batch, 4), (), (), (batch,), (batch,))
   dtypes = (jnp.float32,) * 4 + (jnp.int32,) * 2
   arrays = [jax.ShapeDtypeStruct(*array) for array in zip(shapes, dtypes, strict=True)]
-  lowered = jax.jit(jax.value_and_grad(sharded, argnums=(0, 1, 2, 3)), compiler_options=QUICK).lower(*arrays)
+  lowered = jax.jit(jax.value_and_grad(sharded, argnums=(0, 1, 2, 3))).lower(*arrays)
   if form in ("dense", "rows"):
     assert elements(lowered.as_text()) >= {"dense": batch * batch, "rows": rows * batch}[form]
   else:
@@ -184,7 +180,7 @@ def test_large_logits_do_not_overflow(form):
   """Single precision holds exponentials up to 88 only."""
   image, text, _, _ = inputs("float32")
   extreme = jax.value_and_grad(functools.partial(contrast, form=form, chunk=CHUNK), argnums=2)
-  value, slope = jax.jit(extreme, compiler_options=QUICK)(*map(jnp.asarray, (image, text, np.float32(1e4))))
+  value, slope = jax.jit(extreme)(*map(jnp.asarray, (image, text, np.float32(1e4))))
   cosines = image.astype(np.float64) @ text.T.astype(np.float64)
   best = (cosines.max(axis=0) + cosines.max(axis=1)) / 2 - np.diagonal(cosines)
   np.testing.assert_allclose([value / 1e4, slope], [best.mean()] * 2, rtol=1e-4)

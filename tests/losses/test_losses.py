@@ -146,10 +146,7 @@ def slow_terms(e, objective):
   return terms | {"total": sum(getattr(objective, name) * value for name, value in terms.items())}
 
 
-QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}  # tiny programs: compiling counts
-
-
-@functools.partial(jax.jit, static_argnames=("objective", "mesh"), compiler_options=QUICK)
+@functools.partial(jax.jit, static_argnames=("objective", "mesh"))
 def _compute(floats, e, temperature, objective, mesh):
   def total(floats, temperature):
     terms = objective_terms(e.replace(**floats), temperature, objective, mesh)

@@ -40,11 +40,7 @@ def make_params():
   )
 
 
-# compiled in half the time that full optimisation takes
-_compile = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@_compile
+@jax.jit
 def terms_and_gradients(params, batch):
   """The objective's terms, and the gradients of its total."""
 
@@ -117,14 +113,14 @@ def test_embeddings_stand_where_the_examples_say():
   params = make_params()
   examples = make_examples([2, 0, 1, 2], [3, 0, 0, 0, 10, 0, 0, 1], seed=1)
 
-  @_compile
+  @jax.jit
   def embed(batch, images):
     return build(TINY, params)(batch), build(TINY, params).image_features(images)
 
   e, (images, dense) = embed(make_batch(examples, True, 2), jnp.stack([x.image for x in examples]))
   np.testing.assert_allclose(e.image, unit_length(images), atol=1e-6)
 
-  @functools.partial(_compile, static_argnums=5)
+  @functools.partial(jax.jit, static_argnums=5)
   def encode(tokens, segment, position, row, end, long):
     return unit_length(build(TINY, params).text_features(tokens, segment, position, row, end, long))
 

@@ -40,8 +40,7 @@ def inputs():
   return tuple(jnp.asarray(x) for x in (image, tokens, segment, position))
 
 
-# compiled in half the time that full optimisation takes
-_compile = functools.partial(jax.jit, static_argnames="runtime", compiler_options={"xla_backend_optimization_level": 0})
+_compile = functools.partial(jax.jit, static_argnames="runtime")
 
 
 def _outputs(params, inputs, runtime):

@@ -1,10 +1,7 @@
-"""Compiles training steps for tests: quickly, and with the promotion of dtypes that Optax needs."""
+"""Compiles training steps for tests, with the promotion of dtypes that Optax needs."""
 
 import jax
 import pytest
-
-# A fifth of the time of an optimised compilation; for a handful of tiny steps that is what counts.
-FAST = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
 class QuickStep:
@@ -17,7 +14,7 @@ class QuickStep:
     shapes = tuple((name, array.shape) for name, array in batch.items())
     if shapes not in self._compiled:
       with jax.numpy_dtype_promotion("standard"):  # Optax's own code needs it
-        self._compiled[shapes] = self._step.lower(state, batch).compile(compiler_options=FAST)
+        self._compiled[shapes] = self._step.lower(state, batch).compile()
     return self._compiled[shapes](state, batch)
 
 

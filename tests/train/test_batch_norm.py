@@ -92,9 +92,11 @@ def assert_params_close(state, expected, **tolerance):
     np.testing.assert_allclose(leaf, flatten(expected.params)[name], err_msg=name, **tolerance)
 
 
-@pytest.mark.parametrize("sizes", [pytest.param((8, 1, 1), marks=pytest.mark.slow), (2, 2, 2)], ids=str)
+@pytest.mark.parametrize(
+  "sizes", [pytest.param({"data": 8}, marks=pytest.mark.slow), {"data": 2, "fsdp": 2, "tensor": 2}], ids=str
+)
 def test_statistics_are_those_of_all_devices(quick, expected, sizes):
-  run = Run(quick, dict(zip(("data", "fsdp", "tensor"), sizes, strict=True)))
+  run = Run(quick, sizes)
   state, metrics = run.updates(make_examples())
   for values, single in zip(metrics, expected[1], strict=True):
     assert values == pytest.approx(single, rel=1e-3)
