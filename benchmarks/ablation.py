@@ -29,8 +29,8 @@ from absl import logging
 from benchmarks.machine import machine
 from configs import quickstart
 from fgclip_jax import evaluate
-from fgclip_jax.api import load
-from fgclip_jax.data import scenes
+from fgclip_jax.inference.model import load
+from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.train.config import read_config
 from fgclip_jax.train.loop import train
 

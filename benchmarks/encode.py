@@ -23,8 +23,8 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from fgclip_jax.data.tokenizer import Tokenizer
-from fgclip_jax.models.presets import END_ID, PRESETS
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.models.config import END_ID, PRESETS
 
 BASELINE = "transformers"
 ENGINES = ("ours", BASELINE, "longest", "open_clip")

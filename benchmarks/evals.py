@@ -29,24 +29,26 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from fgclip_jax.data.dataset_folder import shard_path
+
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from machine import machine
 
 from fgclip_jax import evals
-from fgclip_jax.api import FGCLIP
-from fgclip_jax.data import record, tfds_folder
-from fgclip_jax.evals import linear_probe
+from fgclip_jax.data import dataset_folder, record
 from fgclip_jax.evals.evaluator import Evaluator
-from fgclip_jax.models import parameters, presets
+from fgclip_jax.evals.tasks import linear_probe
+from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.models import config, params
 
 AIM = 1.1  # times as long as encoding alone
 DENSE = ("records", "boxes", "fgovd", "detection", "detection_lvis", "segmentation")
 NAMES = ("classification", "retrieval", "compositional", "probe", *DENSE)
 SMALL_VISION = {"width": 256, "depth": 6, "heads": 4, "mlp_width": 1024, "image_size": 224, "patch_size": 16}
 MODELS = {
-  "small": presets.preset("tiny").replace(vision=SMALL_VISION, embedding_width=512),
-  "b16": presets.preset("vit_b16"),
+  "small": config.preset("tiny").replace(vision=SMALL_VISION, embedding_width=512),
+  "b16": config.preset("vit_b16"),
 }
 WIDTH, HEIGHT = 480, 360
 BOXES, NEGATIVES, CAPTIONS = 8, 10, 5  # of each picture, box, picture
@@ -103,7 +105,7 @@ def make_model(name: str) -> FGCLIP:
   """A model with random parameters."""
   rng = np.random.default_rng(0)
   draw = lambda leaf: np.float32(0.05) * rng.standard_normal(leaf.shape, np.float32)  # noqa: E731
-  return FGCLIP(MODELS[name], jax.tree.map(draw, parameters.abstract_params(MODELS[name])))
+  return FGCLIP(MODELS[name], jax.tree.map(draw, params.abstract_params(MODELS[name])))
 
 
 def generate(folder: pathlib.Path, count: int) -> None:
@@ -159,7 +161,7 @@ def write_records(
   """A prepared data set of the same pictures."""
   prepared = folder / "records"
   prepared.mkdir()
-  writer = ArrayRecordWriter(record.shard_path(str(prepared), "generated", "validation", 0, 1), "group_size:1")
+  writer = ArrayRecordWriter(shard_path(str(prepared), "generated", "validation", 0, 1), "group_size:1")
   for name, caption, mine, theirs in zip(names, captions, boxes, texts, strict=True):
     regions = []
     for (left, top, width, height), own in zip(mine, theirs, strict=True):
@@ -168,7 +170,7 @@ def write_records(
     picture = (folder / name).read_bytes()
     writer.write(record.encode(record.Record(name, picture, caption[0], " and ".join(caption), tuple(regions))))
   writer.close()
-  tfds_folder.write_info(str(prepared), {})
+  dataset_folder.write_info(str(prepared), {})
 
 
 def write_detection(

@@ -27,11 +27,11 @@ from absl import logging
 from faults_runs import STEPS, Disk, Run, checkpoint_files, read_losses, saving, workers_of
 from machine import machine
 
-from fgclip_jax import prepare
-from fgclip_jax.data.record import find_shards
-from fgclip_jax.data.salvage import DamagedShard
-from fgclip_jax.models.parameters import flatten
-from fgclip_jax.train.checkpoint import read_params
+from fgclip_jax.data.dataset_folder import find_shards
+from fgclip_jax.models.params import flatten
+from fgclip_jax.prepare import __main__ as prepare
+from fgclip_jax.storage.damaged_shard import DamagedShard
+from fgclip_jax.weights.native import read_params
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 KILLS_A_RUN, TRIES = 5, 4

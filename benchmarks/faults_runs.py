@@ -45,7 +45,7 @@ class Loader(loop.Loader):
     batch, self.step = super().__next__(), self.step + 1
     return batch | {"boxes": np.full_like(batch["boxes"], np.nan)} if first <= self.step <= last else batch
 loop.Loader = Loader
-app.run(main.main, flags_parser=main._parse_flags)
+app.run(main.main, flags_parser=main.parse_flags)
 """
 
 

@@ -15,8 +15,8 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from fgclip_jax.models.presets import PRESETS  # imports no JAX
-from fgclip_jax.train import hardware
+from fgclip_jax.models.config import PRESETS  # imports no JAX
+from fgclip_jax.plan import hardware
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _row(run, name: str, images: int, parts: int) -> None:
-  from fgclip_jax.train.forecast import forecast
+  from fgclip_jax.plan.estimate import forecast
   from fgclip_jax.train.mesh import make_mesh
 
   topology = hardware.describe(name)

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image, ImageFilter
 
-from fgclip_jax.data.tokenizer import Tokenizer
+from fgclip_jax.data.dataset_folder import shard_path
+from fgclip_jax.data.tokenizers.clip import Tokenizer
 
 BOXES = {4: 0.50, 3: 0.33, 2: 0.14, 1: 0.03}  # per image, with their share: mean 3.3
 HARD_SHARE = 0.025  # of boxes that have hard negatives
@@ -115,7 +116,7 @@ def _vary(annotation: dict, number: int, boxes: int, random: np.random.Generator
 
 
 def _prepare(folder: pathlib.Path) -> None:
-  from fgclip_jax import prepare
+  from fgclip_jax.prepare import __main__ as prepare
 
   said = io.StringIO()
   places = ["--annotations", str(folder / "json"), "--images", str(folder / "images"), "--output", str(folder / "ours")]
@@ -135,7 +136,7 @@ def repeat_shard(folder: pathlib.Path, records: int, shards: int) -> None:
   file = io.BytesIO()
   Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).save(file, "JPEG")
   os.makedirs(folder)
-  first = record.shard_path(str(folder), "tiny", "train", 0, shards)
+  first = shard_path(str(folder), "tiny", "train", 0, shards)
   writer = ArrayRecordWriter(first, "group_size:1")
   for number in range(records):
     region = record.Region(box=(0.1, 0.1, 0.9, 0.9), short=f"region {number % 977}")
@@ -143,7 +144,7 @@ def repeat_shard(folder: pathlib.Path, records: int, shards: int) -> None:
     writer.write(record.encode(record.Record(str(number), file.getvalue(), short, long, (region,), 16, 16)))
   writer.close()
   for number in range(1, shards):
-    os.symlink(first, record.shard_path(str(folder), "tiny", "train", number, shards))
+    os.symlink(first, shard_path(str(folder), "tiny", "train", number, shards))
 
 
 def _write_tar(folder: pathlib.Path, annotations: list[dict]) -> None:

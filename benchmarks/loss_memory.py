@@ -23,11 +23,11 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fgclip_jax.losses.forms import FORMS, choose_form
+from fgclip_jax.losses.blockwise import FORMS, choose_form
 from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models.fgclip import Embeddings
-from fgclip_jax.train import hardware
-from fgclip_jax.train.forecast import needed_bytes
+from fgclip_jax.plan import hardware
+from fgclip_jax.plan.estimate import needed_bytes
 from fgclip_jax.train.mesh import make_mesh
 
 MIB, GIB = 2**20, 2**30

@@ -17,8 +17,9 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from absl import logging
 
 from configs import common
-from fgclip_jax import evaluate, prepare
-from fgclip_jax.api import load
+from fgclip_jax import evaluate
+from fgclip_jax.inference.model import load
+from fgclip_jax.prepare import __main__ as prepare
 from fgclip_jax.train.config import read_config
 from fgclip_jax.train.loop import train
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from machine import machine
 
-from fgclip_jax.evals import metrics
+from fgclip_jax.evals import ranking
 
 NOISE = 0.22  # of a caption, for each of its picture's coordinates of 1 / sqrt(width)
 CHECKED = 200  # queries of each way
@@ -36,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
   owner = np.arange(options.captions) % options.images
   caption = rng.standard_normal((options.captions, options.width), np.float32)
   caption *= NOISE
-  for start in range(0, options.captions, metrics.BLOCK):  # in pieces: no third array of this size
-    caption[start : start + metrics.BLOCK] += image[owner[start : start + metrics.BLOCK]]
+  for start in range(0, options.captions, ranking.BLOCK):  # in pieces: no third array of this size
+    caption[start : start + ranking.BLOCK] += image[owner[start : start + ranking.BLOCK]]
   caption = unit(caption)
   pairs = np.stack([owner, np.arange(options.captions)], axis=1)
   held = (image.nbytes + caption.nbytes) / 2**20
@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> int:
     ("text to image", caption, image, pairs[:, ::-1]),
   ):
     begin = time.perf_counter()
-    rank = metrics.search(queries, gallery, right)[0]
+    rank = ranking.search(queries, gallery, right)[0]
     seconds = time.perf_counter() - begin
     rate = 2 * len(queries) * len(gallery) * options.width / seconds / 1e9
     asked = rng.choice(len(queries), min(CHECKED, len(queries)), replace=False)
@@ -67,8 +67,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def unit(rows: np.ndarray) -> np.ndarray:
   """Rows of unit length, in place."""
-  for start in range(0, len(rows), metrics.BLOCK):
-    part = rows[start : start + metrics.BLOCK]
+  for start in range(0, len(rows), ranking.BLOCK):
+    part = rows[start : start + ranking.BLOCK]
     part /= np.linalg.norm(part, axis=1, keepdims=True)
   return rows
 
@@ -79,13 +79,13 @@ def bounds(queries, gallery, pairs, asked):
     answers = pairs[pairs[:, 0] == query, 1]
     scores = np.concatenate(
       [
-        gallery[start : start + metrics.BLOCK].astype(np.float64) @ queries[query].astype(np.float64)
-        for start in range(0, len(gallery), metrics.BLOCK)
+        gallery[start : start + ranking.BLOCK].astype(np.float64) @ queries[query].astype(np.float64)
+        for start in range(0, len(gallery), ranking.BLOCK)
       ]
     )
     best = scores[answers].max()
     scores[answers] = -np.inf
-    yield query, int((scores >= best).sum()), int((scores >= best - 2 * metrics.TIE).sum())
+    yield query, int((scores >= best).sum()), int((scores >= best - 2 * ranking.TIE).sum())
 
 
 if __name__ == "__main__":

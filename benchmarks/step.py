@@ -14,7 +14,7 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from fgclip_jax.models.presets import PRESETS  # imports no JAX
+from fgclip_jax.models.config import PRESETS  # imports no JAX
 
 ENGINES, MIXES, TABLES = ("pytorch", "packed", "padded"), ("paper", "real"), ("step", "packing")
 

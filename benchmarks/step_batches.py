@@ -15,7 +15,7 @@ from fgclip_jax.data.loader import DataConfig, LoadExample
 from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, measured_ladder
 from fgclip_jax.data.record import MAX_NEGATIVES
-from fgclip_jax.data.tokenizer import Tokenizer
+from fgclip_jax.data.tokenizers.clip import Tokenizer
 
 BOXES = 4
 BOX_COUNTS = {4: 0.50, 3: 0.33, 2: 0.14, 1: 0.03}  # boxes per image on *paper*, with their share of images: mean 3.3
@@ -150,7 +150,7 @@ def _other_words(example: Example, lap: int) -> Example:
 
 def prepare_real(folder: str, output: str) -> str:
   """Converts `jsonfiles/` and `images/` of a folder in FineHARD's form; returns where the data set is."""
-  from fgclip_jax import prepare
+  from fgclip_jax.prepare import __main__ as prepare
 
   source = ["--annotations", os.path.join(folder, "jsonfiles"), "--images", os.path.join(folder, "images")]
   said = io.StringIO()

@@ -11,7 +11,7 @@ import time
 import numpy as np
 import safetensors.numpy
 
-from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.models.config import ModelConfig
 
 LOSS, GRADIENT = 1e-4, 1e-3  # by how much engines may differ: loss terms, and gradient norms relative to their size
 
@@ -159,12 +159,12 @@ class Ours:
 
     jax.config.update("jax_platforms", "cpu")
     from fgclip_jax.losses.objective import Objective
-    from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
+    from fgclip_jax.models.params import abstract_params, flatten, unflatten
     from fgclip_jax.models.transformer import Runtime
     from fgclip_jax.train.mesh import make_mesh, place_params, to_devices
     from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer
     from fgclip_jax.train.step import make_loss
-    from fgclip_jax.weights.names import from_theirs
+    from fgclip_jax.weights.huggingface_names import from_theirs
 
     self._jax, mesh = jax, make_mesh({"data": 1}, jax.devices()[:1])
     shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(job.model)).items()}

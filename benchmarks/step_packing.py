@@ -11,8 +11,8 @@ from step_batches import Mix
 from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import assemble
 from fgclip_jax.losses.objective import Objective
-from fgclip_jax.models.presets import ModelConfig
-from fgclip_jax.train.accounts import Work, batch_work
+from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.train.flops import Work, batch_work
 
 SIZES = (8, 64, 256, 512)
 TRIALS = {8: 16, 64: 8}  # batches tried of each size; 4 of others

@@ -9,8 +9,8 @@ import torch.nn.functional as F
 import transformers
 from torch import nn
 
-from fgclip_jax.models.presets import ModelConfig, TowerConfig
-from fgclip_jax.weights.names import KEPT_POSITIONS
+from fgclip_jax.models.config import ModelConfig, TowerConfig
+from fgclip_jax.weights.huggingface_names import KEPT_POSITIONS
 
 
 def make_model(config: ModelConfig) -> transformers.CLIPModel:

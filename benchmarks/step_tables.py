@@ -20,10 +20,10 @@ from step_engines import Job, Result, run
 
 from fgclip_jax.data.packing import assemble
 from fgclip_jax.losses.objective import Objective
-from fgclip_jax.models.parameters import flatten, init_params
-from fgclip_jax.models.presets import ModelConfig, preset
-from fgclip_jax.train.accounts import batch_work, dense_forward, image_forward, text_forward
-from fgclip_jax.weights.names import to_theirs
+from fgclip_jax.models.config import ModelConfig, preset
+from fgclip_jax.models.params import flatten, init_params
+from fgclip_jax.train.flops import batch_work, dense_forward, image_forward, text_forward
+from fgclip_jax.weights.huggingface_names import to_theirs
 
 ENGINES = {"pytorch": "PyTorch", "packed": "ours, packed", "padded": "ours, padded"}
 # The padded form keeps so much for the backward pass (57 GiB for 8 images of `real`) that it recomputes every block.

@@ -11,7 +11,7 @@ import pathlib
 import jax
 
 from fgclip_jax.data.image import to_levels
-from fgclip_jax.data.tokenizer import Tokenizer
+from fgclip_jax.data.tokenizers.clip import Tokenizer
 
 
 def main():

@@ -4,19 +4,19 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-  from fgclip_jax.api import FGCLIP, list_presets, load, preprocess
-  from fgclip_jax.data.tokenizer import Tokenizer
+  from fgclip_jax.data.tokenizers.clip import Tokenizer
+  from fgclip_jax.inference.model import FGCLIP, list_presets, load, preprocess
 
 __version__ = "0.1.0"
 __all__ = ["FGCLIP", "Tokenizer", "__version__", "list_presets", "load", "preprocess"]
 
 # Lazy, since the processes that read data import `fgclip_jax.data` and must not load JAX with it.
 _HOME = {
-  "FGCLIP": "fgclip_jax.api",
-  "list_presets": "fgclip_jax.api",
-  "load": "fgclip_jax.api",
-  "preprocess": "fgclip_jax.api",
-  "Tokenizer": "fgclip_jax.data.tokenizer",
+  "FGCLIP": "fgclip_jax.inference.model",
+  "list_presets": "fgclip_jax.inference.model",
+  "load": "fgclip_jax.inference.model",
+  "preprocess": "fgclip_jax.inference.model",
+  "Tokenizer": "fgclip_jax.data.tokenizers.clip",
 }
 
 

@@ -11,10 +11,10 @@ import argparse
 import os
 import sys
 
-from fgclip_jax.models.parameters import flatten, is_statistic, unflatten
-from fgclip_jax.models.resolution import resize
-from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import kinds
+from fgclip_jax.models.params import flatten, is_statistic, unflatten
+from fgclip_jax.models.positions import resize
+from fgclip_jax.weights import clip_to_fgclip
+from fgclip_jax.weights import formats as folders
 
 _LOADED_BY = {
   "jax": 'import fgclip_jax; print(fgclip_jax.load("{0}"))',
@@ -72,7 +72,7 @@ def convert(
   if ema and folders.is_averaged(source):
     print("the weights that the run has averaged over its steps (--raw_weights: those of its last step)")
   if kind == "fgclip" and not config.fine_grained:
-    (config, flat), origin = kinds.to_fgclip(config, flat), None
+    (config, flat), origin = clip_to_fgclip.to_fgclip(config, flat), None
     print(
       f"made FG-CLIP from plain CLIP: positions stretched to {config.text.long_length}, projection and temperature "
       "copied"

@@ -28,11 +28,12 @@ import jax
 import numpy as np
 import tqdm
 
-from fgclip_jax import embed_inputs, inference, inputs
-from fgclip_jax.api import DTYPES, FGCLIP, KINDS, load
-from fgclip_jax.data import fields
-from fgclip_jax.data.record import RecordError
-from fgclip_jax.embed_outputs import Output
+from fgclip_jax.data import annotation_fields
+from fgclip_jax.inference import bulk_inputs, inputs, programs
+from fgclip_jax.inference.bulk_outputs import Output
+from fgclip_jax.inference.model import DTYPES, FGCLIP, KINDS, load
+from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.threads import in_threads
 
 PART = 4096  # items that are written at a time
 WHAT = ("images", "texts", "regions")
@@ -76,8 +77,8 @@ def embed(
     if overwrite:
       target.clear()
     regular = inputs.default_mode(model.config) if what == "images" else "squash"
-    reading = embed_inputs.Reading(model.config.vision.image_size, regular, what, kind, field, root)
-    source = embed_inputs.find(what, given, split, target.state, reading)
+    reading = bulk_inputs.Reading(model.config.vision.image_size, regular, what, kind, field, root)
+    source = bulk_inputs.find(what, given, split, target.state, reading)
     settings = {
       "what": what,
       "input": source.name,
@@ -96,15 +97,13 @@ def embed(
 
 def fingerprint(model: FGCLIP) -> str:
   """What changes when a model's size or any of its parameters changes."""
-  from fgclip_jax.train.checksums import checksums  # here: it belongs to training
+  from fgclip_jax.weights.checksums import checksums  # here: it belongs to training
 
   described = [model.config.to_dict(), checksums(model.params)]
   return f"{zlib.crc32(json.dumps(described, sort_keys=True).encode()):08x}"
 
 
-def _write_parts(
-  model: FGCLIP, source: embed_inputs.Input, target: Output, what: str, kind: str, progress: bool
-) -> int:
+def _write_parts(model: FGCLIP, source: bulk_inputs.Input, target: Output, what: str, kind: str, progress: bool) -> int:
   """Writes the parts that are missing; returns how many parts there are."""
   encode = {"images": _encode_images, "regions": _encode_regions, "texts": _encode_texts}[what]
   total = sum(1 for _ in _items(source))
@@ -122,7 +121,7 @@ def _write_parts(
   return number + 1
 
 
-def _items(source: embed_inputs.Input) -> Iterator[Any]:
+def _items(source: bulk_inputs.Input) -> Iterator[Any]:
   try:
     yield from source
   except RecordError as error:
@@ -137,13 +136,13 @@ class _Part:
     left_out: the items that could not be used, with the reason.
   """
 
-  def __init__(self, source: embed_inputs.Input, items: list, bar: tqdm.tqdm):
+  def __init__(self, source: bulk_inputs.Input, items: list, bar: tqdm.tqdm):
     self.ids: list[str] = []
     self.left_out: list[dict[str, str]] = []
     self._source, self._items, self._bar = source, items, bar
 
-  def __iter__(self) -> Iterator[embed_inputs.Loaded]:
-    for item, loaded in zip(self._items, inputs.in_threads(self._try, self._items), strict=True):
+  def __iter__(self) -> Iterator[bulk_inputs.Loaded]:
+    for item, loaded in zip(self._items, in_threads(self._try, self._items), strict=True):
       self._bar.update()
       if isinstance(loaded, RecordError):
         name = self._source.describe(item)
@@ -152,11 +151,11 @@ class _Part:
         self.ids += loaded.ids
         yield loaded
 
-  def _try(self, item: Any) -> embed_inputs.Loaded | RecordError:
+  def _try(self, item: Any) -> bulk_inputs.Loaded | RecordError:
     try:
       loaded = self._source.load(item)
       for name in loaded.ids:
-        fields.check_unicode(name, "id", "id")
+        annotation_fields.check_unicode(name, "id", "id")
         if "\n" in name or "\r" in name:
           raise RecordError("id_of_several_lines", "id", f"{name!r} would not be one line of the ids")
       return loaded
@@ -232,9 +231,9 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(args: argparse.Namespace) -> None:
-  inference.use_compilation_cache()
+  programs.use_compilation_cache()
   devices = jax.local_devices()
-  model = load(args.model, args.dtype, inference.all_devices() if len(devices) > 1 else None, not args.raw_weights)
+  model = load(args.model, args.dtype, programs.all_devices() if len(devices) > 1 else None, not args.raw_weights)
   what = next(what for what in WHAT if getattr(args, what) is not None)
   print(f"{args.model}: {model}")
   print(f"Embedding the {what} of {getattr(args, what)} on {len(devices)} x {devices[0].device_kind}")

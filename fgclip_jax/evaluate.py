@@ -15,12 +15,13 @@ import warnings
 
 import jax
 
-from fgclip_jax import inference
-from fgclip_jax.api import DTYPES, FGCLIP, load
-from fgclip_jax.evals import commands, guards, published, results
+from fgclip_jax.cli import positive
+from fgclip_jax.evals import guards, published, registry, results
 from fgclip_jax.evals.evaluator import Evaluator, Result
-from fgclip_jax.evals.records import Records
-from fgclip_jax.weights import folder as folders
+from fgclip_jax.evals.tasks.dataset import Records
+from fgclip_jax.inference import programs
+from fgclip_jax.inference.model import DTYPES, FGCLIP, load
+from fgclip_jax.weights import formats as folders
 
 compare, table = results.compare, results.table
 
@@ -72,16 +73,16 @@ def _compare(args: argparse.Namespace) -> None:
 
 def _parse(argv: list[str]) -> argparse.Namespace:
   """Reads `COMMAND OPTIONS`, or the options of `records`, or `--compare FILES` and `--published MODELS` alone."""
-  if argv and argv[0] in commands.COMMANDS:
+  if argv and argv[0] in registry.COMMANDS:
     name, argv = argv[0], argv[1:]
-    module = importlib.import_module(f"fgclip_jax.evals.commands.{name}")
+    module = importlib.import_module(f"fgclip_jax.evals.registry.{name}")
     parser = _make_parser(
       f"python -m fgclip_jax.evaluate {name}",
       module.TEXT,
       f"example:\n  python -m fgclip_jax.evaluate {name} {module.EXAMPLE}",
     )
     _add_model(parser)
-    commands.add_to(parser, name)
+    registry.add_to(parser, name)
     return parser.parse_args(argv)
   given = {word.partition("=")[0] for word in argv}
   if "--compare" in given or ("--published" in given and "--model" not in given):
@@ -93,7 +94,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
       parser.error(f"--compare reads result files alone: leave out {' '.join(rest)}")
     return args
   lines = [
-    f"  {name:14}{importlib.import_module(f'fgclip_jax.evals.commands.{name}').SHORT}" for name in commands.COMMANDS
+    f"  {name:14}{importlib.import_module(f'fgclip_jax.evals.registry.{name}').SHORT}" for name in registry.COMMANDS
   ]
   parser = _make_parser(
     "python -m fgclip_jax.evaluate [COMMAND]",
@@ -103,7 +104,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     "\nthat is published of a model",
   )
   _add_model(parser)
-  commands.add_to(parser, "records")
+  registry.add_to(parser, "records")
   if argv and not argv[0].startswith("-"):
     parser.error(f"no command {argv[0]!r}: there are {', '.join(commands.COMMANDS)}")
   return parser.parse_args(argv)
@@ -120,13 +121,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--model", required=True, metavar="DIR", help="a PyTorch-format, model or run folder")
   group.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="compute in (default: %(default)s)")
   group.add_argument("--raw_weights", action="store_true", help="of a run, the last step's weights, not their average")
-  group.add_argument(
-    "--image_size", type=commands.positive, metavar="N", help="another size of images than the model's"
-  )
+  group.add_argument("--image_size", type=positive, metavar="N", help="another size of images than the model's")
   group.add_argument("--name", help="what the results are called in a comparison (default: the model folder's name)")
   group.add_argument("--output", metavar="FILE", help="write the results to this JSON file")
   group.add_argument("--examples", metavar="FILE", help="write what was found for each question, as JSON lines")
-  commands.add_allow(group)
+  registry.add_allow(group)
   _add_published(group)
 
 
@@ -140,8 +139,8 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
   start = time.perf_counter()
   for row in args.published:
     published.check(row)
-  inference.use_compilation_cache()
-  device = inference.all_devices() if jax.local_device_count() > 1 else None
+  programs.use_compilation_cache()
+  device = programs.all_devices() if jax.local_device_count() > 1 else None
   model = load(args.model, args.dtype, device, ema=not args.raw_weights)
   if args.image_size:
     model = model.with_image_size(args.image_size)

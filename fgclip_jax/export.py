@@ -23,14 +23,14 @@ import tqdm
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from fgclip_jax.api import DTYPES, FGCLIP, load
 from fgclip_jax.data import image as images
-from fgclip_jax.data.tokenizer import Tokenizer
-from fgclip_jax.inputs import default_mode
-from fgclip_jax.models import parameters
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.inference.inputs import default_mode
+from fgclip_jax.inference.model import DTYPES, FGCLIP, load
+from fgclip_jax.models import params as parameters
+from fgclip_jax.models.config import ResNetConfig
 from fgclip_jax.models.fgclip import FGCLIP as Network
 from fgclip_jax.models.fgclip import unit_length
-from fgclip_jax.models.presets import ResNetConfig
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime, Transformer
 

@@ -15,13 +15,15 @@ import sys
 
 from PIL import Image
 
-from fgclip_jax.api import FGCLIP, load
 from fgclip_jax.data import image as images
-from fgclip_jax.data import record, streams
-from fgclip_jax.evals import drawing, fonts, heatmap, scores
-from fgclip_jax.evals.drawing import Box
-from fgclip_jax.evals.examples import Examples
-from fgclip_jax.inference import use_compilation_cache
+from fgclip_jax.data import record
+from fgclip_jax.evals.datasets.records import Examples
+from fgclip_jax.inference.model import FGCLIP, load
+from fgclip_jax.inference.programs import use_compilation_cache
+from fgclip_jax.storage import streams
+from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.viz import box_scores, drawing, fonts, heatmap
+from fgclip_jax.viz.drawing import Box
 
 _NUMBER = re.compile(r"\s*-?\d*\.?\d+(e-?\d+)?\s*")
 MAX_REGIONS = 3  # of a record that are shown if none is chosen
@@ -34,7 +36,7 @@ def show(
   boxes: list[list[Box]],
   output: str,
   table: list[Box] | None = None,
-) -> tuple[list[heatmap.Heat], scores.Scores | None, str]:
+) -> tuple[list[heatmap.Heat], box_scores.Scores | None, str]:
   """Draws one map for each text, and a table of scores if it is asked for, and writes them as one picture.
 
   Args:
@@ -49,9 +51,9 @@ def show(
     What was drawn, and the characters that no font here could draw.
   """
   heats = heatmap.measure(model, picture, texts, boxes)
-  found = scores.measure(model, picture, texts, table) if table else None
+  found = box_scores.measure(model, picture, texts, table) if table else None
   font, missing = fonts.find_font(texts, drawing.FONT_SIZE)
-  below = [scores.draw(picture, found, font)] if found else []
+  below = [box_scores.draw(picture, found, font)] if found else []
   os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
   heatmap.draw(picture, heats, font, below).save(output)
   return heats, found, missing
@@ -112,7 +114,7 @@ def _run(args: argparse.Namespace) -> None:
     low, high = heat.similarity.min(), heat.similarity.max()
     print(f"{heat.text}: {low:.3f} to {high:.3f} over the picture" + (f"; in the box {in_boxes}" if in_boxes else ""))
   if found:
-    print(f"\n{scores.table(found)}\n")
+    print(f"\n{box_scores.table(found)}\n")
   if missing:
     print(f"note: no font here can draw {missing}: install one that can, e.g. Noto Sans CJK for Chinese and Japanese")
   print(f"wrote {args.output}")
@@ -130,7 +132,7 @@ def _from_file(args: argparse.Namespace) -> tuple[Image.Image, list[str], list[l
 def _read_boxes(given: str) -> list[Box]:
   """The boxes of a file, or of a grid such as 4x3 (columns x rows)."""
   if size := re.fullmatch(r"([1-9]\d?)x([1-9]\d?)", given):
-    return scores.grid(*map(int, size.groups()))
+    return box_scores.grid(*map(int, size.groups()))
   if not given.lower().endswith(streams.SUFFIXES):
     raise ValueError(f"--boxes {given!r} must be a grid such as 4x3, or end in one of {', '.join(streams.SUFFIXES)}")
   boxes = []
@@ -151,8 +153,8 @@ def _from_record(args: argparse.Namespace) -> tuple[Image.Image, list[str], list
   name = f"record {args.index} of split {args.split!r} of {args.data!r}"
   try:
     found = Examples(args.data, args.split).read(args.index)
-  except record.RecordError as error:
-    raise record.RecordError(error.kind, f"{name}: {error.field}", error.message) from error
+  except RecordError as error:
+    raise RecordError(error.kind, f"{name}: {error.field}", error.message) from error
   regions = found.regions
   if args.region is not None:
     if not 0 <= args.region < len(regions):

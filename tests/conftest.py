@@ -23,6 +23,8 @@ import jaxtyping
 import pytest
 from absl import flags
 
+from tests.helpers.toy import RECORDS, write_shards
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 gc.set_threshold(50_000, 20, 50)  # of the many objects that tracing makes, most stay: looking for others takes long
@@ -58,6 +60,34 @@ def oracle(shared: pathlib.Path) -> pathlib.Path:
   if not path.is_dir():
     pytest.skip(f"needs the recorded reference in {path}")
   return path
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory) -> str:
+  """A folder with the toy records in three shards; not to be written to."""
+  folder = tmp_path_factory.mktemp("toy")
+  write_shards(folder, RECORDS, shards=3)
+  return str(folder)
+
+
+class QuickStep:
+  """A jitted step, compiled once for each shape of batch, with the promotion of dtypes that Optax needs."""
+
+  def __init__(self, step):
+    self._step, self._compiled = step, {}
+
+  def __call__(self, state, batch):
+    shapes = tuple((name, array.shape) for name, array in batch.items())
+    if shapes not in self._compiled:
+      with jax.numpy_dtype_promotion("standard"):  # Optax's own code needs it
+        self._compiled[shapes] = self._step.lower(state, batch).compile()
+    return self._compiled[shapes](state, batch)
+
+
+@pytest.fixture(scope="session")
+def quick():
+  """Makes a `QuickStep` of a jitted step."""
+  return QuickStep
 
 
 @pytest.fixture(scope="session")

@@ -24,8 +24,8 @@ from oracle_fgclip import FEATURE, GRADIENT, Report, compare_roundtrip, fgclip_f
 
 from fgclip_jax.data import image as images
 from fgclip_jax.data.packing import Layout, cut
-from fgclip_jax.data.tokenizer import Tokenizer
-from fgclip_jax.models.parameters import build, unflatten
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.models.params import build, unflatten
 from fgclip_jax.models.roi_align import axis_weights, roi_align
 from fgclip_jax.weights import huggingface
 

@@ -14,12 +14,12 @@ import safetensors.numpy
 
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, cut
 from fgclip_jax.losses.objective import Objective, objective_terms
-from fgclip_jax.models.parameters import build, flatten, unflatten
+from fgclip_jax.models.params import build, flatten, unflatten
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import activation_sharding, data_shards, place_params, to_devices
 from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer, rule_value, schedule
-from fgclip_jax.weights import huggingface, names
+from fgclip_jax.weights import huggingface, huggingface_names
 
 FEATURE, LOSS, GRADIENT = 1e-4, 1e-4, 1e-3  # largest error, relative to the array's largest value
 INPUTS = {
@@ -207,7 +207,7 @@ def fgclip_folder(folder: pathlib.Path, report: Report, mesh: jax.sharding.Mesh 
   if (path := folder / "position_stretch.npz").exists():
     done.add(path.name)
     tables = load_npz(path)
-    stretched = names.stretch_positions(tables.pop("clip_77"))
+    stretched = huggingface_names.stretch_positions(tables.pop("clip_77"))
     for key, table in tables.items():
       report.array(f"{name}/position_stretch/{key}", stretched, table, FEATURE)
   compare_roundtrip(name, folder / "checkpoint", config, flat, report)
@@ -216,10 +216,15 @@ def fgclip_folder(folder: pathlib.Path, report: Report, mesh: jax.sharding.Mesh 
 
 def compare_roundtrip(name: str, checkpoint: pathlib.Path, config, flat, report: Report) -> None:
   """Reading and writing a checkpoint gives the same bytes (rows that nothing reads aside)."""
-  ours, recorded = names.to_theirs(flat, config), safetensors.numpy.load_file(checkpoint / "model.safetensors")
+  ours, recorded = (
+    huggingface_names.to_theirs(flat, config),
+    safetensors.numpy.load_file(checkpoint / "model.safetensors"),
+  )
   same = ours.keys() == recorded.keys()
   for key in set(ours) & set(recorded):
-    rows = {ORI: slice(None, names.KEPT_POSITIONS), RES: slice(names.KEPT_POSITIONS, None)}.get(key, ...)
+    rows = {ORI: slice(None, huggingface_names.KEPT_POSITIONS), RES: slice(huggingface_names.KEPT_POSITIONS, None)}.get(
+      key, ...
+    )
     a, b = ours[key][rows], recorded[key][rows]
     same &= ours[key].shape == recorded[key].shape and a.dtype == b.dtype and a.tobytes() == b.tobytes()
   report.exact(f"{name}/checkpoint/round trip", same)
@@ -267,7 +272,7 @@ def _tensors(name: str, tree, recorded, config, tolerance: float, report: Report
 
   `noise` gives, by name, the absolute error that passes; by default that of gradients.
   """
-  theirs = names.to_theirs({key: np.asarray(leaf) for key, leaf in flatten(tree).items()}, config)
+  theirs = huggingface_names.to_theirs({key: np.asarray(leaf) for key, leaf in flatten(tree).items()}, config)
   recorded = dict(recorded)
   if noise is None:
     floor = _noise(recorded)
@@ -282,7 +287,9 @@ def _tensors(name: str, tree, recorded, config, tolerance: float, report: Report
     if key not in theirs:
       report.not_compared(f"{name}/{key}")
       continue
-    rows = {ORI: slice(None, names.KEPT_POSITIONS), RES: slice(names.KEPT_POSITIONS, None)}.get(key, ...)
+    rows = {ORI: slice(None, huggingface_names.KEPT_POSITIONS), RES: slice(huggingface_names.KEPT_POSITIONS, None)}.get(
+      key, ...
+    )
     report.array(f"{name}/{key}", theirs.pop(key)[rows], value[rows], tolerance, noise[key])
   for key in theirs:
     report.array(f"{name}/{key} (not recorded: zero)", theirs[key], np.zeros_like(theirs[key]), tolerance, noise[key])
@@ -306,7 +313,7 @@ def _optimizer(name: str, config, params, step, recorded, after: pathlib.Path, r
     key: np.full(leaf.shape, bool(rule_value(settings.rules, "weight_decay", key)))
     for key, leaf in flatten(params).items()
   }
-  decayed = {key for key, value in names.to_theirs(shapes, config).items() if value.all()}
+  decayed = {key for key, value in huggingface_names.to_theirs(shapes, config).items() if value.all()}
   report.exact(f"{name}/optimizer/decayed", decayed == set(recorded["decayed"]))
   optimizer = make_optimizer(settings)
   state = optimizer.init(params)
@@ -321,7 +328,7 @@ def _optimizer(name: str, config, params, step, recorded, after: pathlib.Path, r
     terms, grads = step(params)
     report.array(f"{name}/optimizer/losses[{index}]", terms["total"], loss, LOSS)
     if not noise:  # Adam turns a gradient of pure noise into steps of up to the learning rate
-      first = names.to_theirs({key: np.asarray(leaf) for key, leaf in flatten(grads).items()}, config)
+      first = huggingface_names.to_theirs({key: np.asarray(leaf) for key, leaf in flatten(grads).items()}, config)
       steps = sum(float(schedule(settings)(i)) for i in range(len(recorded["losses"])))
       noise |= {key: steps for key, value in first.items() if np.max(np.abs(value)) <= _noise(first)}
     params, state = update(grads, state, params)

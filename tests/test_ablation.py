@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from benchmarks import ablation
-from fgclip_jax.data import scenes
+from fgclip_jax.prepare.sources import scenes
 
 OPTIONS = argparse.Namespace(workdir="runs", data="data/scenes", stage1_steps=20, steps=10, batch=64)
 

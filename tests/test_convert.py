@@ -10,10 +10,10 @@ import pytest
 import safetensors.numpy
 
 from fgclip_jax import convert
-from fgclip_jax.models.presets import preset
-from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import huggingface, kinds
-from fgclip_jax.weights.table import leaf_shapes
+from fgclip_jax.models.config import preset
+from fgclip_jax.weights import clip_to_fgclip, huggingface
+from fgclip_jax.weights import formats as folders
+from fgclip_jax.weights.name_map import leaf_shapes
 
 FGCLIP = preset("tiny").replace(text={"vocab_size": 60})
 CLIP = FGCLIP.replace(text={"long_length": None, "end_id": 2})
@@ -86,7 +86,7 @@ def test_every_pair_of_formats_there_and_back_is_bit_equal(first, second, config
     assert convert.main([str(tmp_path / source), str(tmp_path / output), "--to", to]) == 0
   if config.fine_grained and {"clip", "open_clip"} & {first, second}:
     assert "its path for short texts is written" in capsys.readouterr().out or first in ("clip", "open_clip")
-    config, flat = kinds.to_clip(config, flat)
+    config, flat = clip_to_fgclip.to_clip(config, flat)
   found, read, _ = folders.read(str(tmp_path / "c"))
   assert found == config
   assert read.keys() == flat.keys()
@@ -186,7 +186,7 @@ def test_plain_clip_becomes_fgclip(to, tmp_path, capsys):
   assert convert.main([str(start), str(tmp_path / "made"), "--as", "fgclip", "--to", to]) == 0
   assert "made FG-CLIP from plain CLIP" in capsys.readouterr().out
   config, flat, _ = folders.read(str(tmp_path / "made"))
-  expected_config, expected = kinds.to_fgclip(CLIP, folders.read(str(start))[1])
+  expected_config, expected = clip_to_fgclip.to_fgclip(CLIP, folders.read(str(start))[1])
   assert config == expected_config == FGCLIP
   assert all(np.array_equal(flat[name], value) for name, value in expected.items())
 

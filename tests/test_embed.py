@@ -10,12 +10,14 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
-from fgclip_jax import api, embed
-from fgclip_jax.data import scenes
-from fgclip_jax.models import parameters, presets
+from fgclip_jax import embed
+from fgclip_jax.inference import model as api
+from fgclip_jax.models import config
+from fgclip_jax.models import params as parameters
+from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.weights import native
 
-TINY = presets.preset("tiny")
+TINY = config.preset("tiny")
 
 
 @pytest.fixture(scope="module")

@@ -13,17 +13,21 @@ import pytest
 from array_record.python import array_record_module
 from PIL import Image
 
-from fgclip_jax import api, evaluate
+from fgclip_jax import evaluate
+from fgclip_jax.data import dataset_folder, record, shards
 from fgclip_jax.data import image as images
-from fgclip_jax.data import record, shards, tfds_folder
-from fgclip_jax.evals.examples import Examples
-from fgclip_jax.evals.records import Records
-from fgclip_jax.models import parameters, presets
+from fgclip_jax.data.dataset_folder import find_shards, shard_path
+from fgclip_jax.evals.datasets.records import Examples
+from fgclip_jax.evals.tasks.dataset import Records
+from fgclip_jax.inference import model as api
+from fgclip_jax.models import config
+from fgclip_jax.models import params as parameters
+from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.weights import native
-from tests.data import standin  # noqa: F401, for its file system
-from tests.toy_models import init
+from tests.helpers import standin  # noqa: F401, for its file system
+from tests.helpers.toy_models import init
 
-TINY = presets.preset("tiny")
+TINY = config.preset("tiny")
 PLAIN = TINY.replace(text={"long_length": None})
 COLOURS = ("red", "green", "blue", "white", "black", "pink")
 
@@ -61,13 +65,11 @@ def write(folder, records, info=None, split="validation", shards=2):
   folder = str(folder)
   os.makedirs(folder, exist_ok=True)
   for shard in range(shards):
-    writer = array_record_module.ArrayRecordWriter(
-      record.shard_path(folder, "test", split, shard, shards), "group_size:1"
-    )
+    writer = array_record_module.ArrayRecordWriter(shard_path(folder, "test", split, shard, shards), "group_size:1")
     for data in records[shard::shards]:
       writer.write(data if isinstance(data, bytes) else record.encode(data))
     writer.close()
-  tfds_folder.write_info(folder, info or {})
+  dataset_folder.write_info(folder, info or {})
   return folder
 
 
@@ -191,7 +193,7 @@ def test_every_text_is_encoded_once_and_every_image_once(model, data, monkeypatc
 
 def test_batches_change_nothing(model, data, results, monkeypatch):
   """A last batch that is not full, and batches without any region."""
-  monkeypatch.setattr("fgclip_jax.inference.CHUNKS", (1, 5))
+  monkeypatch.setattr("fgclip_jax.inference.programs.CHUNKS", (1, 5))
   again = Records(data).run(model)
   assert {name: (m.value, m.chance, m.count) for name, m in again.metrics.items()} == {
     name: (m["value"], m["chance"], m["count"]) for name, m in results.items()
@@ -256,7 +258,7 @@ def test_records_that_cannot_be_used_are_counted(model, records, tmp_path):
 
 def test_a_damaged_chunk_of_a_shard_is_counted(model, records, tmp_path):
   data = write(tmp_path, records, shards=1)
-  (path,) = record.find_shards(data, "validation")
+  (path,) = find_shards(data, "validation")
   path = pathlib.Path(path)
   content = bytearray(path.read_bytes())
   at = content.find(records[4].image[200:240])
@@ -286,7 +288,7 @@ def test_examples_are_the_records_in_order(records, data):
 
 def test_a_fault_of_the_network_is_no_fault_of_a_record(model, data, monkeypatch):
   def lost(self, index):
-    raise record.RecordError("shard_lost", "record", "its shard cannot be read (timed out)") from OSError("timed out")
+    raise RecordError("shard_lost", "record", "its shard cannot be read (timed out)") from OSError("timed out")
 
   monkeypatch.setattr(shards.Records, "__getitem__", lost)
   with pytest.raises(OSError, match="record 0: .*timed out"):
@@ -297,7 +299,7 @@ def test_examples_come_from_object_storage_and_from_damaged_shards(model, record
   data = write(tmp_path, records)
   expected = Records(data).run(model)
   assert Records(f"stand-in://{data}").run(model).metrics == expected.metrics
-  last = pathlib.Path(record.find_shards(data, "validation")[1])
+  last = pathlib.Path(find_shards(data, "validation")[1])
   last.write_bytes(last.read_bytes()[:-100])
   report = Records(data).run(model)
   assert report.notes[0].startswith(f"damaged shard {last}") and report.records <= len(records)

@@ -10,11 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgclip_jax import api, export
-from fgclip_jax.models import parameters, presets
+from fgclip_jax import export
+from fgclip_jax.inference import model as api
+from fgclip_jax.models import config as presets
+from fgclip_jax.models import params
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.weights import native
-from tests.toy_models import init
+from tests.helpers.toy_models import init
 
 TINY = presets.preset("tiny").replace(text={"vocab_size": 49408, "short_length": 24, "long_length": 40})
 PLAIN = TINY.replace(text={"long_length": None})
@@ -91,10 +93,9 @@ def test_a_resnet_a_plain_clip_and_the_rule_of_the_largest_id(tmp_path):
   resnet = presets.ResNetConfig(8, (1, 1, 1, 1), 32)
   config = presets.ModelConfig(resnet, PLAIN.replace(text={"end_id": 2}).text, 16)
   flat = {
-    name: np.abs(leaf) if name.endswith("variance") else leaf
-    for name, leaf in parameters.flatten(init(config, 1)).items()
+    name: np.abs(leaf) if name.endswith("variance") else leaf for name, leaf in params.flatten(init(config, 1)).items()
   }
-  model = api.FGCLIP(config, parameters.unflatten(flat))
+  model = api.FGCLIP(config, params.unflatten(flat))
   pixels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
   ids = model.tokenizer(["a", "a b"], 24)
   export.export(model, str(tmp_path), "stablehlo", ["image", "text"])
@@ -127,7 +128,7 @@ def test_a_file_that_differs_is_not_written(model, tmp_path, monkeypatch):
 
 
 def test_the_command_says_what_it_wrote_and_what_is_wrong(model, tmp_path, capsys):
-  native.write(str(tmp_path / "m"), TINY, parameters.flatten(jax.device_get(model.params)))
+  native.write(str(tmp_path / "m"), TINY, params.flatten(jax.device_get(model.params)))
   command = ["--model", str(tmp_path / "m"), str(tmp_path / "out"), "--format", "stablehlo", "--what"]
   assert export.main([*command, "text"]) == 0
   said = capsys.readouterr().out
@@ -137,7 +138,7 @@ def test_the_command_says_what_it_wrote_and_what_is_wrong(model, tmp_path, capsy
 
 
 def test_without_the_packages_it_says_what_to_install(model, tmp_path, monkeypatch, capsys):
-  native.write(str(tmp_path / "m"), TINY, parameters.flatten(jax.device_get(model.params)))
+  native.write(str(tmp_path / "m"), TINY, params.flatten(jax.device_get(model.params)))
   monkeypatch.setitem(sys.modules, "jax2onnx", None)
   command = ["--model", str(tmp_path / "m"), str(tmp_path / "out"), "--format", "onnx", "--what", "text"]
   assert export.main(command) == 1

@@ -9,8 +9,8 @@ import sys
 
 import pytest
 
-from fgclip_jax import main as command
-from fgclip_jax.data import scenes
+from fgclip_jax.prepare.sources import scenes
+from fgclip_jax.train import config_flags
 
 
 @pytest.fixture(scope="module")
@@ -175,7 +175,7 @@ def test_one_of_two_processes_that_cannot_begin_ends_the_other(begin, root, data
   ],
 )
 def test_mistakes_in_the_flags(root, arguments, message):
-  code = "import sys; sys.path.insert(0, '.'); from fgclip_jax.main import _parse_flags; _parse_flags(sys.argv)"
+  code = "import sys; sys.path.insert(0, '.'); from fgclip_jax.main import parse_flags; parse_flags(sys.argv)"
   process = subprocess.run(
     [sys.executable, "-c", code, "--workdir=w", *arguments],
     cwd=root, capture_output=True, text=True, check=False, timeout=60,
@@ -185,6 +185,6 @@ def test_mistakes_in_the_flags(root, arguments, message):
 
 
 def test_the_config_argument_in_both_forms():
-  assert command._config_argument(["main", "--config=a.py:b", "--workdir=w"]) == "a.py:b"
-  assert command._config_argument(["main", "--workdir=w", "--config", "a.py"]) == "a.py"
-  assert command._config_argument(["main", "--config.steps=3"]) == ""
+  assert config_flags._config_argument(["main", "--config=a.py:b", "--workdir=w"]) == "a.py:b"
+  assert config_flags._config_argument(["main", "--workdir=w", "--config", "a.py"]) == "a.py"
+  assert config_flags._config_argument(["main", "--config.steps=3"]) == ""

@@ -7,17 +7,17 @@ import pytest
 from PIL import Image
 
 from fgclip_jax import show
-from fgclip_jax.data import scenes
-from fgclip_jax.models import parameters, presets
+from fgclip_jax.models import config, params
+from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.weights import native
 
-TINY = presets.preset("tiny")
+TINY = config.preset("tiny")
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
   rng = np.random.default_rng(0)
-  flat = parameters.flatten(parameters.abstract_params(TINY))
+  flat = params.flatten(params.abstract_params(TINY))
   folder = str(tmp_path_factory.mktemp("models") / "tiny")
   native.write(folder, TINY, {name: rng.normal(0, 0.2, leaf.shape).astype(np.float32) for name, leaf in flat.items()})
   return folder

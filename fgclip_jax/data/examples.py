@@ -7,14 +7,15 @@ from typing import NamedTuple
 import numpy as np
 
 from fgclip_jax.data import record as records
-from fgclip_jax.data import token_ids
 from fgclip_jax.data.augment import choose_part, move_boxes
+from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.decode import decode_square
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, measured_ladder
-from fgclip_jax.data.record import Ids, Inputs, RecordError
-from fgclip_jax.data.settings import DataConfig
-from fgclip_jax.data.tokenizer import Tokenizer
+from fgclip_jax.data.record import Ids, Inputs
+from fgclip_jax.data.tokenizers import token_ids
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.storage.errors import RecordError
 
 _NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
 _TRIES = 100  # records in a row that may be bad before the loader gives up on finding a good one

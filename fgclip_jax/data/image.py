@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from fgclip_jax.data.record import RecordError
+from fgclip_jax.storage.errors import RecordError
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green, blue in 0..1
 STD = (0.26862954, 0.26130258, 0.27577711)

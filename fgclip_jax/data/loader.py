@@ -14,12 +14,14 @@ from typing import Any
 import grain
 import numpy as np
 
-from fgclip_jax.data import decode, paths, pool
+from fgclip_jax.data import decode
 from fgclip_jax.data import record as records
+from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.examples import LoadExample, measure_ladder
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Layout, assemble
-from fgclip_jax.data.settings import DataConfig
+from fgclip_jax.storage import paths
+from fgclip_jax.storage import workers as pool
 
 
 class _Batches(grain.MapDataset):

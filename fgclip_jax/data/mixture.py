@@ -14,10 +14,10 @@ from fractions import Fraction
 import grain
 import numpy as np
 
-from fgclip_jax.data import paths
+from fgclip_jax.data.dataset_folder import read_info
 from fgclip_jax.data.shards import Records
-from fgclip_jax.data.tfds_folder import read_info
-from fgclip_jax.data.tokenizer import Tokenizer
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.storage import paths
 
 
 @dataclasses.dataclass(frozen=True)

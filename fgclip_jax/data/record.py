@@ -11,7 +11,6 @@ import dataclasses
 import functools
 import itertools
 import math
-import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -19,30 +18,11 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
-from fgclip_jax.data import paths
+from fgclip_jax.storage.errors import RecordError
 
 MAX_NEGATIVES = 10  # hard negatives of one region that a record can hold (FG-CLIP uses exactly ten)
 Ids = tuple[int, ...]  # token ids of a whole text, start and end id included
 _TOKEN_LISTS = ("region_short", "region_long", "negative")
-_SHARD = re.compile(
-  r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<rest>\..+)?"
-)
-
-
-class RecordError(ValueError):
-  """A record that cannot be used.
-
-  Attributes:
-    kind: the class of the fault in snake_case, e.g. `box_outside`; reports count by it.
-    field: the field at fault, e.g. `bbox_info[2].bbox`.
-  """
-
-  def __init__(self, kind: str, field: str, message: str):
-    super().__init__(f"{field}: {message}")
-    self.kind, self.field, self.message = kind, field, message
-
-  def __reduce__(self):
-    return type(self), (self.kind, self.field, self.message)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -325,44 +305,3 @@ def _decode_tokens(numbers: Callable[[str], list[int]], counts: list[int]) -> To
   ends = itertools.accumulate(counts, initial=0)
   negatives = tuple(lists["negative"][begin:end] for begin, end in itertools.pairwise(ends))
   return Tokens(short, tuple(numbers("tokens/long")), lists["region_short"], lists["region_long"], negatives)
-
-
-def shard_path(folder: str, name: str, split: str, index: int, count: int) -> str:
-  """The path of one shard, named as TensorFlow Datasets names them."""
-  return paths.join(folder, f"{name}-{split}.array_record-{index:05d}-of-{count:05d}")
-
-
-def match_shard(entry: str) -> re.Match | None:
-  """Takes the name of a shard apart into `name`, `split`, `index`, `count` and `rest`.
-
-  `rest` is what follows the name in that of a shard's companion, such as an unfinished copy: `.tmp`.
-  """
-  return _SHARD.fullmatch(entry)
-
-
-def find_shards(folder: str, split: str) -> list[str]:
-  """The shards of a split, in order.
-
-  Raises:
-    FileNotFoundError: no such folder or no shard of that split (the message lists the splits there are).
-    ValueError: a shard of the set is missing.
-  """
-  if not paths.is_folder(folder):
-    raise FileNotFoundError(f"no data set folder at {folder!r}; make one with `python -m fgclip_jax.prepare`")
-  found, splits = {}, set()
-  for entry in paths.list_folder(folder):
-    match = match_shard(entry)
-    if match and not match["rest"]:
-      splits.add(match["split"])
-      if match["split"] == split:
-        found.setdefault((match["name"], int(match["count"])), []).append(int(match["index"]))
-  if not found:
-    has = f"it has the splits {sorted(splits)}" if splits else "it has no ArrayRecord shard at all"
-    raise FileNotFoundError(f"no shard of split {split!r} in {folder!r}: {has}")
-  if len(found) > 1:
-    raise ValueError(f"{folder!r} holds several sets of shards of split {split!r}: {sorted(found)}; keep one")
-  (((name, count), indices),) = found.items()
-  missing = sorted(set(range(count)) - set(indices))
-  if missing:
-    raise ValueError(f"{folder!r}, split {split!r}: shards {missing} of {count} are missing; run `prepare` again")
-  return [shard_path(folder, name, split, index, count) for index in range(count)]

@@ -8,11 +8,12 @@ from typing import Any
 import grain
 import numpy as np
 
-from fgclip_jax.data import paths, tfds_folder
-from fgclip_jax.data import record as records
-from fgclip_jax.data.record import RecordError
-from fgclip_jax.data.remote import RemoteShard
-from fgclip_jax.data.salvage import DamagedShard
+from fgclip_jax.data import dataset_folder
+from fgclip_jax.data.dataset_folder import find_shards
+from fgclip_jax.storage import paths
+from fgclip_jax.storage.damaged_shard import DamagedShard
+from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.remote_shard import RemoteShard
 
 REQUESTS = 128  # at once to object storage: 128 of 50 ms read 2560 records a second
 
@@ -34,9 +35,9 @@ class Records:
   """
 
   def __init__(self, folder: str, split: str):
-    self.paths = records.find_shards(folder, split)
+    self.paths = find_shards(folder, split)
     self._remote = paths.is_remote(folder)
-    expected = tfds_folder.read_splits(folder).get(split)
+    expected = dataset_folder.read_splits(folder).get(split)
     self.damage: list[str] = []
     self._start_unopened()
     if self._remote and expected:

@@ -4,14 +4,14 @@ import importlib
 
 # Lazy, since drawing and reading need no model.
 _HOME = {
-  "BoxClassification": "boxes",
+  "BoxClassification": "box_classification",
   "Classification": "classification",
   "Compositional": "compositional",
   "Detection": "detection",
   "FgOvd": "fgovd",
-  "ImageTextRetrieval": "retrieval_sets",
+  "ImageTextRetrieval": "retrieval",
   "LinearProbe": "linear_probe",
-  "Records": "records",
+  "Records": "dataset",
   "Segmentation": "segmentation",
 }
 
@@ -19,7 +19,7 @@ _HOME = {
 def __getattr__(name: str):
   if name not in _HOME:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return getattr(importlib.import_module(f"{__name__}.{_HOME[name]}"), name)
+  return getattr(importlib.import_module(f"{__name__}.tasks.{_HOME[name]}"), name)
 
 
 def __dir__() -> list[str]:

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Float64, Int32
 
-from fgclip_jax.evals import instances, metrics
+from fgclip_jax.evals.datasets import instances
+from fgclip_jax.evals.evaluator import Metric
 
 _CLASSES = 64  # that are measured at once: memory goes with pictures times classes
 _THRESHOLDS = {"ap50": 0, "ap75": 5}  # places of overlaps 0.5 and 0.75 among 0.5, 0.55, ... 0.95
@@ -38,9 +39,7 @@ def join(parts: Sequence[Detections]) -> Detections:
   return Detections(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
 
-def average_precision(
-  data: instances.Instances, used: Sequence[int], detections: Detections
-) -> dict[str, metrics.Metric]:
+def average_precision(data: instances.Instances, used: Sequence[int], detections: Detections) -> dict[str, Metric]:
   """Metrics `detection_ap`, `_ap50`, `_ap75`, for LVIS also `_ap_rare`, `_ap_common`, `_ap_frequent`.
 
   The mean over the classes that have a true box; a number of which no class has one is left out. LVIS' rules apply to
@@ -63,7 +62,7 @@ def average_precision(
     values[f"ap_{name}"] = precision.mean(1)[np.asarray(data.frequencies) == key]
   count = int((~data.crowd[np.isin(data.image, used)]).sum())
   return {
-    f"detection_{name}": metrics.Metric(float(np.nanmean(value)), None, count)
+    f"detection_{name}": Metric(float(np.nanmean(value)), None, count)
     for name, value in values.items()
     if np.isfinite(value).any()
   }

@@ -10,14 +10,50 @@ guards that are switched off.
 """
 
 import dataclasses
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from fgclip_jax.evals.metrics import Metric
-
 if TYPE_CHECKING:
-  from fgclip_jax.api import FGCLIP
+  from fgclip_jax.inference.model import FGCLIP
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+  """A share of right answers, or another mean from 0 to 1.
+
+  Attributes:
+    value: the share.
+    chance: what guessing would give; None where that is no number.
+    count: the number of questions asked.
+  """
+
+  value: float
+  chance: float | None
+  count: int
+
+
+class Question(NamedTuple):
+  """What was asked and found.
+
+  Attributes:
+    task: what was asked for, e.g. `long_image_to_text`.
+    query: a caption, the id of an image, or that with the box of a region.
+    right, predicted: a right answer (where one scored highest, that one), and the one that scored highest.
+    rank: how many wrong answers score at least as high as the right one; 0 is a hit.
+    score: the cosine of the answer that scored highest.
+  """
+
+  task: str
+  query: str
+  right: str
+  predicted: str
+  rank: int
+  score: float
+
+
+class NothingToMeasureError(ValueError):
+  """The examples have no labels for this evaluator, or the model cannot do what it measures."""
 
 
 @dataclasses.dataclass(frozen=True)

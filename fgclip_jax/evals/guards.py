@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from fgclip_jax.api import FGCLIP
-from fgclip_jax.inputs import TextTooLongError
+from fgclip_jax.inference.inputs import TextTooLongError
+from fgclip_jax.inference.model import FGCLIP
 
 GUARDS = ("resolution", "cut_texts")
 

@@ -14,10 +14,10 @@ import jax
 import numpy as np
 
 import fgclip_jax
-from fgclip_jax.api import FGCLIP
 from fgclip_jax.evals import published
 from fgclip_jax.evals.evaluator import Result
-from fgclip_jax.models import parameters
+from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.models import params
 
 FORMAT = 2  # of the JSON files
 _ROWS = 10_000  # of examples that are held as Python objects at once
@@ -44,7 +44,7 @@ Metrics = Mapping[str, Mapping[str, float | int | None]]
 def fingerprint(model: FGCLIP) -> str:
   """A hash of the model's parameters and size: equal for equal models, wherever they were read from."""
   digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
-  for name, leaf in sorted(parameters.flatten(model.params).items()):
+  for name, leaf in sorted(params.flatten(model.params).items()):
     digest.update(name.encode())
     digest.update(np.ascontiguousarray(jax.device_get(leaf)).data)
   return digest.hexdigest()[:16]

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from fgclip_jax.api import FGCLIP
 from fgclip_jax.evals import guards
-from fgclip_jax.inputs import TextTooLongError
+from fgclip_jax.inference.inputs import TextTooLongError
+from fgclip_jax.inference.model import FGCLIP
 
 OPENAI_80 = (
   "a bad photo of a {}.",

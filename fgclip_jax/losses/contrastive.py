@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fgclip_jax.losses.forms import Form, choose_form, device_count, pair_sums
+from fgclip_jax.losses.blockwise import Form, choose_form, device_count, pair_sums
 from fgclip_jax.losses.pairs import Axis
 
 

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
+from fgclip_jax.losses.blockwise import FORMS
 from fgclip_jax.losses.contrastive import contrast, hard_negative_loss
-from fgclip_jax.losses.forms import FORMS
 from fgclip_jax.losses.pairs import Axis
 from fgclip_jax.models.fgclip import Embeddings
 

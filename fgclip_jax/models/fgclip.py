@@ -9,12 +9,12 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fgclip_jax.models.presets import ModelConfig, ResNetConfig
+from fgclip_jax.models.config import ModelConfig, ResNetConfig
 from fgclip_jax.models.resnet import ResNetTower, Statistics
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.text import TextTower
 from fgclip_jax.models.transformer import Runtime, in_parts, linear
-from fgclip_jax.models.vision import VisionTower
+from fgclip_jax.models.vit import VisionTower
 
 
 @flax.struct.dataclass

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fgclip_jax.models.presets import ResNetConfig
+from fgclip_jax.models.config import ResNetConfig
 from fgclip_jax.models.transformer import Dtype, Runtime, linear, remat_policy
 
 Statistics = dict[str, Any]  # nested as the modules are, down to `mean` and `variance`

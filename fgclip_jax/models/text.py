@@ -4,7 +4,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from fgclip_jax.models.presets import TextConfig
+from fgclip_jax.models.config import TextConfig
 from fgclip_jax.models.transformer import Runtime, Transformer, layer_norm
 
 

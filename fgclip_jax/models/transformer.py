@@ -12,7 +12,7 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, Float, Int
 
 from fgclip_jax.models import attention
-from fgclip_jax.models.presets import TowerConfig
+from fgclip_jax.models.config import TowerConfig
 
 Dtype = Any
 

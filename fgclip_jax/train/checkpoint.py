@@ -4,28 +4,27 @@ The parameters are an item of their own, so that a model can be read without the
 where the run keeps one.
 """
 
-import contextlib
 import dataclasses
 import functools
 import importlib.metadata
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import jax
 from orbax.checkpoint import v1 as ocp
 
-from fgclip_jax.models.parameters import Params, named_leaves
-from fgclip_jax.train.changes import ConfigChanged
-from fgclip_jax.train.checksums import check as check_sums
-from fgclip_jax.train.checksums import checksums
+from fgclip_jax.models.params import named_leaves
 from fgclip_jax.train.distributed import agree
 from fgclip_jax.train.messages import first_line
+from fgclip_jax.train.resume import ConfigChanged
 from fgclip_jax.train.state import COUNTS, TrainState
+from fgclip_jax.weights.checksums import check as check_sums
+from fgclip_jax.weights.checksums import checksums
+from fgclip_jax.weights.native import FOLDER
 
-FOLDER = "checkpoints"
 # what goes wrong in Orbax is raised, and told by us in a line; its own log has a traceback for every thread
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -306,42 +305,3 @@ def _optimizer_item(state: TrainState) -> dict[str, Any]:
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
   return {name: tuple(leaf.shape) for name, leaf in named_leaves(tree).items()}
-
-
-def read_params(workdir: str, ema: bool = True) -> Params:
-  """The parameters of a run's newest checkpoint, as stored, on one local device.
-
-  Args:
-    workdir: the run's folder.
-    ema: takes their average if the run keeps one.
-
-  Raises:
-    FileNotFoundError: the run has no complete checkpoint.
-    OSError: its disk has changed them since they were saved.
-  """
-  with _newest(workdir) as (checkpointer, described):
-    stored = described.metadata
-    item = "ema" if ema and "ema" in stored else "params"
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    items = checkpointer.load_checkpointables(None, {item: jax.tree.map(place, stored[item])})
-    check_sums(items, described.custom_metadata.get("checksums", {}), stored)
-    return items[item]
-
-
-def keeps_average(workdir: str) -> bool:
-  """Whether a run's newest checkpoint holds an average of the parameters; errors as for `read_params`."""
-  with _newest(workdir) as (_, described):
-    return "ema" in described.metadata
-
-
-@contextlib.contextmanager
-def _newest(workdir: str) -> Iterator[tuple[ocp.training.Checkpointer, Any]]:
-  """A run's checkpointer, and what its newest checkpoint holds, as Orbax describes it: shapes and dtypes, metadata."""
-  folder = os.path.abspath(os.path.join(workdir, FOLDER))
-  if not os.path.isdir(folder):
-    raise FileNotFoundError(f"{workdir!r} has no {FOLDER!r} folder: no run has saved anything there")
-  with ocp.training.Checkpointer(folder) as checkpointer:
-    if checkpointer.latest is None:
-      raise FileNotFoundError(f"no complete checkpoint in {folder!r}")
-    yield checkpointer, checkpointer.checkpointables_metadata(None)

@@ -13,21 +13,21 @@ from typing import Any
 import jax.numpy as jnp
 import ml_collections
 
+from fgclip_jax.data.dataset_folder import find_shards
 from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.packing import Layout
-from fgclip_jax.data.record import find_shards
 from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.losses.objective import Objective
-from fgclip_jax.models.parameters import abstract_params, flatten
-from fgclip_jax.models.presets import ModelConfig, ResNetConfig, preset
+from fgclip_jax.models.config import ModelConfig, ResNetConfig, preset
+from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.checkpoint import Keep
 from fgclip_jax.train.evaluation import evaluator_names, read_evals
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.mesh import parse_mesh
 from fgclip_jax.train.optimizer import MOMENT_DTYPES, NAMES, OptimizerConfig, check_rules
-from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights.kinds import fgclip_config
+from fgclip_jax.weights import formats as folders
+from fgclip_jax.weights.clip_to_fgclip import fgclip_config
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

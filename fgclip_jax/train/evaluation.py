@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import jax
 
-from fgclip_jax.data import paths
-from fgclip_jax.data.record import find_shards
-from fgclip_jax.evals import class_lists
+from fgclip_jax.data.dataset_folder import find_shards
+from fgclip_jax.evals.datasets import class_lists
 from fgclip_jax.evals.evaluator import Evaluator
-from fgclip_jax.models.parameters import Params
-from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.models.params import Params
 from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.storage import paths
 from fgclip_jax.train.distributed import agree
 
 
@@ -28,12 +28,12 @@ def read_evals(lines: Sequence[str], check_data: bool = True) -> tuple[Evaluator
   """
   if not lines:
     return ()
-  from fgclip_jax.evals import commands  # and with it the model that is used, which other runs do without
+  from fgclip_jax.evals import registry  # and with it the model that is used, which other runs do without
 
   evaluators = []
   for place, line in enumerate(lines):
     try:
-      evaluators.append(commands.parse(line))
+      evaluators.append(registry.parse(line))
       if check_data:
         _check_files(evaluators[-1])
     except (FileNotFoundError, ValueError) as error:
@@ -94,8 +94,8 @@ def measure(
   Returns:
     Numbers called `eval/NAME/METRIC`, shares from 0 to 1, see `evaluator_names`.
   """
-  from fgclip_jax.api import FGCLIP
   from fgclip_jax.evals import results
+  from fgclip_jax.inference.model import FGCLIP
 
   live = FGCLIP(model, params, Runtime(dtype=runtime.dtype, attention=runtime.attention))
   numbers: dict[str, float] = {}

@@ -11,16 +11,16 @@ from typing import Any
 import jax
 
 from fgclip_jax.data.loader import Loader
-from fgclip_jax.inference import use_compilation_cache
-from fgclip_jax.models.parameters import abstract_params, count, unflatten
-from fgclip_jax.models.presets import ModelConfig
-from fgclip_jax.models.resolution import resize
-from fgclip_jax.train.accounts import batch_work
-from fgclip_jax.train.changes import check_changes, flat_dict
+from fgclip_jax.inference.programs import use_compilation_cache
+from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.models.params import abstract_params, count, unflatten
+from fgclip_jax.models.positions import resize
 from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.evaluation import measure
+from fgclip_jax.train.flops import batch_work
 from fgclip_jax.train.guard import NUMBERS, Guard, SickNumbers
+from fgclip_jax.train.logger import Clock, Metrics, duration
 from fgclip_jax.train.mesh import (
   check_batch,
   choose_mesh,
@@ -31,14 +31,14 @@ from fgclip_jax.train.mesh import (
   mesh_text,
   to_devices,
 )
-from fgclip_jax.train.metrics import Clock, Metrics, duration
 from fgclip_jax.train.optimizer import freezes, make_optimizer
 from fgclip_jax.train.preemption import Preempted, Preemption
+from fgclip_jax.train.resume import check_changes, flat_dict
 from fgclip_jax.train.state import TrainState, abstract_state, init_state, size_in_bytes, state_from, state_shardings
 from fgclip_jax.train.step import make_step
 from fgclip_jax.train.watchdog import Watchdog
-from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import kinds, native
+from fgclip_jax.weights import clip_to_fgclip, native
+from fgclip_jax.weights import formats as folders
 
 CONFIG_FILE = "config.json"
 
@@ -255,7 +255,7 @@ def read_weights(folder: str, model: ModelConfig) -> Any:
   """
   config, flat, _ = folders.read(folder)
   if model.fine_grained and not config.fine_grained:
-    config, flat = kinds.to_fgclip(config, flat)
+    config, flat = clip_to_fgclip.to_fgclip(config, flat)
   params = unflatten(flat)
   if config.vision.patch_size == model.vision.patch_size:
     params, config = resize(params, config, model.vision.image_size)

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fgclip_jax.models.parameters import Params, flatten, unflatten
+from fgclip_jax.models.params import Params, flatten, unflatten
 from fgclip_jax.train.distributed import agree
 
 AXES = ("data", "fsdp", "tensor")

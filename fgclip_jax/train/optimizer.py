@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fgclip_jax.models.parameters import Params, flatten, is_statistic
+from fgclip_jax.models.params import Params, flatten, is_statistic
 
 NAMES = ("adamw", "adafactor", "lion", "muon")
 MOMENT_DTYPES = ("float32", "bfloat16")

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fgclip_jax.models.parameters import Params, abstract_params, flatten, init_params, split_statistics
-from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.models.params import Params, abstract_params, flatten, init_params, split_statistics
 from fgclip_jax.train.mesh import place, place_params
 
 COUNTS = ("step", "skipped", "skipped_in_a_row")

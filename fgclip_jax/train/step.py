@@ -12,10 +12,10 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from fgclip_jax.data.image import MEAN, STD
 from fgclip_jax.losses.objective import Objective, objective_terms
-from fgclip_jax.models import resolution
+from fgclip_jax.models import positions
+from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.fgclip import Embeddings
-from fgclip_jax.models.parameters import Params, abstract_params, build, flatten, merge, split_statistics
-from fgclip_jax.models.presets import ModelConfig
+from fgclip_jax.models.params import Params, abstract_params, build, flatten, merge, split_statistics
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import activation_sharding, batch_sharding
 from fgclip_jax.train.optimizer import (
@@ -75,7 +75,7 @@ def make_loss(
     image, keep = normalize(batch["image"]), None
     if size != config.vision.image_size:
       image = resize(image, size)
-    params, resized = resolution.resize(params, config, size)
+    params, resized = positions.resize(params, config, size)
     if patch_dropout:
       images = image.shape[0] * image.shape[1]
       keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)

@@ -9,10 +9,10 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from fgclip_jax.models.presets import ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from fgclip_jax.weights import names, processors
-from fgclip_jax.weights.table import leaf_shapes, read_rows, write_rows
-from fgclip_jax.weights.tensors import Tensors, find_file, open_tensors, read_json
+from fgclip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from fgclip_jax.weights import huggingface_names, huggingface_processor
+from fgclip_jax.weights.name_map import leaf_shapes, read_rows, write_rows
+from fgclip_jax.weights.tensor_files import Tensors, find_file, open_tensors, read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
@@ -157,7 +157,7 @@ def read(path: str, allow_pickle: bool = False) -> tuple[ModelConfig, dict[str, 
   shapes = leaf_shapes(config)
   buffers = {name: tensors[name].shape[-1] for name in tensors if name.endswith(".position_ids")}
   try:
-    flat = names.from_theirs(tensors.renamed(_no_buffer), config, shapes)
+    flat = huggingface_names.from_theirs(tensors.renamed(_no_buffer), config, shapes)
   except ValueError as error:
     raise ValueError(f"{path!r}: {error}") from None
   return config, flat, {"format": "pytorch", "config": config_json, "buffers": buffers}
@@ -187,7 +187,7 @@ def read_vision(path: str, allow_pickle: bool = False) -> tuple[VisionConfig, di
     return _no_buffer(name) if name.startswith("vision_model.") else None
 
   shapes = leaf_shapes(ModelConfig(config, TextConfig(64, 1, 1, 64), 64))
-  rows = names.vision_table(config)
+  rows = huggingface_names.vision_table(config)
   try:
     return config, read_rows(rows, tensors.renamed(rename), shapes)
   except ValueError as error:
@@ -210,12 +210,14 @@ def write(
   """
   _check(config)
   source = source if (source or {}).get("format", "pytorch") == "pytorch" else None
-  tensors = names.to_theirs(flat, config)
+  tensors = huggingface_names.to_theirs(flat, config)
   for name, length in (source or {}).get("buffers", {}).items():
     tensors[name] = np.arange(length, dtype=np.int64)[None]
   config_json = (source or {}).get("config") or to_config_json(config, common_dtype(flat.values()))
   paths = save(folder, config_json, tensors)
-  return paths + processors.write_image(folder, config) + processors.write_tokenizer(folder, config)
+  return (
+    paths + huggingface_processor.write_image(folder, config) + huggingface_processor.write_tokenizer(folder, config)
+  )
 
 
 def write_vision(folder: str, config: ModelConfig, flat: Mapping[str, np.ndarray]) -> list[str]:
@@ -224,10 +226,10 @@ def write_vision(folder: str, config: ModelConfig, flat: Mapping[str, np.ndarray
   It has no projection: its users read hidden states. Raises as `write` does.
   """
   _check(config)
-  tensors = write_rows(names.vision_table(config.vision), flat)
+  tensors = write_rows(huggingface_names.vision_table(config.vision), flat)
   kept = {"torch_dtype": _DTYPE_NAMES.get(common_dtype(tensors.values()), "float32")}
   config_json = {"architectures": ["CLIPVisionModel"], **_vision_json(config), **kept}
-  return save(folder, config_json, tensors) + processors.write_image(folder, config)
+  return save(folder, config_json, tensors) + huggingface_processor.write_image(folder, config)
 
 
 def _check(config: ModelConfig) -> None:

@@ -1,22 +1,25 @@
 """Our own model folders: `model.json` beside an Orbax checkpoint of the parameters; and run folders."""
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
 from orbax.checkpoint import v1 as ocp
 
-from fgclip_jax.models.parameters import flatten, unflatten
-from fgclip_jax.models.presets import ModelConfig
-from fgclip_jax.weights.table import leaf_shapes
-from fgclip_jax.weights.tensors import read_json
+from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.models.params import Params, flatten, unflatten
+from fgclip_jax.weights.checksums import check as check_sums
+from fgclip_jax.weights.name_map import leaf_shapes
+from fgclip_jax.weights.tensor_files import read_json
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
 FORMAT = 1
+FOLDER = "checkpoints"  # of a run, a checkpoint for each step
 
 
 def write(
@@ -56,8 +59,6 @@ def is_run(folder: str) -> bool:
 
 def is_averaged(folder: str) -> bool:
   """Whether it is the folder of a run that keeps an average of its weights."""
-  from fgclip_jax.train.checkpoint import keeps_average  # avoids a cycle
-
   return is_run(folder) and keeps_average(folder)
 
 
@@ -75,8 +76,6 @@ def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarr
   """
   config, source = read_model_file(folder)
   if is_run(folder):
-    from fgclip_jax.train.checkpoint import read_params  # avoids a cycle
-
     tree = read_params(folder, ema)
   else:
     params = os.path.abspath(os.path.join(folder, PARAMS_FOLDER))
@@ -96,3 +95,42 @@ def _abstract(path: str):
   return jax.tree.map(
     lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), ocp.metadata(path).metadata
   )
+
+
+def read_params(workdir: str, ema: bool = True) -> Params:
+  """The parameters of a run's newest checkpoint, as stored, on one local device.
+
+  Args:
+    workdir: the run's folder.
+    ema: takes their average if the run keeps one.
+
+  Raises:
+    FileNotFoundError: the run has no complete checkpoint.
+    OSError: its disk has changed them since they were saved.
+  """
+  with _newest(workdir) as (checkpointer, described):
+    stored = described.metadata
+    item = "ema" if ema and "ema" in stored else "params"
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
+    items = checkpointer.load_checkpointables(None, {item: jax.tree.map(place, stored[item])})
+    check_sums(items, described.custom_metadata.get("checksums", {}), stored)
+    return items[item]
+
+
+def keeps_average(workdir: str) -> bool:
+  """Whether a run's newest checkpoint holds an average of the parameters; errors as for `read_params`."""
+  with _newest(workdir) as (_, described):
+    return "ema" in described.metadata
+
+
+@contextlib.contextmanager
+def _newest(workdir: str) -> Iterator[tuple[ocp.training.Checkpointer, Any]]:
+  """A run's checkpointer, and what its newest checkpoint holds, as Orbax describes it: shapes and dtypes, metadata."""
+  folder = os.path.abspath(os.path.join(workdir, FOLDER))
+  if not os.path.isdir(folder):
+    raise FileNotFoundError(f"{workdir!r} has no {FOLDER!r} folder: no run has saved anything there")
+  with ocp.training.Checkpointer(folder) as checkpointer:
+    if checkpointer.latest is None:
+      raise FileNotFoundError(f"no complete checkpoint in {folder!r}")
+    yield checkpointer, checkpointer.checkpointables_metadata(None)

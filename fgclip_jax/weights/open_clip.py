@@ -13,13 +13,13 @@ from typing import Any
 import numpy as np
 
 from fgclip_jax.data.image import MEAN, STD
-from fgclip_jax.models.presets import END_ID, ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from fgclip_jax.weights import pickles
+from fgclip_jax.models.config import END_ID, ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from fgclip_jax.weights import torch_pickle
+from fgclip_jax.weights.clip_to_fgclip import to_clip
 from fgclip_jax.weights.huggingface import save
-from fgclip_jax.weights.kinds import to_clip
+from fgclip_jax.weights.name_map import leaf_shapes, read_rows, write_rows
 from fgclip_jax.weights.openai_names import LONG_REST, counters, table
-from fgclip_jax.weights.table import leaf_shapes, read_rows, write_rows
-from fgclip_jax.weights.tensors import Tensors, find_file, open_tensors, read_json
+from fgclip_jax.weights.tensor_files import Tensors, find_file, open_tensors, read_json
 
 CONFIG_FILE = "open_clip_config.json"
 WEIGHTS_FILE = "open_clip_model.safetensors"
@@ -253,7 +253,7 @@ def _open(
     config = infer_config(tensors, activation, heads)
   except ValueError as error:
     raise ValueError(f"{file!r}: {error}") from None
-  if not activation and not pickles.is_script(file) and LONG_REST not in tensors:
+  if not activation and not torch_pickle.is_script(file) and LONG_REST not in tensors:
     warnings.warn(
       f"{file!r} has no {CONFIG_FILE} beside it, so its activation is not known: taken to be quick_gelu, OpenAI's. "
       "Most models trained with open_clip have gelu: say which by activation= (--activation)",

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from fgclip_jax.models.presets import ModelConfig, ResNetConfig, TowerConfig
-from fgclip_jax.weights.names import long_positions
-from fgclip_jax.weights.table import Row, convolution, linear, norm, patches, same
+from fgclip_jax.models.config import ModelConfig, ResNetConfig, TowerConfig
+from fgclip_jax.weights.huggingface_names import long_positions
+from fgclip_jax.weights.name_map import Row, convolution, linear, norm, patches, same
 
 LONG_REST = "positional_embedding_res"  # Long-CLIP's second position table
 

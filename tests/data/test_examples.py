@@ -8,14 +8,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from fgclip_jax.data import examples as module
-from fgclip_jax.data import token_ids
+from fgclip_jax.data.dataset_folder import write_info
 from fgclip_jax.data.examples import LoadExample, Prefix
 from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Layout
-from fgclip_jax.data.tfds_folder import write_info
-from fgclip_jax.data.tokenizer import Tokenizer
-from tests.data.toy import BOXES, COUNT, RECORDS, assert_same, make_loader, take, write_shards
+from fgclip_jax.data.tokenizers import token_ids
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from tests.helpers.toy import BOXES, COUNT, RECORDS, assert_same, make_loader, take, write_shards
 
 TOKENIZER = Tokenizer()
 PIECES = ["a cat", " ", "'s", "&amp;", "<|endoftext|>", "2", "\n", "é", "Ã©", "\ufeff"]

@@ -15,7 +15,7 @@ from PIL import Image
 
 from fgclip_jax.data import image as module
 from fgclip_jax.data.image import ImageError, center_crop, normalize, open_image, preprocess, to_square
-from fgclip_jax.data.record import RecordError
+from fgclip_jax.storage.errors import RecordError
 
 RNG = np.random.default_rng(0)
 NOISE = RNG.integers(0, 256, (40, 60, 3), np.uint8)

@@ -10,16 +10,8 @@ import pytest
 from fgclip_jax.data.image import open_image, to_square
 from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.packing import NONE, Layout
-from fgclip_jax.data.tokenizer import Tokenizer
-from tests.data.toy import (
-  BOXES,
-  COUNT,
-  RECORDS,
-  SIZE,
-  examples,
-  make_loader,
-  take,
-)
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from tests.helpers.toy import BOXES, COUNT, RECORDS, SIZE, examples, make_loader, take
 
 # ---- what a batch holds
 

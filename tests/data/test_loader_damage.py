@@ -7,10 +7,10 @@ import signal
 import numpy as np
 import pytest
 
+from fgclip_jax.data.dataset_folder import Shard, add_splits
 from fgclip_jax.data.record import Record
-from fgclip_jax.data.salvage import DamagedShard
-from fgclip_jax.data.tfds_folder import Shard, add_splits
-from tests.data.toy import COUNT, RECORDS, make_loader, picture, take, write_shards
+from fgclip_jax.storage.damaged_shard import DamagedShard
+from tests.helpers.toy import COUNT, RECORDS, make_loader, picture, take, write_shards
 
 
 def truncated(data: bytes) -> bytes:

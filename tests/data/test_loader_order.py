@@ -8,14 +8,7 @@ import pytest
 
 from fgclip_jax.data.loader import DataConfig, choose_workers
 from fgclip_jax.data.packing import Layout, budget_ladder
-from tests.data.toy import (
-  BOXES,
-  COUNT,
-  assert_same,
-  concatenate,
-  make_loader,
-  take,
-)
+from tests.helpers.toy import BOXES, COUNT, assert_same, concatenate, make_loader, take
 
 
 def test_an_epoch_is_a_permutation_and_epochs_differ(toy):

@@ -15,7 +15,7 @@ from fgclip_jax.data import mixture as module
 from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Layout
-from tests.data.toy import COUNT, RECORDS, assert_same, concatenate, examples, make_loader, take, write_shards
+from tests.helpers.toy import COUNT, RECORDS, assert_same, concatenate, examples, make_loader, take, write_shards
 
 PLAIN = 11  # records of the second data set
 

@@ -8,9 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgclip_jax.data import record, token_ids
-from fgclip_jax.data.record import Record, RecordError, Region, Tokens
-from fgclip_jax.data.tokenizer import Tokenizer
+from fgclip_jax.data import record
+from fgclip_jax.data.dataset_folder import find_shards, shard_path
+from fgclip_jax.data.record import Record, Region, Tokens
+from fgclip_jax.data.tokenizers import token_ids
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.storage.errors import RecordError
 
 _texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=30)
 _fractions = st.floats(0, 1, width=32)
@@ -201,18 +204,18 @@ def test_an_unusual_box_is_left_to_decode(box):
 
 def test_shards_are_found_in_order_and_missing_ones_are_named(tmp_path):
   folder = str(tmp_path)
-  paths = [record.shard_path(folder, "a-b", "train", index, 3) for index in range(3)]
+  paths = [shard_path(folder, "a-b", "train", index, 3) for index in range(3)]
   for path in reversed(paths):
     open(path, "wb").close()
   open(paths[0] + ".tmp", "wb").close()
-  assert record.find_shards(folder, "train") == paths
+  assert find_shards(folder, "train") == paths
   with pytest.raises(FileNotFoundError, match=r"no shard of split 'test'.*\['train'\]"):
-    record.find_shards(folder, "test")
+    find_shards(folder, "test")
   (tmp_path / paths[1]).unlink()
   with pytest.raises(ValueError, match=r"shards \[1\] of 3 are missing"):
-    record.find_shards(folder, "train")
-  open(record.shard_path(folder, "other", "train", 0, 1), "wb").close()
+    find_shards(folder, "train")
+  open(shard_path(folder, "other", "train", 0, 1), "wb").close()
   with pytest.raises(ValueError, match="several sets"):
-    record.find_shards(folder, "train")
+    find_shards(folder, "train")
   with pytest.raises(FileNotFoundError, match="prepare"):
-    record.find_shards(str(tmp_path / "nowhere"), "train")
+    find_shards(str(tmp_path / "nowhere"), "train")

@@ -5,8 +5,9 @@ import os
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 
-from fgclip_jax.data.record import RecordError, shard_path
+from fgclip_jax.data.dataset_folder import shard_path
 from fgclip_jax.data.shards import Records
+from fgclip_jax.storage.errors import RecordError
 
 COUNTS = (5, 6, 6, 6)
 

@@ -5,32 +5,32 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgclip_jax import api
-from fgclip_jax.inference import all_devices
-from fgclip_jax.models import presets
-from tests.toy_models import init
+from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.inference.programs import all_devices
+from fgclip_jax.models import config
+from tests.helpers.toy_models import init
 
-TINY = presets.preset("tiny")
+TINY = config.preset("tiny")
 PLAIN = TINY.replace(text={"long_length": None})
 
 
 @pytest.fixture(scope="session")
-def model() -> api.FGCLIP:
+def model() -> FGCLIP:
   """An FG-CLIP on one device."""
-  return api.FGCLIP(TINY, init(TINY, 0))
+  return FGCLIP(TINY, init(TINY, 0))
 
 
 @pytest.fixture(scope="session")
-def spread_model() -> api.FGCLIP:
+def spread_model() -> FGCLIP:
   """The same model, spread over eight devices."""
   params = jax.device_put(init(TINY, 0), jax.sharding.NamedSharding(all_devices(), jax.P()))
-  return api.FGCLIP(TINY, params)
+  return FGCLIP(TINY, params)
 
 
 @pytest.fixture(scope="session")
-def plain_model() -> api.FGCLIP:
+def plain_model() -> FGCLIP:
   """A plain CLIP."""
-  return api.FGCLIP(PLAIN, init(PLAIN, 0))
+  return FGCLIP(PLAIN, init(PLAIN, 0))
 
 
 @pytest.fixture

@@ -8,19 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgclip_jax import api
 from fgclip_jax.evals import average_precision
-from fgclip_jax.models import presets
-from tests.toy_models import init
+from fgclip_jax.inference import model
+from fgclip_jax.models import config as presets
+from tests.helpers.toy_models import init
 
 SIDE = 32  # of the model's images
 CLASSES = ["cat", "dog", "cup", "boat"]
 
 
 @functools.cache
-def model() -> api.FGCLIP:
+def model() -> model.FGCLIP:
   config = presets.preset("tiny")
-  return api.FGCLIP(config, init(config, 0))
+  return model.FGCLIP(config, init(config, 0))
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgclip_jax.evals import average_precision, instances
+from fgclip_jax.evals import average_precision
+from fgclip_jax.evals.datasets import instances
 from tests.evals.region_sets import CLASSES, coco_stats, pack
 
 

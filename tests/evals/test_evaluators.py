@@ -5,15 +5,16 @@ import types
 import numpy as np
 import pytest
 
-from fgclip_jax.evals import metrics
-from fgclip_jax.evals.embedded import Embedded
-from fgclip_jax.evals.regions import FineGrained, RegionClassification
-from fgclip_jax.evals.retrieval import Retrieval
-from fgclip_jax.models import presets
+from fgclip_jax.evals import ranking
+from fgclip_jax.evals.embeddings import Embedded
+from fgclip_jax.evals.evaluator import Metric, NothingToMeasureError
+from fgclip_jax.evals.tasks.dataset_retrieval import Retrieval
+from fgclip_jax.evals.tasks.regions import FineGrained, RegionClassification
+from fgclip_jax.models import config
 
 # the evaluators ask the model for its config alone
-MODEL = types.SimpleNamespace(config=presets.preset("tiny"))
-PLAIN = types.SimpleNamespace(config=presets.preset("tiny").replace(text={"long_length": None}))
+MODEL = types.SimpleNamespace(config=config.preset("tiny"))
+PLAIN = types.SimpleNamespace(config=config.preset("tiny").replace(text={"long_length": None}))
 
 
 @pytest.fixture(autouse=True)
@@ -54,7 +55,7 @@ def test_retrieval_of_distinct_captions():
   for k in (1, 5, 10):
     for way, table in (("image_to_text", scores), ("text_to_image", scores.T)):
       hits = [i in np.argsort(-row)[:k] for i, row in enumerate(table)]
-      assert found[f"long_{way}_r{k}"] == metrics.Metric(np.mean(hits), pytest.approx(k / 40), 40)
+      assert found[f"long_{way}_r{k}"] == Metric(np.mean(hits), pytest.approx(k / 40), 40)
   assert len(found) == 6
   names = [f"long {number}" for number in examples.long]
   asked = {(each.task, each.query): each for each in questions}
@@ -76,10 +77,10 @@ def test_retrieval_where_images_share_captions_or_have_none():
   captions = sorted(set(examples.short[has].tolist()))
   assert 0 < len(has) < 40 and len(captions) < len(has)
   hits = [examples.short[i] == max(captions, key=lambda c: scores[i, c]) for i in has]
-  assert found["short_image_to_text_r1"] == metrics.Metric(np.mean(hits), pytest.approx(1 / len(captions)), len(has))
+  assert found["short_image_to_text_r1"] == Metric(np.mean(hits), pytest.approx(1 / len(captions)), len(has))
   hits = [examples.short[max(has, key=lambda i: scores[i, c])] == c for c in captions]
   chance = np.mean([(examples.short == c).sum() / len(has) for c in captions])
-  assert found["short_text_to_image_r1"] == metrics.Metric(np.mean(hits), pytest.approx(chance), len(captions))
+  assert found["short_text_to_image_r1"] == Metric(np.mean(hits), pytest.approx(chance), len(captions))
   for question in questions[len(has) :]:
     owners = [examples.ids[i] for i in has if f"short {examples.short[i]}" == question.query]
     assert question.right == (owners[0] if question.rank else question.predicted)
@@ -94,7 +95,7 @@ def test_region_classification_counts_the_regions_whose_caption_is_a_class():
   scores = examples.region @ examples.short_text[25:].T
   for k in (1, 5):
     hits = [examples.region_caption[r] - 25 in np.argsort(-scores[r])[:k] for r in known]
-    assert found[f"region_top{k}"] == metrics.Metric(np.mean(hits), pytest.approx(k / 25), len(known))
+    assert found[f"region_top{k}"] == Metric(np.mean(hits), pytest.approx(k / 25), len(known))
   assert [each.query for each in questions] == [f"region {r}" for r in known]
   assert [each.right for each in questions] == [f"short {examples.region_caption[r]}" for r in known]
   assert [each.predicted for each in questions] == [f"short {25 + scores[r].argmax()}" for r in known]
@@ -107,10 +108,10 @@ def test_fine_grained_matching():
     wrong = [n for n in negatives if n >= 0]
     if wrong:
       best = max(examples.short_text[n] @ region for n in wrong)
-      hits.append(examples.short_text[caption] @ region > best + metrics.TIE)
+      hits.append(examples.short_text[caption] @ region > best + ranking.TIE)
       chances.append(1 / (1 + len(wrong)))
       predicted.append(f"short {max([caption, *wrong], key=lambda n: examples.short_text[n] @ region)}")
-  expected = {"fine_grained_top1": metrics.Metric(np.mean(hits), pytest.approx(np.mean(chances)), len(hits))}
+  expected = {"fine_grained_top1": Metric(np.mean(hits), pytest.approx(np.mean(chances)), len(hits))}
   found, questions = FineGrained().run(MODEL, examples)
   assert found == expected and 0 < np.mean(hits) < 1
   assert [each.rank == 0 for each in questions] == hits and [each.predicted for each in questions] == predicted
@@ -134,9 +135,9 @@ def test_without_labels_there_is_nothing_to_measure():
     (RegionClassification(), "no record has a region"),
     (FineGrained(), "no region has hard negatives"),
   ):
-    with pytest.raises(metrics.NothingToMeasureError, match=message):
+    with pytest.raises(NothingToMeasureError, match=message):
       evaluator.run(MODEL, bare)
-  with pytest.raises(metrics.NothingToMeasureError, match="plain CLIP"):
+  with pytest.raises(NothingToMeasureError, match="plain CLIP"):
     Retrieval("long").run(PLAIN, embedded())
-  with pytest.raises(metrics.NothingToMeasureError, match="one of the 2 region classes"):
+  with pytest.raises(NothingToMeasureError, match="one of the 2 region classes"):
     RegionClassification().run(MODEL, embedded(classes=np.arange(2)))

@@ -104,7 +104,7 @@ def test_batches_and_devices_and_order_change_nothing(name, model, spread_model,
   evaluator, turned = make(tmp_path / "there", draw, False), make(tmp_path / "back", draw, True)
   expected = evaluator.run(model)
   results = [turned.run(model), evaluator.run(spread_model)]
-  monkeypatch.setattr("fgclip_jax.inference.CHUNKS", (1, 4))
+  monkeypatch.setattr("fgclip_jax.inference.programs.CHUNKS", (1, 4))
   assert model.batch_size == 4
   results.append(evaluator.run(model))
   found = answers(expected, keys, columns)

@@ -7,12 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from fgclip_jax import api, evaluate
+from fgclip_jax import evaluate
 from fgclip_jax.evals import Classification, ImageTextRetrieval, published, results
-from fgclip_jax.evals.commands import COMMANDS, parse
-from fgclip_jax.evals.evaluator import Evaluator, Result
-from fgclip_jax.evals.metrics import Metric
-from fgclip_jax.models import parameters
+from fgclip_jax.evals.evaluator import Evaluator, Metric, Result
+from fgclip_jax.evals.registry import COMMANDS, parse
+from fgclip_jax.inference import model as api
+from fgclip_jax.models import params
 from fgclip_jax.weights import native
 
 
@@ -20,7 +20,7 @@ from fgclip_jax.weights import native
 def folder(tmp_path_factory, model):
   """The model on disk."""
   folder = str(tmp_path_factory.mktemp("models") / "tiny")
-  native.write(folder, model.config, parameters.flatten(jax.device_get(model.params)))
+  native.write(folder, model.config, params.flatten(jax.device_get(model.params)))
   return folder
 
 
@@ -109,9 +109,9 @@ def test_the_command_refuses_another_image_size_unless_allowed(folder, tmp_path,
 
 def test_fingerprints_tell_models_apart(model, spread_model):
   assert results.fingerprint(model) == results.fingerprint(spread_model)
-  flat = parameters.flatten(jax.device_get(model.params))
+  flat = params.flatten(jax.device_get(model.params))
   flat["short_projection/kernel"] = flat["short_projection/kernel"] + np.float32(1e-6)
-  assert results.fingerprint(api.FGCLIP(model.config, parameters.unflatten(flat))) != results.fingerprint(model)
+  assert results.fingerprint(api.FGCLIP(model.config, params.unflatten(flat))) != results.fingerprint(model)
   assert results.fingerprint(model.with_image_size(64)) != results.fingerprint(model)
 
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fgclip_jax.models.presets import ModelConfig, ResNetConfig, TextConfig
+from fgclip_jax.models.config import ModelConfig, ResNetConfig, TextConfig
 
 
 def _kernel(x: np.ndarray) -> np.ndarray:

@@ -13,11 +13,11 @@ from hypothesis import strategies as st
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from fgclip_jax.models.attention import attend
-from fgclip_jax.models.presets import TextConfig
+from fgclip_jax.models.config import TextConfig
 from fgclip_jax.models.text import TextTower
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import make_mesh
-from tests import compiling
+from tests.helpers import compiling
 
 LENGTH = 256
 HEADS = PartitionSpec(("data", "fsdp"), None, "tensor")

@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, budget_ladder
 from fgclip_jax.data.record import MAX_NEGATIVES
 from fgclip_jax.losses.objective import Objective, objective_terms
+from fgclip_jax.models.config import preset
 from fgclip_jax.models.fgclip import unit_length
-from fgclip_jax.models.parameters import abstract_params, build, flatten, unflatten
-from fgclip_jax.models.presets import preset
+from fgclip_jax.models.params import abstract_params, build, flatten, unflatten
 from fgclip_jax.models.roi_align import roi_align
 
 START, END = 58, 59

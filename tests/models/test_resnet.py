@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.models import resnet
-from fgclip_jax.models.parameters import (
+from fgclip_jax.models.config import ResNetConfig, preset
+from fgclip_jax.models.params import (
   abstract_params,
   build,
   count,
@@ -22,7 +23,6 @@ from fgclip_jax.models.parameters import (
   split_statistics,
   unflatten,
 )
-from fgclip_jax.models.presets import ResNetConfig, preset
 from fgclip_jax.models.transformer import Runtime
 from tests.models.openai_resnet import clip_resnet, resnet_tower
 

@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fgclip_jax.models.config import preset
 from fgclip_jax.models.fgclip import unit_length
-from fgclip_jax.models.parameters import abstract_params, build, flatten, init_params, unflatten
-from fgclip_jax.models.presets import preset
+from fgclip_jax.models.params import abstract_params, build, flatten, init_params, unflatten
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.models.vision import patchify
+from fgclip_jax.models.vit import patchify
 
 TINY = preset("tiny").replace(vision={"depth": 3, "activation": "gelu"}, text={"depth": 3, "vocab_size": 60})
 

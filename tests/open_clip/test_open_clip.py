@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from fgclip_jax import convert
-from fgclip_jax.models.parameters import abstract_params, flatten
-from fgclip_jax.models.presets import preset
-from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import kinds, native
+from fgclip_jax.models.config import preset
+from fgclip_jax.models.params import abstract_params, flatten
+from fgclip_jax.weights import clip_to_fgclip, native
+from fgclip_jax.weights import formats as folders
 from tests.weights.features import assert_close, features, images, texts
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
@@ -98,7 +98,7 @@ def test_our_models_in_theirs(kind, activation, end_id, open_clip, tmp_path):
   if end_id == 320:  # an id that stands for the end of text without being the largest one
     ids[ids == 49407] = 320
   if kind == "FG-CLIP":
-    native.write(str(tmp_path / "short"), *kinds.to_clip(config, flat))
+    native.write(str(tmp_path / "short"), *clip_to_fgclip.to_clip(config, flat))
   ours = features(tmp_path / ("short" if kind == "FG-CLIP" else "ours"), pixels, ids)
   for found, expected in zip(theirs(loaded(open_clip, tmp_path / "theirs"), pixels, ids), ours, strict=True):
     assert_close(found, expected)

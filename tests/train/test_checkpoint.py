@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from orbax.checkpoint import v1 as ocp
 
-from fgclip_jax.models.parameters import flatten
-from fgclip_jax.train.checkpoint import FOLDER, Checkpoints, Keep, keeps_average, read_params
+from fgclip_jax.models.params import flatten
+from fgclip_jax.train.checkpoint import Checkpoints, Keep
 from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import TrainState, make_state
+from fgclip_jax.weights.native import FOLDER, keeps_average, read_params
 
 CONFIG = {"steps": 7, "optimizer": {"rules": [["norm", "weight_decay", 0.0]], "clip_norm": None}}
 

@@ -10,8 +10,9 @@ from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from fgclip_jax.data import record as records
-from fgclip_jax.models.parameters import abstract_params, flatten
-from fgclip_jax.models.presets import PRESETS, preset
+from fgclip_jax.data.dataset_folder import shard_path
+from fgclip_jax.models.config import PRESETS, preset
+from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.train.config import RunConfig, read_config
 from fgclip_jax.weights import huggingface, native
 
@@ -22,7 +23,7 @@ def data(tmp_path_factory) -> str:
   folder = str(tmp_path_factory.mktemp("data"))
   file = io.BytesIO()
   Image.new("RGB", (8, 8)).save(file, "PNG")
-  writer = ArrayRecordWriter(records.shard_path(folder, "toy", "train", 0, 1), "group_size:1")
+  writer = ArrayRecordWriter(shard_path(folder, "toy", "train", 0, 1), "group_size:1")
   writer.write(records.encode(records.Record(id="0", image=file.getvalue(), short="black")))
   writer.close()
   return folder

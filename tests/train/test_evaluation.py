@@ -9,13 +9,14 @@ import numpy as np
 import pytest
 
 from configs import common
-from fgclip_jax import api, evaluate
-from fgclip_jax.data import scenes
+from fgclip_jax import evaluate
 from fgclip_jax.evals import guards
-from fgclip_jax.evals.evaluator import Evaluator, Result
-from fgclip_jax.evals.metrics import Metric
-from fgclip_jax.models import parameters, presets
+from fgclip_jax.evals.evaluator import Evaluator, Metric, Result
+from fgclip_jax.inference import model as api
+from fgclip_jax.models import config as presets
+from fgclip_jax.models import params as parameters
 from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.train import evaluation, loop
 from fgclip_jax.train.config import read_config
 

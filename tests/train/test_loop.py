@@ -14,21 +14,21 @@ import numpy as np
 import pytest
 
 from configs import common
-from fgclip_jax.data import scenes
-from fgclip_jax.models.parameters import abstract_params, flatten
-from fgclip_jax.models.presets import ModelConfig, preset
-from fgclip_jax.models.resolution import resize
+from fgclip_jax.models.config import ModelConfig, preset
+from fgclip_jax.models.params import abstract_params, flatten
+from fgclip_jax.models.positions import resize
+from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.train import loop
-from fgclip_jax.train.changes import ConfigChanged
-from fgclip_jax.train.checkpoint import FOLDER, read_params
 from fgclip_jax.train.config import RunConfig, read_config
 from fgclip_jax.train.guard import SickNumbers
 from fgclip_jax.train.loop import read_weights, train
 from fgclip_jax.train.preemption import Preempted
+from fgclip_jax.train.resume import ConfigChanged
 from fgclip_jax.train.step import make_step
-from fgclip_jax.weights import folder as folders
+from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import huggingface, native, open_clip
-from fgclip_jax.weights.names import stretch_positions
+from fgclip_jax.weights.huggingface_names import stretch_positions
+from fgclip_jax.weights.native import FOLDER, read_params
 
 CLIP = preset("tiny").replace(text={"long_length": None})
 

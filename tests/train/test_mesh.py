@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
-from fgclip_jax.models.parameters import abstract_params, flatten
-from fgclip_jax.models.presets import PRESETS, preset
+from fgclip_jax.models.config import PRESETS, preset
+from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.train import mesh as mesh_module
 from fgclip_jax.train.mesh import (
   batch_sharding,
@@ -29,7 +29,7 @@ from fgclip_jax.train.mesh import (
   possible_meshes,
   to_devices,
 )
-from tests.compiling import tpus
+from tests.helpers.compiling import tpus
 
 GIB = 2**30
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgclip_jax.models.parameters import flatten, unflatten
+from fgclip_jax.models.params import flatten, unflatten
 from fgclip_jax.train.optimizer import (
   NAMES,
   OptimizerConfig,

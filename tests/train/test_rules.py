@@ -4,8 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fgclip_jax.models.parameters import abstract_params, flatten
-from fgclip_jax.models.presets import preset
+from fgclip_jax.models.config import preset
+from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.train.optimizer import OptimizerConfig, check_rules, rate_factor, rule_value
 
 

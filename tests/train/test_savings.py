@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fgclip_jax.models.parameters import build, flatten, init_params
-from fgclip_jax.models.presets import preset
+from fgclip_jax.models.config import preset
+from fgclip_jax.models.params import build, flatten, init_params
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer, stop_frozen
 from fgclip_jax.train.step import choose_patches, resize
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from fgclip_jax.losses.objective import Objective
-from fgclip_jax.models.parameters import abstract_params, flatten, init_params, unflatten
-from fgclip_jax.models.presets import preset
+from fgclip_jax.models.config import preset
+from fgclip_jax.models.params import abstract_params, flatten, init_params, unflatten
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import make_mesh, place, to_devices
 from fgclip_jax.train.optimizer import NAMES, OptimizerConfig, apply_updates, make_optimizer

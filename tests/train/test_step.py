@@ -11,8 +11,8 @@ import pytest
 from fgclip_jax.data.image import normalize as normalize_on_host
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, budget_ladder
 from fgclip_jax.losses.objective import Objective
-from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
-from fgclip_jax.models.presets import preset
+from fgclip_jax.models.config import preset
+from fgclip_jax.models.params import abstract_params, flatten, unflatten
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import data_shards, make_mesh, place, to_devices
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer

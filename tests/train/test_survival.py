@@ -7,11 +7,11 @@ import jax
 import numpy as np
 import pytest
 
-from fgclip_jax.data import scenes
+from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.train import loop
-from fgclip_jax.train.checkpoint import FOLDER
 from fgclip_jax.train.loop import train
 from fgclip_jax.train.step import make_step
+from fgclip_jax.weights.native import FOLDER
 from tests.train.test_loop import assert_close, assert_same, make_run, read_metrics
 
 EVERY, STEPS = 2, 6

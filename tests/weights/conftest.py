@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fgclip_jax.weights.table import leaf_shapes
+from fgclip_jax.weights.name_map import leaf_shapes
 
 
 @pytest.fixture(scope="session")

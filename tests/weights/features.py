@@ -5,8 +5,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from fgclip_jax.data.packing import Example, Layout, assemble, cut
-from fgclip_jax.models.parameters import build, unflatten
-from fgclip_jax.weights import folder as folders
+from fgclip_jax.models.params import build, unflatten
+from fgclip_jax.weights import formats as folders
 
 START, END = 49406, 49407
 
@@ -28,7 +28,7 @@ def images(side, count=3):
 def features(path, pixels, ids, **options):
   """The features of images [B, 3, S, S] and of padded short texts [N, L], not normalised; and the logits' scale.
 
-  `options` are those of `fgclip_jax.weights.folder.read`.
+  `options` are those of `fgclip_jax.weights.formats.read`.
   """
   config, flat, _ = folders.read(str(path), **options)
   model = build(config, unflatten({name: jnp.asarray(value) for name, value in flat.items()}))

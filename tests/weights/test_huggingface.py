@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fgclip_jax.models.presets import preset
+from fgclip_jax.models.config import preset
 from fgclip_jax.weights import huggingface
 
 FGCLIP = preset("tiny").replace(text={"vocab_size": 60})

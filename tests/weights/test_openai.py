@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 import safetensors.numpy
 
-from fgclip_jax.models.presets import preset
-from fgclip_jax.weights import folder as folders
+from fgclip_jax.models.config import preset
+from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import huggingface, open_clip
+from fgclip_jax.weights.name_map import leaf_shapes, write_rows
 from fgclip_jax.weights.openai_names import counters, table
-from fgclip_jax.weights.table import leaf_shapes, write_rows
 from tests.weights.features import assert_close, features
-from tests.weights.test_pickles import save
+from tests.weights.test_torch_pickle import save
 
 CLIP = preset("tiny").replace(text={"long_length": None, "end_id": 2, "vocab_size": 60})
 RESNET = preset("tiny_resnet").replace(text={"long_length": None, "end_id": 2, "vocab_size": 60})

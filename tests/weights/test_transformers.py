@@ -11,13 +11,13 @@ from flax import nnx
 
 from fgclip_jax import convert
 from fgclip_jax.data.image import preprocess
-from fgclip_jax.data.tokenizer import Tokenizer
-from fgclip_jax.models.parameters import abstract_params, flatten, unflatten
-from fgclip_jax.models.presets import preset
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.models.config import preset
+from fgclip_jax.models.params import abstract_params, flatten, unflatten
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.models.vision import VisionTower
-from fgclip_jax.weights import folder as folders
-from fgclip_jax.weights import huggingface, kinds, native
+from fgclip_jax.models.vit import VisionTower
+from fgclip_jax.weights import clip_to_fgclip, huggingface, native
+from fgclip_jax.weights import formats as folders
 from tests.weights.features import assert_close, features, images, texts
 
 
@@ -176,7 +176,7 @@ def test_a_written_clip_is_complete_for_its_users(length, transformers, shared, 
   model, info = transformers.CLIPModel.from_pretrained(tmp_path / "theirs", output_loading_info=True)
   assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
   pixels, ids = images(32), texts()
-  native.write(str(tmp_path / "short"), *kinds.to_clip(config, flat))
+  native.write(str(tmp_path / "short"), *clip_to_fgclip.to_clip(config, flat))
   ours, theirs = _ours(tmp_path / "short", pixels, ids), _theirs(model.eval(), pixels, ids)
   for key, value in theirs.items():
     assert_close(ours[key], value)

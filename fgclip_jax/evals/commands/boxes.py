@@ -2,8 +2,8 @@
 
 import argparse
 
-from fgclip_jax.evals.boxes import BoxClassification
-from fgclip_jax.evals.commands import add_limit
+from fgclip_jax.evals.registry import add_limit
+from fgclip_jax.evals.tasks.box_classification import BoxClassification
 from fgclip_jax.evals.templates import TEMPLATES
 
 SHORT = "classification of boxes: COCO's 80 classes, LVIS' 1,203, Open Images"

@@ -2,8 +2,8 @@
 
 import argparse
 
-from fgclip_jax.evals.classification import SETS, Classification
-from fgclip_jax.evals.commands import add_limit, add_mode
+from fgclip_jax.evals.registry import add_limit, add_mode
+from fgclip_jax.evals.tasks.classification import SETS, Classification
 from fgclip_jax.evals.templates import TEMPLATES
 
 SHORT = "zero-shot classification: ImageNet, ImageNet-v2, any folder of folders, TensorFlow Datasets"

@@ -2,8 +2,8 @@
 
 import argparse
 
-from fgclip_jax.evals.commands import add_limit, add_mode
-from fgclip_jax.evals.compositional import READERS, Compositional
+from fgclip_jax.evals.registry import add_limit, add_mode
+from fgclip_jax.evals.tasks.compositional import READERS, Compositional
 
 SHORT = "compositional sets: SugarCrepe, ARO, Winoground and sets of their forms"
 TEXT = """Whether a picture fits its caption better than a caption with the same words in other roles. Of Winoground,

@@ -2,8 +2,8 @@
 
 import argparse
 
-from fgclip_jax.evals.commands import add_limit, positive
-from fgclip_jax.evals.detection import Detection
+from fgclip_jax.evals.registry import add_limit, positive
+from fgclip_jax.evals.tasks.detection import Detection
 from fgclip_jax.evals.templates import TEMPLATES
 
 SHORT = "open-vocabulary detection without training: proposals of a detector, named by the model"

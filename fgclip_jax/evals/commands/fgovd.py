@@ -2,8 +2,8 @@
 
 import argparse
 
-from fgclip_jax.evals.commands import add_limit
-from fgclip_jax.evals.fgovd import FgOvd
+from fgclip_jax.evals.registry import add_limit
+from fgclip_jax.evals.tasks.fgovd import FgOvd
 
 SHORT = "FG-OVD: a box's description among ten that differ in attributes"
 TEXT = """Top-1 for each level (hard, medium, easy, trivial), and by the kind of attribute that was changed."""

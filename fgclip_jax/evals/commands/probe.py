@@ -2,9 +2,9 @@
 
 import argparse
 
-from fgclip_jax.evals.commands import add_mode, positive
-from fgclip_jax.evals.image_features import LAYERS
-from fgclip_jax.evals.linear_probe import SETS, LinearProbe
+from fgclip_jax.evals.features import LAYERS
+from fgclip_jax.evals.registry import add_mode, positive
+from fgclip_jax.evals.tasks.linear_probe import SETS, LinearProbe
 
 SHORT = "linear probe and few-shot classification on frozen features"
 TEXT = """Logistic regression on the features of the image tower, its decay chosen on a validation split as in CLIP's

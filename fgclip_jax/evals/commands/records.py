@@ -2,8 +2,8 @@
 
 import argparse
 
-from fgclip_jax.evals.commands import add_limit
-from fgclip_jax.evals.records import Records
+from fgclip_jax.evals.registry import add_limit
+from fgclip_jax.evals.tasks.dataset import Records
 
 SHORT = "captions, regions and hard negatives of a prepared data set (also without the word `records`)"
 TEXT = """Retrieval by short and long captions, classification of regions among all region captions (or the data set's

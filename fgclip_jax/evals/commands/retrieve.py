@@ -2,9 +2,9 @@
 
 import argparse
 
-from fgclip_jax.evals.caption_sets import READERS
-from fgclip_jax.evals.commands import add_limit, add_mode
-from fgclip_jax.evals.retrieval_sets import ImageTextRetrieval
+from fgclip_jax.evals.datasets.caption_sets import READERS
+from fgclip_jax.evals.registry import add_limit, add_mode
+from fgclip_jax.evals.tasks.retrieval import ImageTextRetrieval
 
 SHORT = "retrieval of pictures and captions, each way: COCO, Flickr30k, ShareGPT4V-1K, DCI, Urban1k, your own pairs"
 TEXT = """R@1, R@5 and R@10: a picture's captions among all captions, and a caption's picture among all pictures."""

@@ -2,9 +2,9 @@
 
 import argparse
 
-from fgclip_jax.evals import class_lists
-from fgclip_jax.evals.commands import add_limit
-from fgclip_jax.evals.segmentation import Segmentation
+from fgclip_jax.evals.datasets import class_lists
+from fgclip_jax.evals.registry import add_limit
+from fgclip_jax.evals.tasks.segmentation import Segmentation
 from fgclip_jax.evals.templates import TEMPLATES
 
 SHORT = "segmentation without training: VOC, ADE-150, PASCAL Context, COCO-Stuff"

@@ -1,0 +1,117 @@
+"""Checks of the fields of annotation records that the converters share."""
+
+import posixpath
+from collections.abc import Callable
+from typing import Literal
+
+from fgclip_jax.data.record import check_box
+from fgclip_jax.storage.errors import RecordError
+
+LONG_CAPTION_WORDS = 1000  # a caption above it is worth a note: the text tower reads 248 tokens
+
+Loss = Literal["file", "record", "region", "negative", "note"]  # what is left out; a note costs nothing
+Tell = Callable[[Loss, RecordError], None]  # how a converter reports what it found in a record that it keeps
+
+
+def get_mapping(value: object, field: str, kind: str = "record") -> dict:
+  """Returns a JSON object, or raises `RecordError` of kind `<kind>_not_object`."""
+  if not isinstance(value, dict):
+    raise RecordError(f"{kind}_not_object", field, f"must be an object with named fields, got {_show(value)}")
+  return value
+
+
+def get_text(
+  mapping: dict, key: str, field: str, tell: Tell, *, name: str | None = None, optional: bool = False
+) -> str:
+  """Returns the text `mapping[key]`.
+
+  Raises:
+    RecordError: kinds `<name>_missing`, `<name>_wrong_type`, `<name>_empty`, `<name>_not_unicode`. An `optional`
+      text may be missing, null or empty. `name` defaults to `key`.
+  """
+  name = name or key
+  value = mapping.get(key)
+  if value is None:
+    if optional:
+      return ""
+    raise RecordError(f"{name}_missing", field, "is null" if key in mapping else "is missing")
+  if not isinstance(value, str):
+    raise RecordError(f"{name}_wrong_type", field, f"must be text, got {_show(value)}")
+  if not value.strip():
+    if optional:
+      return ""
+    raise RecordError(f"{name}_empty", field, "is empty")
+  check_unicode(value, name, field)
+  words = len(value.split())
+  if words > LONG_CAPTION_WORDS:
+    tell("note", RecordError(f"{name}_long", field, f"has {words} words; the end will not be read"))
+  return value
+
+
+def check_unicode(value: str, name: str, field: str) -> None:
+  """Raises `RecordError` of kind `<name>_not_unicode` for text that UTF-8 cannot hold."""
+  try:
+    value.encode()
+  except UnicodeEncodeError as error:
+    raise RecordError(f"{name}_not_unicode", field, f"holds a code that is no character ({error.reason})") from error
+
+
+def check_path(path: str, field: str) -> str:
+  """Returns a relative path in its simplest form, or raises `RecordError` of kind `path_outside`."""
+  simple = posixpath.normpath(path)
+  if posixpath.isabs(simple) or simple.split("/")[0] in ("..", ".") or "\0" in simple:
+    raise RecordError("path_outside", field, f"must be a path under the images folder, got {_show(path)}")
+  return simple
+
+
+def get_box(value: object, field: str, tell: Tell) -> tuple[float, float, float, float]:
+  """Returns a box as `check_box` does; a fifth number, the detector's score, is ignored."""
+  if not isinstance(value, list):
+    raise RecordError("box_not_four_numbers", field, f"needs x1, y1, x2, y2, got {_show(value)}")
+  x1, y1, x2, y2 = check_box(value[:4] if len(value) == 5 else value, field)
+  if x1 == x2 or y1 == y2:
+    tell("note", RecordError("box_without_area", field, f"has no area: {_show(value)}"))
+  return x1, y1, x2, y2
+
+
+def get_list(value: object, field: str, name: str, tell: Tell, loss: Loss) -> list:
+  """Returns a list; anything else but null is reported as `<name>_wrong_type` and gives an empty list."""
+  if value is not None and not isinstance(value, list):
+    tell(loss, RecordError(f"{name}_wrong_type", field, f"must be a list, got {_show(value)}"))
+  return value if isinstance(value, list) else []
+
+
+def keep_negatives(values: list, positive: str, field: str, limit: int, tell: Tell) -> tuple[str, ...]:
+  """Keeps the first `limit` usable negatives; reports those that are no text, empty or equal to the positive."""
+  kept = []
+  for index, value in enumerate(values):
+    try:
+      if not isinstance(value, str):
+        raise RecordError("negative_wrong_type", f"{field}[{index}]", f"must be text, got {_show(value)}")
+      if not value.strip():
+        raise RecordError("negative_empty", f"{field}[{index}]", "is empty")
+      if value.strip() == positive.strip():
+        raise RecordError("negative_equals_positive", f"{field}[{index}]", f"is the positive itself: {_show(value)}")
+      check_unicode(value, "negative", f"{field}[{index}]")
+      kept.append(value)
+    except RecordError as error:
+      tell("negative", error)
+  if len(kept) > limit:
+    tell("note", RecordError("negatives_over_10", field, f"{len(kept)} negatives; the first {limit} are kept"))
+  elif 0 < len(kept) < limit:
+    tell("note", RecordError("negatives_under_10", field, f"{len(kept)} negatives"))
+  return tuple(kept[:limit])
+
+
+def note_region_count(count: int, field: str, tell: Tell) -> None:
+  """Notes a record without regions, or with more than the four that FG-CLIP trains on by default."""
+  if count == 0:
+    tell("note", RecordError("regions_none", field, "no region; the record counts for its captions"))
+  elif count > 4:
+    message = f"{count} regions, all kept; the usual setting trains on the first four"
+    tell("note", RecordError("regions_over_4", field, message))
+
+
+def _show(value: object) -> str:
+  text = repr(value)
+  return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,233 @@
+"""What lies in a data set folder beside its shards, so that TensorFlow Datasets reads it, and what it holds is known.
+
+| file | what it says |
+|---|---|
+| `features.json` | the schema of a record, for TensorFlow Datasets |
+| `dataset_info.json` | name, version, splits, records of each shard; also read by TensorFlow Datasets |
+| `info.json` | the data set's own facts: the tokenizer of its token ids, where its splits come from |
+| `checksums.json` | of each shard its size in bytes and its SHA-256 |
+| `index/` | where records stand in shards, for reading from object storage (`remote.py`) |
+
+`tfds.builder_from_directory(FOLDER).as_data_source(split)` reads such a folder without TensorFlow, and
+`tfds.data_source(NAME, data_dir=ROOT)` one that lies at `ROOT/NAME/1.0.0` and has a name in lower case.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import os
+import re
+import tempfile
+from typing import Any
+
+from fgclip_jax.data import record
+from fgclip_jax.storage import paths, workers
+
+VERSION = "1.0.0"  # of the records' schema, as TensorFlow Datasets count versions
+INFO, DATASET_INFO, CHECKSUMS = "info.json", "dataset_info.json", "checksums.json"
+_DESCRIPTION = "Images with short and long captions, and regions with captions and hard negatives, for FG-CLIP."
+_TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+  """A finished shard.
+
+  Attributes:
+    records: how many it holds.
+    content: the bytes of its records.
+    size: the bytes of its file.
+    sha256: the hexadecimal SHA-256 of its file.
+  """
+
+  records: int
+  content: int
+  size: int
+  sha256: str
+
+
+def read_name(folder: str) -> str | None:
+  """The name of the data set in a folder; None where there is none."""
+  return _read(folder, DATASET_INFO).get("name")
+
+
+def read_splits(folder: str) -> dict[str, list[int]]:
+  """How many records each shard of each split has; empty where nothing was prepared."""
+  return {split: found.lengths for split, found in _read_splits(folder).items()}
+
+
+def read_info(folder: str) -> dict[str, Any]:
+  """The data set's own facts; empty if there are none."""
+  return _read(folder, INFO)
+
+
+def write_info(folder: str, info: dict[str, Any]) -> None:
+  """Writes the data set's own facts."""
+  _save(folder, INFO, info)
+
+
+def add_splits(folder: str, name: str, splits: dict[str, list[Shard]]) -> None:
+  """Describes splits whose shards are finished, and keeps what is known of the others."""
+  known = _read_splits(folder)
+  for split, shards in splits.items():
+    known[split] = _Split([shard.records for shard in shards], sum(shard.content for shard in shards))
+  _write_dataset_info(folder, name, known)
+  sums = {file: sum for file, sum in _read(folder, CHECKSUMS).items() if _split_of(file) not in splits}
+  for split, shards in splits.items():
+    for number, shard in enumerate(shards):
+      file = os.path.basename(shard_path("", name, split, number, len(shards)))
+      sums[file] = {"bytes": shard.size, "sha256": shard.sha256}
+  _save(folder, CHECKSUMS, dict(sorted(sums.items())))
+
+
+def remove_split(folder: str, split: str) -> None:
+  """Takes a split's shards away, and all that is said of them."""
+  known = _read_splits(folder)
+  if split in known:
+    del known[split]
+    _write_dataset_info(folder, read_name(folder) or "", known)
+    sums = {file: sum for file, sum in _read(folder, CHECKSUMS).items() if _split_of(file) != split}
+    _save(folder, CHECKSUMS, sums)
+    info = read_info(folder)
+    if info.get("sources", {}).pop(split, None):
+      write_info(folder, info)
+  for place in (folder, paths.join(folder, "index")):
+    for entry in paths.list_folder(place) if paths.is_folder(place) else []:
+      if _split_of(entry) == split:
+        paths.remove(paths.join(place, entry))
+
+
+def verify_shard(folder: str, entry: tuple[str, dict[str, Any]]) -> str | None:
+  """Compares a shard with its entry in `checksums.json`; returns what is wrong, or None."""
+  file, expected = entry
+  path = paths.join(folder, file)
+  workers.tick(expected["bytes"])
+  if not paths.exists(path):
+    return f"{path} is missing"
+  if paths.size(path) != expected["bytes"]:
+    return f"{path} has {paths.size(path):,} bytes, it was written with {expected['bytes']:,}"
+  if hash_file(path) != expected["sha256"]:
+    return f"{path} is damaged: its SHA-256 is another than when it was written"
+  return None
+
+
+def read_checksums(folder: str) -> dict[str, dict[str, Any]]:
+  """Of each shard, by file name, its size in `bytes` and its `sha256`."""
+  return _read(folder, CHECKSUMS)
+
+
+def hash_file(path: str) -> str:
+  """The hexadecimal SHA-256 of a file."""
+  with paths.open(path, "rb") as file:
+    return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@dataclasses.dataclass
+class _Split:
+  """The records of each shard, and the bytes of all records."""
+
+  lengths: list[int]
+  content: int
+
+
+def _read_splits(folder: str) -> dict[str, _Split]:
+  return {
+    split["name"]: _Split([int(length) for length in split.get("shardLengths", [])], int(split.get("numBytes", 0)))
+    for split in _read(folder, DATASET_INFO).get("splits", [])
+  }
+
+
+def _split_of(entry: str) -> str | None:
+  """The split of a shard, of its index or of a shard half written, by its name."""
+  found = match_shard(entry)
+  return found["split"] if found else None
+
+
+def _write_dataset_info(folder: str, name: str, splits: dict[str, _Split]) -> None:
+  if not splits:
+    for file in (DATASET_INFO, "features.json", CHECKSUMS):
+      paths.remove(paths.join(folder, file))
+    return
+  import tensorflow_datasets as tfds
+
+  with tempfile.TemporaryDirectory() as scratch:  # TensorFlow Datasets knows fewer kinds of storage than we do
+    identity = tfds.core.dataset_info.DatasetIdentity(
+      name=name, version=tfds.core.Version(VERSION), data_dir=scratch, module_name=""
+    )
+    info = tfds.core.DatasetInfo(builder=identity, features=record.features(), description=_DESCRIPTION)
+    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
+    template = tfds.core.ShardedFileTemplate(
+      data_dir=scratch, template=_TEMPLATE, dataset_name=name, filetype_suffix="array_record"
+    )
+    found = [
+      tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=facts.lengths,
+        num_bytes=facts.content,
+        filename_template=template.replace(split=split),
+      )
+      for split, facts in sorted(splits.items())
+    ]
+    info.set_splits(tfds.core.splits.SplitDict(found))
+    info.write_to_directory(scratch)
+    for file in ("features.json", DATASET_INFO):
+      with open(os.path.join(scratch, file), "rb") as stream:
+        paths.write(paths.join(folder, file), stream.read())
+
+
+def _read(folder: str, file: str) -> dict[str, Any]:
+  path = paths.join(folder, file)
+  with contextlib.suppress(FileNotFoundError):
+    return json.loads(paths.read(path))
+  return {}
+
+
+def _save(folder: str, file: str, value: dict) -> None:
+  paths.write(paths.join(folder, file), (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+_SHARD = re.compile(
+  r"(?P<name>.+)-(?P<split>[A-Za-z0-9_]+)\.array_record-(?P<index>\d{5})-of-(?P<count>\d{5})(?P<rest>\..+)?"
+)
+
+
+def shard_path(folder: str, name: str, split: str, index: int, count: int) -> str:
+  """The path of one shard, named as TensorFlow Datasets names them."""
+  return paths.join(folder, f"{name}-{split}.array_record-{index:05d}-of-{count:05d}")
+
+
+def match_shard(entry: str) -> re.Match | None:
+  """Takes the name of a shard apart into `name`, `split`, `index`, `count` and `rest`.
+
+  `rest` is what follows the name in that of a shard's companion, such as an unfinished copy: `.tmp`.
+  """
+  return _SHARD.fullmatch(entry)
+
+
+def find_shards(folder: str, split: str) -> list[str]:
+  """The shards of a split, in order.
+
+  Raises:
+    FileNotFoundError: no such folder or no shard of that split (the message lists the splits there are).
+    ValueError: a shard of the set is missing.
+  """
+  if not paths.is_folder(folder):
+    raise FileNotFoundError(f"no data set folder at {folder!r}; make one with `python -m fgclip_jax.prepare`")
+  found, splits = {}, set()
+  for entry in paths.list_folder(folder):
+    match = match_shard(entry)
+    if match and not match["rest"]:
+      splits.add(match["split"])
+      if match["split"] == split:
+        found.setdefault((match["name"], int(match["count"])), []).append(int(match["index"]))
+  if not found:
+    has = f"it has the splits {sorted(splits)}" if splits else "it has no ArrayRecord shard at all"
+    raise FileNotFoundError(f"no shard of split {split!r} in {folder!r}: {has}")
+  if len(found) > 1:
+    raise ValueError(f"{folder!r} holds several sets of shards of split {split!r}: {sorted(found)}; keep one")
+  (((name, count), indices),) = found.items()
+  missing = sorted(set(range(count)) - set(indices))
+  if missing:
+    raise ValueError(f"{folder!r}, split {split!r}: shards {missing} of {count} are missing; run `prepare` again")
+  return [shard_path(folder, name, split, index, count) for index in range(count)]

@@ -1,0 +1,226 @@
+"""Pictures with a class each: folders named by class, a folder with a file of labels, ImageNet and its variants, data
+sets of TensorFlow Datasets."""
+
+import dataclasses
+import functools
+import importlib.resources
+import json
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from fgclip_jax.evals.datasets.images import Source
+from fgclip_jax.prepare.sources import tfds as tfds_source
+from fgclip_jax.storage import paths
+
+_HEADINGS = ("imageid", "image_id", "image", "filename", "file", "name", "path")  # of the first column of a CSV file
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+
+
+@dataclasses.dataclass(frozen=True)
+class Labelled:
+  """Pictures and their classes.
+
+  Attributes:
+    pictures: what `fgclip_jax.evals.datasets.images` reads.
+    ids: what each is called in reports.
+    labels: the class of each, as a number.
+    names: of the classes; some may have no picture.
+    notes: what a reader of the results should know.
+  """
+
+  pictures: Sequence[Source]
+  ids: Sequence[str]
+  labels: Int[np.ndarray, "N"]
+  names: tuple[str, ...]
+  notes: tuple[str, ...] = ()
+
+  def first(self, limit: int | None) -> "Labelled":
+    """The first `limit` pictures; all where it is None."""
+    if limit is not None and limit < 1:
+      raise ValueError(f"limit must be at least 1, got {limit}")
+    return Labelled(self.pictures[:limit], self.ids[:limit], self.labels[:limit], self.names, self.notes)
+
+
+@functools.cache
+def imagenet_classes() -> dict[str, str]:
+  """ImageNet-1K: WordNet numbers, in the order of the classes, and the names that CLIP's authors gave them."""
+  return json.loads((importlib.resources.files("fgclip_jax.evals") / "imagenet.json").read_text(encoding="utf-8"))
+
+
+def read_classes(path: str) -> dict[str, str] | list[str]:
+  """Class names of a file: by folder (a JSON object, or lines `FOLDER<tab>NAME`) or in order (a JSON list, or lines).
+
+  Raises:
+    FileNotFoundError, ValueError: there is no such file, or it holds no names.
+  """
+  text = paths.read(path).decode()
+  if path.lower().endswith(".json"):
+    try:
+      found = json.loads(text)
+    except ValueError as error:
+      raise ValueError(f"{path!r} is not JSON: {error}") from error
+  else:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    rows = [line.split("\t", 1) for line in lines]
+    found = dict(rows) if all(len(row) == 2 for row in rows) else lines
+  values = list(found.values()) if isinstance(found, dict) else found
+  if (
+    not isinstance(values, list) or not values or not all(isinstance(value, str) and value.strip() for value in values)
+  ):
+    raise ValueError(f"{path!r} must hold class names: an object or list of strings, or lines")
+  return found
+
+
+def list_classes(folder: str) -> list[str]:
+  """The names of the sub-folders of a folder, sorted."""
+  return [name for name in paths.list_folder(folder) if paths.is_folder(paths.join(folder, name))]
+
+
+def read_folder(folder: str, classes: Mapping[str, str] | Sequence[str] | None = None) -> Labelled:
+  """Pictures that lie in sub-folders named by class, in the order of their names.
+
+  Args:
+    folder: the folder. Files beside the sub-folders, and those without the ending of a picture, are not looked at.
+    classes: names by sub-folder, or in order; None: a sub-folder's name is its class's, with spaces for `_`.
+      With names in order, sub-folders named by number are the classes of these numbers (`10` is class 10, though it
+      sorts before `2`), those named as classes are these, and others are the classes in the order of their names.
+
+  Raises:
+    FileNotFoundError, ValueError: there is no such folder, no picture in it, or a sub-folder that is no class.
+  """
+  found = list_classes(folder)
+  if not found:
+    raise ValueError(f"{folder!r} has no sub-folders: it needs one for each class, with its pictures")
+  number, names = _number(folder, found, classes)
+  pictures, labels = [], []
+  for name in found:
+    files = _list_pictures(paths.join(folder, name))
+    pictures += [paths.join(folder, name, file) for file in files]
+    labels += [number[name]] * len(files)
+  if not pictures:
+    raise ValueError(f"the sub-folders of {folder!r} hold no pictures ({', '.join(SUFFIXES)})")
+  return Labelled(pictures, [os.path.relpath(path, folder) for path in pictures], np.asarray(labels, np.int64), names)
+
+
+def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[str] | None = None) -> Labelled:
+  """Pictures of one folder, whose classes are in a file.
+
+  Args:
+    folder: the folder.
+    labels: a text file. Lines `FILE CLASS`, parted by a tab, a comma or a space (the suffix of FILE may lack; of a
+      CLASS field with more words that is no class, the first word counts, as in Kaggle's `LOC_val_solution.csv`); or a
+      class on each line, for the pictures of the folder in the order of their names.
+    classes: names by key (of ImageNet: WordNet numbers), or in order; None: the distinct classes of the file, sorted,
+      with spaces for `_`. A class is written as its key, its name, or, in lines with a FILE, its number from 0 on.
+
+  Raises:
+    FileNotFoundError, ValueError: a file is missing, or a line of `labels` cannot be used; the message names it.
+  """
+  files = _list_pictures(folder)
+  by_name = {os.path.splitext(file)[0]: file for file in files} | {file: file for file in files}
+  rows, alone = _read_rows(labels, files, by_name)
+  if not files or not rows:
+    raise ValueError(f"{folder!r} has {len(files)} pictures ({', '.join(SUFFIXES)}), {labels!r} names {len(rows)}")
+  if classes is None:
+    classes = {label: label.replace("_", " ") for label in sorted({label for _, _, label in rows})}
+  keys, names = (list(classes), tuple(classes.values())) if isinstance(classes, Mapping) else ([], tuple(classes))
+  known = {name: place for each in (names, keys) for place, name in enumerate(each)}
+  # numbers alone may count the classes in another order, as those of ImageNet's development kit do
+  if not (alone and keys):
+    known = {str(place): place for place in range(len(names))} | known
+  found = []
+  for number, file, label in rows:
+    word = label if label in known else label.split(None, 1)[0] if label else ""
+    if word not in known:
+      advice = ""
+      if word.isdecimal():
+        advice = "; numbers are read in lines `FILE NUMBER`, from 0 on"
+      elif not label:
+        advice = (
+          f": give a line `FILE CLASS` for each, or a class on each line; {len(rows)} are for {len(files)} pictures"
+        )
+      raise ValueError(f"{labels}, line {number}: {label!r} is none of the {len(names)} classes{advice}")
+    found.append((by_name.get(file, file), known[word]))
+  unnamed = set(files) - {file for file, _ in found}
+  notes = (f"{len(unnamed):,} pictures of {folder!r} are not in {labels!r} and were not looked at",) if unnamed else ()
+  ids, numbers = zip(*found, strict=True)
+  return Labelled([paths.join(folder, file) for file in ids], ids, np.asarray(numbers, np.int64), names, notes)
+
+
+def read_tfds(name: str, split: str = "test", data_dir: str | None = None) -> Labelled:
+  """A data set of TensorFlow Datasets that lies on this machine in random-access files; needs no TensorFlow.
+
+  Args:
+    name: its name, e.g. `imagenet_v2` or `cifar10:3.0.2`, or its folder (with `features.json`).
+    split: of it.
+    data_dir: where data sets lie; None: `~/tensorflow_datasets`.
+
+  Raises:
+    FileNotFoundError, ValueError: it is not there, has no `image` with a `label` that is a class, or lies in files
+      other than ArrayRecord.
+  """
+  import tensorflow_datasets as tfds
+
+  folder = tfds_source.find(name, data_dir, split, "image", "label", None).folder
+  builder = tfds.builder_from_directory(folder)
+  label = builder.info.features["label"]
+  if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
+    raise ValueError(f"field `label` of {folder} must be a class, and is {label!r}")
+  source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+  known = imagenet_classes()
+  names = tuple(known.get(each, each.replace("_", " ")) for each in label.names)
+  labels = [int(source[place]["label"]) for place in range(len(source))]
+  pictures = [functools.partial(_get_image, source, place) for place in range(len(source))]
+  return Labelled(pictures, [f"{split}/{place}" for place in range(len(source))], np.asarray(labels, np.int64), names)
+
+
+def _list_pictures(folder: str) -> list[str]:
+  """The names of the pictures in a folder, sorted."""
+  return [name for name in paths.list_folder(folder) if name.lower().endswith(SUFFIXES)]
+
+
+def _read_rows(path: str, files: list[str], by_name: Mapping[str, str]) -> tuple[list[tuple[int, str, str]], bool]:
+  """The number of each line of a file of labels, a picture, and its class; and whether lines have the class alone."""
+  lines = enumerate(paths.read(path).decode("utf-8-sig").splitlines(), 1)
+  lines = [(number, line.strip()) for number, line in lines if line.strip()]
+  rows = [(number, *_split_row(line)) for number, line in lines]
+  if len(rows) == len(files) and not any(file in by_name for _, file, _ in rows):
+    return [(number, file, line) for file, (number, line) in zip(files, lines, strict=True)], True
+  heading = bool(rows) and rows[0][1].lower() in _HEADINGS
+  return rows[heading:], False
+
+
+def _split_row(line: str) -> tuple[str, str]:
+  """The first field of a line, and the second; empty: there is none."""
+  mark = next((mark for mark in "\t," if mark in line), None)
+  first, *rest = line.split(mark, 1)
+  return first.strip(), rest[0].strip() if rest else ""
+
+
+def _get_image(source: Sequence[dict], place: int) -> bytes | np.ndarray:
+  image = source[place]["image"]
+  return image.item() if isinstance(image, np.ndarray) and not image.ndim else image
+
+
+def _number(folder: str, found: list[str], classes: Mapping[str, str] | Sequence[str] | None):
+  """The number of each sub-folder's class, and the names of all classes."""
+  if classes is None:
+    return {name: place for place, name in enumerate(found)}, tuple(name.replace("_", " ") for name in found)
+  if isinstance(classes, Mapping):
+    keys, names = list(classes), tuple(classes.values())
+  else:
+    keys, names = None, tuple(classes)
+  if all(name.isdecimal() for name in found) and (keys is None or found[0] not in keys):
+    number = {name: int(name) for name in found}
+    wrong = [name for name in found if int(name) >= len(names)]
+  else:
+    if keys is None:
+      keys = list(names) if set(found) <= set(names) else found if len(found) == len(names) else []
+    number = {key: place for place, key in enumerate(keys)}
+    wrong = [name for name in found if name not in number]
+  if wrong:
+    raise ValueError(f"sub-folder {wrong[0]!r} of {folder!r} is none of the {len(names)} classes")
+  return number, names

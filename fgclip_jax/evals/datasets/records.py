@@ -1,0 +1,95 @@
+"""The records of a split, read and decoded in order; those that cannot be used are counted, not lost in silence."""
+
+import collections
+import dataclasses
+from collections.abc import Iterator
+
+import numpy as np
+from jaxtyping import UInt8
+
+from fgclip_jax.data import image as images
+from fgclip_jax.data import record, shards
+from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.threads import in_threads
+
+
+@dataclasses.dataclass(frozen=True)
+class Example:
+  """A record with its image decoded.
+
+  Attributes:
+    number: the record's place in its split.
+    pixels: squashed to a square.
+    record: the record.
+  """
+
+  number: int
+  pixels: UInt8[np.ndarray, "S S 3"]
+  record: record.Record
+
+
+class Examples:
+  """A split of a record folder. Iterating gives its examples in order; each pass reads them again.
+
+  Attributes:
+    skipped: how many records of each kind of fault the last pass left out.
+    first_fault: the first of them, in words.
+  """
+
+  def __init__(self, folder: str, split: str, image_size: int = 224, limit: int | None = None):
+    """Opens a split.
+
+    Args:
+      folder: as `python -m fgclip_jax.prepare` writes it, on this machine or in object storage.
+      split: e.g. `validation`.
+      image_size: the side that images are squashed to.
+      limit: reads only so many records, the first ones.
+
+    Raises:
+      FileNotFoundError, ValueError: there is no such folder or split, a shard is missing, no record can be read, or
+        `limit` is below 1.
+    """
+    if limit is not None and limit < 1:
+      raise ValueError(f"limit must be at least 1, got {limit}")
+    self.folder, self.split, self.image_size = folder, split, image_size
+    self._source = shards.Records(folder, split)
+    self._count = min(len(self._source), limit or len(self._source))
+    self._reset()
+
+  @property
+  def damage(self) -> list[str]:
+    """A line for each damaged shard."""
+    return self._source.damage
+
+  def __len__(self) -> int:
+    """How many records there are, usable or not."""
+    return self._count
+
+  def read(self, number: int) -> record.Record:
+    """One record as it lies in its shard; a `RecordError` says why it cannot be used."""
+    if not 0 <= number < len(self):
+      raise IndexError(f"no record {number} in split {self.split!r} of {self.folder!r}: it has {len(self)}")
+    return record.decode(self._source[number])
+
+  def __iter__(self) -> Iterator[Example]:
+    self._reset()
+    for number, result in enumerate(in_threads(self._try, range(len(self)))):
+      if isinstance(result, Example):
+        yield result
+      else:
+        self.skipped[result.kind] += 1
+        self.first_fault = self.first_fault or f"record {number} of split {self.split!r}: {result}"
+
+  def _reset(self) -> None:
+    self.skipped: collections.Counter = collections.Counter()
+    self.first_fault: str | None = None
+
+  def _try(self, number: int) -> Example | RecordError:
+    try:
+      found = self.read(number)
+      pixels = images.to_square(images.open_image(found.image), self.image_size)
+    except RecordError as error:
+      if isinstance(error.__cause__, OSError) and error.kind == "shard_lost":
+        raise OSError(f"{self.folder}, record {number}: {error}") from error  # the network's fault, not the record's
+      return error
+    return Example(number, pixels, dataclasses.replace(found, image=b""))

@@ -1,0 +1,212 @@
+"""A split's images, regions and texts as embeddings, each encoded once, for all evaluators."""
+
+import dataclasses
+import itertools
+from collections.abc import Iterable
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+import tqdm
+from jaxtyping import Float32, Int
+
+from fgclip_jax.data.dataset_folder import read_info
+from fgclip_jax.data.record import MAX_NEGATIVES, Record
+from fgclip_jax.data.tokenizers.clip import clean
+from fgclip_jax.evals import guards
+from fgclip_jax.evals.datasets.records import Example, Examples
+from fgclip_jax.evals.evaluator import Metric, Question
+from fgclip_jax.evals.ranking import NONE
+from fgclip_jax.inference.model import FGCLIP
+
+
+@dataclasses.dataclass(frozen=True)
+class Embedded:
+  """Unit-length embeddings of N images, M regions, T distinct short or region texts and U distinct long ones.
+
+  Attributes:
+    image: of whole images.
+    short, long: the row of `short_text` or `long_text` that is an image's caption; -1: it has none.
+    region: of the regions that have a caption and a size.
+    region_caption: the row of `short_text` that is a region's caption.
+    negatives: the rows of `short_text` that are a region's hard negatives; -1: no more.
+    classes: the rows of `short_text` that regions are classified into.
+    short_text: of short captions, region captions, negatives and classes.
+    long_text: of long captions; empty for a plain CLIP.
+    ids: what the images are called.
+    places: the image's id and the box of each region.
+    short_words, long_words: the texts of `short_text` and `long_text`. Texts that differ in what the tokenizer drops
+      (case, spacing) are one.
+    records: how many records were read, used or not.
+    skipped: how many of them could not be used, by kind of fault.
+    notes: what a reader of the results should know.
+  """
+
+  image: Float32[np.ndarray, "N D"]
+  short: Int[np.ndarray, "N"]
+  long: Int[np.ndarray, "N"]
+  region: Float32[np.ndarray, "M D"]
+  region_caption: Int[np.ndarray, "M"]
+  negatives: Int[np.ndarray, "M 10"]
+  classes: Int[np.ndarray, "C"]
+  short_text: Float32[np.ndarray, "T D"]
+  long_text: Float32[np.ndarray, "U D"]
+  ids: list[str]
+  places: list[str]
+  short_words: list[str]
+  long_words: list[str]
+  records: int
+  skipped: dict[str, int]
+  notes: tuple[str, ...]
+
+
+class _Texts:
+  """Distinct texts, numbered as they come."""
+
+  def __init__(self):
+    self._number: dict[str, int] = {}
+    self.words: list[str] = []
+
+  def add(self, text: str) -> int:
+    """The text's number; `NONE` for an empty one."""
+    key = clean(text)
+    if not key:
+      return NONE
+    number = self._number.setdefault(key, len(self.words))
+    if number == len(self.words):
+      self.words.append(text)
+    return number
+
+  def encode(self, model: FGCLIP, kind: str, progress: bool) -> tuple[np.ndarray, list[str]]:
+    """The embeddings of all texts, and what was said about cut ones: they are cut as in training."""
+    if not self.words:
+      return np.zeros((0, model.config.embedding_width), np.float32), []
+    return guards.encode_texts(model, self.words, kind, ("cut_texts",), progress)
+
+
+class _Labels:
+  """The texts of records, as numbers of distinct texts."""
+
+  def __init__(self, read_long: bool):
+    self.short_texts, self.long_texts = _Texts(), _Texts()
+    self.short, self.long, self.region, self.negatives = [], [], [], []
+    self.ids, self.places = [], []
+    self.unusable = 0
+    self._read_long = read_long
+
+  def add(self, record: Record) -> list[tuple[float, float, float, float]]:
+    """Takes a record's texts; returns the boxes of its usable regions."""
+    self.ids.append(record.id)
+    self.short.append(self.short_texts.add(record.short))
+    self.long.append(self.long_texts.add(record.long) if self._read_long else NONE)
+    usable = [r for r in record.regions if clean(r.short) and r.box[0] < r.box[2] and r.box[1] < r.box[3]]
+    self.unusable += len(record.regions) - len(usable)
+    for region in usable:
+      right = self.short_texts.add(region.short)
+      self.region.append(right)
+      self.places.append(f"{record.id} {[round(each, 4) for each in region.box]}")
+      wrong = dict.fromkeys(self.short_texts.add(text) for text in region.negatives)
+      wrong = [number for number in wrong if number not in (NONE, right)]
+      self.negatives.append(wrong + [NONE] * (MAX_NEGATIVES - len(wrong)))
+    return [region.box for region in usable]
+
+  def classes(self, declared: list[str] | None) -> np.ndarray:
+    """The numbers of the declared classes, or else of all region captions."""
+    numbers = [self.short_texts.add(text) for text in declared] if declared else self.region
+    return np.unique(np.asarray([number for number in numbers if number != NONE], np.int64))
+
+
+@runtime_checkable
+class Part(Protocol):
+  """What is measured of the embeddings of a record folder."""
+
+  name: str
+
+  def run(self, model: FGCLIP, examples: Embedded) -> tuple[dict[str, Metric], list[Question]]:
+    """Measures, or raises `NothingToMeasureError`; also gives each question that was asked."""
+
+
+def embed(model: FGCLIP, folder: str, split: str, limit: int | None = None, progress: bool = False) -> Embedded:
+  """Reads and encodes a split of a record folder.
+
+  Args:
+    model: the model.
+    folder, split: see `fgclip_jax.prepare`.
+    limit: the number of records to read, from the first; None for all.
+    progress: shows progress bars.
+
+  Raises:
+    FileNotFoundError, ValueError: the split is not there, or holds no usable record; an embedding is not finite.
+  """
+  examples = Examples(folder, split, model.config.vision.image_size, limit)
+  labels = _Labels(read_long=model.config.fine_grained)
+  # a last batch is filled up, so that it needs no program of its own
+  size = model.batch_size if len(examples) >= model.batch_size else None
+  images, regions = [], []
+  with tqdm.tqdm(total=len(examples), desc="images", unit="image", disable=not progress) as bar:
+    for batch in _batches(examples, model.batch_size):
+      boxes = [labels.add(example.record) for example in batch]
+      image, region = _encode(model, [example.pixels for example in batch], boxes, size or len(batch))
+      images.append(image)
+      regions.append(region)
+      bar.update(batch[-1].number + 1 - bar.n)
+    bar.update(len(examples) - bar.n)
+  notes = _notes(examples, labels.unusable)
+  if not images:
+    raise ValueError(f"no record of split {split!r} in {folder!r} can be used: {'; '.join(notes)}")
+  classes = labels.classes(read_info(folder).get("region_classes"))
+  short_text, short_notes = labels.short_texts.encode(model, "short", progress)
+  long_text, long_notes = labels.long_texts.encode(model, "long", progress)
+  image, region = np.concatenate(images), np.concatenate(regions)
+  guards.check_finite(image, "images")
+  guards.check_finite(region, "regions")
+  return Embedded(
+    image=image,
+    region=region,
+    short_text=short_text,
+    long_text=long_text,
+    short=np.asarray(labels.short, np.int64),
+    long=np.asarray(labels.long, np.int64),
+    region_caption=np.asarray(labels.region, np.int64),
+    negatives=np.asarray(labels.negatives, np.int64).reshape(-1, MAX_NEGATIVES),
+    classes=classes,
+    ids=labels.ids,
+    places=labels.places,
+    short_words=labels.short_texts.words,
+    long_words=labels.long_texts.words,
+    records=len(examples),
+    skipped=dict(examples.skipped),
+    notes=(*notes, *short_notes, *long_notes),
+  )
+
+
+def _batches(examples: Iterable[Example], size: int) -> Iterable[list[Example]]:
+  iterator = iter(examples)
+  while batch := list(itertools.islice(iterator, size)):
+    yield batch
+
+
+def _encode(model: FGCLIP, pixels: list[np.ndarray], boxes: list[list], size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Embeds a batch's images [n, D], and its regions [m, D] in the order of the images, as a batch of `size`."""
+  count = len(pixels)
+  pixels = np.stack(pixels + [pixels[-1]] * (size - count))
+  if not any(boxes):
+    return model.encode_image(pixels)[:count], np.zeros((0, model.config.embedding_width), np.float32)
+  padded = np.zeros((len(pixels), max(len(each) for each in boxes), 4), np.float32)
+  for row, each in zip(padded, boxes, strict=False):
+    row[: len(each)] = np.asarray(each, np.float32).reshape(-1, 4)
+  image, region = model.encode_image_and_regions(pixels, padded)
+  return image[:count], np.concatenate([row[: len(each)] for row, each in zip(region, boxes, strict=False)])
+
+
+def _notes(examples: Examples, unusable: int) -> list[str]:
+  notes = list(examples.damage)
+  if examples.skipped:
+    kinds = ", ".join(f"{kind} {count}" for kind, count in examples.skipped.most_common())
+    total = sum(examples.skipped.values())
+    notes.append(
+      f"{total} of {len(examples)} records could not be used and were skipped ({kinds}); the first: "
+      f"{examples.first_fault}"
+    )
+  if unusable:
+    notes.append(f"{unusable} regions without a caption or without a size were left out")
+  return notes

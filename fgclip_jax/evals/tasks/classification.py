@@ -1,0 +1,149 @@
+"""Zero-shot classification: a picture among all classes, each the mean of its prompts' embeddings."""
+
+import collections
+import dataclasses
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Int
+
+from fgclip_jax.data.image import Mode
+from fgclip_jax.evals import guards, ranking
+from fgclip_jax.evals.datasets import image_folders
+from fgclip_jax.evals.datasets import images as pictures
+from fgclip_jax.evals.evaluator import Metric, Result
+from fgclip_jax.evals.templates import TEMPLATES, class_embeddings
+from fgclip_jax.inference import inputs
+from fgclip_jax.inference.model import FGCLIP
+
+SETS = ("imagenet", "imagenetv2", "folder", "tfds")
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+  """The evaluator.
+
+  Attributes:
+    dataset: `imagenet` or `imagenetv2`: sub-folders named by WordNet number (`n01440764`) or class number (0 to 999);
+      `folder`: sub-folders named by class; `tfds`: a data set of TensorFlow Datasets.
+    images: the folder; for `tfds` the data set's name or folder.
+    classes: for `folder`, a file of class names, see `labelled.read_classes`; None: those of the sub-folders or labels.
+    labels: a file with the class of each picture, see `labelled.read_flat`, for pictures that lie in one folder, as
+      ImageNet's do when they are downloaded; None: they lie in sub-folders.
+    split, data_dir: for `tfds`, the split, and where named data sets lie.
+    templates: a key of `templates.TEMPLATES`.
+    mode: how pictures are made square; None: the model's own way, `squash` for an FG-CLIP, `center_crop` for a CLIP.
+    limit: takes only so many pictures, the first ones.
+    allow: see `guards`.
+  """
+
+  dataset: str
+  images: str
+  classes: str | None = None
+  labels: str | None = None
+  split: str = "test"
+  data_dir: str | None = None
+  templates: str = "openai80"
+  mode: Mode | None = None
+  limit: int | None = None
+  allow: tuple[str, ...] = ()
+
+  def __post_init__(self):
+    if self.dataset not in SETS or self.templates not in TEMPLATES:
+      raise ValueError(
+        f"dataset must be one of {', '.join(SETS)} and templates one of {', '.join(TEMPLATES)}, got "
+        f"{self.dataset!r} and {self.templates!r}"
+      )
+    if self.classes and self.dataset != "folder":
+      raise ValueError(f"classes are given for the dataset 'folder', not for {self.dataset!r}")
+    if self.labels and self.dataset == "tfds":
+      raise ValueError("labels are given for pictures in one folder, and those of tfds have theirs")
+
+  @property
+  def name(self) -> str:
+    return f"classify {self.dataset}"
+
+  def settings(self) -> dict[str, Any]:
+    values = dataclasses.asdict(self)
+    return values if self.dataset == "tfds" else {k: v for k, v in values.items() if k not in ("split", "data_dir")}
+
+  def read(self) -> image_folders.Labelled:
+    """The pictures and their classes; errors as in `labelled`."""
+    if self.dataset == "tfds":
+      found = image_folders.read_tfds(self.images, self.split, self.data_dir)
+    else:
+      classes = image_folders.imagenet_classes() if self.dataset != "folder" else None
+      if self.classes:
+        classes = image_folders.read_classes(self.classes)
+      if self.labels:
+        found = image_folders.read_flat(self.images, self.labels, classes)
+      else:
+        found = image_folders.read_folder(self.images, classes)
+    return found.first(self.limit)
+
+  def run(self, model: FGCLIP, progress: bool = False) -> Result:
+    """Metrics `top1`, `top5` and `mean_per_class` (of top-1, over the classes that have pictures).
+
+    Classes of the same name are one answer in these. Published scripts take the first of the highest cosines: that is
+    `top1_argmax`, for data sets with such classes, as ImageNet has.
+    """
+    notes = guards.check_resolution(model, self.allow)
+    data, faults = self.read(), pictures.Faults()
+    classes = class_embeddings(model, data.names, TEMPLATES[self.templates], progress)
+    image, kept = pictures.encode_pictures(model, data.pictures, faults, self.mode, progress)
+    notes += faults.notes(len(data.pictures))
+    if not len(kept):
+      raise ValueError(f"no picture of {self.images!r} can be used: {'; '.join(notes)}")
+    notes += [*data.notes, *_notes(data)]
+    mode = self.mode or inputs.default_mode(model.config)
+    notes.append(f"pictures are made square by {mode}, classes by the templates {self.templates}")
+    return _score(image, data.labels[kept], [data.ids[number] for number in kept], classes, data, faults, notes)
+
+
+def _score(
+  image: Float32[np.ndarray, "n D"],
+  label: Int[np.ndarray, "n"],
+  ids: list[str],
+  classes: Float32[np.ndarray, "C D"],
+  data: image_folders.Labelled,
+  faults: pictures.Faults,
+  notes: list[str],
+) -> Result:
+  # classes of the same name are one answer, whichever of them is found
+  same = collections.defaultdict(list)
+  for number, name in enumerate(data.names):
+    same[name].append(number)
+  pairs = np.asarray([(row, number) for row, of in enumerate(label) for number in same[data.names[of]]], np.int64)
+  rank, first, score = ranking.search(image, classes, pairs)
+  found = {f"top{k}": ranking.top_k(rank, pairs, len(classes), k) for k in (1, 5)}
+  if len(same) < len(data.names):
+    hit = (rank < 1) & (first == label)
+    found["top1_argmax"] = Metric(float(np.mean(hit)), 1 / len(classes), len(label))
+  counts = np.bincount(label, minlength=len(classes))
+  hits = np.bincount(label, weights=rank < 1, minlength=len(classes))
+  right = np.asarray([len(same[name]) for name in data.names])
+  some = counts > 0
+  found["mean_per_class"] = Metric(
+    value=float(np.mean(hits[some] / counts[some])),
+    chance=float(np.mean(right[some] / len(classes))),
+    count=int(some.sum()),
+  )
+  examples = {
+    "id": ids,
+    "class": [data.names[number] for number in label],
+    "predicted": [data.names[number] for number in first],
+    "rank": rank,
+    "score": score,
+  }
+  return Result(found, examples, len(data.pictures), dict(faults.skipped), tuple(notes))
+
+
+def _notes(data: image_folders.Labelled) -> list[str]:
+  notes = []
+  empty = len(data.names) - len(np.unique(data.labels))
+  if empty:
+    notes.append(f"{empty} of {len(data.names)} classes have no picture; they are answers all the same")
+  twice = [name for name, count in collections.Counter(data.names).items() if count > 1]
+  if twice:
+    notes.append(f"classes of the same name are one answer: {', '.join(twice[:5])}{', ...' if len(twice) > 5 else ''}")
+  return notes

@@ -1,0 +1,232 @@
+"""FG-OVD: which of up to eleven descriptions fits a box; the wrong ones differ in a few attributes."""
+
+import collections
+import dataclasses
+import functools
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from fgclip_jax.evals import guards, ranking
+from fgclip_jax.evals.datasets import images as pictures
+from fgclip_jax.evals.datasets import instances
+from fgclip_jax.evals.evaluator import Metric, Result
+from fgclip_jax.evals.tasks import box_classification
+from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.storage import paths, streams
+from fgclip_jax.storage.errors import RecordError
+
+# what a file's rows say of themselves, and what the benchmark calls it
+LEVELS = {"1_attributes": "hard", "2_attributes": "medium", "3_attributes": "easy", "shuffle_negatives": "trivial"}
+
+# The words that the benchmark's negatives exchange.
+KINDS = {
+  "colour": "black blue brown green grey orange pink purple red white yellow dark light",
+  "material": (
+    "stone wood wooden rattan fabric crochet wool leather velvet metal metallic paper plastic glass ceramic"
+  ),
+  "pattern": "plain striped dotted checkered woven studded perforated floral text textured logo",
+  "transparency": "opaque translucent transparent",
+}
+SEVERAL = "several"
+_KIND_OF = {word: kind for kind, words in KINDS.items() for word in words.split()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A question: a box, its description, and wrong ones.
+
+  Attributes:
+    level: `hard`, `medium`, `easy`, `trivial`, or what else the file calls it.
+    number: its place in the file, from 0.
+    image: the path of the picture, below the folder of images.
+    box: x1 y1 x2 y2 as fractions of the picture's width and height.
+    positive, negatives: the texts.
+  """
+
+  level: str
+  number: int
+  image: str
+  box: Float32[np.ndarray, "4"]
+  positive: str
+  negatives: tuple[str, ...]
+
+
+def attribute_kind(positive: str, negative: str) -> str:
+  """Which kind of attribute a wrong text has changed: a key of `KINDS`, `several` or `other`.
+
+  It is the kind of the words (of three letters at least: not `a` or `an`) that the right text has and the wrong one
+  lacks, or, if none, of those that the wrong one has besides. A word that is none of `KINDS` is of the kind of the
+  longest of these that it contains: `newspaper` is a material.
+  """
+  has, lacks = (collections.Counter(re.findall(r"[a-z]{3,}", text.lower())) for text in (positive, negative))
+  kinds = {_kind_of_word(word) for word in (has - lacks or lacks - has)}
+  return kinds.pop() if len(kinds) == 1 else SEVERAL if kinds else "other"
+
+
+@dataclasses.dataclass(frozen=True)
+class FgOvd:
+  """The share of boxes whose description scores higher than every wrong one, for each level of difficulty.
+
+  Each picture is encoded once for all files, each text once. `fgovd_LEVEL_top1` is the published number;
+  `fgovd_LEVEL_KIND_top1` asks for the right text among itself and the negatives that changed attributes of that kind
+  only (`attribute_kind`), of the rows that have any. Rows may have any number of negatives; those equal to the right
+  text are left out.
+
+  Attributes:
+    annotations: JSON-lines files of FG-OVD, one for each level.
+    images: the folder that holds COCO's train2017 and val2017: rows point into both.
+    limit: reads only so many rows of each file; None for all.
+    allow: guards that are switched off.
+  """
+
+  annotations: tuple[str, ...]
+  images: str
+  limit: int | None = None
+  allow: tuple[str, ...] = ()
+
+  @property
+  def name(self) -> str:
+    return "fgovd"
+
+  def settings(self) -> dict[str, Any]:
+    return dataclasses.asdict(self)
+
+  def run(self, model: FGCLIP, progress: bool = False) -> Result:
+    """Metrics `fgovd_LEVEL_top1` and `fgovd_LEVEL_KIND_top1`."""
+    notes = guards.check_resolution(model, self.allow)
+    faults = pictures.Faults()
+    rows: list[Row] = []
+    records = 0
+    for path in self.annotations:
+      found, read = read_rows(path, faults, self.limit)
+      rows, records = rows + found, records + read
+    if not rows:
+      raise ValueError(
+        f"no row of {', '.join(self.annotations)} can be used: {'; '.join(faults.notes(records, 'rows'))}"
+      )
+    texts: dict[str, int] = {}
+    positive = np.asarray([texts.setdefault(row.positive, len(texts)) for row in rows], np.int64)
+    negatives = np.full((len(rows), max(len(row.negatives) for row in rows)), ranking.NONE)
+    for place, row in zip(negatives, rows, strict=True):
+      place[: len(row.negatives)] = [texts.setdefault(text, len(texts)) for text in row.negatives]
+    text, cut = guards.encode_texts(model, list(texts), "region", self.allow, progress)
+    images: dict[str, int] = {}
+    image = np.asarray([images.setdefault(row.image, len(images)) for row in rows], np.int64)
+    _, of_image = box_classification.by_image(image, np.arange(len(rows)))
+    files = [paths.join(self.images, name) for name in images]
+    box = np.stack([row.box for row in rows])
+    beaten, asked = np.zeros(negatives.shape, bool), np.zeros(len(rows), bool)
+    score, predicted = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.int64)
+    lost = pictures.Faults()
+    encoded = box_classification.encode_boxes(model, files, [box[mine] for mine in of_image], lost, progress)
+    for number, features in encoded:
+      mine = of_image[number]
+      asked[mine] = True
+      beaten[mine], score[mine], predicted[mine] = ranking.beaten_by(features, text, positive[mine], negatives[mine])
+    if not asked.any():
+      raise ValueError(f"none of {len(files)} images could be used: {'; '.join(lost.notes(len(files)))}")
+    number_to_text = list(texts)
+    kept = np.flatnonzero(asked)
+    examples = {
+      "level": [rows[row].level for row in kept],
+      "row": [rows[row].number for row in kept],
+      "image": [rows[row].image for row in kept],
+      "text": [rows[row].positive for row in kept],
+      "predicted": [number_to_text[number] for number in predicted[kept]],
+      "rank": beaten[kept].sum(1),
+      "score": score[kept],
+    }
+    skipped = dict(faults.skipped)
+    if len(kept) < len(rows):
+      skipped["row_without_image"] = len(rows) - len(kept)
+    notes += [*cut, *faults.notes(records, "rows"), *lost.notes(len(files))]
+    kinds = _kinds([rows[row] for row in kept], negatives.shape[1])
+    levels = np.asarray([rows[row].level for row in kept])
+    values = _measure(levels, kinds, beaten[kept], negatives[kept] != ranking.NONE)
+    return Result(values, examples, records, skipped, tuple(notes))
+
+
+def read_rows(path: str, faults: pictures.Faults, limit: int | None = None) -> tuple[list[Row], int]:
+  """Reads a file of FG-OVD; returns the rows that can be used, and how many were read.
+
+  Args:
+    path: a file of JSON lines.
+    faults: where the others are counted: `row_broken`, `row_without_negatives`, `box_without_size`.
+    limit: reads only so many.
+
+  Raises:
+    FileNotFoundError, ValueError: the file is missing, or is none of JSON lines.
+  """
+  rows, read = [], 0
+  try:
+    for number, (_, raw) in enumerate(streams.scan(path)):
+      if limit is not None and number >= limit:
+        break
+      read += 1
+      where = f"{path}, row {number}"
+      try:
+        row = _make_row(streams.load(raw), number)
+      except (KeyError, TypeError, ValueError, IndexError) as error:
+        faults.add("row_broken", f"{where}: not the expected fields ({error!r})")
+        continue
+      if not instances.have_size(row.box[None])[0]:
+        faults.add("box_without_size", f"{where}: the box has no size within the picture")
+      elif not row.negatives:
+        faults.add("row_without_negatives", f"{where}: needs one negative at least")
+      else:
+        rows.append(row)
+  except RecordError as error:
+    raise ValueError(f"{path} is broken at {error}; get it anew") from error
+  return rows, read
+
+
+def _make_row(entry: dict, number: int) -> Row:
+  size = np.asarray([[float(entry["width"]), float(entry["height"])]])
+  if not (size > 0).all():
+    raise ValueError(f"{size[0].tolist()} is no size of an image")
+  box = np.asarray(entry["bbox"], np.float64).reshape(1, 4)
+  (positive,) = entry["pos_expression"]
+  negatives = tuple(text for text in dict.fromkeys(entry["neg_expression"]) if text != positive)
+  if not all(isinstance(text, str) and text.strip() for text in (positive, *negatives)):
+    raise ValueError("an expression is empty or no text")
+  level = LEVELS.get(entry["test_type"], entry["test_type"])
+  return Row(level, number, entry["img_path"], instances.to_fractions(box, size)[0], positive, negatives)
+
+
+@functools.cache
+def _kind_of_word(word: str) -> str:
+  known = [each for each in _KIND_OF if each in word]
+  return _KIND_OF[max(known, key=len)] if known else "other"
+
+
+def _kinds(rows: Sequence[Row], width: int) -> np.ndarray:
+  """The kind of each negative [n, width]; "" where texts are unrelated, or there is no negative."""
+  kinds = np.full((len(rows), width), "", dtype="<U12")
+  for place, row in zip(kinds, rows, strict=True):
+    if row.level != "trivial":
+      place[: len(row.negatives)] = [attribute_kind(row.positive, text) for text in row.negatives]
+  return kinds
+
+
+def _measure(levels: np.ndarray, kinds: np.ndarray, beaten: np.ndarray, valid: np.ndarray) -> dict[str, Metric]:
+  result = {}
+  for level in [level for level in LEVELS.values() if level in levels] + sorted(set(levels) - set(LEVELS.values())):
+    rows = levels == level
+    result[f"fgovd_{level}_top1"] = _top1(beaten[rows], valid[rows])
+    for kind in KINDS:
+      these = valid[rows] & (kinds[rows] == kind)
+      if these.any():
+        result[f"fgovd_{level}_{kind}_top1"] = _top1(beaten[rows], these)
+  return result
+
+
+def _top1(beaten: np.ndarray, counted: np.ndarray) -> Metric:
+  """The share of rows in which no counted negative wins, of those that have any."""
+  has = counted.any(1)
+  hits = ~(beaten[has] & counted[has]).any(1)
+  chance = float(np.mean(1 / (1 + counted[has].sum(1))))
+  return Metric(value=float(hits.mean()), chance=chance, count=int(has.sum()))

@@ -1,0 +1,1 @@
+"""A model as its users have it: loading, embedding, bulk embedding."""

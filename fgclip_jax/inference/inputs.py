@@ -1,0 +1,272 @@
+"""What users give to the public model, checked and brought into one form: pixels, boxes, token ids."""
+
+import functools
+import itertools
+import os
+import sys
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from numpy.typing import ArrayLike
+
+from fgclip_jax.data import image as images
+from fgclip_jax.data import packing
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.models.config import ModelConfig, TextConfig
+from fgclip_jax.storage.threads import Item, in_threads
+
+Pictures = ArrayLike | images.Picture | Iterable[images.Picture | ArrayLike]
+Boxes = ArrayLike | Iterable[ArrayLike]
+Texts = str | Sequence[str] | Sequence[Sequence[int]] | ArrayLike
+Ids = tuple[int, ...]
+
+
+class TextTooLongError(ValueError):
+  """A text is longer than the model reads, and may not be cut."""
+
+
+def default_mode(config: ModelConfig) -> images.Mode:
+  """How a model's pictures are made square: FG-CLIP's are squashed, plain CLIP's are cropped."""
+  return "squash" if config.fine_grained else "center_crop"
+
+
+def to_pixels(given: Pictures, config: ModelConfig, mode: images.Mode) -> np.ndarray | Iterator[np.ndarray]:
+  """Images as [B, S, S, 3], or one by one as [S, S, 3], decoded ahead; uint8, or normalised float32.
+
+  Raises:
+    TypeError, ValueError: at once or when the image's turn comes; the message says which image and what to do.
+    ImageError, FileNotFoundError: an image file cannot be used.
+  """
+  side = config.vision.image_size
+  if hasattr(given, "ndim") and not isinstance(given, np.ndarray):
+    given = np.asarray(given)  # of JAX or PyTorch
+  if isinstance(given, np.ndarray) and given.dtype.kind in "OUS":  # of paths or pictures
+    given = given.tolist()
+  if isinstance(given, np.ndarray):
+    if given.ndim == 3 and given.dtype == np.uint8 and given.shape[2] == 3:
+      given = [given]
+    elif given.ndim == 4 and given.dtype == np.uint8 and given.shape[3] == 3 and given.shape[1:3] != (side, side):
+      height, width = given.shape[1:3]
+      advice = f"; model.with_image_size({width}) reads them as they are" if _fits(config, width, height) else ""
+      _warn(f"the model reads images of {side} x {side}, and these are {width} x {height}: they are scaled{advice}")
+      given = list(given)
+    else:
+      return _check_pixels(given, config)
+  single = isinstance(given, images.Picture)
+  if not single and not isinstance(given, Iterable):
+    raise TypeError(f"images must be arrays, PIL images, paths or bytes, or several of those, got {_show(given)}")
+  pictures = [given] if single else given
+  if isinstance(pictures, Sequence) and not len(pictures):
+    raise ValueError("there are no images: give at least one")
+  read = functools.partial(_read_picture, config=config, mode=mode)
+  several = not isinstance(pictures, Sequence) or len(pictures) > 1
+  return in_threads(read, enumerate(pictures)) if several else map(read, enumerate(pictures))
+
+
+def _read_picture(numbered: tuple[int, Any], config: ModelConfig, mode: images.Mode) -> np.ndarray:
+  number, picture = numbered
+  side = config.vision.image_size
+  if hasattr(picture, "ndim"):
+    picture = np.asarray(picture)
+    if picture.dtype != np.uint8:
+      if picture.ndim != 3:
+        raise ValueError(f"images[{number}] must be [{side}, {side}, 3], got {list(picture.shape)}")
+      return _check_pixels(picture[None], config)[0]
+  name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"images[{number}]"
+  return images.to_levels(picture, side, mode, str(name))
+
+
+def _check_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
+  """Pixels as uint8 or float32 [B, S, S, 3], or an error that says what to do."""
+  side = config.vision.image_size
+  expected = f"[B, {side}, {side}, 3]"
+  if pixels.shape == (side, side, 3):
+    raise ValueError(f"pixels must be a batch {expected}, got one image {list(pixels.shape)}: use pixels[None]")
+  if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
+    advice = "use model.preprocess"
+    if pixels.ndim == 4 and pixels.shape[3] == 3 and _fits(config, *pixels.shape[1:3]):
+      advice += f", or model.with_image_size({pixels.shape[1]})"
+    raise ValueError(f"pixels must be {expected}, got {list(pixels.shape)}: {advice}")
+  if not len(pixels):
+    raise ValueError(f"pixels {list(pixels.shape)} hold no image: give at least one")
+  if pixels.dtype == np.uint8:
+    return pixels
+  if not jnp.issubdtype(pixels.dtype, jnp.floating):
+    raise ValueError(f"pixels must be normalised floats or uint8, got {pixels.dtype}")
+  largest = float(np.abs(pixels).max())
+  if largest > 10:
+    raise ValueError(
+      f"float pixels must be normalised (about -1.8 to 2.2), got values up to {largest:g}: use model.preprocess, "
+      "or give levels 0..255 as uint8"
+    )
+  return pixels.astype(np.float32, copy=False)
+
+
+def _fits(config: ModelConfig, width: int, height: int) -> bool:
+  """Whether the model can be made to read images of this size."""
+  return width == height and width % config.vision.patch_size == 0
+
+
+def stack_pixels(rows: Sequence[np.ndarray]) -> np.ndarray:
+  """A batch of images; where some are normalised already, all are."""
+  if len({row.dtype for row in rows}) > 1:
+    rows = [images.normalize(row) if row.dtype == np.uint8 else row for row in rows]
+  return np.stack(rows)
+
+
+def to_boxes(given: Boxes, count: int | None) -> Iterator[np.ndarray]:
+  """The boxes of each image, float32 [K, 4] within 0..1.
+
+  Args:
+    given: [B, K, 4], or something that gives [K, 4] for each image, each with its own K.
+    count: how many images there are; None: that is not known.
+
+  Raises:
+    ValueError: at once or when the boxes' turn comes; names the first wrong one.
+  """
+  if hasattr(given, "ndim") and given.dtype != object:
+    given = np.asarray(given, np.float32)
+    if given.ndim != 3 or given.shape[2] != 4 or count not in (None, len(given)):
+      raise ValueError(f"boxes must be [B, K, 4]{_with(count)}, one list for each image, got {list(given.shape)}")
+  elif isinstance(given, str | bytes) or not isinstance(given, Iterable):
+    raise TypeError(f"boxes must be an array [B, K, 4] or a list of [K, 4] for each image, got {_show(given)}")
+  elif isinstance(given, Sequence) and count not in (None, len(given)):
+    raise ValueError(f"boxes must be [B, K, 4]{_with(count)}, one list for each image, got {len(given)} lists")
+  return (_check_boxes(boxes, image) for image, boxes in enumerate(given))
+
+
+def _with(count: int | None) -> str:
+  return "" if count is None else f" with B = {count}"
+
+
+def _check_boxes(given: Any, image: int) -> np.ndarray:
+  try:
+    boxes = np.asarray(given, np.float32)
+  except (TypeError, ValueError) as error:
+    raise ValueError(f"boxes of image {image} must be [K, 4], four numbers each: {error}") from error
+  boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
+  if boxes.ndim != 2 or boxes.shape[1] != 4:
+    raise ValueError(
+      f"boxes of image {image} must be [K, 4], got {list(boxes.shape)}: boxes must be one list for each image"
+    )
+  inside = ((boxes >= -1e-3) & (boxes <= 1 + 1e-3)).all(-1)  # False for NaN; a thousandth outside is rounding
+  wrong = np.flatnonzero(~(inside & (boxes[:, :2] <= boxes[:, 2:]).all(-1)))
+  if len(wrong):
+    raise ValueError(
+      f"box {wrong[0]} of image {image} is {boxes[wrong[0]].tolist()}; needs x1 <= x2 and y1 <= y2 in 0..1, as "
+      "fractions of the image's width and height"
+    )
+  return boxes.clip(0, 1)
+
+
+def pad_boxes(rows: Sequence[np.ndarray]) -> np.ndarray:
+  """Boxes of several images as one array [B, K, 4], K a power of two: few shapes to compile."""
+  longest = max(len(row) for row in rows)
+  padded = np.zeros((len(rows), 1 << max(longest - 1, 0).bit_length(), 4), np.float32)
+  for place, row in zip(padded, rows, strict=True):
+    place[: len(row)] = row
+  return padded
+
+
+def to_ids(texts: Texts, config: TextConfig, tokenizer: Callable[[], Tokenizer]) -> list[Ids]:
+  """Token ids of each text up to the one that it is read at; not yet cut to a length.
+
+  Raises:
+    TypeError, ValueError: what is given is neither texts nor their ids; the message says which one.
+  """
+  if hasattr(texts, "ndim") and np.asarray(texts).dtype.kind in "iu":
+    rows = np.asarray(texts)
+    if rows.ndim != 2 or not rows.size:
+      raise ValueError(f"token ids must have the shape [B, L], got {list(rows.shape)}")
+    return _cut_at_end(list(rows), config)
+  if not isinstance(texts, str) and not isinstance(texts, Iterable):
+    raise TypeError(f"texts must be str, a list of str, or token ids, got {_show(texts)}")
+  texts = [texts] if isinstance(texts, str) else list(texts)
+  if not texts:
+    raise ValueError("there are no texts: give at least one")
+  if not isinstance(texts[0], str) and (hasattr(texts[0], "ndim") or isinstance(texts[0], Sequence)):
+    return _cut_at_end([_to_row(*each) for each in enumerate(texts)], config)
+  if config.vocab_size != Tokenizer.vocab_size:
+    raise ValueError(
+      f"the model has a vocabulary of {config.vocab_size:,} tokens and CLIP's tokenizer {Tokenizer.vocab_size:,}: "
+      "give token ids instead of strings"
+    )
+  return [_read_part(row, config.end_id) for row in tokenizer().encode_batch(texts)]
+
+
+def _read_part(row: list[int], end_id: int) -> Ids:
+  """A text's ids up to where it is read; most end there, and need no search in an array."""
+  if end_id != 2 and row.index(end_id) == len(row) - 1:
+    return tuple(row)
+  return packing.cut(np.asarray(row), end_id).ids
+
+
+def _to_row(number: int, ids: Any) -> np.ndarray:
+  row = np.asarray(ids) if not isinstance(ids, str | bytes) else np.asarray("")
+  if row.ndim != 1 or row.dtype.kind not in "iu" or not row.size:
+    raise TypeError(f"texts must be all strings or all lists of token ids, but entry {number} is {_show(ids)}")
+  return row
+
+
+def _cut_at_end(rows: list[np.ndarray], config: TextConfig) -> list[Ids]:
+  low, high = (function(function(row) for row in rows) for function in (min, max))
+  if low < 0 or high >= config.vocab_size:
+    raise ValueError(f"token ids must lie in 0..{config.vocab_size - 1}, got {low}..{high}")
+  for number, row in enumerate(rows):
+    if config.end_id != 2 and not (row == config.end_id).any():
+      raise ValueError(f"row {number} of the token ids has no end-of-text id ({config.end_id})")
+  return [packing.cut(row, config.end_id).ids for row in rows]
+
+
+def cut_ids(whole: Sequence[Ids], length: int, kind: str, advice: str, truncate: bool) -> list[Ids]:
+  """Texts cut to `length` tokens, the last of which stays; a warning says how many tokens were cut.
+
+  Raises:
+    TextTooLongError: a text is longer, and not `truncate`.
+  """
+  over = [number for number, row in enumerate(whole) if len(row) > length]
+  if not over:
+    return list(whole)
+  tokens = sum(len(whole[number]) - length for number in over)
+  if not truncate:
+    raise TextTooLongError(
+      f"{len(over)} of {len(whole)} texts are longer than the {length} tokens of kind={kind!r}; the first is text "
+      f"{over[0]} with {len(whole[over[0]])}: shorten them, or let them be cut with truncate=True{advice}"
+    )
+  _warn(
+    f"{len(over)} of {len(whole)} texts are longer than the {length} tokens of kind={kind!r}: {tokens} tokens were "
+    f"cut{advice}"
+  )
+  return [row if len(row) <= length else (*row[: length - 1], row[-1]) for row in whole]
+
+
+def not_empty(rows: Iterable[Item]) -> Iterator[Item]:
+  """The same rows; a ValueError if an iterator of images gives none."""
+  iterator = iter(rows)
+  try:
+    first = next(iterator)
+  except StopIteration:
+    raise ValueError("there are no images: give at least one") from None
+  return itertools.chain([first], iterator)
+
+
+def batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
+  """Lists of up to `size` rows."""
+  iterator = iter(rows)
+  while batch := list(itertools.islice(iterator, size)):
+    yield batch
+
+
+def _warn(message: str) -> None:
+  """Warns at the line outside this package that led here."""
+  level, frame = 2, sys._getframe(1)
+  while frame and frame.f_globals.get("__name__", "").startswith("fgclip_jax."):
+    level, frame = level + 1, frame.f_back
+  warnings.warn(message, stacklevel=level)
+
+
+def _show(value: object) -> str:
+  return f"{type(value).__name__} {value!r:.60}"

@@ -1,0 +1,1 @@
+"""Data sets to ArrayRecord: `python -m fgclip_jax.prepare`."""

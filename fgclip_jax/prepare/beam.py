@@ -1,0 +1,122 @@
+"""Runs tasks by Apache Beam: in this process, or on Dataflow, Flink or Spark by the flags of its runners.
+
+Beam only calls a function for each task. Tasks and results are files in a folder that all machines reach, so that
+neither is part of the pipeline's description, which runners limit to a few megabytes, and results come one by one.
+"""
+
+import dataclasses
+import functools
+import pickle
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from fgclip_jax.storage import paths
+
+_FUNCTION, _STOP = "function.pickle", "stop"
+
+
+class BeamError(ValueError):
+  """Beam is not there, does not know a flag, or failed; the message says which."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Beam:
+  """Apache Beam as the engine of `pool.run`.
+
+  Attributes:
+    flags: Beam's own, e.g. `--runner=DataflowRunner`, `--project=...`.
+    folder: where tasks and results pass through; every machine that works must reach it.
+
+  Raises:
+    BeamError: the package apache-beam is missing, or it does not know a flag.
+  """
+
+  flags: tuple[str, ...]
+  folder: str
+
+  def __post_init__(self):
+    try:
+      from apache_beam.options import pipeline_options
+    except ImportError as error:
+      message = "--engine beam needs the package apache-beam: pip install -r requirements-beam.txt"
+      raise BeamError(message) from error
+    known = set(pipeline_options.PipelineOptions([]).get_all_options())
+    for flag in self.flags:
+      name = flag.removeprefix("--").split("=")[0]
+      if flag.startswith("-") and not {name, name.removeprefix("no_")} & known:
+        raise BeamError(f"{flag.split('=')[0]} is an option neither of this command nor of Apache Beam")
+
+  def run(self, function: Callable[[Any], Any], tasks: list[Any], *, label: str) -> Iterator[Any]:
+    """Yields the results of `function` as they come.
+
+    Raises:
+      BeamError: the runner failed.
+      Exception: what a task raised; tasks that had not begun are not run any more.
+    """
+    folder = paths.join(self.folder, f"beam-{uuid.uuid4().hex[:8]}")
+    paths.make_folder(folder)
+    paths.write(paths.join(folder, _FUNCTION), pickle.dumps(function))
+    for number, task in enumerate(tasks):
+      paths.write(_task_path(folder, number), pickle.dumps(task))
+    failure: list[BaseException] = []
+    # the runner in a thread, so that results can be taken while it runs
+    runner = threading.Thread(target=self._launch, args=(folder, len(tasks), label, failure), daemon=True)
+    runner.start()
+    done: set[str] = set()
+    try:
+      while len(done) < len(tasks):
+        alive = runner.is_alive()  # before looking: what the runner did before it ended is then seen
+        found = [name for name in paths.list_folder(folder) if name.startswith("result-") and name not in done]
+        for name in found:
+          if name.endswith(".tmp"):
+            continue
+          done.add(name)
+          result, error = pickle.loads(paths.read(paths.join(folder, name)))
+          if error:
+            raise error
+          yield result
+        if failure:
+          raise BeamError(f"Beam failed while {label}: {_last_line(failure[0])}") from failure[0]
+        if not alive and len(done) < len(tasks):
+          raise BeamError(f"Beam ended while {label}, with {len(done)} of {len(tasks)} tasks done")
+        time.sleep(5.0 if paths.is_remote(folder) else 0.1)
+      runner.join()
+    except BaseException:
+      paths.write(paths.join(folder, _STOP), b"")  # tasks that have not begun end at once
+      raise
+    paths.remove(folder)
+
+  def _launch(self, folder: str, count: int, label: str, failure: list[BaseException]) -> None:
+    import apache_beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
+    try:
+      with apache_beam.Pipeline(options=PipelineOptions(list(self.flags))) as pipeline:
+        numbers = pipeline | "tasks" >> apache_beam.Create(range(count)) | "spread" >> apache_beam.Reshuffle()
+        numbers | label >> apache_beam.Map(functools.partial(_run_task, folder))
+    except BaseException as error:
+      failure.append(error)
+
+
+def _run_task(folder: str, number: int) -> None:
+  """Runs one task on a worker; its result, or its error, becomes a file."""
+  if paths.exists(paths.join(folder, _STOP)):
+    return
+  result = error = None
+  try:
+    function = pickle.loads(paths.read(paths.join(folder, _FUNCTION)))
+    result = function(pickle.loads(paths.read(_task_path(folder, number))))
+  except Exception as caught:  # raised again where the run was started
+    error = caught
+  paths.write(paths.join(folder, f"result-{number:06d}"), pickle.dumps((result, error)))
+
+
+def _task_path(folder: str, number: int) -> str:
+  return paths.join(folder, f"task-{number:06d}")
+
+
+def _last_line(error: BaseException) -> str:
+  return (str(error).strip() or repr(error)).splitlines()[-1]

@@ -1,0 +1,156 @@
+"""How quickly a data set can be read and made into batches on this machine, and where the time goes."""
+
+import concurrent.futures
+import dataclasses
+import os
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from fgclip_jax.data import record
+from fgclip_jax.data.config import DataConfig
+from fgclip_jax.data.dataset_folder import find_shards
+from fgclip_jax.data.decode import MODES, decode_square
+from fgclip_jax.data.examples import LoadExample, measure_ladder
+from fgclip_jax.data.loader import Loader
+from fgclip_jax.data.mixture import DataSet, Mixture
+from fgclip_jax.data.packing import Layout, assemble
+from fgclip_jax.data.tokenizers import token_ids
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.storage import paths
+
+SAMPLE = 512  # records, drawn at random, that stages are timed on
+READERS = 8  # threads that read while the disk is timed
+_WARM_UP = 1.0  # seconds of a loader before its clock starts
+
+
+@dataclasses.dataclass(frozen=True)
+class Stages:
+  """What one record takes, in seconds.
+
+  Attributes:
+    disk: to read it when it is not in the machine's memory, as far as that can be brought about, many at once.
+    read: processor time to read it; of the following, processor time, too.
+    fields: its bytes to a record.
+    image: of each mode of decoding, its picture to pixels.
+    tokens: its captions to ids, if they have to be made.
+    captions: all else that makes an example of it, with stored ids where there are any.
+    batch: its share of packing captions and putting a batch together.
+    stored_tokens: whether ids are stored.
+    record_bytes: mean size of a record.
+    sides: median of the longer sides of pictures, in pixels; 0 where sizes are not known.
+    jpegs: the share of pictures that are JPEGs.
+  """
+
+  disk: float
+  read: float
+  fields: float
+  image: dict[str, float]
+  tokens: float
+  captions: float
+  batch: float
+  stored_tokens: bool
+  record_bytes: float
+  sides: float
+  jpegs: float
+
+  def total(self, mode: str) -> float:
+    """Processor time of a record from file to batch."""
+    return self.read + self.fields + self.image[mode] + self.captions + self.batch
+
+
+def measure_stages(config: DataConfig, size: int) -> Stages:
+  """Times every step from file to batch by itself, in this thread.
+
+  Args:
+    config: the data set and how examples are made of it.
+    size: the side of the model's images, in pixels.
+
+  Raises:
+    FileNotFoundError, ValueError: no such data, or a record that cannot be used.
+  """
+  source = Mixture([DataSet(config.path, config.split)])
+  if not paths.is_remote(config.path):
+    _forget(find_shards(config.path, config.split))
+  rng = np.random.default_rng(0)
+  numbers = rng.permutation(len(source))[:SAMPLE].tolist()
+  begin = time.perf_counter()
+  source.prefetch(numbers)
+  with concurrent.futures.ThreadPoolExecutor(READERS) as pool:
+    data = list(pool.map(source.__getitem__, numbers))
+  disk = (time.perf_counter() - begin) / len(numbers)
+  found = [record.decode(one) for one in data]
+  layout, tokenizer = Layout(boxes=config.boxes), Tokenizer()
+  whole, blank = LoadExample(source, config, layout, size), LoadExample(source, config, layout, None)
+  examples = [whole.random_map(number, rng).example for number in numbers]
+  step = config.batch_size
+  batches = [examples[start : start + step] for start in range(0, len(examples), step)]
+  read = _clock(lambda number: source[number], numbers)
+  fields = _clock(record.decode, data)
+  without_image = _clock(lambda number: blank.random_map(number, rng), numbers)
+  sides = [max(one.width, one.height) for one in found]
+  return Stages(
+    disk=disk,
+    read=read,
+    fields=fields,
+    image={mode: _clock(lambda one, mode=mode: decode_square(one.image, size, mode), found) for mode in MODES},
+    tokens=_clock(lambda one: token_ids.make(one, tokenizer), found),
+    captions=max(without_image - read - fields, 0.0),
+    batch=_clock(lambda batch: assemble(batch, 1, layout), batches) * len(batches) / len(examples),
+    stored_tokens=source.stored_tokens[0],
+    record_bytes=statistics.fmean(map(len, data)),
+    sides=float(statistics.median(sides)) if all(sides) else 0.0,
+    jpegs=statistics.fmean(one.image[:2] == b"\xff\xd8" for one in found),
+  )
+
+
+def make_layout(config: DataConfig) -> Layout:
+  """The shapes of batches of this data, measured once for all trials."""
+  layout = Layout(boxes=config.boxes)
+  source = Mixture([DataSet(config.path, config.split)])
+  return dataclasses.replace(layout, ladder=measure_ladder(source, config, layout, seed=0, shards=1))
+
+
+def measure_loader(config: DataConfig, layout: Layout, size: int, seconds: float) -> float:
+  """Images per second of the whole loader, over at least so many seconds."""
+  loader = Loader(config, layout, size, seed=0)
+  try:
+    begin = time.perf_counter()
+    next(loader)
+    while time.perf_counter() - begin < _WARM_UP:
+      next(loader)
+    begin, batches = time.perf_counter(), 0
+    while time.perf_counter() - begin < seconds:
+      next(loader)
+      batches += 1
+    return batches * config.batch_size / (time.perf_counter() - begin)
+  finally:
+    loader.close()
+
+
+def settings_to_try(cores: int) -> list[tuple[int, int]]:
+  """Worker processes and threads that are worth a trial on so many cores."""
+  tried = [(0, 1), (0, 2), (0, min(cores, 4)), (1, 2), (cores // 4, 2), (cores // 2, 2), (cores, 1)]
+  return sorted({(workers, threads) for workers, threads in tried if max(workers, 1) * threads <= max(cores, 2)})
+
+
+def _clock(function: Callable[[Any], Any], items: Sequence[Any]) -> float:
+  """Processor time of this thread for one call, the lower of two passes."""
+  passes = []
+  for _ in range(2):
+    begin = time.thread_time()
+    for item in items:
+      function(item)
+    passes.append((time.thread_time() - begin) / len(items))
+  return min(passes)
+
+
+def _forget(shards: Sequence[str]) -> None:
+  """Asks the system to drop files from its memory, so that reading them is reading the disk."""
+  if hasattr(os, "posix_fadvise"):
+    for path in shards:
+      with open(path, "rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)

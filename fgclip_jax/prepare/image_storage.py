@@ -1,0 +1,94 @@
+"""The image as it is stored: as it came, or as a JPEG of a limited size."""
+
+import dataclasses
+import io
+
+from PIL import Image
+
+from fgclip_jax.data import image
+from fgclip_jax.data.record import Record
+from fgclip_jax.storage.errors import RecordError
+
+
+@dataclasses.dataclass(frozen=True)
+class Storing:
+  """How images are checked and stored.
+
+  With `max_side`, what is larger, or is no plain JPEG, is stored as one, so that every image is decoded equally fast;
+  a JPEG that is small enough keeps its bytes. Pictures are shrunk, bicubic with antialiasing, never enlarged. EXIF
+  orientation is not applied, as everywhere here, and not kept in what is stored anew.
+
+  Attributes:
+    check: decode every image, to find those that are broken.
+    max_side: the longest side in pixels; None stores all images as they came.
+    quality: of the JPEGs that are made, as Pillow counts.
+
+  Raises:
+    ValueError: a quality or side that is out of range, or `max_side` without `check`.
+  """
+
+  check: bool = True
+  max_side: int | None = None
+  quality: int = 90
+
+  def __post_init__(self):
+    if not 1 <= self.quality <= 100:
+      raise ValueError(f"--quality must lie in 1..100, got {self.quality}")
+    if self.max_side is not None and self.max_side < image.MIN_SIDE:
+      raise ValueError(f"--max_side must be at least {image.MIN_SIDE}, got {self.max_side}")
+    if self.max_side is not None and not self.check:
+      raise ValueError("--max_side decodes every image: leave out --skip_image_check")
+
+
+def store(record: Record, storing: Storing) -> tuple[Record, tuple[int, int] | None]:
+  """Decodes a record's image once, if at all.
+
+  Returns:
+    The record with the image as it is stored, its width and height filled in, and the width and height of the image
+    as it came (None where they cannot be told without decoding).
+
+  Raises:
+    RecordError: the image cannot be used, see `image.ImageError`.
+  """
+  try:
+    if not storing.check:
+      came = _read_size(record.image)
+      return _with_size(record, came), came
+    picture = image.open_image(record.image)
+    came = picture.size
+    if storing.max_side is not None and not _fits(record.image, storing.max_side):
+      record, picture = _encode(record, picture, storing)
+    return _with_size(record, picture.size), came
+  except RecordError as error:
+    raise RecordError(error.kind, error.field, f"{record.id!r} {error.message}") from error
+
+
+def _read_size(data: bytes) -> tuple[int, int] | None:
+  """The size that a file's header tells."""
+  if not data:
+    raise RecordError("image_empty", "image", "has no bytes")
+  try:
+    with Image.open(io.BytesIO(data), formats=image.FORMATS) as picture:
+      return picture.size
+  except Exception:  # Pillow raises many types; a header without a size is found when the image is decoded
+    return None
+
+
+def _fits(data: bytes, max_side: int) -> bool:
+  with Image.open(io.BytesIO(data), formats=image.FORMATS) as picture:
+    return picture.format == "JPEG" and picture.mode in ("RGB", "L") and max(picture.size) <= max_side
+
+
+def _encode(record: Record, picture: Image.Image, storing: Storing) -> tuple[Record, Image.Image]:
+  scale = min(1.0, storing.max_side / max(picture.size))
+  if scale < 1:
+    width, height = (max(image.MIN_SIDE, round(side * scale)) for side in picture.size)
+    picture = picture.resize((width, height), Image.Resampling.BICUBIC)
+  file = io.BytesIO()
+  picture.save(file, "JPEG", quality=storing.quality)
+  return dataclasses.replace(record, image=file.getvalue()), picture
+
+
+def _with_size(record: Record, size: tuple[int, int] | None) -> Record:
+  width, height = size or (0, 0)
+  return dataclasses.replace(record, width=width, height=height)

@@ -1,0 +1,315 @@
+"""Turns the records of a source into a data set: the one mechanism behind every converter.
+
+1. Every input file is read once, to count its records and to note the offset of every 256th.
+2. The records, in the order of the files, are cut into shards of equal length. This plan depends on the input
+   and the arguments only, never on the number of processes.
+3. Where duplicates are to be left out, processes hash all images, and find those that come twice.
+4. Processes write shards. A shard is written under a temporary name, renamed, and then described in a JSON file
+   of its own; one that has both is finished, and kept when the same command is typed again.
+
+The plan, the descriptions and the hashes lie in `OUTPUT/.prepare/SPLIT/`.
+"""
+
+import concurrent.futures.process
+import dataclasses
+import functools
+import importlib.metadata
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from typing import Any
+
+from fgclip_jax.data import dataset_folder, shard_writer
+from fgclip_jax.data.dataset_folder import match_shard, shard_path
+from fgclip_jax.data.shards import Records
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.prepare import conversion, duplicates, survey
+from fgclip_jax.prepare import job as plans
+from fgclip_jax.prepare.stats import Tally
+from fgclip_jax.storage import locks, paths
+from fgclip_jax.storage import workers as pool
+from fgclip_jax.storage.errors import RecordError
+
+_NAME = re.compile(r"[A-Za-z0-9_]+")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+  """One shard to write: its `path`, the records it is made of, and the path of its description."""
+
+  number: int
+  path: str
+  description: str
+  pieces: list[plans.Piece]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Done:
+  """A finished shard and what was counted in it."""
+
+  shard: dataset_folder.Shard
+  tally: Tally
+
+
+def write(job: plans.Job, workers: int | pool.Engine, overwrite: bool = False) -> Tally:
+  """Writes a split, or what is missing of it, and returns what it holds.
+
+  Args:
+    job: what to convert and where to.
+    workers: the number of processes, or an engine; the result does not depend on it.
+    overwrite: discard what an earlier run wrote for this split.
+
+  Raises:
+    PrepareError: nothing usable, other arguments or files than those of the shards already there, or, where the
+      job is strict, the first fault.
+    OSError: reading or writing fails.
+  """
+  _check(job)
+  state = state_folder(job)
+  paths.make_folder(state)
+  with locks.hold(f"{state}.lock", f"preparing split {job.split!r} in {job.output}"):
+    try:
+      return _write(job, state, workers, overwrite)
+    except concurrent.futures.process.BrokenProcessPool as error:
+      message = "a worker process was killed (too little memory?); type the command again to continue, with fewer"
+      raise plans.PrepareError(f"{message} --workers if it happens again") from error
+
+
+def state_folder(job: plans.Job) -> str:
+  """The folder of what `prepare` keeps to continue a split, and of all that passes between its tasks."""
+  return paths.join(job.output, ".prepare", job.split)
+
+
+def _write(job: plans.Job, state: str, workers: int | pool.Engine, overwrite: bool) -> Tally:
+  plan = _load_plan(job, state, overwrite) or plans.make(job, state, workers)
+  _remove_leavings(job, state)
+  broken = [(path, found) for path, found in zip(job.source.files, plan["files"], strict=True) if found["broken"]]
+  total = Tally()
+  for path, found in broken:
+    total.add_finding("file", RecordError(*found["broken"]), path, found["records"])
+  tasks = _list_tasks(job, state, plans.cut(job, plan))
+  search = _make_search(job, state, tasks)
+  paths.make_folder(search.folder)
+  if job.checks.duplicates == "drop":
+    _hash_images(job, search, tasks, workers)
+    duplicates.find(search, workers)
+  done = [_load_finished(task, search) for task in tasks]
+  if job.strict:
+    _refuse_fault(total, *(shard.tally for shard in done if shard))
+  left = [task for task, shard in zip(tasks, done, strict=True) if shard is None]
+  if len(left) < len(tasks):
+    print(f"{len(tasks) - len(left)} of {len(tasks)} shards are finished already: kept")
+  if left and job.checks.duplicates == "keep":
+    duplicates.forget(search)  # their hashes are written anew
+  count = sum(piece.count for task in left for piece in task.pieces)
+  function = functools.partial(_write_shard, job, search)
+  for number, shard in pool.run(function, left, workers, total=count, label="writing", unit=" records"):
+    done[number] = shard
+  for shard in done:
+    total.merge(shard.tally)
+  if job.checks.duplicates == "keep":
+    duplicates.find(search, workers)
+    _count_duplicates(job, search, total)
+  _finish(job, plan, total, [shard.shard for shard in done])
+  return total
+
+
+def _make_search(job: plans.Job, state: str, tasks: list[_Task]) -> duplicates.Search:
+  starts = [duplicates.get_number(task.pieces[0].file_number, task.pieces[0].index) for task in tasks]
+  return duplicates.Search(
+    folder=paths.join(state, "duplicates"),
+    records=sum(piece.count for task in tasks for piece in task.pieces),
+    starts=(*starts, duplicates.get_number(len(job.source.files), 0)),
+    near=job.checks.near_duplicates,
+  )
+
+
+def _hash_images(job: plans.Job, search: duplicates.Search, tasks: list[_Task], workers: int | pool.Engine) -> None:
+  """Hashes the images of all usable records, before any is written: what is left out must be known by then."""
+  left = [task for task in tasks if not paths.exists(search.hashes_path(task.number))]
+  if left:
+    duplicates.forget(search)
+  count = sum(piece.count for task in left for piece in task.pieces)
+  function = functools.partial(_hash_shard, job, search)
+  for _ in pool.run(function, left, workers, total=count, label="hashing images", unit=" records"):
+    pass
+
+
+def _hash_shard(job: plans.Job, search: duplicates.Search, task: _Task) -> None:
+  hashes = duplicates.Hashes(search)
+  for piece, index, raw in _scan(job, task):
+    try:
+      loaded, _ = conversion.load(job, raw, lambda *_: None)
+    except RecordError:
+      continue  # counted when its shard is written
+    hashes.add(duplicates.get_number(piece.file_number, index), loaded.image)
+  hashes.save(task.number)
+
+
+def _count_duplicates(job: plans.Job, search: duplicates.Search, total: Tally) -> None:
+  """Counts images that come twice and were kept."""
+  for shard in range(len(search.starts) - 1):
+    found = duplicates.load(search, shard)
+    for kind, rows in ((duplicates.EXACT, found.exact), (duplicates.NEAR, found.near)):
+      if len(rows):
+        number, first = map(int, rows[0])
+        file, index = duplicates.get_place(number)
+        error = duplicates.describe(kind, first, job.source.files)
+        total.add_duplicates(len(rows), error, job.source.files[file], index)
+
+
+def _check(job: plans.Job) -> None:
+  for option, value in (("name", job.name), ("split", job.split)):
+    if not _NAME.fullmatch(value):
+      raise plans.PrepareError(f"--{option} must be made of letters, digits and underscores, got {value!r}")
+  if job.shards is not None and not 1 <= job.shards <= 99999:
+    raise plans.PrepareError(f"--shards must lie in 1..99999, got {job.shards}")
+  name = dataset_folder.read_name(job.output) or job.name
+  if name != job.name:
+    raise plans.PrepareError(f"{job.output} holds the data set {name!r}, not {job.name!r}: give another --output")
+
+
+def _load_plan(job: plans.Job, state: str, overwrite: bool) -> dict | None:
+  """The plan of an earlier run of the same command; None where there is nothing to continue."""
+  matches = map(match_shard, paths.list_folder(job.output))
+  shards = [match[0] for match in matches if match and match["split"] == job.split and not match["rest"]]
+  plan = plans.load_json(paths.join(state, "plan.json"))
+  if plan and not overwrite:
+    changes = plans.compare(plan["arguments"], plans.get_arguments(job))
+    if not changes:
+      return plan
+    if shards:
+      raise plans.PrepareError(
+        f"{job.output} holds {len(shards)} shards of split {job.split!r} made of something else: "
+        f"{'; '.join(changes)}. Add --overwrite to discard them, or give another --output"
+      )
+  elif shards and not overwrite:
+    raise plans.PrepareError(
+      f"{job.output} holds shards of split {job.split!r} that cannot be continued ({shards[0]}, ...). "
+      "Add --overwrite to discard them, or give another --output"
+    )
+  _clear(job, state)
+  return None
+
+
+def _clear(job: plans.Job, state: str) -> None:
+  """Removes all that earlier runs wrote for this split."""
+  dataset_folder.remove_split(job.output, job.split)
+  paths.remove(state)
+  paths.make_folder(state)
+
+
+def _remove_leavings(job: plans.Job, state: str) -> None:
+  """Removes what a killed run left half done."""
+  for entry in paths.list_folder(job.output):
+    match = match_shard(entry)
+    if match and match["split"] == job.split and match["rest"]:
+      paths.remove(paths.join(job.output, entry))
+  for entry in paths.list_folder(state):
+    if entry.startswith("beam-"):
+      paths.remove(paths.join(state, entry))
+
+
+def _list_tasks(job: plans.Job, state: str, cuts: list[list[plans.Piece]]) -> list[_Task]:
+  return [
+    _Task(
+      number=number,
+      path=shard_path(job.output, job.name, job.split, number, len(cuts)),
+      description=paths.join(state, f"{number:05d}.json"),
+      pieces=pieces,
+    )
+    for number, pieces in enumerate(cuts)
+  ]
+
+
+def _write_shard(job: plans.Job, search: duplicates.Search, task: _Task) -> tuple[int, _Done]:
+  """Writes one shard, then its description."""
+  tally = Tally()
+  shard = shard_writer.write(task.path, _convert_pieces(job, search, task, tally))
+  plans.save_json(task.description, {**dataclasses.asdict(shard), "tally": tally.to_json()})
+  return task.number, _Done(shard, tally)
+
+
+def _convert_pieces(job: plans.Job, search: duplicates.Search, task: _Task, tally: Tally) -> Iterator[bytes]:
+  converter = conversion.Converter(job, tally)
+  drop = job.checks.duplicates == "drop"
+  found = duplicates.load(search, task.number).by_number() if drop else {}
+  hashes = None if drop else duplicates.Hashes(search)
+  for piece, index, raw in _scan(job, task):
+    number = duplicates.get_number(piece.file_number, index)
+    if number in found:
+      converter.leave_out(duplicates.describe(*found[number], job.source.files), piece.file, index)
+      continue
+    data = converter.convert(raw, piece.file, index, hashes, number)
+    if data is not None:
+      yield data
+  if hashes:
+    hashes.save(task.number)
+
+
+def _scan(job: plans.Job, task: _Task) -> Iterator[tuple[plans.Piece, int, Any]]:
+  """Yields a shard's records in raw form, with the piece and their number in its file.
+
+  Raises:
+    PrepareError: there are fewer than planned.
+  """
+  for piece in task.pieces:
+    found = itertools.islice(job.source.scan(piece.file, piece.offset), piece.skip, piece.skip + piece.count)
+    index = piece.index
+    for index, (_, raw) in enumerate(found, piece.index + 1):
+      pool.tick(1)
+      yield piece, index - 1, raw
+    if index - piece.index != piece.count:
+      read = f"read {index - piece.index} of {piece.count} records"
+      raise plans.PrepareError(f"{read}: did {piece.file} change meanwhile?")
+
+
+def _load_finished(task: _Task, search: duplicates.Search) -> _Done | None:
+  """What a finished shard holds; None for one that was never written, or removed, or cut off."""
+  try:
+    description = plans.load_json(task.description)
+    if not description or paths.size(task.path) != description["size"]:
+      return None
+    if not paths.exists(search.hashes_path(task.number)):
+      return None
+  except (FileNotFoundError, json.JSONDecodeError):
+    return None
+  tally = Tally.from_json(description.pop("tally"))
+  return _Done(dataset_folder.Shard(**description), tally)
+
+
+def _refuse_fault(*tallies: Tally) -> None:
+  for tally in tallies:
+    if fault := tally.first_fault:
+      raise plans.PrepareError(f"--strict: {fault.example}")
+
+
+def _finish(job: plans.Job, plan: dict, total: Tally, shards: list[dataset_folder.Shard]) -> None:
+  """Writes the reports, and describes the split in the data set's folder."""
+  if not total.records:
+    _clear(job, state_folder(job))
+    raise plans.PrepareError(f"none of {total.read:,} records can be used:\n{total.format_table()}")
+  packages = ("array_record", "pillow", "tokenizers", "ftfy")
+  report = {
+    "arguments": plan["arguments"],
+    "created_with": {package: importlib.metadata.version(package) for package in packages},
+    **total.to_json(),
+  }
+  plans.save_json(paths.join(job.output, f"report-{job.split}.json"), report)
+  with locks.hold(paths.join(job.output, ".prepare", "folder.lock"), f"describing {job.output}", wait=True):
+    info = dataset_folder.read_info(job.output)
+    info["tokenizer"] = Tokenizer.name
+    info.setdefault("sources", {})[job.split] = {
+      "form": job.source.form,
+      **job.source.arguments(),
+      "files": len(job.source.files),
+      "created_with": report["created_with"],
+      "counts": total.counts,
+      "findings": {kind: {"left_out": found.loss, "count": found.count} for kind, found in total.findings.items()},
+    }
+    dataset_folder.write_info(job.output, info)
+    dataset_folder.add_splits(job.output, job.name, {job.split: shards})
+  facts = {**job.source.arguments(), **report["created_with"], "files": len(job.source.files)}
+  page = paths.join(job.output, f"report-{job.split}.html")
+  survey.write_page(page, Records(job.output, job.split), job.name, job.split, total, facts, survey.SAMPLES)

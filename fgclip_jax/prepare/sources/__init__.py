@@ -1,0 +1,1 @@
+"""The sources of `prepare`: one file for each form of input."""

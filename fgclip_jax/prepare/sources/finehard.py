@@ -1,0 +1,143 @@
+"""FineHARD's annotations: one JSON object per image, with two captions and boxes with captions of their own.
+
+```
+{"f_path": "grit-20m/data-12m/coyo_image_0/00069/000699825.jpg", "caption": LONG, "short_caption": SHORT,
+ "bbox_info": [{"bbox": [x1, y1, x2, y2, score], "short_expr": SHORT, "long_expr": LONG,
+                "flag_short_neg": 1, "short_expr_negs": {"0": WRONG, ..., "9": WRONG}}, ...]}
+```
+"""
+
+import dataclasses
+import os
+import re
+from collections.abc import Iterator
+from typing import ClassVar
+
+from fgclip_jax.data import annotation_fields
+from fgclip_jax.data.record import MAX_NEGATIVES, Record, Region
+from fgclip_jax.prepare.sources import image_store
+from fgclip_jax.storage import paths, streams
+from fgclip_jax.storage.errors import RecordError
+
+SUFFIXES = (".json", ".jsonl")
+PREFIXES = ("grit-20m/data-12m/", "data/down-grit-12m/", "data/grit-12m/")  # what released annotations begin with
+_DOWNLOAD = re.compile(r"(?P<folder>[^/]+/(?P<shard>\d{5}))/00000/00000(?P<number>\d{4})(?=\.[^./]+$)")
+
+
+@dataclasses.dataclass(frozen=True)
+class FineHard:
+  """The source: annotation `files`, and where their images lie."""
+
+  form: ClassVar[str] = "finehard"
+  files: tuple[str, ...]
+  images: image_store.Folder | image_store.Archives
+
+  def arguments(self) -> dict:
+    return self.images.arguments()
+
+  def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, streams.Raw]]:
+    return streams.scan(file, offset)
+
+  def load(self, raw: streams.Raw, tell: annotation_fields.Tell) -> Record:
+    record, names = parse(streams.load(raw), tell)
+    return dataclasses.replace(record, image=self.images.read(names))
+
+
+def find_annotations(path: str) -> tuple[str, ...]:
+  """The annotation files that `path` means: a folder's .json and .jsonl files in the order of their names, those that
+  a .txt file lists (absolute, or relative to its folder or to the current one), or the file itself.
+
+  Raises:
+    FileNotFoundError: there is none, or one of a list is missing.
+  """
+  if paths.is_folder(path):
+    files = [paths.join(path, name) for name in paths.list_folder(path) if name.lower().endswith(SUFFIXES)]
+    if not files:
+      raise FileNotFoundError(f"no .json or .jsonl file in {path!r} (folders in it are not searched)")
+    return tuple(files)
+  if not paths.is_file(path):
+    raise FileNotFoundError(f"no annotation file or folder at {path!r}")
+  if not path.lower().endswith(".txt"):
+    return (path,)
+  lines = [line.strip() for line in paths.read(path).decode("utf-8-sig").splitlines() if line.strip()]
+  if not lines:
+    raise FileNotFoundError(f"{path!r} lists no annotation file")
+  return tuple(_find_listed(line, path) for line in lines)
+
+
+def _find_listed(line: str, path: str) -> str:
+  for candidate in (paths.join(os.path.dirname(path), line), line):
+    if paths.is_file(candidate):
+      return candidate
+  raise FileNotFoundError(f"{path!r} lists {line!r}, which is no file")
+
+
+def parse(value: object, tell: annotation_fields.Tell) -> tuple[Record, tuple[str, ...]]:
+  """Makes a record, without its image, of one annotation.
+
+  Args:
+    value: the parsed JSON object.
+    tell: called with everything left out of the record, or merely worth a note.
+
+  Returns:
+    The record and the paths, relative to the images folder, at which its image may lie; its id is the first.
+
+  Raises:
+    RecordError: the record cannot be used.
+  """
+  annotation = annotation_fields.get_mapping(value, "record")
+  f_path = annotation_fields.get_text(annotation, "f_path", "f_path", tell)
+  names = find_paths(f_path)
+  long = annotation_fields.get_text(annotation, "caption", "caption", tell)
+  short = annotation_fields.get_text(annotation, "short_caption", "short_caption", tell)
+  regions = []
+  for index, box in enumerate(
+    annotation_fields.get_list(annotation.get("bbox_info"), "bbox_info", "bbox_info", tell, "region")
+  ):
+    try:
+      regions.append(_parse_region(box, f"bbox_info[{index}]", tell))
+    except RecordError as error:
+      tell("region", error)
+  annotation_fields.note_region_count(len(regions), "bbox_info", tell)
+  return Record(id=names[0], image=b"", short=short, long=long, regions=tuple(regions)), names
+
+
+def find_paths(f_path: str) -> tuple[str, ...]:
+  """The paths under the images folder that an `f_path` may mean: without its known prefix, and as it is.
+
+  Older annotations name an image by its download, `coyo_image_0/00069/00000/000009825.jpg`; it was renamed since, to
+  `coyo_image_0/00069/000699825.jpg`, so that both names are looked for.
+  """
+  path = annotation_fields.check_path(f_path, "f_path")
+  for prefix in PREFIXES:
+    if path.startswith(prefix):
+      stripped = path.removeprefix(prefix)
+      renamed = _DOWNLOAD.sub(r"\g<folder>/\g<shard>\g<number>", stripped)
+      return tuple(dict.fromkeys((stripped, renamed, path)))
+  return (path,)
+
+
+def _parse_region(value: object, field: str, tell: annotation_fields.Tell) -> Region:
+  annotation = annotation_fields.get_mapping(value, field, "region")
+  box = annotation_fields.get_box(annotation.get("bbox"), f"{field}.bbox", tell)
+  short = annotation_fields.get_text(annotation, "short_expr", f"{field}.short_expr", tell)
+  long = annotation_fields.get_text(annotation, "long_expr", f"{field}.long_expr", tell, optional=True)
+  if not long:
+    tell("note", RecordError("long_expr_empty", f"{field}.long_expr", "is missing or empty"))
+  return Region(box=box, short=short, long=long, negatives=_parse_negatives(annotation, short, field, tell))
+
+
+def _parse_negatives(annotation: dict, positive: str, field: str, tell: annotation_fields.Tell) -> tuple[str, ...]:
+  flag = annotation.get("flag_short_neg", 0)
+  if flag not in (0, 1):
+    message = f"must be 0 or 1, got {flag!r}; the region's negatives are left out"
+    tell("negative", RecordError("flag_short_neg_wrong", f"{field}.flag_short_neg", message))
+  if flag != 1:
+    return ()
+  field = f"{field}.short_expr_negs"
+  found = annotation.get("short_expr_negs")
+  values = list(found.values()) if isinstance(found, dict) else found  # in the order of the keys in the file
+  values = annotation_fields.get_list(values, field, "short_expr_negs", tell, "negative")
+  if not values:
+    tell("note", RecordError("negatives_none", field, "flag_short_neg is 1 but there are no negatives"))
+  return annotation_fields.keep_negatives(values, positive, field, MAX_NEGATIVES, tell)

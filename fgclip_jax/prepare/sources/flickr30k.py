@@ -1,0 +1,88 @@
+"""Flickr30k Entities: captions whose phrases are marked, and boxes for what they name.
+
+The short caption is the first of an image's five, without its marks. A region is one thing that captions name: its
+caption is the first phrase for it in any of the five, its box is drawn around all boxes of that thing (`three men` may
+have three). Phrases for what has no box, such as a scene, are noted. There are no long captions.
+"""
+
+import functools
+import re
+from collections.abc import Iterator, Sequence
+from xml.etree import ElementTree
+
+from fgclip_jax.prepare.sources import image_store, joins
+from fgclip_jax.storage import paths
+from fgclip_jax.storage.streams import named
+
+FORM = "flickr30k"
+_MARK = re.compile(r"\[/EN#(?P<thing>\d+)(?P<kinds>(?:/[^\s\]/]+)*) (?P<phrase>[^\]]*)\]")
+
+
+def make(state: str, entities: str, ids: str | None, folder: image_store.Folder) -> joins.Joined:
+  """Joins the folders `Sentences` and `Annotations` under `entities`; see `joins.make`.
+
+  Args:
+    state: where the result is kept.
+    entities: the folder of Flickr30k Entities.
+    ids: a file with the numbers of the images to take, as its `train.txt`; None takes all.
+    folder: of the images.
+  """
+  folders = [paths.join(entities, name) for name in ("Sentences", "Annotations")]
+  for inner in folders:
+    if not paths.is_folder(inner):
+      raise FileNotFoundError(f"no folder at {inner!r}: --entities is the one that holds Sentences and Annotations")
+  return joins.make(state, FORM, functools.partial(_join, folders), [ids or folders[0], folders[1]], folder)
+
+
+def _join(folders: Sequence[str], files: Sequence[str]) -> Iterator[dict]:
+  if paths.is_folder(files[0]):
+    names = [name.removesuffix(".txt") for name in paths.list_folder(files[0]) if name.endswith(".txt")]
+  else:
+    names = paths.read(files[0]).decode().split()
+  for name in names:
+    sentences = paths.join(folders[0], f"{name}.txt")
+    annotation = paths.join(folders[1], f"{name}.xml")
+    for path in (sentences, annotation):
+      if not paths.is_file(path):
+        raise FileNotFoundError(f"image {name}: no file {path!r}")
+    yield _make_line(name, paths.read(sentences).decode(), annotation)
+
+
+def _make_line(name: str, sentences: str, annotation: str) -> dict:
+  lines = [line for line in sentences.splitlines() if line.strip()]
+  phrases: dict[str, str] = {}
+  for mark in _MARK.finditer(sentences):
+    if mark["thing"] != "0" and "/notvisual" not in mark["kinds"]:
+      phrases.setdefault(mark["thing"], mark["phrase"])
+  size, boxes = _read_boxes(annotation)
+  found, regions = [], []
+  for thing, phrase in phrases.items():
+    if thing in boxes:
+      x1, y1, x2, y2 = boxes[thing]
+      regions.append({"box": joins.make_box(x1, y1, x2 - x1, y2 - y1, size), "short": phrase})
+    else:
+      found.append(["note", "phrase_without_box", f"entity {thing}", f"{phrase!r} has no box"])
+  if len(lines) > 1:
+    found.append(["note", "captions_unused", "captions", f"{len(lines)} captions, of which the first is taken"])
+  short = _MARK.sub(lambda mark: mark["phrase"], lines[0]).strip() if lines else None
+  return {"image": f"{name}.jpg", "short": short, "regions": regions, joins.FOUND: found}
+
+
+def _read_boxes(path: str) -> tuple[tuple[float, float], dict[str, tuple[float, ...]]]:
+  """The image's width and height, and the box around all boxes of each thing, in pixels."""
+  try:
+    root = ElementTree.fromstring(paths.read(path))
+  except ElementTree.ParseError as error:
+    raise ValueError(f"{path} is broken: {error}; get it anew") from error
+  boxes: dict[str, tuple[float, ...]] = {}
+  with named(path, "annotation"):
+    size = (float(root.find("size/width").text), float(root.find("size/height").text))
+    for item in root.iter("object"):
+      box = item.find("bndbox")
+      if box is None:
+        continue
+      x1, y1, x2, y2 = (float(box.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax"))
+      for thing in (name.text for name in item.findall("name")):
+        a1, b1, a2, b2 = boxes.get(thing, (x1, y1, x2, y2))
+        boxes[thing] = (min(a1, x1), min(b1, y1), max(a2, x2), max(b2, y2))
+  return size, boxes

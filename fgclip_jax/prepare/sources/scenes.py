@@ -1,0 +1,325 @@
+"""The embedded data set: small rendered scenes with exact boxes, captions and hard negatives; needs no download.
+
+A scene has three objects, in three of its four quadrants, that differ in size, colour, pattern and
+shape. One fifth of the colour + pattern + shape combinations is held out: training objects and
+training texts never use them, every validation object does. So what is measured on the validation
+split is whether attributes are recognised, not whether combinations are remembered.
+
+Everything follows from `(seed, index, split)`, whatever the number of processes.
+"""
+
+import dataclasses
+import functools
+import io
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fgclip_jax.data import dataset_folder, record, shard_writer
+from fgclip_jax.data.dataset_folder import shard_path
+from fgclip_jax.data.tokenizers import token_ids
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.prepare.sources import scene_shapes
+from fgclip_jax.storage import paths
+from fgclip_jax.storage import workers as pool
+
+NAME = "scenes"
+VERSION = 2  # counts changes of what is drawn or written, so that `write` does not keep outdated files
+IMAGE_SIZE = 64
+QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
+OBJECTS = 3
+SPLITS = ("train", "validation")
+IMAGES_PER_SHARD = 1000
+
+
+class Description(NamedTuple):
+  """An object's four attributes, in the order in which its caption names them."""
+
+  size: str
+  colour: str
+  pattern: str
+  shape: str
+
+  @property
+  def caption(self) -> str:
+    return f"a {' '.join(self)}"  # no size begins with a vowel
+
+  @property
+  def short_caption(self) -> str:
+    article = "an" if self.colour[0] in "aeiou" else "a"
+    return f"{article} {self.colour} {self.shape}"
+
+
+class SceneObject(NamedTuple):
+  """One object of a scene.
+
+  Attributes:
+    description: its attributes.
+    quadrant: one of `QUADRANTS`.
+    sprite: what is drawn, in pixels.
+  """
+
+  description: Description
+  quadrant: str
+  sprite: scene_shapes.Sprite
+
+  @property
+  def box(self) -> tuple[float, float, float, float]:
+    """The tight box x1, y1, x2, y2 as fractions of the image's side."""
+    left, top, side = self.sprite.left, self.sprite.top, self.sprite.side
+    return left / IMAGE_SIZE, top / IMAGE_SIZE, (left + side) / IMAGE_SIZE, (top + side) / IMAGE_SIZE
+
+
+ATTRIBUTES = Description(
+  tuple(scene_shapes.SIZES), tuple(scene_shapes.COLOURS), scene_shapes.PATTERNS, scene_shapes.SHAPES
+)
+
+
+@functools.cache
+def descriptions() -> tuple[Description, ...]:
+  """All 432 descriptions."""
+  return tuple(
+    Description(size, colour, pattern, shape)
+    for size in ATTRIBUTES.size
+    for colour in ATTRIBUTES.colour
+    for pattern in ATTRIBUTES.pattern
+    for shape in ATTRIBUTES.shape
+  )
+
+
+@functools.cache
+def is_held_out(description: Description) -> bool:
+  """Whether colour + pattern + shape is one of the 43 of 216 combinations never trained on."""
+  colour = ATTRIBUTES.colour.index(description.colour)
+  pattern = ATTRIBUTES.pattern.index(description.pattern)
+  shape = ATTRIBUTES.shape.index(description.shape)
+  return (colour + 2 * pattern + 3 * shape) % 5 == 0
+
+
+@functools.cache
+def negatives(description: Description) -> tuple[Description, ...]:
+  """The 17 descriptions that differ from `description` in exactly one attribute."""
+  return tuple(
+    description._replace(**{field: value})
+    for field, values in ATTRIBUTES._asdict().items()
+    for value in values
+    if value != getattr(description, field)
+  )
+
+
+def render(seed: int, index: int, split: str) -> tuple[np.ndarray, tuple[SceneObject, ...]]:
+  """Renders one scene: its picture, uint8 [64, 64, 3], and its three objects."""
+  rng = _rng(seed, index, split, stream=0)
+  objects = arrange(rng, split)
+  return draw(objects, background(rng)), objects
+
+
+def arrange(rng: np.random.Generator, split: str) -> tuple[SceneObject, ...]:
+  """Draws three different descriptions of the split, and where and how each is drawn."""
+  pool = _pool(split)
+  chosen = rng.choice(len(pool), OBJECTS, replace=False)
+  quadrants = rng.permutation(len(QUADRANTS))[:OBJECTS]
+  return tuple(_place(rng, pool[i], int(quadrant)) for i, quadrant in zip(chosen, quadrants, strict=True))
+
+
+def _place(rng: np.random.Generator, description: Description, quadrant: int) -> SceneObject:
+  half = IMAGE_SIZE // 2
+  smallest, largest = scene_shapes.SIZES[description.size]
+  side = int(rng.integers(smallest, largest + 1))
+  down, right = divmod(quadrant, 2)
+  left, top = (int(value) for value in rng.integers(0, half - side + 1, 2))
+  period = int(rng.integers(4, 7))
+  sprite = scene_shapes.Sprite(
+    shape=description.shape,
+    pattern=description.pattern,
+    rgb=tuple(np.clip(rng.normal(scene_shapes.COLOURS[description.colour], 10), 0, 255).tolist()),
+    left=left + right * half,
+    top=top + down * half,
+    side=side,
+    period=period,
+    phase=tuple(rng.integers(0, period * scene_shapes.OVERSAMPLING, 2).tolist()),
+  )
+  return SceneObject(description, QUADRANTS[quadrant], sprite)
+
+
+def background(rng: np.random.Generator) -> np.ndarray:
+  """A dark, tinted, noisy background: float32 [64, 64, 3] in 0..255."""
+  base = rng.uniform(20, 90) + rng.normal(0, 10, 3)
+  noise = rng.random((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32) * 2 - 1
+  return np.clip(base.astype(np.float32) + noise * np.float32(rng.uniform(0, 14)), 0, 255)
+
+
+def draw(objects: tuple[SceneObject, ...], canvas: np.ndarray) -> np.ndarray:
+  """Draws objects over a copy of `canvas` (float32 [64, 64, 3] in 0..255) and rounds: uint8 [64, 64, 3]."""
+  canvas = canvas.copy()
+  for item in objects:
+    scene_shapes.paint(canvas, item.sprite)
+  return np.rint(canvas).clip(0, 255).astype(np.uint8)
+
+
+def make_record(seed: int, index: int, split: str) -> record.Record:
+  """One scene with its texts, as it is written.
+
+  The long caption names all attributes and the quadrant of every object, the short one colours and
+  shapes; each has an order of its own. In training one of the three regions has ten negatives, none
+  of them a held-out combination (else held-out texts would be learnt as "always wrong"). In
+  validation every region has ten, drawn from all 17.
+  """
+  image, objects = render(seed, index, split)
+  rng = _rng(seed, index, split, stream=1)
+  long = [objects[i] for i in rng.permutation(OBJECTS)]
+  short = [objects[i].description.short_caption for i in rng.permutation(OBJECTS)]
+  with_negatives = {int(rng.integers(OBJECTS))} if split == "train" else set(range(OBJECTS))
+  made = record.Record(
+    id=f"{split}/{index:06d}",
+    image=encode_image(image),
+    width=IMAGE_SIZE,
+    height=IMAGE_SIZE,
+    short=f"{', '.join(short[:-1])} and {short[-1]}",
+    long=", ".join(f"{item.description.caption} {item.quadrant}" for item in long),
+    regions=tuple(
+      record.Region(
+        box=item.box,
+        short=item.description.caption,
+        negatives=_draw_negatives(rng, item.description, split) if i in with_negatives else (),
+      )
+      for i, item in enumerate(objects)
+    ),
+  )
+  return dataclasses.replace(made, tokens=token_ids.make(made, _tokenizer()))
+
+
+def _draw_negatives(rng: np.random.Generator, description: Description, split: str) -> tuple[str, ...]:
+  """Ten negatives without replacement; at least twelve of a trained description are no held-out combination."""
+  choices = [other for other in negatives(description) if split != "train" or not is_held_out(other)]
+  return tuple(choices[i].caption for i in rng.choice(len(choices), record.MAX_NEGATIVES, replace=False))
+
+
+def encode_image(image: np.ndarray) -> bytes:
+  """Encodes a picture as PNG, which keeps every pixel."""
+  # Uncompressed: ArrayRecord compresses records anyway, and it decodes twice as fast.
+  file = io.BytesIO()
+  Image.fromarray(image).save(file, "PNG", compress_level=0)
+  return file.getvalue()
+
+
+@functools.cache
+def _tokenizer() -> Tokenizer:
+  return Tokenizer()
+
+
+def _rng(seed: int, index: int, split: str, stream: int) -> np.random.Generator:
+  _check_split(split)
+  return np.random.default_rng((seed, SPLITS.index(split), index, stream))
+
+
+def _check_split(split: str) -> None:
+  if split not in SPLITS:
+    raise ValueError(f"no split {split!r}; splits are {SPLITS}")
+
+
+@functools.cache
+def _pool(split: str) -> tuple[Description, ...]:
+  _check_split(split)
+  return tuple(item for item in descriptions() if is_held_out(item) == (split == "validation"))
+
+
+def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0, workers: int | None = None) -> dict:
+  """Writes the data set into the folder `output`, unless it is there already.
+
+  Args:
+    output: a folder, made if it is missing; one that holds another data set is an error.
+    train, validation: number of scenes of each split, at least one.
+    seed: scenes are drawn from `(seed, index, split)`.
+    workers: number of processes; all processors if None. The records do not depend on it.
+
+  Returns:
+    What `info.json` holds: `version`, `arguments`, `tokenizer`, and `region_classes`, the captions of all
+    descriptions, which regions can be classified into.
+
+  Raises:
+    ValueError: a count below one or a negative seed.
+    FileExistsError: `output` holds another data set.
+  """
+  workers = pool.count_processors() if workers is None else workers
+  for argument, value, least in [
+    ("train", train, 1),
+    ("validation", validation, 1),
+    ("workers", workers, 1),
+    ("seed", seed, 0),
+  ]:
+    if value < least:
+      raise ValueError(f"{argument} must be at least {least}, got {value}")
+  counts = {"train": train, "validation": validation}
+  by_split = {split: _shards(output, split, count, seed) for split, count in counts.items()}
+  info = {
+    "version": VERSION,
+    "arguments": {"train": train, "validation": validation, "seed": seed},
+    "tokenizer": Tokenizer.name,
+    "region_classes": [item.caption for item in descriptions()],
+  }
+  shards = [shard for split in by_split.values() for shard in split]
+  paths.make_folder(output)
+  _check_folder(output)
+  if dataset_folder.read_info(output) == info and all(paths.exists(shard.path) for shard in shards):
+    print(f"{output} already holds these scenes ({train:,} train, {validation:,} validation, seed {seed}): kept.")
+    return info
+  _clear(output)
+  workers = min(workers, len(shards))
+  print(f"Rendering {train:,} train and {validation:,} validation scenes into {output} ({workers} processes)")
+  found = pool.run(_write_shard, shards, workers, total=train + validation, label="scenes", unit=" scenes")
+  written = dict(found)
+  splits = {split: [written[shard.path] for shard in shards] for split, shards in by_split.items()}
+  dataset_folder.add_splits(output, NAME, splits)
+  dataset_folder.write_info(output, info)
+  size = sum(shard.size for shard in written.values())
+  print(f"Wrote {train + validation:,} scenes in {len(shards)} shards, {size / 1e6:.0f} MB, to {output}")
+  return info
+
+
+class _Shard(NamedTuple):
+  path: str
+  seed: int
+  split: str
+  start: int
+  stop: int
+
+
+def _shards(output: str, split: str, count: int, seed: int) -> list[_Shard]:
+  """Cuts a split into shards of nearly equal size; they depend on nothing but `count`."""
+  shards = -(-count // IMAGES_PER_SHARD)
+  starts = [count * i // shards for i in range(shards + 1)]
+  return [
+    _Shard(shard_path(output, NAME, split, i, shards), seed, split, starts[i], starts[i + 1]) for i in range(shards)
+  ]
+
+
+def _write_shard(shard: _Shard) -> tuple[str, dataset_folder.Shard]:
+  return shard.path, shard_writer.write(shard.path, _encode_scenes(shard))
+
+
+def _encode_scenes(shard: _Shard) -> Iterator[bytes]:
+  for index in range(shard.start, shard.stop):
+    pool.tick(1)
+    yield record.encode(make_record(shard.seed, index, shard.split))
+
+
+def _check_folder(output: str) -> None:
+  """Raises `FileExistsError` if the folder holds another data set."""
+  foreign = [entry for entry in _shard_files(output) if not entry.startswith(f"{NAME}-")]
+  name = dataset_folder.read_name(output) or NAME
+  if foreign or name != NAME:
+    raise FileExistsError(f"{output!r} holds another data set ({foreign[0] if foreign else name}); give another folder")
+
+
+def _clear(output: str) -> None:
+  """Removes scenes made with other arguments, or half made; `info.json` first, as it vouches for the shards."""
+  paths.remove(paths.join(output, dataset_folder.INFO))
+  for split in SPLITS:
+    dataset_folder.remove_split(output, split)
+
+
+def _shard_files(output: str) -> list[str]:
+  return sorted(entry for entry in paths.list_folder(output) if ".array_record-" in entry)

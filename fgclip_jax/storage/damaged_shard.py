@@ -1,0 +1,56 @@
+"""Reads the whole records of an ArrayRecord file that cannot be opened, because it was cut off or its index is damaged.
+
+Records stand one after another, each in a chunk of its own where the file was written with `group_size:1`, as random
+access needs; so they can be found from the front, without the index.
+"""
+
+from fgclip_jax.storage import paths, riegeli
+from fgclip_jax.storage.remote_shard import repeat
+from fgclip_jax.storage.riegeli import CHUNK_HEADER, RECORDS, SIGNATURE
+
+
+class DamagedShard:
+  """The records of a damaged file up to the damage, by number.
+
+  Chunks that hold more than one record are not read: where a file was written with `group_size:1`, they are the index.
+  """
+
+  def __init__(self, path: str):
+    self.path = path
+    self._places: list[tuple[int, int]] = []  # of each record's chunk, in the content
+    repeat(self._scan, path)
+
+  def __len__(self) -> int:
+    return len(self._places)
+
+  def __getitem__(self, index: int) -> bytes:
+    """A record.
+
+    Raises:
+      ValueError: its bytes are damaged, or compressed in a way that is not read here.
+      OSError: it cannot be read.
+    """
+    start, stop = self._places[index]
+    first = riegeli.to_file(start)
+    data = repeat(paths.read, self.path, first, riegeli.to_file(stop) - first)
+    return riegeli.decode_record(riegeli.strip(data, first))
+
+  def _scan(self, path: str) -> None:
+    self._places.clear()
+    size, at = riegeli.to_content(paths.size(path)), 0
+    with paths.open(path) as file:
+      while at + CHUNK_HEADER <= size:
+        header = riegeli.parse_header(_read(file, at, CHUNK_HEADER))
+        stop = at + CHUNK_HEADER + header.length
+        if header.kind not in (SIGNATURE, RECORDS) or (header.kind == RECORDS and header.records != 1) or stop > size:
+          return  # the index, padding, damage, or a record that is cut off
+        if header.kind == RECORDS:
+          self._places.append((at, stop))
+        at = stop
+
+
+def _read(file, start: int, length: int) -> bytes:
+  """Content from a position in the content."""
+  first, last = riegeli.to_file(start), riegeli.to_file(start + length)
+  file.seek(first)
+  return riegeli.strip(file.read(last - first), first)[:length]

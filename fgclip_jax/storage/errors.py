@@ -1,0 +1,17 @@
+"""The error that every reader raises for a record that cannot be used."""
+
+
+class RecordError(ValueError):
+  """A record that cannot be used.
+
+  Attributes:
+    kind: the class of the fault in snake_case, e.g. `box_outside`; reports count by it.
+    field: the field at fault, e.g. `bbox_info[2].bbox`.
+  """
+
+  def __init__(self, kind: str, field: str, message: str):
+    super().__init__(f"{field}: {message}")
+    self.kind, self.field, self.message = kind, field, message
+
+  def __reduce__(self):
+    return type(self), (self.kind, self.field, self.message)

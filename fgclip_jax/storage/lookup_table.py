@@ -1,0 +1,196 @@
+"""Tables on disk, text to text, for what does not fit in memory: made in parallel, read by any process.
+
+A table is a folder of sqlite files, its parts, which share the input between them, and `table.json`, which says what
+they were made of; where that has not changed, the table is used as it is.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+from fgclip_jax.storage import locks, paths
+from fgclip_jax.storage import workers as pool
+from fgclip_jax.storage.errors import RecordError
+
+MAX_PARTS = 16  # a look-up asks one after the other
+_INFO = "table.json"
+_ROWS = 10_000
+
+Reader = Callable[[Any], Iterator[tuple[str, str] | RecordError]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+  """A table in a folder.
+
+  Attributes:
+    folder: where its parts lie.
+    parts: how many there are.
+    digest: of what it was made of; tells it from another one in the same folder.
+    entries: how many keys its parts hold.
+    repeated: how many keys were met again; the first value counts.
+    skipped: how much of the input could not be used, and why the first of it.
+    broken: what of the input broke off: its name and the reason.
+  """
+
+  folder: str
+  parts: int
+  digest: str
+  entries: int
+  repeated: int
+  skipped: tuple[int, str]
+  broken: tuple[tuple[str, str], ...]
+
+  def get(self, key: str) -> str | None:
+    """The value of a key; None if it has none."""
+    if not _is_storable(key):
+      return None
+    for connection in _connect(self.folder, self.parts, self.digest):
+      row = connection.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()
+      if row:
+        return row[0]
+    return None
+
+
+def make(
+  folder: str,
+  read: Reader,
+  inputs: Sequence[tuple[str, Any]],
+  arguments: dict,
+  workers: int | pool.Engine,
+  *,
+  label: str,
+) -> Table:
+  """Makes a table, or opens the one in `folder` if it was made of the same.
+
+  Args:
+    folder: where the table lies.
+    read: a module's own function; yields keys and values of one input, or a `RecordError` for what cannot be used,
+      and raises one where the input breaks off.
+    inputs: the name of each input, and what `read` is called with.
+    arguments: all that decides what the table holds, as JSON: fingerprints of the inputs and the like.
+    workers: the number of processes, or an engine.
+    label: what the progress bar says.
+  """
+  arguments = json.loads(json.dumps({"inputs": [name for name, _ in inputs], **arguments}))
+  paths.make_folder(folder)
+  with locks.hold(f"{folder}.lock", f"making {folder}"):
+    return _open(folder, arguments) or _make(folder, read, inputs, arguments, workers, label)
+
+
+def _make(
+  folder: str, read: Reader, inputs: Sequence[tuple[str, Any]], arguments: dict, workers: int | pool.Engine, label: str
+) -> Table:
+  parts = min(len(inputs), MAX_PARTS)
+  bounds = [len(inputs) * part // parts for part in range(parts + 1)]
+  tasks = [(folder, part, read, inputs[begin:end]) for part, (begin, end) in enumerate(itertools.pairwise(bounds))]
+  results = dict(pool.run(_make_part, tasks, workers, total=len(inputs), label=label, unit=" files"))
+  entries, repeated, skipped, broken = zip(*(results[part] for part in range(parts)), strict=True)
+  info = {
+    "parts": parts,
+    "digest": hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest(),
+    "entries": sum(entries),
+    "repeated": sum(repeated),
+    "skipped": (sum(count for count, _ in skipped), next((example for _, example in skipped if example), "")),
+    "broken": [*itertools.chain(*broken)],
+  }
+  paths.write(paths.join(folder, _INFO), json.dumps({"table": info, "arguments": arguments}).encode())
+  return _open(folder, arguments)
+
+
+def _open(folder: str, arguments: dict) -> Table | None:
+  """The table in a folder; None where there is none that was made of the same."""
+  try:
+    info = json.loads(paths.read(paths.join(folder, _INFO)))
+  except (FileNotFoundError, json.JSONDecodeError):
+    return None
+  if info["arguments"] != arguments:
+    return None
+  broken = tuple((name, reason) for name, reason in info["table"].pop("broken"))
+  skipped = tuple(info["table"].pop("skipped"))
+  return Table(folder=folder, broken=broken, skipped=skipped, **info["table"])
+
+
+def _part_path(folder: str, part: int) -> str:
+  return paths.join(folder, f"{part:05d}.sqlite")
+
+
+def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tuple[int, tuple]:
+  """Writes one part; returns its number, and its `entries`, `repeated`, `skipped` and `broken`."""
+  folder, part, read, inputs = task
+  found, skipped, example, broken = 0, 0, "", []
+  with tempfile.TemporaryDirectory(dir=None if paths.is_remote(folder) else folder) as scratch:
+    path = os.path.join(scratch, "part.sqlite")
+    with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
+      # Sorted before it is stored: keys in random order would touch every page of a large tree again and again.
+      connection.execute("PRAGMA journal_mode = OFF")
+      connection.execute("PRAGMA synchronous = OFF")
+      connection.execute("ATTACH ? AS scratch", (os.path.join(scratch, "unsorted.sqlite"),))
+      connection.execute("PRAGMA scratch.journal_mode = OFF")
+      connection.execute("CREATE TABLE scratch.found (key TEXT, value TEXT)")
+      connection.execute("BEGIN")
+      for name, value in inputs:
+        try:
+          for row in read(value):
+            if isinstance(row, RecordError):
+              skipped, example = skipped + 1, example or f"{name}: {row}"
+            elif not _is_storable("".join(row)):
+              skipped, example = skipped + 1, example or f"{name}: {row!r} is no text that UTF-8 can hold"
+            else:
+              connection.execute("INSERT INTO scratch.found VALUES (?, ?)", row)
+              found += 1
+              if found % _ROWS == 0:
+                pool.tick(0)  # where a run that was stopped ends
+        except RecordError as error:
+          broken.append((name, str(error)))
+        pool.tick(1)
+      connection.execute("CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
+      order = "SELECT key, value FROM scratch.found ORDER BY key, rowid"
+      connection.execute(f"INSERT OR IGNORE INTO entries {order}")
+      connection.execute("COMMIT")
+      (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
+    paths.publish(path, _part_path(folder, part))
+  return part, (entries, found - entries, (skipped, example), broken)
+
+
+def _is_storable(text: str) -> bool:
+  """Whether UTF-8 can hold a text: JSON can spell codes that are no characters."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
+@functools.lru_cache(maxsize=16)
+def _connect(folder: str, parts: int, digest: str) -> tuple[sqlite3.Connection, ...]:
+  """Opens the parts for reading, once per process; those of object storage are copied to this machine first."""
+  del digest  # part of the cache's key alone
+  if not paths.is_remote(folder):
+    return tuple(_connect_part(folder, part) for part in range(parts))
+  with tempfile.TemporaryDirectory(prefix="fgclip_jax-table-") as local:
+    for part in range(parts):
+      with paths.open(_part_path(folder, part)) as source, open(_part_path(local, part), "wb") as file:
+        shutil.copyfileobj(source, file)
+    # an open file without a name takes room until its process ends, however it ends
+    return tuple(_connect_part(local, part) for part in range(parts))
+
+
+def _connect_part(folder: str, part: int) -> sqlite3.Connection:
+  path = _quote(_part_path(folder, part))
+  connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
+  connection.execute("PRAGMA schema_version")  # opens the file, which is otherwise left for the first question
+  return connection
+
+
+def _quote(path: str) -> str:
+  return path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")

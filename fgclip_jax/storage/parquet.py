@@ -1,0 +1,124 @@
+"""Parquet files of samples, a row each, read a few rows at a time."""
+
+import contextlib
+import dataclasses
+import functools
+import os
+import threading
+import weakref
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fgclip_jax.storage import paths
+from fgclip_jax.storage.errors import RecordError
+
+IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img")
+_ROWS = 16  # rows decoded at a time; they hold images
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """A row of a file: the file's `path` and the row's `number`."""
+
+  path: str
+  number: int
+
+  def read(self) -> dict[str, Any]:
+    """Returns the row's values by column."""
+    return _reader(self.path, threading.get_ident(), os.getpid()).get(self.number)
+
+
+class Reader:
+  """Reads rows of one file, fast where they follow each other: all columns, or some; `close` closes the file.
+
+  Raises:
+    RecordError: of kind `parquet_unreadable`, where the file or a row of it cannot be read.
+  """
+
+  def __init__(self, path: str, columns: Sequence[str] | None = None):
+    import pyarrow.parquet
+
+    self.path, self._columns = path, columns
+    stream = paths.open(path)
+    self.close = weakref.finalize(self, stream.close)  # readers are kept and replaced: none is closed by hand
+    with self._named():
+      self._file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
+    self.columns = self._file.schema_arrow.names
+    metadata = self._file.metadata
+    counts = [metadata.row_group(index).num_rows for index in range(metadata.num_row_groups)]
+    self._starts = [0]
+    for count in counts:
+      self._starts.append(self._starts[-1] + count)
+    self._batches: Iterator = iter(())
+    self._group: int | None = None  # where the reader stands: a row group,
+    self._rows: list[dict] = []  # some rows of it,
+    self._first = 0  # and the number of the first of these
+
+  def __len__(self) -> int:
+    return self._starts[-1]
+
+  def get(self, number: int) -> dict[str, Any]:
+    """Returns one row."""
+    group = next(index for index, start in enumerate(self._starts[1:]) if number < start)
+    if group != self._group or number < self._first:
+      self._batches = self._file.iter_batches(_ROWS, row_groups=[group], columns=self._columns)
+      self._rows, self._first = [], self._starts[group]
+    self._group = None  # until it is known to be readable
+    while number >= self._first + len(self._rows):
+      self._first += len(self._rows)
+      with self._named():
+        self._rows = next(self._batches).to_pylist()
+    self._group = group
+    return dict(self._rows[number - self._first])
+
+  @contextlib.contextmanager
+  def _named(self) -> Iterator[None]:
+    import pyarrow
+
+    try:
+      yield
+    except (pyarrow.ArrowException, OSError, StopIteration) as error:
+      if isinstance(error, OSError) and error.errno is not None:
+        raise  # a fault of the disk or the network, not of the file
+      reason = str(error).strip().split("\n")[0] or "it holds fewer rows than it says"
+      raise RecordError("parquet_unreadable", "parquet", f"{self.path} cannot be read ({reason})") from error
+
+
+def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Row]]:
+  """Yields the number of each row of a Parquet file and the row, from a number yielded earlier (0: the start).
+
+  Raises:
+    RecordError: it is no Parquet file, or a damaged one (kind `parquet_unreadable`).
+    OSError: the file cannot be read.
+  """
+  reader = Reader(path)
+  count = len(reader)
+  reader.close()
+  for number in range(offset, count):
+    yield number, Row(path, number)
+
+
+def list_columns(path: str) -> list[str]:
+  """The names of a file's columns."""
+  reader = Reader(path)
+  reader.close()
+  return reader.columns
+
+
+def find_image_column(path: str) -> str | None:
+  """The column that holds images; None if there is none, as in the tables that img2dataset writes beside tar files."""
+  columns = list_columns(path)
+  return next((name for name in IMAGE_COLUMNS if name in columns), None)
+
+
+def get_bytes(value: object) -> bytes | None:
+  """The bytes of an image's cell: bytes, or an object with a field `bytes`; None where there are none."""
+  if isinstance(value, dict):
+    value = value.get("bytes")
+  return value if isinstance(value, bytes) else None
+
+
+@functools.lru_cache(maxsize=4)
+def _reader(path: str, thread: int, process: int) -> Reader:
+  del thread, process  # a reader stands at one place: each thread has its own
+  return Reader(path)

@@ -1,0 +1,315 @@
+"""Reads annotation files record by record, never whole: JSON lists, JSON lines, CSV, JSON objects that hold lists.
+
+`scan` finds the records and their byte offsets, `load` parses one. Reading can start at any offset
+that `scan` gave earlier, so that processes share a file. `walk` goes through the lists inside one object.
+"""
+
+import contextlib
+import csv
+import gzip
+import io
+import json
+import math
+import os
+import sqlite3
+import zlib
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from fgclip_jax.storage import paths
+from fgclip_jax.storage.errors import RecordError
+
+SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
+CHUNK = 1 << 20  # bytes read at a time
+MAX_RECORD = 64 << 20  # bytes; a longer record means that the file is broken
+_EDGE = 16  # what is this near the end of what was read may be a number, literal or escape cut in two
+_SPACE = " \t\n\r"
+_VALUES = json.JSONDecoder(strict=False)
+_BOUNDARIES = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)  # finds ends; values are thrown away
+
+Raw = bytes | tuple[list[str], list[str]]  # JSON text, or a CSV file's header and one row
+
+
+def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Raw]]:
+  """Yields the byte offset of each record and the record, from an offset yielded earlier (0: from the start).
+
+  Raises:
+    RecordError: the file breaks off or is not what its name says (kinds `annotation_truncated`,
+      `annotation_not_json`, `annotation_not_csv`, `annotation_not_gzip`); every record before has been yielded.
+    OSError: the file cannot be read.
+  """
+  suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
+  with _open(path) as file:
+    if suffix in (".csv", ".tsv"):
+      yield from _scan_csv(file, offset, "\t" if suffix == ".tsv" else ",")
+    elif (start := _find_list(file, lines=suffix == ".jsonl")) is None:
+      yield from _scan_lines(file, offset)
+    else:
+      yield from _scan_list(file, start, offset)
+
+
+def walk(path: str) -> Iterator[tuple[str, bytes]]:
+  """Yields what a JSON object holds: its members' names and values, of a list each element by itself.
+
+  `{"a": [1, 2], "b": {"c": 3}}` gives `("a", b"1")`, `("a", b"2")`, `("b", b'{"c": 3}')`. The elements of a file that
+  is a list have the name "".
+
+  Raises:
+    RecordError: as `scan`.
+    OSError: the file cannot be read.
+  """
+  with _open(path) as file:
+    window = _Window(file, _find_text(file))
+    head = window.peek()
+    if head == "[":
+      window.position += 1
+      yield from (("", raw) for _, raw in _take_elements(window))
+    elif head == "{":
+      window.position += 1
+      yield from _take_members(window)
+    else:
+      kind = "annotation_not_json" if head else "annotation_truncated"
+      raise RecordError(kind, f"byte {window.place}", f"needs a JSON object or list, got {head or 'an empty file'!r}")
+    _check_end(window)
+
+
+def load(raw: Raw) -> object:
+  """Parses what `scan` yielded; NaN and Infinity are numbers.
+
+  Raises:
+    RecordError: kinds `record_not_json`, `record_not_utf8`, `row_wrong_width`.
+  """
+  if isinstance(raw, tuple):
+    header, row = raw
+    if len(row) != len(header):
+      raise RecordError("row_wrong_width", "row", f"has {len(row)} columns, the header {len(header)}")
+    return dict(zip(header, row, strict=True))
+  try:
+    return _VALUES.decode(raw.decode())
+  except UnicodeDecodeError as error:
+    raise RecordError("record_not_utf8", "record", f"is not UTF-8 text ({error})") from error
+  except (ValueError, RecursionError) as error:
+    raise RecordError("record_not_json", "record", f"is not JSON ({error})") from error
+
+
+@contextlib.contextmanager
+def _open(path: str) -> Iterator[io.IOBase]:
+  with paths.open(path) as file:
+    if not path.lower().endswith(".gz"):
+      yield file
+      return
+    try:
+      with gzip.open(file) as text:
+        yield text
+    except EOFError as error:
+      raise RecordError("annotation_truncated", f"byte {file.tell()}", "the compressed file ends too early") from error
+    except (gzip.BadGzipFile, zlib.error) as error:
+      raise RecordError("annotation_not_gzip", f"byte {file.tell()}", f"cannot be unpacked ({error})") from error
+
+
+def _find_text(file: io.IOBase) -> int:
+  """The offset at which the text starts; the file is left there."""
+  mark = file.read(3)
+  if mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
+    raise RecordError("annotation_not_json", "byte 0", "is UTF-16 text; save the file as UTF-8")
+  return file.seek(3 if mark == b"\xef\xbb\xbf" else 0)
+
+
+def _find_list(file: io.IOBase, lines: bool) -> int | None:
+  """The offset of the `[` that opens the list, or None for JSON lines; the file is left at its text's start."""
+  start = _find_text(file)
+  while (head := file.read(1)) and head in _SPACE.encode():
+    pass
+  place = file.tell() - 1
+  if head == b"[":
+    return place
+  if not head and not lines:
+    raise RecordError("annotation_truncated", "byte 0", "the file is empty")
+  file.seek(start)
+  if not lines:
+    file.seek(place)
+    try:
+      json.loads(file.readline(MAX_RECORD))
+    except (ValueError, RecursionError) as error:
+      raise RecordError("annotation_not_json", f"byte {place}", "neither a JSON list nor JSON lines") from error
+    file.seek(place)
+  return None
+
+
+def _scan_lines(file: io.IOBase, offset: int) -> Iterator[tuple[int, bytes]]:
+  if offset:
+    file.seek(offset)
+  place = file.tell()
+  while line := file.readline(MAX_RECORD):
+    if len(line) == MAX_RECORD:
+      raise RecordError("annotation_not_json", f"byte {place}", f"a line is longer than {MAX_RECORD} bytes")
+    if line.strip():
+      yield place, line
+    place += len(line)
+
+
+def _scan_list(file: io.IOBase, start: int, offset: int) -> Iterator[tuple[int, bytes]]:
+  window = _Window(file, offset or start + 1)
+  yield from _take_elements(window)
+  _check_end(window)
+
+
+def _take_elements(window: "_Window") -> Iterator[tuple[int, bytes]]:
+  """Moves over a list from behind its `[` to behind its `]`."""
+  while (head := window.peek()) != "]":
+    if not head:
+      raise RecordError("annotation_truncated", f"byte {window.place}", "the file ends inside the list")
+    place = window.place
+    yield place, window.take_value()
+    _take_comma(window, "]")
+  window.position += 1
+
+
+def _take_members(window: "_Window") -> Iterator[tuple[str, bytes]]:
+  """Moves over an object from behind its `{` to behind its `}`."""
+  while (head := window.peek()) != "}":
+    if not head:
+      raise RecordError("annotation_truncated", f"byte {window.place}", "the file ends inside the object")
+    place = window.place
+    name = load(window.take_value())
+    colon = window.peek()
+    if not isinstance(name, str) or colon not in (":", ""):
+      raise RecordError("annotation_not_json", f"byte {place}", f"needs a name and ':', got {name!r}")
+    window.position += len(colon)
+    if window.peek() == "[":
+      window.position += 1
+      yield from ((name, raw) for _, raw in _take_elements(window))
+    else:
+      yield name, window.take_value()
+    _take_comma(window, "}")
+  window.position += 1
+
+
+def _take_comma(window: "_Window", end: str) -> None:
+  head = window.peek()
+  if head == ",":
+    window.position += 1
+  elif head and head != end:
+    raise RecordError(
+      "annotation_not_json", f"byte {window.place}", f"needs ',' or {end!r} after a record, got {head!r}"
+    )
+
+
+def _check_end(window: "_Window") -> None:
+  if window.peek():
+    raise RecordError("annotation_not_json", f"byte {window.place}", "there is more text after the end of the list")
+
+
+class _Window:
+  """The part of a file in memory, as text of one character per byte (latin-1): a position is a byte offset."""
+
+  def __init__(self, file: io.IOBase, offset: int):
+    file.seek(offset)
+    self.file, self.offset = file, offset
+    self.text, self.position = "", 0
+
+  @property
+  def place(self) -> int:
+    """The byte offset of the position in the file."""
+    return self.offset + self.position
+
+  def extend(self) -> bool:
+    """Drops what is behind the position and reads on, as much again as is left; False at the end of the file."""
+    data = self.file.read(max(CHUNK, len(self.text) - self.position))
+    if data:
+      self.text, self.offset, self.position = self.text[self.position :] + data.decode("latin-1"), self.place, 0
+    return bool(data)
+
+  def peek(self) -> str:
+    """Moves over white space and returns the next character; empty at the end of the file."""
+    while True:
+      while self.position < len(self.text):
+        if (head := self.text[self.position]) not in _SPACE:
+          return head
+        self.position += 1
+      if not self.extend():
+        return ""
+
+  def take_value(self) -> bytes:
+    """Moves over one JSON value and returns its bytes."""
+    while True:
+      try:
+        end = _BOUNDARIES.raw_decode(self.text, self.position)[1]
+        if end + _EDGE < len(self.text) or not self.extend():  # a number cut in two would end too early
+          raw = self.text[self.position : end].encode("latin-1")
+          self.position = end
+          return raw
+      except json.JSONDecodeError as error:
+        place = f"byte {self.offset + error.pos}"
+        unterminated = error.msg.startswith("Unterminated string")  # its place is where the string starts
+        cut = unterminated or len(self.text.rstrip()) - error.pos <= _EDGE
+        if not cut or len(self.text) - self.position > MAX_RECORD:
+          raise RecordError("annotation_not_json", place, error.msg) from error
+        if not self.extend():
+          raise RecordError("annotation_truncated", place, "the file ends inside a record") from error
+      except RecursionError as error:
+        raise RecordError("annotation_not_json", f"byte {self.place}", "is nested too deeply") from error
+
+
+def _scan_csv(file: io.IOBase, offset: int, delimiter: str) -> Iterator[tuple[int, Raw]]:
+  place = 0
+
+  def lines():
+    nonlocal place
+    while line := file.readline(MAX_RECORD):
+      place += len(line)
+      yield line.decode("utf-8", "surrogateescape")  # what is not UTF-8 is found in its field, later
+
+  csv.field_size_limit(MAX_RECORD)
+  try:
+    reader = csv.reader(lines(), delimiter=delimiter)
+    header = next(reader, None)
+    if header is None:
+      raise RecordError("annotation_truncated", "byte 0", "the file is empty; its first line must name the columns")
+    header = [name.removeprefix("\ufeff").strip() for name in header]
+    if offset:
+      file.seek(offset)
+      place = offset
+      reader = csv.reader(lines(), delimiter=delimiter)
+    start = place
+    for row in reader:
+      if row:
+        yield start, (header, row)
+      start = place
+  except csv.Error as error:
+    raise RecordError("annotation_not_csv", f"byte {place}", str(error)) from error
+
+
+def read_entries(file: str, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
+  """Yields the entries of the lists `names` in a JSON file, with the list's name; "" is a file that is one list.
+
+  Raises:
+    ValueError: the file is broken, or lacks a list.
+  """
+  missing = set(names)
+  try:
+    for name, raw in walk(file):
+      if name in names:
+        missing.discard(name)
+        yield name, load(raw)
+  except RecordError as error:
+    raise ValueError(f"{file} is broken at {error}; get it anew") from error
+  if missing:
+    raise ValueError(f"{file} has no entries {', '.join(map(repr, sorted(missing)))}: is it the right file?")
+
+
+@contextlib.contextmanager
+def named(file: str, entry: Any) -> Iterator[None]:
+  """Names the file and the entry where an entry has not the fields that it should have."""
+  try:
+    yield
+  except (KeyError, TypeError, ValueError, AttributeError, IndexError, sqlite3.Error, OverflowError) as error:
+    raise ValueError(f"{file}: not the expected fields ({error!r}) in {json.dumps(entry):.200}") from error
+
+
+def get_size(entry: dict) -> tuple[float, float]:
+  """An image's width and height; raises `ValueError` for what is no size."""
+  width, height = float(entry["width"]), float(entry["height"])
+  if not (0 < width < math.inf and 0 < height < math.inf):
+    raise ValueError(f"{width} x {height} is no size of an image")
+  return width, height

@@ -1,0 +1,152 @@
+"""What a step computes, by formula: useful and executed floating-point operations.
+
+A multiply-add counts as two. XLA's own count is no substitute: it counts a scan's body once and sees
+nothing in custom kernels. `executed` is what the program computes in its static shapes, `useful` what
+the batch needs: its captions without empty slots, each attending causally to itself alone. Neither
+counts rematerialisation, so that throughput in useful operations can be compared across policies.
+"""
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+
+from fgclip_jax.losses.objective import Objective
+from fgclip_jax.models.config import ModelConfig, ResNetConfig, TowerConfig
+
+# bfloat16 peak of one device in FLOP/s, by the beginning of JAX's `device_kind` (vendors' data sheets)
+PEAKS = {
+  "TPU v4": 275e12, "TPU v5 lite": 197e12, "TPU v5e": 197e12, "TPU v5p": 459e12, "TPU v5": 459e12,
+  "TPU v6 lite": 918e12, "TPU v6e": 918e12, "NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12,
+}  # fmt: skip
+
+
+def peak_flops(device_kind: str) -> float | None:
+  """A device's bfloat16 peak in FLOP/s; None where it is not known."""
+  return next((peak for name, peak in PEAKS.items() if device_kind.startswith(name)), None)
+
+
+def _block_per_token(tower: TowerConfig) -> int:
+  """Matrix products of one block with its weights, per token."""
+  return 2 * (4 * tower.width**2 + 2 * tower.width * tower.mlp_width)
+
+
+def image_forward(config: ModelConfig, image_size: int | None = None, keep: float = 1.0) -> int:
+  """The image tower's forward pass for one image, dense path aside.
+
+  Args:
+    config: the model.
+    image_size: pixels along a side; the config's by default.
+    keep: the share of patches that the blocks see (patch dropout).
+  """
+  vision = config.vision
+  if isinstance(vision, ResNetConfig):
+    return _resnet_forward(vision, image_size or vision.image_size) + 2 * vision.output_width * config.embedding_width
+  patches = ((image_size or vision.image_size) // vision.patch_size) ** 2
+  tokens = 1 + round(patches * keep)
+  attention = 4 * vision.width * tokens  # scores and mixing, per token
+  embedding = 2 * patches * vision.patch_size**2 * 3 * vision.width
+  blocks = vision.depth * tokens * (_block_per_token(vision) + attention)
+  return embedding + blocks + 2 * vision.width * config.embedding_width
+
+
+def _resnet_forward(vision: ResNetConfig, image_size: int) -> int:
+  """A ResNet's convolutions and its attention pooling, without the projection."""
+  half, side, inputs = vision.width // 2, image_size // 4, vision.width
+  total = (2 * side) ** 2 * 9 * (3 * half + half * half + half * vision.width)
+  for stage, depth in enumerate(vision.depths):
+    middle, before = vision.width * 2**stage, side**2  # cells where the stage begins
+    side = side // 2 if stage else side
+    outputs, cells = 4 * middle, side**2
+    total += before * (inputs * middle + 9 * middle**2) + cells * (middle + inputs) * outputs  # pooled in between
+    total += (depth - 1) * cells * (2 * outputs * middle + 9 * middle**2)
+    inputs = outputs
+  tokens = 1 + side**2
+  return 2 * (total + (1 + 2 * tokens) * inputs**2 + 2 * tokens * inputs)  # query, keys, values; scores and mixing
+
+
+def dense_forward(config: ModelConfig, image_size: int | None = None) -> int:
+  """What the dense path adds for one image: the last block without mixing, and the projection of every patch.
+
+  A ResNet's pooling has computed the patches' values already.
+  """
+  vision = config.vision
+  patches = ((image_size or vision.image_size) // vision.patch_size) ** 2
+  if isinstance(vision, ResNetConfig):
+    return 2 * patches * vision.output_width * config.embedding_width
+  block = 2 * (2 * vision.width**2 + 2 * vision.width * vision.mlp_width)
+  return patches * (block + 2 * vision.width * config.embedding_width)
+
+
+def text_forward(config: ModelConfig, tokens: int, attended: int) -> int:
+  """The text tower's forward pass.
+
+  Args:
+    config: the model.
+    tokens: tokens that go through it.
+    attended: (query, key) pairs whose score is computed.
+  """
+  text = config.text
+  return text.depth * (tokens * _block_per_token(text) + 4 * text.width * attended)
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+  """One step's forward and backward operations, and how full its text rows are."""
+
+  useful: int = 0
+  executed: int = 0
+  tokens: int = 0
+  slots: int = 0
+
+  def __add__(self, other: "Work") -> "Work":
+    pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+    return Work(*(a + b for a, b in pairs))
+
+
+def batch_work(
+  config: ModelConfig,
+  objective: Objective,
+  batch: dict[str, Any],
+  *,
+  image_size: int | None = None,
+  patch_dropout: float = 0.0,
+  frozen_image_tower: bool = False,
+) -> Work:
+  """Counts a batch of host arrays (this process's part of it).
+
+  The backward pass costs twice the forward one; a frozen image tower has none. Similarities are counted
+  in full for the images of this part alone, which is exact in a run of one process.
+  """
+  shards, per_shard = batch["image"].shape[:2]
+  images, boxes = shards * per_shard, batch["boxes"].shape[2]
+  image = images * image_forward(config, image_size, 1.0 - patch_dropout)
+  if boxes:
+    grid = (image_size or config.vision.image_size) // config.vision.patch_size
+    image += images * dense_forward(config, image_size)
+    image += 2 * images * boxes * config.embedding_width * grid**2  # RoIAlign's product with the map
+
+  segment, position = batch["segment"], batch["position"]
+  rows, length = segment.shape[0] * segment.shape[1], segment.shape[2]
+  real = segment > 0
+  tokens = int(real.sum())
+  local = np.where(position >= config.text.short_length, position - config.text.short_length, position)
+  triangle = int(np.sum((local + 1) * real, dtype=np.int64))
+  read = sum(int((batch[key] >= 0).sum()) for key in ("short_end", "long_end", "region_end", "hard_end"))
+  project = 2 * config.text.width * config.embedding_width
+  slots_read = sum(batch[key].size for key in ("short_end", "long_end", "region_end", "hard_end"))
+
+  width = config.embedding_width
+  pairs = 2 * images**2 * (bool(objective.global_long and config.fine_grained) + bool(objective.global_short))
+  regions = int((batch["region_end"] >= 0).sum())
+  hard = int((batch["hard_end"] >= 0).sum())
+  useful_losses = 2 * width * (pairs + (2 * regions**2 + hard if boxes else 0))
+  executed_losses = 2 * width * (pairs + (2 * batch["region_end"].size ** 2 + batch["hard_end"].size if boxes else 0))
+  image_cost = image * (1 if frozen_image_tower else 3)
+  return Work(
+    useful=image_cost + 3 * (text_forward(config, tokens, triangle) + read * project + useful_losses),
+    executed=image_cost
+    + 3 * (text_forward(config, rows * length, rows * length**2) + slots_read * project + executed_losses),
+    tokens=tokens,
+    slots=rows * length,
+  )

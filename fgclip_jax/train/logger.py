@@ -1,0 +1,181 @@
+"""Where a run's numbers go: a progress line, TensorBoard, and JSON lines."""
+
+import json
+import os
+import socket
+import struct
+import time
+
+import jax
+from tensorboardX import summary
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.record_writer import masked_crc32c
+
+from fgclip_jax.data.loader import Loader
+from fgclip_jax.train.flops import Work, peak_flops
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class Metrics:
+  """Writes numbers by step into a run's folder; only one process of a run should.
+
+  Where the disk is full a run goes on, and the numbers follow when there is room.
+
+  Args:
+    workdir: the run's folder.
+    total_steps: for the time left.
+    begin: the step that the run continues from; what was written of later ones is dropped.
+  """
+
+  def __init__(self, workdir: str, total_steps: int, begin: int = 0):
+    self._total_steps = total_steps
+    path = os.path.join(workdir, METRICS_FILE)
+    kept = "".join(_lines_until(path, begin))
+    with open(path + ".tmp", "w", encoding="utf-8") as file:
+      file.write(kept)
+    os.replace(path + ".tmp", path)  # at no moment are the lines on no disk
+    self._lines = _Growing(path)
+    folder = os.path.join(workdir, "tensorboard")
+    os.makedirs(folder, exist_ok=True)
+    # TensorBoard tells events files by their seconds and sorts by name
+    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+    self._board = _Growing(os.path.join(folder, name))
+    start = Event(wall_time=time.time(), step=begin + 1, session_log=SessionLog(status=SessionLog.START))
+    # what an earlier file has of this step and later ones is void
+    self._board.add(_record(Event(wall_time=time.time(), file_version="brain.Event:2")) + _record(start))
+
+  def write(self, step: int, values: dict[str, float]) -> None:
+    """Writes the values of a step."""
+    now = time.time()
+    self._lines.add((json.dumps({"step": step, "time": now, **values}) + "\n").encode())
+    events = [Event(wall_time=now, step=step, summary=summary.scalar(name, value)) for name, value in values.items()]
+    self._board.add(b"".join(map(_record, events)))
+
+  def progress(self, step: int, values: dict[str, float], seconds_per_step: float) -> None:
+    """Prints one line."""
+    terms = "  ".join(f"{name.removeprefix('loss_')} {v:.3f}" for name, v in values.items() if name.startswith("loss_"))
+    left = (self._total_steps - step) * seconds_per_step
+    print(
+      f"step {step}/{self._total_steps}  loss {values['loss']:.4f} ({terms})  lr {values['learning_rate']:.2e}  "
+      f"{values['images_per_second']:.1f} images/s"
+      + (f" ({values['mfu']:.0%} MFU)" if "mfu" in values else "")
+      + f"  left {duration(left)}",
+      flush=True,
+    )
+
+  def close(self) -> None:
+    """Writes what has not been written yet; all else is on disk already."""
+    self._lines.add(b"")
+    self._board.add(b"")
+
+
+class _Growing:
+  """A file that only grows, by whole pieces; a piece that does not fit comes with the next one."""
+
+  def __init__(self, path: str):
+    self._path, self._size = path, os.path.getsize(path) if os.path.exists(path) else 0
+    self._left, self._failed = b"", False
+
+  def add(self, piece: bytes) -> None:
+    """Appends a piece, and says so when that begins to fail."""
+    self._left += piece
+    if not self._left:
+      return
+    try:
+      # opened anew each time: a file that a write has failed for may not be asked again everywhere
+      with open(self._path, "ab") as file:
+        file.truncate(self._size)  # half a piece
+        file.write(self._left)
+    except OSError as error:
+      if not self._failed:
+        print(f"{self._path} cannot be written ({error.strerror}); what is missing follows when it can", flush=True)
+      self._failed = True
+      return
+    self._size, self._left, self._failed = self._size + len(self._left), b"", False
+
+
+def _record(event: Event) -> bytes:
+  """An event as TensorBoard reads it: length, data, and a checksum of each (the TFRecord format)."""
+  data = event.SerializeToString()
+  length = struct.pack("<Q", len(data))
+  return length + struct.pack("<I", masked_crc32c(length)) + data + struct.pack("<I", masked_crc32c(data))
+
+
+class Clock:
+  """Speed between log points: images, useful operations, and the share of time spent waiting for data.
+
+  Counted since the start of this process: `bad_records/KIND` and `data/boxes_lost` in this process, and for a mixture
+  the examples that were loaded of each data set, `data/examples/NAME`, times the processes.
+
+  Args:
+    batch_size: images of a global batch.
+    loader: whose waiting is counted.
+    devices, processes: of the whole run.
+  """
+
+  def __init__(self, batch_size: int, loader: Loader, devices: int = 1, processes: int = 1):
+    self._batch_size, self._loader, self._processes = batch_size, loader, processes
+    peak = peak_flops(jax.devices()[0].device_kind)
+    self._peak = None if peak is None else peak * devices
+    self._begin = self._last = time.perf_counter()
+    self._last_step: int | None = None
+    self._waited, self.seconds_per_step = 0.0, 0.0
+    self._work = Work()
+
+  def count(self, work: Work) -> None:
+    """Adds a finished step's work (this process's part of it)."""
+    self._work += work
+
+  def lap(self, step: int) -> dict[str, float]:
+    """What happened since the last lap; the first one holds compilation, so no speed is derived from it."""
+    now, work = time.perf_counter(), self._work
+    seconds, waited = now - self._last, self._loader.waited - self._waited
+    values = {
+      "data_wait_share": waited / max(seconds, 1e-9),
+      "packing_efficiency": work.tokens / max(work.slots, 1),
+      "executed_per_useful_flop": work.executed / max(work.useful, 1),
+    }
+    if self._last_step is None:
+      values["images_per_second"] = 0.0
+    else:
+      steps = max(step - self._last_step, 1)
+      self.seconds_per_step = seconds / steps
+      useful = work.useful * self._processes / seconds
+      values["images_per_second"] = self._batch_size / self.seconds_per_step
+      values["useful_tflops_per_step"] = work.useful * self._processes / steps / 1e12
+      values["useful_tflop_per_second"] = useful / 1e12
+      if self._peak:
+        values["mfu"] = useful / self._peak
+    self._last, self._last_step, self._waited, self._work = now, step, self._loader.waited, Work()
+    values |= {f"bad_records/{kind}": float(number) for kind, number in self._loader.bad.items()}
+    if len(self._loader.examples) > 1:
+      seen = self._loader.examples.items()
+      values |= {f"data/examples/{name}": float(number * self._processes) for name, number in seen}
+    if self._loader.boxes_lost:
+      values["data/boxes_lost"] = float(self._loader.boxes_lost)
+    return values
+
+  def pause(self, seconds: float) -> None:
+    """Leaves out time that was spent on something else than steps."""
+    self._last += seconds
+
+  @property
+  def total(self) -> float:
+    """Seconds since the start."""
+    return time.perf_counter() - self._begin
+
+
+def _lines_until(path: str, step: int) -> list[str]:
+  """The lines of steps up to this one; a run that was killed may have written more, and half a line."""
+  if not os.path.exists(path):
+    return []
+  with open(path, encoding="utf-8") as file:
+    return [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
+
+
+def duration(seconds: float) -> str:
+  """Seconds as h:mm:ss or m:ss."""
+  minutes, seconds = divmod(round(seconds), 60)
+  hours, minutes = divmod(minutes, 60)
+  return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

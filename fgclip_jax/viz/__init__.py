@@ -1,0 +1,1 @@
+"""Drawing: heat maps, tables of box scores, contact sheets."""

@@ -1,0 +1,111 @@
+"""Where in a picture a text fits: the dense features' similarity with it, drawn over the picture."""
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float32
+from PIL import Image, ImageDraw, ImageOps
+
+from fgclip_jax.data import image as images
+from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.viz import drawing
+from fgclip_jax.viz.drawing import Box
+from fgclip_jax.viz.fonts import Font
+
+_PANEL_SIDES = (220, 340)  # the smallest width, and the size that a picture is scaled to fit
+_BAR = 12
+_OPACITY = 0.7
+_PANELS_PER_ROW = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Heat:
+  """A text and where it fits.
+
+  Attributes:
+    text: the text.
+    similarity: its cosine with each patch.
+    boxes: boxes to draw, x1 y1 x2 y2 in 0..1, each with its own cosine.
+  """
+
+  text: str
+  similarity: Float32[np.ndarray, "h w"]
+  boxes: tuple[tuple[Box, float], ...] = ()
+
+
+def measure(model: FGCLIP, picture: Image.Image, texts: Sequence[str], boxes: Sequence[Sequence[Box]]) -> list[Heat]:
+  """The similarity of texts with the patches of an RGB picture, and with the boxes listed for each text."""
+  pixels = images.to_square(picture, model.config.vision.image_size)[None]
+  text = model.encode_text(list(texts), "region")
+  maps = np.moveaxis(model.similarity(model.encode_dense(pixels)[0], text), -1, 0)
+  every = [box for row in boxes for box in row]
+  scores = iter(np.zeros(0))
+  if every:
+    owner = np.repeat(np.arange(len(boxes)), [len(row) for row in boxes])
+    scores = iter(np.einsum("nd,nd->n", model.encode_regions(pixels, [every])[0], text[owner]))
+  return [
+    Heat(name, similarity, tuple((box, float(next(scores))) for box in row))
+    for name, similarity, row in zip(texts, maps, boxes, strict=True)
+  ]
+
+
+def overlay(picture: Image.Image, similarity: Float32[np.ndarray, "h w"]) -> Image.Image:
+  """The picture in grey under the map in colour, from the map's own minimum to its maximum."""
+  low, high = float(similarity.min()), float(similarity.max())
+  scaled = (similarity - low) / max(high - low, 1e-9)
+  smooth = np.asarray(Image.fromarray(scaled.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC))
+  grey = ImageOps.grayscale(picture).convert("RGB")
+  return Image.blend(grey, Image.fromarray(drawing.colours(smooth)), _OPACITY)
+
+
+def draw(picture: Image.Image, heats: Sequence[Heat], font: Font, below: Sequence[Image.Image] = ()) -> Image.Image:
+  """The picture, and beside it a panel for each text: the map, the boxes with their scores, the text, the scale.
+
+  Args:
+    picture: RGB, of any size.
+    heats: what was measured.
+    font: one of `drawing.FONT_SIZE`.
+    below: further pictures for the sheet.
+  """
+  picture = drawing.fit(picture, _PANEL_SIDES[1])
+  width = max(picture.width, _PANEL_SIDES[0])
+  panels = [_panel(picture, width, "", None, [box for heat in heats for box, _ in heat.boxes], font)]
+  panels += [_panel(overlay(picture, h.similarity), width, h.text, h.similarity, h.boxes, font) for h in heats]
+  rows = [panels[i : i + _PANELS_PER_ROW] for i in range(0, len(panels), _PANELS_PER_ROW)]
+  return drawing.stack([*(_beside(row) for row in rows), *below])
+
+
+def _beside(panels: list[Image.Image]) -> Image.Image:
+  """Panels of one width in a row."""
+  step = panels[0].width + drawing.GAP
+  row = Image.new("RGB", (step * len(panels) - drawing.GAP, max(p.height for p in panels)), drawing.BACKGROUND)
+  for column, panel in enumerate(panels):
+    row.paste(panel, (column * step, 0))
+  return row
+
+
+def _panel(picture, width, text, similarity, boxes, font) -> Image.Image:
+  """A picture with boxes; below it the text and the colour scale of a map."""
+  lines = drawing.wrap(text, width, font)
+  height = picture.height + (8 + drawing.LINE * (len(lines) + 1) + _BAR + 8 if similarity is not None else 0)
+  panel = Image.new("RGB", (width, height), drawing.BACKGROUND)
+  left = (width - picture.width) // 2
+  panel.paste(picture, (left, 0))
+  pen = ImageDraw.Draw(panel)
+  for entry in boxes:
+    box, label = (entry, "") if similarity is None else (entry[0], f"{entry[1]:.2f}")
+    drawing.draw_box(pen, box, label, picture.size, left, font)
+  if similarity is None:
+    return panel
+  top = picture.height + 8
+  for content in lines:
+    pen.text((0, top), content, drawing.INK, font)
+    top += drawing.LINE
+  ramp = drawing.colours(np.tile(np.linspace(0, 1, width, dtype=np.float32), (_BAR, 1)))
+  panel.paste(Image.fromarray(ramp), (0, top + 4))
+  low, high = f"{similarity.min():.2f}", f"{similarity.max():.2f}"
+  pen.text((0, top + _BAR + 6), low, drawing.INK, font)
+  pen.text(((width - font.getlength("cosine")) / 2, top + _BAR + 6), "cosine", drawing.PALE_INK, font)
+  pen.text((width - font.getlength(high), top + _BAR + 6), high, drawing.INK, font)
+  return panel

@@ -1,0 +1,42 @@
+"""FG-CLIP made of plain CLIP, and plain CLIP cut from FG-CLIP."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fgclip_jax.models.config import END_ID, ModelConfig
+from fgclip_jax.weights.huggingface_names import stretch_positions, stretched_length
+
+CLIP_LENGTH = 77
+
+Flat = dict[str, np.ndarray]
+
+
+def fgclip_config(config: ModelConfig) -> ModelConfig:
+  """The size of the FG-CLIP that `to_fgclip` makes of a plain CLIP."""
+  length = config.text.short_length
+  if length > CLIP_LENGTH:  # Long-CLIP, whose table is the long one already
+    return config.replace(text={"short_length": CLIP_LENGTH, "long_length": length, "end_id": END_ID})
+  return config.replace(text={"long_length": stretched_length(length), "end_id": END_ID})
+
+
+def to_fgclip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, Flat]:
+  """Makes FG-CLIP from plain CLIP: projection and temperature copied, positions stretched 77 to 248.
+
+  Of a Long-CLIP the positions become the long table as they are, and their first 77 the short one.
+  """
+  made, positions = fgclip_config(config), flat["text/short_positions"]
+  return made, {
+    **flat,
+    "text/short_positions": positions[: made.text.short_length],
+    "text/long_positions": positions if len(positions) > CLIP_LENGTH else stretch_positions(positions),
+    "long_projection/kernel": flat["short_projection/kernel"],
+    "temperature/regional": flat["temperature/global"],
+    "temperature/hard_negative": flat["temperature/global"],
+  }
+
+
+def to_clip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, Flat]:
+  """Cuts a plain CLIP from FG-CLIP: its image tower and its path for short texts. A plain CLIP stays as it is."""
+  left_out = ("text/long_positions", "long_projection/kernel", "temperature/regional", "temperature/hard_negative")
+  return config.replace(text={"long_length": None}), {k: v for k, v in flat.items() if k not in left_out}

@@ -1,0 +1,99 @@
+"""The name table of the PyTorch format of CLIP and FG-CLIP (transformers' names); Long-CLIP's stretched positions."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from fgclip_jax.models.config import ModelConfig, TowerConfig, VisionConfig
+from fgclip_jax.weights.name_map import Row, linear, norm, patches, read_rows, same, transposed, write_rows
+
+KEPT_POSITIONS = 20  # rows of the short table that begin the long one (Long-CLIP's stretch)
+
+
+def long_positions(ours: str, first: str, rest: str) -> Row:
+  """The row of a long position table, which theirs keep in two of full length: each is read in a part of its rows."""
+
+  def read(head, tail):
+    return (np.concatenate([head[:KEPT_POSITIONS], tail[KEPT_POSITIONS:]]),)
+
+  return Row((ours,), (first, rest), read, lambda table: (table, table))
+
+
+def _blocks(ours: str, theirs: str, tower: TowerConfig) -> list[Row]:
+  ours, theirs, layers = f"{ours}/transformer/blocks", f"{theirs}.encoder.layers.{{}}", range(tower.depth)
+  modules = {"attention/query": "self_attn.q_proj", "attention/key": "self_attn.k_proj"}
+  modules |= {"attention/value": "self_attn.v_proj", "attention/out": "self_attn.out_proj"}
+  modules |= {"mlp/up": "mlp.fc1", "mlp/down": "mlp.fc2"}
+  rows = [row for mine, other in modules.items() for row in linear(f"{ours}/{mine}", f"{theirs}.{other}", layers)]
+  for number in (1, 2):
+    rows += norm(f"{ours}/norm{number}", f"{theirs}.layer_norm{number}", layers)
+  return rows
+
+
+def vision_table(config: VisionConfig) -> list[Row]:
+  """The rows of an image tower of this size, without its projection: all that a `CLIPVisionModel` has."""
+  embeddings = "vision_model.embeddings"
+  return [
+    patches("vision/patch_embedding/kernel", f"{embeddings}.patch_embedding.weight", config.patch_size),
+    same("vision/class_embedding", f"{embeddings}.class_embedding"),
+    same("vision/positions", f"{embeddings}.position_embedding.weight"),
+    *norm("vision/pre_norm", "vision_model.pre_layrnorm"),  # their spelling
+    *norm("vision/post_norm", "vision_model.post_layernorm"),
+    *_blocks("vision", "vision_model", config),
+  ]
+
+
+def table(config: ModelConfig) -> list[Row]:
+  """The rows for a model of this size."""
+  embeddings = "text_model.embeddings"
+  rows = [
+    *vision_table(config.vision),
+    transposed("vision_projection/kernel", "visual_projection.weight"),
+    same("text/token_embedding", f"{embeddings}.token_embedding.weight"),
+    same("text/short_positions", f"{embeddings}.position_embedding.weight"),
+    *_blocks("text", "text_model", config.text),
+    *norm("text/final_norm", "text_model.final_layer_norm"),
+    transposed("short_projection/kernel", "text_projection.weight"),
+    same("temperature/global", "logit_scale"),
+  ]
+  if config.fine_grained:
+    position_embedding = f"{embeddings}.position_embedding"
+    rows += [
+      long_positions("text/long_positions", f"{position_embedding}_ori.weight", f"{position_embedding}_res.weight"),
+      transposed("long_projection/kernel", "text_filip_projection.weight"),
+      same("temperature/regional", "logit_scale_finegraind"),  # their spelling
+      same("temperature/hard_negative", "logit_scale_hardneg"),
+    ]
+  return rows
+
+
+def from_theirs(
+  tensors: Mapping[str, np.ndarray], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+  """Their tensors as our flat parameters; see `table.read_rows`."""
+  return read_rows(table(config), tensors, shapes)
+
+
+def to_theirs(flat: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
+  """Our flat parameters as their tensors: the inverse of `from_theirs`."""
+  return write_rows(table(config), flat)
+
+
+def stretched_length(length: int) -> int:
+  """Rows of the long table that `stretch_positions` makes of a short one: 248 of 77."""
+  return 4 * length - 3 * KEPT_POSITIONS
+
+
+def stretch_positions(short: np.ndarray) -> np.ndarray:
+  """77 positions stretched to 248 as Long-CLIP and FG-CLIP do: 20 kept, the others interpolated four-fold.
+
+  Between two old rows stand three new ones at quarter steps; past the last row the last step is carried on.
+  `short` is [L, W] with L > 21; the result is [4 L - 60, W], in the same dtype. ValueError for fewer rows.
+  """
+  if len(short) < KEPT_POSITIONS + 2:
+    raise ValueError(f"{len(short)} positions cannot be stretched: {KEPT_POSITIONS} are kept, two more are needed")
+  kept, rest = short[:KEPT_POSITIONS], short[KEPT_POSITIONS:].astype(np.float32)
+  following = np.concatenate([rest[1:], (2 * rest[-1] - rest[-2])[None]])
+  quarters = np.arange(4, dtype=np.float32)[None, :, None]
+  stretched = (4 - quarters) * rest[:, None] / 4 + quarters * following[:, None] / 4
+  return np.concatenate([kept, stretched.reshape(-1, short.shape[1]).astype(short.dtype)])

@@ -1,0 +1,150 @@
+"""Name tables between our parameters and another library's, read in both directions.
+
+A row joins some of our leaves with some of their tensors: mostly one with one; three with one where they keep a fused
+matrix. Where a row has layers, `{}` in their names is a layer's number and our leaves stack all layers along their
+first axis.
+"""
+
+import dataclasses
+import functools
+import types
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.models.params import abstract_params, flatten
+
+Arrays = tuple[np.ndarray, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+  """One row: names on both sides and how arrays change between them.
+
+  Attributes:
+    ours, theirs: the names; of one layer, if there are layers.
+    read: their arrays to ours.
+    write: our arrays to theirs, the inverse of `read`.
+    layers: the numbers of the layers that our leaves stack; None: they are not stacked.
+  """
+
+  ours: tuple[str, ...]
+  theirs: tuple[str, ...]
+  read: Callable[..., Arrays]
+  write: Callable[..., Arrays]
+  layers: range | None = None
+
+  def names(self) -> list[tuple[str, ...]]:
+    """Their names, layer by layer."""
+    layers = [None] if self.layers is None else self.layers
+    return [tuple(name.format(layer) for name in self.theirs) for layer in layers]
+
+  def shapes(self, shapes: Mapping[str, tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The shapes of their tensors (of one layer), from those of our leaves."""
+    first = 0 if self.layers is None else 1
+    ours = (np.broadcast_to(np.int8(0), tuple(shapes[name])[first:]) for name in self.ours)
+    return [value.shape for value in self.write(*ours)]
+
+
+def same(ours: str, theirs: str, layers: range | None = None) -> Row:
+  """A row whose arrays are equal."""
+  return Row((ours,), (theirs,), lambda x: (x,), lambda x: (x,), layers)
+
+
+def transposed(ours: str, theirs: str, layers: range | None = None) -> Row:
+  """A row of matrices: ours are [inputs, outputs], theirs [outputs, inputs]."""
+
+  def turn(x):
+    return (np.ascontiguousarray(x.T),)
+
+  return Row((ours,), (theirs,), turn, turn, layers)
+
+
+def convolution(ours: str, theirs: str, layers: range | None = None) -> Row:
+  """A row of convolutions' kernels: ours are [height, width, in, out], theirs [out, in, height, width]."""
+
+  def read(x):
+    return (np.ascontiguousarray(x.transpose(2, 3, 1, 0)),)
+
+  def write(x):
+    return (np.ascontiguousarray(x.transpose(3, 2, 0, 1)),)
+
+  return Row((ours,), (theirs,), read, write, layers)
+
+
+def patches(ours: str, theirs: str, side: int) -> Row:
+  """The row of the patch embedding: ours is [side * side * 3, W], theirs a convolution [W, 3, side, side]."""
+
+  def read(x):
+    return (np.ascontiguousarray(x.transpose(2, 3, 1, 0).reshape(-1, x.shape[0])),)
+
+  def write(x):
+    return (np.ascontiguousarray(x.reshape(side, side, 3, -1).transpose(3, 2, 0, 1)),)
+
+  return Row((ours,), (theirs,), read, write)
+
+
+def norm(ours: str, theirs: str, layers: range | None = None) -> list[Row]:
+  """The rows of a LayerNorm."""
+  return [same(f"{ours}/scale", f"{theirs}.weight", layers), same(f"{ours}/bias", f"{theirs}.bias", layers)]
+
+
+def linear(ours: str, theirs: str, layers: range | None = None) -> list[Row]:
+  """The rows of a linear layer with a bias."""
+  return [transposed(f"{ours}/kernel", f"{theirs}.weight", layers), same(f"{ours}/bias", f"{theirs}.bias", layers)]
+
+
+@functools.cache
+def leaf_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
+  """The shape of each leaf of a model of this size; kept, since the model is traced for them."""
+  return types.MappingProxyType({name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()})
+
+
+def read_rows(
+  rows: Sequence[Row], tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+  """Their tensors as our flat parameters.
+
+  Args:
+    rows: the table.
+    tensors: by their names; a mapping that reads on access is read one leaf at a time.
+    shapes: the shape of each of our leaves.
+
+  Raises:
+    ValueError: lists every missing, extra and misshapen tensor.
+  """
+  faults, flat, used = [], {}, set()
+  for row in rows:
+    expected, layers = row.shapes(shapes), []
+    for names in row.names():
+      used.update(names)
+      values = []
+      for name, shape in zip(names, expected, strict=True):
+        if name not in tensors:
+          faults.append(f"missing    {name} {shape}")
+        elif (value := tensors[name]).shape != shape:
+          faults.append(f"misshapen  {name} {value.shape}, expected {shape}")
+        else:
+          values.append(value)
+      if len(values) == len(names):
+        layers.append(row.read(*values))
+    if len(layers) == len(row.names()):
+      for index, name in enumerate(row.ours):
+        parts = [layer[index] for layer in layers]
+        flat[name] = parts[0] if row.layers is None else np.stack(parts)
+  faults += [f"extra      {name} {tensors[name].shape}" for name in sorted(set(tensors) - used)]
+  if faults:
+    raise ValueError(f"{len(faults)} tensors do not fit the model that is described:\n  " + "\n  ".join(faults))
+  return flat
+
+
+def write_rows(rows: Sequence[Row], flat: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """Our flat parameters as their tensors: the inverse of `read_rows`."""
+  tensors = {}
+  for row in rows:
+    leaves = [np.asarray(flat[name]) for name in row.ours]
+    for index, names in enumerate(row.names()):
+      values = leaves if row.layers is None else [leaf[index] for leaf in leaves]
+      tensors |= dict(zip(names, row.write(*values), strict=True))
+  return tensors

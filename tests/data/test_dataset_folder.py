@@ -1,0 +1,128 @@
+"""The folder of a data set: readable by TensorFlow Datasets without TensorFlow, and checked against its checksums."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from fgclip_jax.data import dataset_folder, record, shard_writer
+from fgclip_jax.data.dataset_folder import Shard, find_shards, shard_path
+from fgclip_jax.data.record import Record, Region
+from fgclip_jax.data.shards import Records
+from fgclip_jax.prepare import __main__ as prepare
+from tests.helpers import standin
+
+COUNTS = (2, 0, 3)
+
+
+def make_record(shard, number):
+  regions = (Region((0.0, 0.0, 0.5, 1.0), "a dog", "", ("a cat", "a fish")),) * number
+  return Record(f"{shard}-{number}", b"\xff\xd8\x00", "a dog, 狗", regions=regions, width=4, height=3)
+
+
+def write(folder, split="train", counts=COUNTS):
+  """Writes a split of made-up records; gives its shards."""
+  shards = []
+  for shard, count in enumerate(counts):
+    path = shard_path(folder, "toy", split, shard, len(counts))
+    shards.append(shard_writer.write(path, (record.encode(make_record(shard, number)) for number in range(count))))
+  dataset_folder.add_splits(folder, "toy", {split: shards})
+  return shards
+
+
+@pytest.fixture(params=["local", "remote"])
+def folder(request, tmp_path):
+  return str(tmp_path) if request.param == "local" else standin.remote(tmp_path)
+
+
+def test_tensorflow_datasets_reads_the_folder_without_tensorflow(tmp_path, root):
+  folder = tmp_path / "toy" / dataset_folder.VERSION
+  folder.mkdir(parents=True)
+  write(str(folder))
+  program = f"""
+import sys
+import tensorflow_datasets as tfds
+named = tfds.data_source("toy", data_dir={str(tmp_path)!r}, split="train")
+found = tfds.builder_from_directory({str(folder)!r}).as_data_source("train")
+part = tfds.data_source("toy", data_dir={str(tmp_path)!r}, split="train[1:3]")
+assert "tensorflow" not in sys.modules
+assert [item["id"] for item in part] == [b"0-1", b"2-0"]
+assert [item["id"] for item in named] == [item["id"] for item in found] == [b"0-0", b"0-1", b"2-0", b"2-1", b"2-2"]
+last = found[4]
+assert last["image"] == b"\\xff\\xd8\\x00" and last["short"].decode() == "a dog, 狗" and last["width"] == 4
+assert last["region/box"].tolist() == [[0, 0, 0.5, 1]] * 2
+assert last["region/negative_count"].tolist() == [2, 2]
+assert last["region/negatives"].tolist() == [[b"a cat", b"a fish"] + [b""] * 8] * 2
+"""
+  subprocess.run([sys.executable, "-c", program], cwd=root, check=True, timeout=120)
+  source = Records(str(folder), "train")
+  expected = [make_record(shard, number) for shard, count in enumerate(COUNTS) for number in range(count)]
+  assert [record.decode(source[number]) for number in range(len(source))] == expected
+
+
+def test_splits_are_added_replaced_and_removed(folder):
+  first = write(folder, "train")
+  write(folder, "validation", (1,))
+  dataset_folder.write_info(folder, {"tokenizer": "猫", "sources": {"train": 1, "validation": 2}})
+  assert dataset_folder.read_name(folder) == "toy"
+  assert dataset_folder.read_splits(folder) == {"train": [2, 0, 3], "validation": [1]}
+  sums = dataset_folder.read_checksums(folder)
+  assert sums["toy-train.array_record-00002-of-00003"] == {"bytes": first[2].size, "sha256": first[2].sha256}
+  assert len(sums) == 4
+  dataset_folder.remove_split(folder, "train")
+  assert dataset_folder.read_splits(folder) == {"validation": [1]}
+  assert dataset_folder.read_info(folder) == {"tokenizer": "猫", "sources": {"validation": 2}}
+  with pytest.raises(FileNotFoundError, match=r"it has the splits \['validation'\]"):
+    find_shards(folder, "train")
+  write(folder, "validation", (4, 4))
+  assert dataset_folder.read_splits(folder) == {"validation": [4, 4]}
+  assert len(dataset_folder.read_checksums(folder)) == 2
+  dataset_folder.remove_split(folder, "validation")
+  assert (dataset_folder.read_name(folder), dataset_folder.read_splits(folder)) == (None, {})
+  assert dataset_folder.read_checksums(folder) == {}
+
+
+def test_the_size_of_a_split_is_that_of_its_records(tmp_path):
+  dataset_folder.add_splits(str(tmp_path), "toy", {"train": [Shard(2, 30, 99, "a"), Shard(1, 12, 99, "b")]})
+  (split,) = json.loads((tmp_path / "dataset_info.json").read_text())["splits"]
+  assert split["numBytes"] == "42"
+  dataset_folder.add_splits(str(tmp_path), "toy", {"validation": [Shard(1, 7, 99, "c")]})
+  splits = json.loads((tmp_path / "dataset_info.json").read_text())["splits"]
+  assert [split["numBytes"] for split in splits] == ["42", "7"]
+
+
+def test_equal_records_give_equal_files_here_and_in_storage(tmp_path):
+  (tmp_path / "a").mkdir()
+  (tmp_path / "b").mkdir()
+  shards = write(str(tmp_path / "a"))
+  assert write(standin.remote(tmp_path / "b")) == shards
+  files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*") if path.is_file())
+  assert len(files) == 9
+  assert files == sorted(path.relative_to(tmp_path / "b") for path in (tmp_path / "b").rglob("*") if path.is_file())
+  for file in files:
+    assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+
+
+def test_verify_names_every_shard_that_is_not_as_it_was_written(folder, tmp_path, capsys):
+  write(folder, counts=(1, 2, 3, 4))
+  assert prepare.main(["verify", folder, "--workers", "1"]) == 0
+  assert "All 4 shards" in capsys.readouterr().out
+  lost, cut, flipped = (pathlib.Path(shard_path(str(tmp_path), "toy", "train", number, 4)) for number in range(3))
+  lost.unlink()
+  cut.write_bytes(cut.read_bytes()[:-1])
+  data = bytearray(flipped.read_bytes())
+  data[len(data) // 2] ^= 1
+  flipped.write_bytes(data)
+  assert prepare.main(["verify", folder, "--workers", "1"]) == 1
+  err = capsys.readouterr().err
+  assert "3 of 4 shards are not as they were written" in err
+  assert "00000-of-00004 is missing" in err
+  assert "00001-of-00004 has" in err
+  assert "00002-of-00004 is damaged" in err
+
+
+def test_verify_needs_checksums(tmp_path, capsys):
+  assert prepare.main(["verify", str(tmp_path)]) == 1
+  assert "holds no checksums.json" in capsys.readouterr().err

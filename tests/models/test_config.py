@@ -1,0 +1,121 @@
+"""The presets are the published models, to the last parameter."""
+
+import json
+
+import pytest
+
+from fgclip_jax.models.config import PRESETS, ModelConfig, ResNetConfig, TextConfig, VisionConfig, preset
+from fgclip_jax.models.params import abstract_params, count, flatten
+
+# of OpenAI's checkpoints, without their BatchNorm statistics
+PUBLISHED = {
+  "vit_b32": 151_277_313, "vit_b16": 149_620_737, "vit_l14": 427_616_513, "vit_l14_336": 427_944_193,
+  "rn50": 102_007_137, "rn101": 119_688_033, "rn50x4": 178_300_601, "rn50x16": 290_979_217, "rn50x64": 623_258_305,
+}  # fmt: skip
+
+
+def blocks(tower: VisionConfig | TextConfig) -> int:
+  """The parameters of a transformer's blocks."""
+  w, m = tower.width, tower.mlp_width
+  attention, mlp, norms = 4 * (w * w + w), (w * m + m) + (m * w + w), 2 * 2 * w
+  return tower.depth * (attention + mlp + norms)
+
+
+def transformer(v: VisionConfig, d: int) -> int:
+  """The parameters of a Vision Transformer and its projection to `d` channels."""
+  embeddings = v.patch_size**2 * 3 * v.width + v.width + (1 + v.grid**2) * v.width
+  return blocks(v) + embeddings + 2 * 2 * v.width + v.width * d
+
+
+def resnet(v: ResNetConfig, d: int) -> int:
+  """The parameters of a ResNet and its attention pooling to `d` channels."""
+
+  def convolution(inputs, outputs, size):  # with the BatchNorm behind it
+    return inputs * outputs * size**2 + 2 * outputs
+
+  half, inputs, c = v.width // 2, v.width, 32 * v.width
+  total = convolution(3, half, 3) + convolution(half, half, 3) + convolution(half, v.width, 3)
+  for stage, depth in enumerate(v.depths):
+    middle = v.width * 2**stage
+    outputs = 4 * middle
+    for block in range(depth):
+      given = outputs if block else inputs
+      total += convolution(given, middle, 1) + convolution(middle, middle, 3) + convolution(middle, outputs, 1)
+    total += convolution(inputs, outputs, 1)  # the first block's shortcut
+    inputs = outputs
+  return total + (1 + v.grid**2) * c + 3 * (c * c + c) + (c * d + d)
+
+
+def formula(config: ModelConfig) -> int:
+  """The number of parameters, counted from the papers' description."""
+  v, t, d = config.vision, config.text, config.embedding_width
+  total = (resnet if isinstance(v, ResNetConfig) else transformer)(v, d) + blocks(t)
+  total += (t.vocab_size + t.short_length) * t.width + 2 * t.width + t.width * d + 1
+  if config.fine_grained:
+    total += t.long_length * t.width + t.width * d + 2
+  return total
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameter_counts(name):
+  config = preset(name)
+  plain = config.replace(text={"long_length": None})
+  assert config.fine_grained and not plain.fine_grained
+  assert count(abstract_params(config)) == formula(config)
+  assert count(abstract_params(plain)) == formula(plain) == PUBLISHED.get(name, formula(plain))
+  assert all(leaf.dtype == "float32" for leaf in flatten(abstract_params(config)).values())
+
+
+def test_an_unknown_preset_lists_those_there_are():
+  with pytest.raises(ValueError, match="no model preset 'vit_h14'; there are vit_b32, vit_b16, .*tiny"):
+    preset("vit_h14")
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_sizes_go_through_json_and_back(name):
+  assert ModelConfig.from_dict(json.loads(json.dumps(preset(name).to_dict()))) == preset(name)
+
+
+def test_faults_of_a_dict_are_named():
+  values = preset("tiny").to_dict()
+  with pytest.raises(TypeError, match="lack vision"):
+    ModelConfig.from_dict({key: value for key, value in values.items() if key != "vision"})
+  with pytest.raises(TypeError, match="wide"):
+    ModelConfig.from_dict(values | {"wide": 3})
+  with pytest.raises(TypeError, match="colour"):
+    ModelConfig.from_dict(values | {"vision": values["vision"] | {"colour": 1}})
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"width": 33}, "width 33 must be divisible by heads 2"),
+    ({"activation": "relu"}, "activation must be 'quick_gelu' or 'gelu', got 'relu'"),
+    ({"patch_size": 5}, "image_size 32 must be a multiple of patch_size 5"),
+  ],
+)
+def test_impossible_sizes(change, message):
+  with pytest.raises(ValueError, match=message):
+    preset("tiny").replace(vision=change)
+
+
+@pytest.mark.parametrize(
+  ("change", "message"),
+  [
+    ({"width": 7}, "width 7 of a ResNet must be even"),
+    ({"depths": (1, 2, 3)}, r"four positive numbers of blocks, got \(1, 2, 3\)"),
+    ({"depths": (1, 2, 0, 3)}, "four positive numbers of blocks"),
+    ({"image_size": 100}, "image_size 100 of a ResNet must be a multiple of 32"),
+  ],
+)
+def test_impossible_sizes_of_a_resnet(change, message):
+  with pytest.raises(ValueError, match=message):
+    preset("tiny_resnet").replace(vision=change)
+
+
+def test_the_towers_know_their_grid_and_defaults():
+  assert preset("vit_b16").vision.grid == 14
+  assert preset("vit_l14_336").vision.grid == 24
+  assert (preset("rn50x64").vision.grid, preset("rn50x64").vision.heads, preset("rn50x64").vision.depth) == (14, 64, 64)
+  assert TextConfig(512, 12, 8, 2048).end_id == 49407
+  assert VisionConfig(768, 12, 12, 3072).image_size == 224

@@ -1,0 +1,135 @@
+"""What a forecast assumes of texts, how it prices a collective, and its advice."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from configs import stage1, stage2
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble
+from fgclip_jax.plan import estimate as forecasts
+from fgclip_jax.plan.estimate import Captions
+from fgclip_jax.plan.hardware import CHIPS, Topology
+from fgclip_jax.plan.hlo import Collective
+from fgclip_jax.train.config import read_config
+from fgclip_jax.train.mesh import make_mesh
+
+CAPTIONS = Captions()
+
+
+def stage(module, **changes):
+  config = module.get_config("tiny")
+  for key, value in changes.items():
+    section, _, name = key.partition("__")
+    config[section][name] = value
+  return read_config(config, check_data=False)
+
+
+@given(st.integers(1, 40), st.integers(0, 4), st.booleans(), st.booleans())
+def test_the_abstract_batch_is_a_batch(images, boxes, packed, long):
+  layout = Layout(boxes=boxes, packed=packed, long_length=248 if long else None)
+  caption = Caption((1, 2))
+  example = Example(np.zeros((8, 8, 3), np.uint8), caption, dataclasses.replace(caption, long=True) if long else None)
+  real = assemble([example] * 2 * images, 2, layout)
+  abstract = forecasts.abstract_batch(layout, 2, images, real["tokens"].shape[1], 8)
+  assert {key: x.shape for key, x in abstract.items()} == {key: x.shape for key, x in real.items()}
+  on_device = {key: jax.dtypes.canonicalize_dtype(x.dtype) for key, x in real.items()}
+  assert {key: x.dtype for key, x in abstract.items()} == on_device
+
+
+@given(st.integers(1, 300), st.integers(0, 4), st.booleans())
+def test_the_assumed_batch_holds_the_assumed_captions(images, boxes, packed):
+  layout = Layout(boxes=boxes, packed=packed)
+  rows = forecasts.row_budget(layout, images, CAPTIONS)
+  batch = forecasts.assumed_batch(layout, 2, images, rows, 8, CAPTIONS)
+  short, long = forecasts.caption_lengths(layout, images, CAPTIONS)
+  assert batch["segment"].shape == batch["position"].shape == (2, rows, 256)
+  assert (batch["segment"] > 0).sum() == 2 * sum(short + long)
+  assert (batch["segment"] > 0).mean() <= (0.95 if packed else 1)
+  assert batch["position"].max() == layout.short_length + 130 - 1  # long captions stand in the second table
+  assert (batch["region_end"] >= 0).sum() == 2 * round(images * min(boxes, 3.3))
+  hard = (batch["hard_end"] >= 0).sum() // 11
+  assert hard == 2 * round(round(images * min(boxes, 3.3)) * 0.025)
+  assert len(short) == images + ((batch["region_end"] >= 0).sum() + (batch["hard_end"] >= 0).sum()) // 2
+  assert batch["image"].shape == (2, images, 8, 8, 3)
+
+
+def test_row_budgets():
+  layout = Layout(boxes=0)
+  assert forecasts.row_budget(layout, 240, CAPTIONS) == -(-240 * 145 * 100 // (95 * 256))
+  assert forecasts.row_budget(dataclasses.replace(layout, packed=False), 240, CAPTIONS) == 480
+  assert forecasts.row_budget(dataclasses.replace(layout, long_length=None), 240, CAPTIONS) == 15
+
+
+def make_topology(chip: str, per_slice: int) -> Topology:
+  return Topology("test", CHIPS[chip], tuple(jax.devices()), per_slice, 8 // per_slice)
+
+
+def test_a_collective_goes_at_the_rate_of_its_slowest_part():
+  mesh, h100 = make_mesh({"data": 4, "fsdp": 2}), CHIPS["h100"]
+  hosts = make_topology("h100", per_slice=4)
+  assert forecasts.network_rate((0, 1, 2, 3), mesh, hosts) == h100.near_rate
+  assert forecasts.network_rate((0, 4), mesh, hosts) == h100.far_rate
+  assert forecasts.network_rate((0, 1, 4, 5), mesh, hosts) == 2 * h100.far_rate
+  assert forecasts.network_rate(tuple(range(8)), mesh, make_topology("v5e", 8)) == CHIPS["v5e"].near_rate
+
+
+@pytest.mark.parametrize(
+  "message, needed",
+  [
+    ("the total memory required for HLO temporaries (586.79G) exceeds available HBM (15.75G).", 586.79 * 2**30),
+    ("Ran out of memory in memory space hbm. Used 20.50G of 15.75G hbm.", 20.5 * 2**30),
+    ("Used 165.11M of 128.00M vmem", 165.11 * 2**20),
+    ("something else", None),
+  ],
+)
+def test_the_need_is_read_from_a_refusal(message, needed):
+  assert forecasts.needed_bytes(message) == (None if needed is None else pytest.approx(needed, abs=1))
+
+
+def advice(run, needed_gib: float, held_gib: float = 1.0, **mesh):
+  sizes = {"parameters": int(held_gib * 2**30), "optimizer": 0, "batch": 0}
+  return forecasts._advise(run, make_mesh(mesh or {"data": 8}), make_topology("v5e", 8), int(needed_gib * 2**30), sizes)
+
+
+def test_advice_to_hold_less():
+  run = stage(stage1, data__batch_size=8 * 240, runtime__remat="none")
+  lines = advice(run, 60)
+  assert lines[0].startswith("--config.runtime.remat=full")
+  assert lines[1].startswith("--config.runtime.micro_batches=4:")  # 59 GiB into 14.75
+  assert lines[-1] == "more devices"
+  run = stage(stage1, data__batch_size=8 * 240, runtime__micro_batches=2)
+  assert advice(run, 17)[0].startswith("--config.runtime.micro_batches=3")
+  assert advice(run, 17, held_gib=12)[0].startswith("a mesh with a larger fsdp")
+  assert not any("fsdp" in line for line in advice(run, 17, held_gib=12, data=1, fsdp=8))
+
+
+def test_meshes_worth_trying():
+  topology, run = make_topology("v5e", per_slice=8), stage(stage2, data__batch_size=512)
+  assert forecasts.mesh_choices(run, topology) == [{"data": 8 // fsdp, "fsdp": fsdp, "tensor": 1} for fsdp in (1, 4, 8)]
+  assert not forecasts.mesh_choices(
+    dataclasses.replace(run, data=dataclasses.replace(run.data, batch_size=3)), topology
+  )
+
+
+def test_the_mesh_is_the_one_that_a_run_takes():
+  topology, run = make_topology("v5e", per_slice=8), stage(stage2, data__batch_size=512)
+  assert forecasts.choose(run, topology) == {"data": 8, "fsdp": 1, "tensor": 1}
+  given_mesh = {"data": 4, "fsdp": 2}
+  assert forecasts.choose(dataclasses.replace(run, mesh=given_mesh), topology) == given_mesh
+
+
+def test_sums_of_whole_weights_are_told_from_those_of_parts():
+  run = stage(stage1)  # kernels [32, 32], [32, 64], [64, 32]
+
+  def count(shape, **mesh):
+    collective = Collective("all-reduce", 3, (shape, (7,)), 100, (0, 1), "")
+    return forecasts.whole_weight_all_reduces(run, make_mesh(mesh), [collective])
+
+  assert count((1, 32, 64), data=2, fsdp=4) == count((64, 32), data=2, fsdp=4) == count((32, 32), data=2, fsdp=4) == 300
+  assert count((8, 32), data=2, fsdp=4) == count((16, 32), data=4, fsdp=2) == 0
+  assert count((32, 32), data=4, tensor=2) == 0  # also half of a [32, 64]
+  assert count((32, 64), data=8) == 0  # nothing is split: the sum of whole gradients is what is needed

@@ -1,0 +1,122 @@
+"""The planning command, and what the compiled step of a tiny model holds and sends."""
+
+import json
+import os
+import re
+import sys
+
+import jax
+import pytest
+
+from fgclip_jax.plan import hardware
+from tests.helpers import compiling
+
+BATCH = 88  # no other axis has this size
+
+
+@pytest.fixture
+def plan(root, tmp_path):
+  """Types the command in an empty folder; returns its exit code and what it printed."""
+
+  def plan(*arguments: str, seconds: float = 120) -> tuple[int, str, str]:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    command = [sys.executable, "-m", "fgclip_jax.plan", *arguments]
+    done = compiling.run(command, seconds, cwd=tmp_path, env=environment | {"PYTHONPATH": str(root)})
+    return done.returncode, done.stdout, done.stderr
+
+  return plan
+
+
+@pytest.fixture(scope="module")
+def libtpu():
+  compiling.need_libtpu()
+
+
+def test_a_plan_from_end_to_end(plan, root, tmp_path, libtpu):
+  config = f"--config={root}/configs/stage2.py:tiny"
+  keys = [f"--config.data.batch_size={BATCH}", "--config.data.boxes=3", "--config.mesh=data=2,fsdp=2"]
+  keys.append("--config.objective.regional_group=22")
+  code, out, err = plan(config, "--topology=v5e:2x2", *keys, "--json=plan.json", "--long_tokens=100")
+  assert code == 0, err
+  assert out.startswith("tiny, 1.6 M parameters, 32 px; batch 88, 2,930 steps\nv5e:2x2: 4 x TPU v5 lite; jax ")
+  assert "assumed: long captions of 100 tokens, short 15, regions 15, 3.3 boxes an image, 2.5% of them with ten" in out
+  assert "\nmesh data=2,fsdp=2,tensor=1; compiling ...\n" in out
+  assert re.search(r"^compiles, in \d+ s$", out, re.M)
+  assert re.search(r"^memory of a device, GiB: peak 0\.\d+ of 15\.75$", out, re.M)
+  assert re.search(r"^  all-reduce +[1-9]\d* ", out, re.M)
+  assert re.search(r"^estimate of a step, .* \(no measurement, ", out, re.M)
+  assert re.search(r"^  all overlapped .* hours, .* chip-hours$", out, re.M)
+  assert f"next: python -m fgclip_jax.main {config} {' '.join(keys)} --workdir=DIR" in out
+  with open(tmp_path / "plan.json", encoding="utf-8") as file:
+    written = json.load(file)
+  assert written["versions"]["jax"] == jax.__version__ and written["captions"]["long"] == 100
+  (found,) = written["plans"]
+  memory, estimate = found["memory"], found["estimate"]
+  assert memory["parameters"] < memory["optimizer"] < memory["peak"] < memory["limit"]
+  assert found["operations"]["useful"] < found["operations"]["executed"]
+  assert estimate["step_seconds_overlapped"] < estimate["step_seconds_in_turn"]
+  assert estimate["chip_hours_in_turn"] == pytest.approx(4 * estimate["step_seconds_in_turn"] * 2930 / 3600)
+  assert not found["problem"]
+  check_step(found)
+
+
+def check_step(found: dict):
+  """What a compiled step that shares its state over devices must and must not do."""
+  checks, memory, collectives = found["checks"], found["memory"], found["collectives"]
+  assert not checks["batch_by_batch_arrays"]  # no device holds all images against all captions
+  # weights are gathered, their gradients scattered: none is summed as a whole on every device
+  assert collectives["all-gather"]["times"] > 0 and collectives["reduce-scatter"]["times"] > 0
+  assert not checks["whole_weight_all_reduces"]
+  # all of the state is updated in place; what is not are the metrics
+  assert checks["donated_bytes"] >= memory["parameters"] + memory["optimizer"]
+  assert checks["output_bytes"] - checks["donated_bytes"] < 1e5
+
+
+def test_a_batch_that_is_too_large(plan, root, libtpu):
+  arguments = [f"--config={root}/configs/stage1.py:tiny", "--topology=v5e:2x2", "--config.data.batch_size=400000"]
+  code, out, err = plan(*arguments, "--config.runtime.remat=none")
+  assert code == 1 and not err, err
+  assert re.search(r"^does not compile for these devices: RESOURCE_EXHAUSTED: .* exceeds available HBM", out, re.M)
+  assert "  --config.runtime.remat=full" in out and "  --config.runtime.micro_batches=" in out
+  assert out.endswith("more devices\n")
+
+
+@pytest.mark.parametrize(
+  "arguments, message",
+  [
+    ([], "error: --config is missing"),
+    (["--config={configs}/stage1.py:tiny"], "error: --topology is missing"),
+    (["--config={configs}/stage1.py:tiny", "--topology=v9:2x2"], "error: --topology 'v9:2x2': give a chip (v4, v5e"),
+    (["--config={configs}/stage1.py:tiny", "--topology=h100:2x8", "--slices=2"], "error: --topology 'h100:2x8': GPUs"),
+    (["--config={configs}/stage1.py:tiny", "--topology=v5e:2x2", "stray"], "error: unknown argument 'stray'"),
+  ],
+)
+def test_mistakes(plan, root, arguments, message):
+  code, out, err = plan(*(argument.format(configs=root / "configs") for argument in arguments))
+  assert code == 1 and err.startswith(message) and "Traceback" not in err and not out
+
+
+def test_a_shape_that_does_not_exist(libtpu):
+  hardware.prepare_environment("v5e")
+  with pytest.raises(ValueError, match="'v5e:3x3' is no shape that v5e comes in"):
+    hardware.describe("v5e:3x3")
+
+
+def test_a_missing_compiler_is_named(monkeypatch):
+  monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
+  with pytest.raises(ModuleNotFoundError, match="libtpu is not installed.*pip install -r requirements-tpu.txt"):
+    hardware.describe("v5e:2x2")
+  with pytest.raises(ModuleNotFoundError, match="pip install -r requirements-plan-gpu.txt"):
+    hardware.describe("h100:1x8")
+
+
+@pytest.mark.slow
+def test_the_papers_batch_on_256_chips(plan, root, tmp_path, libtpu):
+  """Minutes: stage 1 of the large model."""
+  keys = ["--config.runtime.micro_batches=2", "--config.mesh=data=16,fsdp=16", "--json=plan.json"]
+  code, out, err = plan(f"--config={root}/configs/stage1.py:vit_l14_336", "--topology=v5e:16x16", *keys, seconds=600)
+  assert code == 0, out + err
+  (found,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
+  assert not found["problem"]
+  check_step(found)
+  assert found["memory"]["peak"] < 12 * 2**30

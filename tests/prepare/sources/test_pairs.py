@@ -1,0 +1,102 @@
+"""Images with captions of one's own: JSON objects and CSV rows."""
+
+import pytest
+
+from fgclip_jax.data.record import Record, Region
+from fgclip_jax.prepare.sources import pairs
+from fgclip_jax.storage.errors import RecordError
+
+
+def parse(value):
+  """Parses, and returns the record and what was told: (loss, kind, field)."""
+  told = []
+  record, paths = pairs.parse(value, lambda loss, error: told.append((loss, error.kind, error.field)))
+  assert paths == (record.id,)
+  return record, told
+
+
+@pytest.mark.parametrize(
+  ("value", "expected"),
+  [
+    ({"image": "a/1.jpg", "short": "a dog"}, Record("a/1.jpg", b"", "a dog")),
+    ({"image": "a/1.jpg", "caption": "a dog"}, Record("a/1.jpg", b"", "a dog")),
+    ({"image": "a/1.jpg", "short": "a dog", "long": None}, Record("a/1.jpg", b"", "a dog")),
+    ({"image": "a/1.jpg", "short": "a dog", "long": ""}, Record("a/1.jpg", b"", "a dog")),
+    ({"image": "./a/1.jpg", "short": "狗 🐕", "long": "a dog runs"}, Record("a/1.jpg", b"", "狗 🐕", "a dog runs")),
+  ],
+)
+def test_captions_are_kept(value, expected):
+  assert parse(value) == (expected, [])
+
+
+def test_regions_are_kept():
+  negatives = [f"a {index} dog" for index in range(10)]
+  regions = [
+    {"box": [0, 0, 0.5, 1], "short": "a dog", "long": "a dog runs", "negatives": negatives},
+    {"box": [0, 0, 0.5, 1, 0.9], "short": "a lawn"},
+  ]
+  record, told = parse({"image": "1.jpg", "short": "a dog", "regions": regions})
+  assert told == []
+  assert record.regions == (
+    Region((0.0, 0.0, 0.5, 1.0), "a dog", "a dog runs", tuple(negatives)),
+    Region((0.0, 0.0, 0.5, 1.0), "a lawn"),
+  )
+
+
+@pytest.mark.parametrize(
+  ("value", "kind"),
+  [
+    ("a.jpg", "record_not_object"),
+    ({"short": "a dog"}, "image_missing"),
+    ({"image": 3, "short": "a dog"}, "image_wrong_type"),
+    ({"image": "../1.jpg", "short": "a dog"}, "path_outside"),
+    ({"image": "1.jpg"}, "short_missing"),
+    ({"image": "1.jpg", "short": ""}, "short_empty"),
+    ({"image": "1.jpg", "caption": " "}, "caption_empty"),
+    ({"image": "1.jpg", "short": ["a dog"]}, "short_wrong_type"),
+    ({"image": "1.jpg", "short": "a \udce9 dog"}, "short_not_unicode"),
+    ({"image": "1.jpg", "short": "a dog", "long": 3}, "long_wrong_type"),
+  ],
+)
+def test_a_record_that_cannot_be_used_is_refused(value, kind):
+  with pytest.raises(RecordError) as caught:
+    parse(value)
+  assert caught.value.kind == kind
+
+
+@pytest.mark.parametrize(
+  ("regions", "expected"),
+  [
+    ("all", [("region", "regions_wrong_type", "regions")]),
+    (["a dog"], [("region", "region_not_object", "regions[0]")]),
+    ([{"short": "a dog"}], [("region", "box_not_four_numbers", "regions[0].box")]),
+    ([{"box": [0, 0, 2, 1], "short": "a dog"}], [("region", "box_outside", "regions[0].box")]),
+    ([{"box": [0, 0, 1, 1]}], [("region", "region_short_missing", "regions[0].short")]),
+    ([{"box": [0, 0, 1, 1], "short": "a", "long": 3}], [("region", "region_long_wrong_type", "regions[0].long")]),
+  ],
+)
+def test_a_bad_region_is_left_out_and_the_record_kept(regions, expected):
+  record, told = parse({"image": "1.jpg", "short": "a dog", "regions": regions})
+  assert (record.regions, told) == ((), expected)
+
+
+def test_bad_negatives_and_unknown_fields_are_told():
+  region = {"box": [0, 0, 1, 1], "short": "a dog", "negatives": ["a cat", "a dog", 3]}
+  record, told = parse({"image": "1.jpg", "short": "a dog", "regions": [region], "long_caption": "a dog runs"})
+  assert record.regions[0].negatives == ("a cat",)
+  assert told == [
+    ("note", "field_unknown", "long_caption"),
+    ("negative", "negative_equals_positive", "regions[0].negatives[1]"),
+    ("negative", "negative_wrong_type", "regions[0].negatives[2]"),
+    ("note", "negatives_under_10", "regions[0].negatives"),
+  ]
+
+
+def test_a_captions_file_must_exist_and_have_a_known_ending(tmp_path):
+  with pytest.raises(FileNotFoundError, match="no captions file"):
+    pairs.check_captions(str(tmp_path / "a.jsonl"))
+  (tmp_path / "a.txt").touch()
+  with pytest.raises(ValueError, match="must end in one of .json, .jsonl, .csv, .tsv"):
+    pairs.check_captions(str(tmp_path / "a.txt"))
+  (tmp_path / "a.CSV").touch()
+  assert pairs.check_captions(str(tmp_path / "a.CSV")) == str(tmp_path / "a.CSV")

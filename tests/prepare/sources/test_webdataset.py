@@ -1,0 +1,196 @@
+"""Web pairs of img2dataset's tar and Parquet files: captions from wherever they lie, and what failed by its name."""
+
+import gzip
+import json
+import subprocess
+import tarfile
+
+import pytest
+
+from fgclip_jax.prepare import __main__ as prepare
+from fgclip_jax.prepare.sources import webdataset
+from fgclip_jax.storage import tars
+from tests.helpers import standin, trees
+from tests.helpers.trees import load_all
+
+
+def write(path, samples):
+  (trees.write_tar if path.suffix == ".tar" else trees.write_parquet)(path, samples)
+  return str(path)
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+@pytest.mark.parametrize("where", [str, standin.remote])
+def test_samples_become_records(tmp_path, form, where):
+  samples = [
+    trees.make_sample("000000000", long="a long caption", short="another"),
+    trees.make_sample("000000001", long=None, short="another"),
+  ]
+  path = where(write(tmp_path / f"00007.{form}", samples))
+  (first, second), told = load_all(webdataset.WebDataset((path,), long_field="long"))
+  assert (first.id, first.image) == ("00007/000000000", b"image")
+  assert (first.short, first.long) == ("short 000000000", "a long caption")
+  assert (second.id, second.short, second.long) == ("00007/000000001", "short 000000001", "")
+  assert told == [("note", "long_caption_none")]
+  (first, _), told = load_all(webdataset.WebDataset((path,), short_field="short"))
+  assert (first.short, first.long, told) == ("another", "", [])
+
+
+@pytest.mark.parametrize("form", ["tar", "parquet"])
+def test_what_cannot_be_used_is_named(tmp_path, form):
+  samples = [
+    trees.make_sample("0", None),
+    trees.make_sample("1", None, status="success"),
+    trees.make_sample("2", caption=" "),
+    trees.make_sample("3"),
+  ]
+  found, told = load_all(webdataset.WebDataset((write(tmp_path / f"a.{form}", samples),)))
+  assert (found[:3], told) == (["image_not_downloaded", "image_missing", "short_empty"], [])
+  assert found[3].short == "short 3"
+
+
+def test_samples_of_tar_files_without_json_or_with_other_than_json(tmp_path):
+  with tarfile.open(tmp_path / "a.tar", "w") as archive:
+    for name, data in [
+      ("0.png", b"0"),
+      ("0.txt", "café".encode()),
+      ("1.PNG", b"1"),
+      ("1.json", b'{"caption": "one"}'),
+      ("2.webp", b"2"),
+      ("2.json", b"[]"),
+      ("3.webp", b"3"),
+      ("3.json", b'{"caption": '),
+      ("4.webp", b"4"),
+      ("4.txt", "café".encode("latin-1")),
+      ("5.jpg", b"5"),
+    ]:
+      trees.add_member(archive, name, data)
+  found, _ = load_all(webdataset.WebDataset((str(tmp_path / "a.tar"),)))
+  assert [(record.image, record.short) for record in found[:2]] == [(b"0", "café"), (b"1", "one")]
+  assert found[2:] == ["side_file_not_object", "record_not_json", "short_not_unicode", "short_missing"]
+
+
+def test_a_tar_file_of_a_folder_of_images_with_texts_is_read(tmp_path):
+  for name in ("a/1", "b/1"):
+    path = tmp_path / "photos" / name
+    path.parent.mkdir(parents=True)
+    path.with_suffix(".jpg").write_bytes(name.encode())
+    path.with_suffix(".txt").write_text(f"caption of {name}")
+  subprocess.run(["tar", "--sort=name", "-cf", "photos.tar", "photos"], cwd=tmp_path, check=True)
+  found, _ = load_all(webdataset.WebDataset((str(tmp_path / "photos.tar"),)))
+  assert [(record.id, record.image, record.short) for record in found] == [
+    (f"photos/photos/{name}", name.encode(), f"caption of {name}") for name in ("a/1", "b/1")
+  ]
+
+
+def test_a_broken_tar_file_gives_what_lies_before_the_break(tmp_path):
+  path = tmp_path / "a.tar"
+  data = trees.write_tar(path, [trees.make_sample(f"{index}", b"x" * 5000) for index in range(10)])
+  offset = [offset for offset, _ in tars.scan(str(path))][4]
+  path.write_bytes(data[: offset + 3000])
+  found, _ = load_all(webdataset.WebDataset((str(path),)), broken=True)
+  assert [record.id for record in found[:-1]] == ["a/0", "a/1", "a/2", "a/3"]
+  assert found[-1] == "tar_truncated"
+
+
+_ENTRIES = [{"url": "http://a.b/0.jpg", "key": "0", "long": "long 0"}, {"url": "http://a.b/1.jpg", "key": "1"}]
+
+
+def write_captions(path):
+  """Writes the long captions in the form that a file's name asks for."""
+  if path.suffix == ".parquet":
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(_ENTRIES), path)
+  elif path.suffix == ".csv":
+    path.write_text("url,key,long\nhttp://a.b/0.jpg,0,long 0\nhttp://a.b/1.jpg,1,\n")
+  elif path.name == "object.json":
+    names = {entry[name]: entry.get("long") for entry in _ENTRIES for name in ("url", "key")}
+    path.write_text(json.dumps({**names, "http://a.b/1.jpg": 3}))
+  elif path.suffix == ".json":
+    path.write_text(json.dumps(_ENTRIES))
+  else:
+    text = "".join(json.dumps(entry) + "\n" for entry in _ENTRIES).encode()
+    path.write_bytes(gzip.compress(text) if path.suffix == ".gz" else text)
+  return str(path)
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.jsonl.gz", "a.json", "a.csv", "a.parquet", "object.json"])
+@pytest.mark.parametrize("by", ["url", "key"])
+def test_long_captions_come_from_files_of_any_form(tmp_path, name, by, capsys):
+  files = [standin.remote(write_captions(tmp_path / name))]
+  table = webdataset.read_long_captions(files, by, "long", str(tmp_path / "state"), 1)
+  out = capsys.readouterr().out
+  count = 2 if name == "object.json" else 1
+  assert f"Found {count} long captions in 1 files" in out
+  assert f"{count} entries have no {by} or no long" in out
+  path = write(tmp_path / "0.tar", [trees.make_sample(key) for key in "012"])
+  found, told = load_all(webdataset.WebDataset((path,), long_captions=table, by=by))
+  assert [record.long for record in found] == ["long 0", "", ""]
+  assert told == [("note", "long_caption_none")] * 2
+
+
+def test_files_of_long_captions_that_cannot_be_read_are_named(tmp_path):
+  def read(text, name="a.json"):
+    (tmp_path / name).write_text(text)
+    return webdataset.read_long_captions([str(tmp_path / name)], "url", "long", str(tmp_path / "state"), 1)
+
+  with pytest.raises(ValueError, match="a.json: byte 17: the file ends inside the list"):
+    read('[{"url": "a"}, 3 ')
+  with pytest.raises(ValueError, match="no long caption in .*a.json: .*entry 0: url: is missing"):
+    read('[{"uri": "a"}]')
+  with pytest.raises(ValueError, match="a.parquet: long: is no column; there are key, url"):
+    trees.write_parquet(tmp_path / "a.parquet", [{"image": b"", "side": {"key": "a", "url": "b"}}], images=False)
+    webdataset.read_long_captions([str(tmp_path / "a.parquet")], "url", "long", str(tmp_path / "state"), 1)
+
+
+def test_files_are_found_under_folders(tmp_path):
+  samples = [trees.make_sample("0")]
+  for name in ("b/00001.tar", "b/00000.tar", "c/1.parquet"):
+    path = tmp_path / name
+    path.parent.mkdir(exist_ok=True)
+    write(path, samples)
+  trees.write_parquet(tmp_path / "b" / "00000.parquet", samples, images=False)
+  files = [str(tmp_path / name) for name in ("b/00000.tar", "b/00001.tar", "c/1.parquet")]
+  assert webdataset.find_files([str(tmp_path)]) == tuple(files)
+  assert webdataset.find_files([files[1], str(tmp_path / "b")]) == (files[1], files[0])
+  with pytest.raises(FileNotFoundError, match="no file or folder at"):
+    webdataset.find_files([str(tmp_path / "d")])
+  (tmp_path / "d").mkdir()
+  with pytest.raises(FileNotFoundError, match="no .tar file"):
+    webdataset.find_files([str(tmp_path / "d")])
+  (tmp_path / "d.tar.gz").touch()
+  with pytest.raises(ValueError, match="must end in .tar or .parquet"):
+    webdataset.find_files([str(tmp_path / "d.tar.gz")])
+
+
+def test_the_command_counts_what_was_planted_and_continues(tmp_path, capsys):
+  def make_samples(green):
+    pictures = [None if index % 10 == 3 else trees.make_image((index * 6, green, 0)) for index in range(40)]
+    return [trees.make_sample(f"{index}", picture) for index, picture in enumerate(pictures)]
+
+  trees.write_tar(tmp_path / "in" / "00000.tar", make_samples(0))
+  data = trees.write_tar(tmp_path / "in" / "00001.tar", make_samples(255))
+  (tmp_path / "in" / "00001.tar").write_bytes(data[: len(data) // 2])
+  captions = tmp_path / "long.jsonl"
+  entries = [{"url": f"http://a.b/{index}.jpg", "long": f"long {index}"} for index in range(0, 40, 2)]
+  captions.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+  command = ["webdataset", "--input", tmp_path / "in", "--long_captions", captions, "--output", tmp_path / "out"]
+  command = [*map(str, command), "--workers", "1", "--shards", "2"]
+  assert prepare.main(command) == 0
+  report = json.loads((tmp_path / "out" / "report-train.json").read_text())
+  findings = {kind: found["count"] for kind, found in report["findings"].items()}
+  kept = report["read"] - 40  # of the broken file
+  assert 15 <= kept < 25
+  failed = sum(index % 10 == 3 for index in range(kept))
+  assert (findings["tar_truncated"], findings["image_not_downloaded"]) == (1, 4 + failed)
+  assert report["records"] == 36 + kept - failed
+  assert report["long_captions"] == 20 + (kept + 1) // 2
+  assert findings["long_caption_none"] == report["records"] - report["long_captions"]
+  capsys.readouterr()
+  assert prepare.main(command) == 0
+  assert "2 of 2 shards are finished already" in capsys.readouterr().out
+  captions.write_text("")
+  assert prepare.main(command) == 1
+  assert "no long caption in" in capsys.readouterr().err

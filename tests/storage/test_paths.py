@@ -1,0 +1,85 @@
+"""Local and remote files through one set of functions; a stand-in for object storage takes the remote part."""
+
+import builtins
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fgclip_jax.storage import paths
+from tests.helpers import standin
+
+
+@pytest.fixture(params=["local", "remote"])
+def root(request, tmp_path):
+  return str(tmp_path) if request.param == "local" else standin.remote(tmp_path)
+
+
+def test_files_and_folders_are_the_same_here_and_in_storage(root):
+  folder = paths.join(root, "a", "b")
+  file = paths.join(folder, "1.txt")
+  assert not paths.exists(file)
+  paths.make_folder(folder)
+  paths.make_folder(folder)
+  with paths.open(file, "wb") as stream:
+    stream.write(b"0123456789")
+  with paths.open(paths.join(folder, "0.txt"), "w", encoding="utf-8") as stream:
+    stream.write("café")
+  assert paths.list_folder(folder) == ["0.txt", "1.txt"]
+  assert paths.list_folder(paths.join(root, "a")) == ["b"]
+  assert (paths.exists(file), paths.is_file(file), paths.is_folder(file), paths.size(file)) == (True, True, False, 10)
+  assert (paths.exists(folder), paths.is_file(folder), paths.is_folder(folder)) == (True, False, True)
+  with paths.open(paths.join(folder, "0.txt"), encoding="utf-8", mode="r") as stream:
+    assert stream.read() == "café"
+  with paths.open(file) as stream:
+    stream.seek(4)
+    assert stream.read(2) == b"45"
+
+
+@given(offset=st.integers(0, 12), size=st.none() | st.integers(0, 12))
+def test_a_part_of_a_file_is_a_slice_of_its_bytes(tmp_path_factory, offset, size):
+  file = tmp_path_factory.mktemp("part") / "1.txt"
+  file.write_bytes(b"0123456789")
+  expected = b"0123456789"[offset : None if size is None else offset + size]
+  assert paths.read(str(file), offset, size) == paths.read(standin.remote(file), offset, size) == expected
+
+
+def test_what_is_missing_is_not_found(root):
+  for function in (paths.open, paths.read, paths.size, paths.list_folder, paths.fingerprint):
+    with pytest.raises(FileNotFoundError):
+      function(paths.join(root, "nothing"))
+
+
+def test_a_fingerprint_changes_with_the_file(root, tmp_path):
+  file = tmp_path / "1.txt"
+  file.write_bytes(b"one")
+  path = paths.join(root, "1.txt")
+  before = paths.fingerprint(path)
+  assert before == paths.fingerprint(path)
+  assert before["size"] == 3
+  file.write_bytes(b"four")
+  assert paths.fingerprint(path) != before
+
+
+def test_local_paths_become_absolute_and_urls_stay(monkeypatch, tmp_path):
+  monkeypatch.chdir(tmp_path)
+  assert paths.absolute("a") == str(tmp_path / "a")
+  assert paths.absolute("gs://bucket/a") == "gs://bucket/a"
+  assert paths.join("gs://bucket", "a", "b") == "gs://bucket/a/b"
+
+
+def test_storage_without_its_package_names_the_package(monkeypatch):
+  real = builtins.__import__
+
+  def fake(name, *arguments, **options):
+    if name.split(".")[0] in ("gcsfs", "s3fs"):
+      raise ImportError(name)
+    return real(name, *arguments, **options)
+
+  monkeypatch.setattr(builtins, "__import__", fake)
+  with pytest.raises(ValueError, match="gs://bucket/a.*pip install gcsfs"):
+    paths.exists("gs://bucket/a")
+  with pytest.raises(ValueError, match="s3://bucket/a.*pip install s3fs"):
+    paths.read("s3://bucket/a")
+  with pytest.raises(ValueError, match="nowhere://a.*no known kind of storage"):
+    paths.size("nowhere://a")

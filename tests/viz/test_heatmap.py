@@ -1,0 +1,122 @@
+"""Heat maps: the numbers behind them, the colours, and where things are drawn."""
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image, ImageFont
+
+from fgclip_jax.inference import model as api
+from fgclip_jax.models import config
+from fgclip_jax.models import params as parameters
+from fgclip_jax.viz import box_scores, drawing, fonts, heatmap
+
+TINY = config.preset("tiny")
+FONT = ImageFont.load_default(drawing.FONT_SIZE)
+
+
+@pytest.fixture(scope="module")
+def model():
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(
+    lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), parameters.abstract_params(TINY)
+  )
+  return api.FGCLIP(TINY, params)
+
+
+def photo(width, height):
+  return Image.fromarray(np.random.default_rng(1).integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+
+def test_the_map_is_the_similarity_of_patches_and_boxes(model):
+  texts = ["a cat", "two dogs", "nothing"]
+  boxes = [[(0.0, 0.0, 0.5, 0.5)], [], [(0.2, 0.1, 0.9, 1.0), (0.0, 0.0, 0.5, 0.5)]]
+  heats = heatmap.measure(model, photo(50, 40), texts, boxes)
+  pixels = model.preprocess(photo(50, 40))
+  text, dense = model.encode_text(texts), model.encode_dense(pixels)[0]
+  assert [heat.text for heat in heats] == texts
+  for i, heat in enumerate(heats):
+    np.testing.assert_allclose(heat.similarity, dense @ text[i], atol=1e-5)
+    assert [box for box, _ in heat.boxes] == boxes[i]
+    for box, score in heat.boxes:
+      assert score == pytest.approx(float(model.encode_regions(pixels, [[box]])[0][0] @ text[i]), abs=1e-5)
+
+
+def test_colours_run_from_dark_to_light_and_stay_within_the_ends():
+  ramp = drawing.colours(np.linspace(0, 1, 200))
+  light = ramp.astype(float) @ (0.299, 0.587, 0.114)
+  assert ramp.dtype == np.uint8 and (np.diff(light) > -1).all() and light[-1] - light[0] > 180
+  np.testing.assert_array_equal(drawing.colours(np.asarray([-5.0, 7.0])), ramp[[0, -1]])
+
+
+def test_the_warmest_place_of_the_overlay_is_that_of_the_map():
+  similarity = np.zeros((4, 4), np.float32)
+  similarity[1, 3] = 0.3
+  picture = heatmap.overlay(Image.new("RGB", (80, 40), (90, 90, 90)), similarity)
+  assert picture.size == (80, 40)
+  light = np.asarray(picture).sum(-1)
+  y, x = np.unravel_index(light.argmax(), light.shape)
+  assert 10 <= y < 20 and 60 <= x < 80
+  assert heatmap.overlay(picture, np.full((4, 4), 0.2, np.float32)).size == (80, 40), (
+    "a map that is the same everywhere"
+  )
+
+
+@pytest.mark.parametrize("size", [(64, 64), (900, 300), (30, 2000)])
+def test_the_sheet_has_a_panel_for_the_picture_and_one_for_each_text(size):
+  similarity = np.linspace(-0.1, 0.3, 16, dtype=np.float32).reshape(4, 4)
+  box = ((0.25, 0.5, 0.75, 1.0), 0.21)
+  heats = [heatmap.Heat("a big red striped circle " * words, similarity, (box,)) for words in (1, 5)]
+  sheet = heatmap.draw(Image.new("RGB", size, (0, 0, 0)), heats, FONT)
+  columns = 3
+  width = (sheet.width - 2 * 16 - 20 * (columns - 1)) / columns
+  assert width == int(width) and 220 <= width <= 340
+  pixels = np.asarray(sheet).astype(int)
+  framed = np.abs(pixels - drawing.FRAME).sum(-1) == 0
+  for column in range(columns):
+    left = 16 + int(column * (width + 20))
+    assert framed[:, left : left + int(width)].any(), f"the box is drawn in panel {column}"
+  assert (pixels[-16:] == 255).all(), "nothing runs over the edge"
+  alone = heatmap.draw(Image.new("RGB", size), heats[:1], FONT)
+  assert alone.width < sheet.width and alone.height < sheet.height, "a long text takes more lines"
+
+
+def test_texts_wrap_at_words():
+  text = "a big red striped circle beside a " + "W" * 80 + " and more"
+  lines = drawing.wrap(text, 200, FONT)
+  assert " ".join(lines) == text and "W" * 80 in lines
+  assert all(FONT.getlength(line) <= 200 for line in lines if "W" not in line)
+  assert drawing.wrap("", 200, FONT) == []
+
+
+def test_text_without_spaces_wraps_anywhere():
+  lines = drawing.wrap("一只灰色的猫睡在窗边的椅子上 and a dog", 60, FONT)
+  assert "".join(lines).replace(" ", "") == "一只灰色的猫睡在窗边的椅子上andadog"
+  assert len(lines) > 2 and all(FONT.getlength(line) <= 60 for line in lines)
+
+
+def test_a_font_is_looked_for_where_pillows_own_is_not_enough():
+  assert fonts.find_font(["a cat", "two dogs, 3 + 4!"], 16, names=())[1] == ""
+  font, missing = fonts.find_font(["a 猫", "狗"], 16, names=("no-such-font.ttf",))
+  assert missing == "狗猫" and font.getname() == FONT.getname()
+  font, missing = fonts.find_font(["кот"], 16)
+  if missing:
+    pytest.skip("there is no font with Cyrillic letters here")
+  assert font.getname() != FONT.getname() and font.size == 16
+
+
+def test_scores_are_the_cosines_of_boxes_and_texts(model):
+  picture, texts = photo(60, 40), ["a cat", "two dogs and a cat on a mat in the sun"]
+  boxes = box_scores.grid(3, 2)
+  assert boxes[0] == (0, 0, 1 / 3, 1 / 2) and boxes[-1] == (2 / 3, 1 / 2, 1, 1) and len(boxes) == 6
+  found = box_scores.measure(model, picture, texts, boxes)
+  expected = model.encode_regions(picture, [boxes])[0] @ model.encode_text(texts).T
+  np.testing.assert_allclose(found.cosines, expected, atol=1e-5)
+  head, _, *rows = box_scores.table(found).splitlines()
+  assert head.split()[-1].endswith("...") and len(rows) == 6
+  for row, cosines in zip(rows, expected, strict=True):
+    cells = row.split()[-2:]
+    assert [float(cell.rstrip("*")) for cell in cells] == pytest.approx(cosines.tolist(), abs=1e-3)
+    assert cells[cosines.argmax()].endswith("*") and not cells[cosines.argmin()].endswith("*")
+  drawn = np.asarray(box_scores.draw(picture, found, FONT)).astype(int)
+  frames = (np.abs(drawn - drawing.FRAME).sum(-1) == 0)[:, 420 + drawing.GAP :]
+  assert frames.any() and frames[:, : 40 + 130].any() == bool((expected.argmax(1) == 0).any())
