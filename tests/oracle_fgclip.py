@@ -107,7 +107,7 @@ def text_features(model, captions: list[Caption], layout: Layout):
   """Features of captions of one kind, each read where it ends."""
   image = np.zeros((1, 1, 3), np.uint8)
   batch = assemble([Example(image=image, short=c) for c in captions], 1, layout)
-  row, end = np.divmod(batch["short_end"][0], layout.row_length)
+  row, end = np.divmod(batch["short_eot"][0], layout.row_length)
   long = captions[0].long
   args = (batch[key][0] for key in ("tokens", "segment", "position"))
   return jax.jit(functools.partial(type(model).text_features, long=long))(model, *args, row, end)

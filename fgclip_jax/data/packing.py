@@ -235,10 +235,10 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
   images, boxes = len(examples), layout.boxes
   captions = _Captions(distinct=layout.packed)
   numbers = {
-    "short_end": np.full(images, NONE, np.int32),
-    "long_end": np.full(images, NONE, np.int32),
-    "region_end": np.full((images, boxes), NONE, np.int32),
-    "hard_end": np.full((images * boxes, 1 + MAX_NEGATIVES), NONE, np.int32),
+    "short_eot": np.full(images, NONE, np.int32),
+    "long_eot": np.full(images, NONE, np.int32),
+    "region_eot": np.full((images, boxes), NONE, np.int32),
+    "hard_eot": np.full((images * boxes, 1 + MAX_NEGATIVES), NONE, np.int32),
   }
   box_array = np.zeros((images, boxes, 4), np.float32)
   box_count = np.zeros(images, np.int32)
@@ -246,20 +246,20 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
   hard_box = np.full(images * boxes, NONE, np.int32)
   hard = 0
   for i, example in enumerate(examples):
-    numbers["short_end"][i] = captions.add(example.short)
+    numbers["short_eot"][i] = captions.add(example.short)
     if example.long is not None:
-      numbers["long_end"][i] = captions.add(example.long)
+      numbers["long_eot"][i] = captions.add(example.long)
     count = min(len(example.regions), boxes)
     box_count[i] = count
     box_array[i, :count] = example.boxes[:count]
     for k in range(count):
-      numbers["region_end"][i, k] = captions.add(example.regions[k])
+      numbers["region_eot"][i, k] = captions.add(example.regions[k])
       region_caption[i, k] = zlib.crc32(np.asarray(example.regions[k].ids, np.int32).tobytes()) >> 1
       if k < len(example.negatives) and example.negatives[k]:
         truth, wrong = example.negatives[k]
         hard_box[hard] = i * boxes + k
         for column, caption in enumerate((truth, *wrong[:MAX_NEGATIVES])):
-          numbers["hard_end"][hard, column] = captions.add(caption)
+          numbers["hard_eot"][hard, column] = captions.add(caption)
         hard += 1
   _check_lengths(captions.all, layout)
   if layout.packed:

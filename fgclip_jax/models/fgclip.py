@@ -13,7 +13,7 @@ from fgclip_jax.models.config import ModelConfig, ResNetConfig
 from fgclip_jax.models.resnet import ResNetTower, Statistics
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.text import TextTower
-from fgclip_jax.models.transformer import Runtime, in_parts, linear
+from fgclip_jax.models.transformer import Runtime, gradient_cached_map, linear
 from fgclip_jax.models.vit import VisionTower
 
 
@@ -125,13 +125,15 @@ class FGCLIP(nnx.Module):
       return unit_length(pooled), unit_length(roi_align(dense, boxes)) if regions else None, for_each
 
     folded = (batch[key].reshape(images, *batch[key].shape[2:]) for key in ("image", "boxes"))
-    image, region_image, statistics = in_parts(encode_images, self.runtime.micro_batches, shards, *folded, keep)
-    ends = {"short": batch["short_end"]}
+    image, region_image, statistics = gradient_cached_map(
+      encode_images, self.runtime.micro_batches, shards, *folded, keep
+    )
+    ends = {"short": batch["short_eot"]}
     if self.config.fine_grained:
-      ends["long"] = batch["long_end"]
+      ends["long"] = batch["long_eot"]
     if regions:
-      ends["region"] = batch["region_end"]
-      ends["hard"] = batch["hard_end"]
+      ends["region"] = batch["region_eot"]
+      ends["hard"] = batch["hard_eot"]
     read = self._read_ends(batch, ends)
     embeddings = Embeddings(image=image, short=unit_length(self.short_projection(read["short"])))
     if statistics and not running_statistics:
@@ -149,11 +151,11 @@ class FGCLIP(nnx.Module):
     return embeddings.replace(
       region_image=region_image,
       region_text=unit_length(self.short_projection(read["region"])).reshape(images, regions, -1),
-      region_valid=(batch["region_end"] >= 0).reshape(images, regions),
+      region_valid=(batch["region_eot"] >= 0).reshape(images, regions),
       region_caption=batch["region_caption"].reshape(images, regions),
       hard_image=hard_image.reshape(-1, hard_image.shape[-1]),
       hard_text=hard_text,
-      hard_valid=((batch["hard_end"] >= 0) & (batch["hard_box"] >= 0)[..., None]).reshape(-1, ends["hard"].shape[-1]),
+      hard_valid=((batch["hard_eot"] >= 0) & (batch["hard_box"] >= 0)[..., None]).reshape(-1, ends["hard"].shape[-1]),
       hard_row=(first_row + hard_box).reshape(-1),
     )
 
@@ -164,7 +166,7 @@ class FGCLIP(nnx.Module):
     missing = -rows % parts  # empty rows, up to a multiple of the parts
     packed = (jnp.pad(batch[key], ((0, 0), (0, missing), (0, 0))) for key in ("tokens", "segment", "position"))
     folded = (x.reshape(shards * (rows + missing), length) for x in packed)
-    hidden = in_parts(self.text, parts, shards, *folded).reshape(shards, (rows + missing) * length, -1)
+    hidden = gradient_cached_map(self.text, parts, shards, *folded).reshape(shards, (rows + missing) * length, -1)
     flat = {name: end.reshape(shards, -1) for name, end in ends.items()}
     index = jnp.maximum(jnp.concatenate(list(flat.values()), axis=1), 0)
     vectors = self.text.final_norm(jnp.take_along_axis(hidden, index[..., None], axis=1))

@@ -65,7 +65,7 @@ def remat_policy(name: str) -> Callable | None:
   raise ValueError(f"remat must be 'none', 'dots', 'full' or 'save:' with names of {_SAVE_NAMES}, got {name!r}")
 
 
-def in_parts(function: Callable[..., Any], parts: int, shards: int, *arrays: Any) -> Any:
+def gradient_cached_map(function: Callable[..., Any], parts: int, shards: int, *arrays: Any) -> Any:
   """`function` of arrays [shards * n, ...], on n / parts rows of every shard at a time.
 
   A part is computed anew in the backward pass: what is held are its inputs and outputs. This is the gradient cache of

@@ -104,10 +104,10 @@ def abstract_batch(
     "image": ((images, image_size, image_size, 3), jnp.uint8),
     "boxes": ((images, boxes, 4), jnp.float32),
     **{key: (text, jnp.int32) for key in ("tokens", "segment", "position")},
-    **{key: ((images,), jnp.int32) for key in ("box_count", "short_end", "long_end", "record")},
-    **{key: ((images, boxes), jnp.int32) for key in ("region_end", "region_caption")},
+    **{key: ((images,), jnp.int32) for key in ("box_count", "short_eot", "long_eot", "record")},
+    **{key: ((images, boxes), jnp.int32) for key in ("region_eot", "region_caption")},
     "hard_box": ((images * boxes,), jnp.int32),
-    "hard_end": ((images * boxes, 1 + MAX_NEGATIVES), jnp.int32),
+    "hard_eot": ((images * boxes, 1 + MAX_NEGATIVES), jnp.int32),
   }
   return {key: jax.ShapeDtypeStruct((shards, *shape), dtype) for key, (shape, dtype) in shapes.items()}
 
@@ -131,10 +131,10 @@ def assumed_batch(
   shard = {
     "segment": lay(np.repeat(np.arange(1, len(lengths) + 1), lengths), text, 0),
     "position": lay(within + table, text, 0),
-    "short_end": np.zeros(images, np.int32),
-    "long_end": np.zeros(images if long else 0, np.int32),
-    "region_end": lay([0] * regions, (images, layout.boxes), -1),
-    "hard_end": lay([0] * (hard * (1 + MAX_NEGATIVES)), (images * layout.boxes, 1 + MAX_NEGATIVES), -1),
+    "short_eot": np.zeros(images, np.int32),
+    "long_eot": np.zeros(images if long else 0, np.int32),
+    "region_eot": lay([0] * regions, (images, layout.boxes), -1),
+    "hard_eot": lay([0] * (hard * (1 + MAX_NEGATIVES)), (images * layout.boxes, 1 + MAX_NEGATIVES), -1),
     "boxes": np.broadcast_to(np.float32(0), (images, layout.boxes, 4)),
     "image": np.broadcast_to(np.uint8(0), (images, image_size, image_size, 3)),
   }

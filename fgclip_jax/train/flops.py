@@ -132,16 +132,16 @@ def batch_work(
   tokens = int(real.sum())
   local = np.where(position >= config.text.short_length, position - config.text.short_length, position)
   triangle = int(np.sum((local + 1) * real, dtype=np.int64))
-  read = sum(int((batch[key] >= 0).sum()) for key in ("short_end", "long_end", "region_end", "hard_end"))
+  read = sum(int((batch[key] >= 0).sum()) for key in ("short_eot", "long_eot", "region_eot", "hard_eot"))
   project = 2 * config.text.width * config.embedding_width
-  slots_read = sum(batch[key].size for key in ("short_end", "long_end", "region_end", "hard_end"))
+  slots_read = sum(batch[key].size for key in ("short_eot", "long_eot", "region_eot", "hard_eot"))
 
   width = config.embedding_width
   pairs = 2 * images**2 * (bool(objective.global_long and config.fine_grained) + bool(objective.global_short))
-  regions = int((batch["region_end"] >= 0).sum())
-  hard = int((batch["hard_end"] >= 0).sum())
+  regions = int((batch["region_eot"] >= 0).sum())
+  hard = int((batch["hard_eot"] >= 0).sum())
   useful_losses = 2 * width * (pairs + (2 * regions**2 + hard if boxes else 0))
-  executed_losses = 2 * width * (pairs + (2 * batch["region_end"].size ** 2 + batch["hard_end"].size if boxes else 0))
+  executed_losses = 2 * width * (pairs + (2 * batch["region_eot"].size ** 2 + batch["hard_eot"].size if boxes else 0))
   image_cost = image * (1 if frozen_image_tower else 3)
   return Work(
     useful=image_cost + 3 * (text_forward(config, tokens, triangle) + read * project + useful_losses),

@@ -52,9 +52,9 @@ def test_a_caption_ends_at_the_first_end_of_text_in_its_text(toy):
 def test_layout_without_long_text_and_regions_leaves_them_out(toy):
   loader = make_loader(toy, layout=Layout(boxes=0, long_length=None))
   (batch,) = take(loader, 1)
-  assert (batch["long_end"] == NONE).all()
-  assert batch["boxes"].shape == (1, 8, 0, 4) and batch["region_end"].shape == (1, 8, 0)
-  assert (batch["short_end"] != NONE).all()
+  assert (batch["long_eot"] == NONE).all()
+  assert batch["boxes"].shape == (1, 8, 0, 4) and batch["region_eot"].shape == (1, 8, 0)
+  assert (batch["short_eot"] != NONE).all()
 
 
 @pytest.mark.parametrize("wanted", ["short", "long", "random"])

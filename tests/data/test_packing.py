@@ -88,21 +88,21 @@ def check(batch, examples, shards, layout):
       np.testing.assert_array_equal(batch["image"][g, b], example.image)
       np.testing.assert_array_equal(batch["boxes"][g, b, :count], example.boxes[:count])
       assert not batch["boxes"][g, b, count:].any()
-      assert read(batch, g, batch["short_end"][g, b], layout) == example.short
-      assert read(batch, g, batch["long_end"][g, b], layout) == example.long
-      assert (batch["region_end"][g, b, count:] == -1).all()
+      assert read(batch, g, batch["short_eot"][g, b], layout) == example.short
+      assert read(batch, g, batch["long_eot"][g, b], layout) == example.long
+      assert (batch["region_eot"][g, b, count:] == -1).all()
       for k in range(count):
-        assert read(batch, g, batch["region_end"][g, b, k], layout) == example.regions[k]
+        assert read(batch, g, batch["region_eot"][g, b, k], layout) == example.regions[k]
         if example.negatives[k] is None:
           continue
         truth, wrong = example.negatives[k]
         assert batch["hard_box"][g, hard] == b * layout.boxes + k
-        ends = batch["hard_end"][g, hard]
+        ends = batch["hard_eot"][g, hard]
         assert [read(batch, g, end, layout) for end in ends[: 1 + len(wrong)]] == [truth, *wrong]
         assert (ends[1 + len(wrong) :] == -1).all()
         hard += 1
-    assert (batch["hard_box"][g, hard:] == -1).all() and (batch["hard_end"][g, hard:] == -1).all()
-    used = {int(end) for key in ("short_end", "long_end", "region_end", "hard_end") for end in batch[key][g].flat}
+    assert (batch["hard_box"][g, hard:] == -1).all() and (batch["hard_eot"][g, hard:] == -1).all()
+    used = {int(end) for key in ("short_eot", "long_eot", "region_eot", "hard_eot") for end in batch[key][g].flat}
     segments = sum(len(set(row[row > 0].tolist())) for row in batch["segment"][g])
     assert segments == len(used - {-1})  # no caption is in the rows that nothing reads
     empty = batch["segment"][g] == 0
@@ -197,7 +197,7 @@ def test_equal_captions_are_encoded_once_in_the_packed_form_alone():
   ]
   packed = assemble(examples, 1, LAYOUT)
   assert np.count_nonzero(packed["segment"]) == 2 * 3 and packed["tokens"].shape == (1, 1, 24)  # a short and a long one
-  assert len(set(packed["short_end"].flat) | set(packed["region_end"].flat)) == 2  # one end, and -1
+  assert len(set(packed["short_eot"].flat) | set(packed["region_eot"].flat)) == 2  # one end, and -1
   padded = assemble(examples, 1, Layout(**{**vars(LAYOUT), "packed": False}))
   assert padded["tokens"].shape == (1, 2 * 5, 24)
 
@@ -220,11 +220,11 @@ def test_dtypes_and_shapes_are_static():
     "boxes": ((2, 3, 3, 4), np.float32),
     "box_count": ((2, 3), np.int32),
     "region_caption": ((2, 3, 3), np.int32),
-    "short_end": ((2, 3), np.int32),
-    "long_end": ((2, 3), np.int32),
-    "region_end": ((2, 3, 3), np.int32),
+    "short_eot": ((2, 3), np.int32),
+    "long_eot": ((2, 3), np.int32),
+    "region_eot": ((2, 3, 3), np.int32),
     "hard_box": ((2, 9), np.int32),
-    "hard_end": ((2, 9, 1 + MAX_NEGATIVES), np.int32),
+    "hard_eot": ((2, 9, 1 + MAX_NEGATIVES), np.int32),
     "record": ((2, 3), np.int64),
   }
   rows = {key: ((2, 1, 24), np.int32) for key in ("tokens", "segment", "position")}
@@ -247,14 +247,14 @@ def test_more_boxes_and_negatives_than_there_is_room_for_are_left_out():
   example = Example(IMAGE, regions[0], Caption((START, END), long=True), boxes, regions, negatives)
   batch = assemble([example], 1, LAYOUT)
   assert batch["box_count"][0, 0] == 3
-  assert (batch["hard_box"][0] == [0, 1, 2]).all() and (batch["hard_end"] >= 0).all()
+  assert (batch["hard_box"][0] == [0, 1, 2]).all() and (batch["hard_eot"] >= 0).all()
 
 
 def test_a_plain_clip_has_no_regions_and_no_long_captions():
   layout = Layout(boxes=0, row_length=24, short_length=10, long_length=None)
   batch = assemble([Example(IMAGE, Caption((START, 3, END)))], 1, layout)
-  assert batch["boxes"].shape == (1, 1, 0, 4) and batch["hard_end"].shape == (1, 0, 1 + MAX_NEGATIVES)
-  assert (batch["long_end"] == -1).all()
+  assert batch["boxes"].shape == (1, 1, 0, 4) and batch["hard_eot"].shape == (1, 0, 1 + MAX_NEGATIVES)
+  assert (batch["long_eot"] == -1).all()
   assert budget_ladder(layout, 4) == (1, 2, 3)  # two captions in a row, and one row more
 
 

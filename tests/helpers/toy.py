@@ -107,19 +107,19 @@ def read_ids(batch: dict[str, np.ndarray], shard: int, end: int) -> list[int] | 
 
 def examples(batch: dict[str, np.ndarray]):
   """Each image of a batch: its record's number, and its captions read back from the rows."""
-  shards, images, boxes = batch["region_end"].shape
+  shards, images, boxes = batch["region_eot"].shape
   for g, b in itertools.product(range(shards), range(images)):
     hard = {}
     for slot, box in enumerate(batch["hard_box"][g]):
       if box != NONE and box // boxes == b:
-        texts = [read_ids(batch, g, end) for end in batch["hard_end"][g, slot]]
+        texts = [read_ids(batch, g, end) for end in batch["hard_eot"][g, slot]]
         hard[int(box) % boxes] = [ids for ids in texts if ids is not None]
     yield {
       "record": int(batch["record"][g, b]),
       "image": batch["image"][g, b],
       "boxes": batch["boxes"][g, b, : batch["box_count"][g, b]],
-      "short": read_ids(batch, g, batch["short_end"][g, b]),
-      "long": read_ids(batch, g, batch["long_end"][g, b]) if "long_end" in batch else None,
-      "regions": [read_ids(batch, g, end) for end in batch["region_end"][g, b] if end != NONE],
+      "short": read_ids(batch, g, batch["short_eot"][g, b]),
+      "long": read_ids(batch, g, batch["long_eot"][g, b]) if "long_eot" in batch else None,
+      "regions": [read_ids(batch, g, end) for end in batch["region_eot"][g, b] if end != NONE],
       "hard": hard,
     }

@@ -326,7 +326,7 @@ def test_the_whole_model_trains_by_the_batch_and_looks_by_the_running_averages()
     "tokens": ids,
     "segment": jnp.ones_like(ids),
     "position": jnp.arange(4)[None, None],
-    "short_end": jnp.full((1, 4), 3),
+    "short_eot": jnp.full((1, 4), 3),
   }
   running, own = model(batch, running_statistics=True), model(batch)
   assert running.statistics is None

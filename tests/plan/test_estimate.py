@@ -50,10 +50,10 @@ def test_the_assumed_batch_holds_the_assumed_captions(images, boxes, packed):
   assert (batch["segment"] > 0).sum() == 2 * sum(short + long)
   assert (batch["segment"] > 0).mean() <= (0.95 if packed else 1)
   assert batch["position"].max() == layout.short_length + 130 - 1  # long captions stand in the second table
-  assert (batch["region_end"] >= 0).sum() == 2 * round(images * min(boxes, 3.3))
-  hard = (batch["hard_end"] >= 0).sum() // 11
+  assert (batch["region_eot"] >= 0).sum() == 2 * round(images * min(boxes, 3.3))
+  hard = (batch["hard_eot"] >= 0).sum() // 11
   assert hard == 2 * round(round(images * min(boxes, 3.3)) * 0.025)
-  assert len(short) == images + ((batch["region_end"] >= 0).sum() + (batch["hard_end"] >= 0).sum()) // 2
+  assert len(short) == images + ((batch["region_eot"] >= 0).sum() + (batch["hard_eot"] >= 0).sum()) // 2
   assert batch["image"].shape == (2, images, 8, 8, 3)
 
 

@@ -220,7 +220,7 @@ def test_batches_are_split_over_data_and_fsdp(sizes):
   mesh = make_mesh(sizes)
   shards = data_shards(mesh)
   rows = np.arange(shards * 3 * 5).reshape(shards, 3, 5)
-  batch = {"tokens": rows, "segment": rows + 1, "position": rows + 2, "short_end": np.arange(2 * shards).reshape(-1, 2)}
+  batch = {"tokens": rows, "segment": rows + 1, "position": rows + 2, "short_eot": np.arange(2 * shards).reshape(-1, 2)}
   arrays = to_devices(batch, mesh)
   for key, value in batch.items():
     assert arrays[key].sharding.is_equivalent_to(batch_sharding(mesh), value.ndim)
@@ -249,12 +249,12 @@ def test_the_data_shards_of_a_process(monkeypatch):
 
 def test_processes_agree_on_the_rows_of_text(monkeypatch):
   rng = np.random.default_rng(0)
-  batch = {key: rng.integers(1, 9, (8, 3, 5)) for key in ("tokens", "segment", "position")} | {"short_end": np.ones(8)}
+  batch = {key: rng.integers(1, 9, (8, 3, 5)) for key in ("tokens", "segment", "position")} | {"short_eot": np.ones(8)}
   padded = pad_rows(batch, 7)
   for key in ("tokens", "segment", "position"):
     np.testing.assert_array_equal(padded[key][:, :3], batch[key])
     assert padded[key].shape == (8, 7, 5) and not padded[key][:, 3:].any()
-  np.testing.assert_array_equal(padded["short_end"], batch["short_end"])
+  np.testing.assert_array_equal(padded["short_eot"], batch["short_eot"])
 
   monkeypatch.setattr(mesh_module, "agree", lambda rows: rows + 1)  # another process needs four
   arrays = to_devices(batch, make_mesh({"data": 8}))

@@ -111,12 +111,12 @@ def make_batch(shards: int) -> dict:
     "tokens": tokens,
     "segment": np.ones_like(tokens),
     "position": np.broadcast_to(np.arange(8, dtype=np.int32), tokens.shape).copy(),
-    "long_end": np.full((shards, each), -1, np.int32),
-    "short_end": np.tile(np.arange(each, dtype=np.int32) * 8 + 7, (shards, 1)),
-    "region_end": np.zeros((shards, each, 0), np.int32),
+    "long_eot": np.full((shards, each), -1, np.int32),
+    "short_eot": np.tile(np.arange(each, dtype=np.int32) * 8 + 7, (shards, 1)),
+    "region_eot": np.zeros((shards, each, 0), np.int32),
     "region_caption": np.zeros((shards, each, 0), np.int32),
     "hard_box": np.zeros((shards, 0), np.int32),
-    "hard_end": np.zeros((shards, 0, 1), np.int32),
+    "hard_eot": np.zeros((shards, 0, 1), np.int32),
     "record": np.tile(np.arange(each), (shards, 1)),
   }
 

@@ -36,7 +36,7 @@ def features(path, pixels, ids, **options):
   blank = np.zeros((1, 1, 3), np.uint8)
   layout = Layout(boxes=0, row_length=ids.shape[1] + 19, short_length=ids.shape[1], long_length=None)
   batch = assemble([Example(blank, cut(row, config.text.end_id)) for row in ids], 1, layout)
-  row, end = np.divmod(batch["short_end"][0], layout.row_length)
+  row, end = np.divmod(batch["short_eot"][0], layout.row_length)
   packed = (jnp.asarray(batch[key][0]) for key in ("tokens", "segment", "position"))
   text = jax.jit(type(model).text_features)(model, *packed, jnp.asarray(row), jnp.asarray(end))
   return np.asarray(image), np.asarray(text), np.exp(flat["temperature/global"])
