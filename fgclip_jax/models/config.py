@@ -1,9 +1,51 @@
 """Sizes of the models: frozen dataclasses, and the published presets by name. Imports no JAX."""
 
 import dataclasses
+import math
 from typing import Any
 
 END_ID = 49407  # CLIP's end-of-text token
+RESIZE_MODES = ("squash", "center_crop", "pad")
+INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
+
+
+@dataclasses.dataclass(frozen=True)
+class PixelSpec:
+  """How a picture becomes the numbers that an image tower reads: a square of RGB, then (level / 255 - mean) / std.
+
+  Attributes:
+    mean, std: of red, green and blue, with levels scaled to 0..1. CLIP's by default.
+    resize: how a picture becomes a square: `squash` (both sides to the model's), `center_crop` (the shorter side to
+      the model's, then the middle is cut out), or `pad` (the longer side to the model's, then `fill` is added on both
+      sides). None follows the kind of model, see `ModelConfig.resize`.
+    interpolation: one of `INTERPOLATIONS`, as Pillow defines them.
+    fill: the RGB level, 0..255, that `pad` adds.
+  """
+
+  mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+  std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+  resize: str | None = None
+  interpolation: str = "bicubic"
+  fill: tuple[int, int, int] = (0, 0, 0)
+
+  def __post_init__(self):
+    for name in ("mean", "std", "fill"):
+      values = getattr(self, name)
+      if not isinstance(values, list | tuple) or len(values) != 3 or not all(map(_is_number, values)):
+        raise ValueError(f"{name} must be three finite numbers, for red, green and blue, got {values!r}")
+      object.__setattr__(self, name, tuple(values))  # JSON has lists
+    if min(self.std) <= 0:
+      raise ValueError(f"std must be positive, got {list(self.std)}")
+    if any(not isinstance(level, int) or not 0 <= level <= 255 for level in self.fill):
+      raise ValueError(f"fill must be levels 0..255, got {list(self.fill)}")
+    if self.resize not in (None, *RESIZE_MODES):
+      raise ValueError(f"resize must be one of {', '.join(RESIZE_MODES)}, or None, got {self.resize!r}")
+    if self.interpolation not in INTERPOLATIONS:
+      raise ValueError(f"interpolation must be one of {', '.join(INTERPOLATIONS)}, got {self.interpolation!r}")
+
+
+def _is_number(value: Any) -> bool:
+  return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +82,12 @@ class VisionConfig(TowerConfig):
   Attributes:
     image_size: side of the square input, in pixels.
     patch_size: side of a patch, in pixels; must divide `image_size`.
+    pixels: how pictures become its input.
   """
 
   image_size: int = 224
   patch_size: int = 16
+  pixels: PixelSpec = PixelSpec()
 
   def __post_init__(self):
     super().__post_init__()
@@ -69,11 +113,13 @@ class ResNetConfig:
     width: channels of the stem; the last stage has 32 times as many.
     depths: blocks of each of the four stages.
     image_size: side of the square input, in pixels; a multiple of 32.
+    pixels: how pictures become its input.
   """
 
   width: int = 64
   depths: tuple[int, ...] = (3, 4, 6, 3)
   image_size: int = 224
+  pixels: PixelSpec = PixelSpec()
 
   def __post_init__(self):
     if self.width < 2 or self.width % 2:
@@ -119,12 +165,14 @@ class TextConfig(TowerConfig):
     long_length: rows of the long position table; None for a plain CLIP, which has no long path.
     end_id: the end-of-text token; a caption is read at its first one. 2 stands for the rule of
       CLIP's first checkpoints: read at the largest id (the end-of-text token has the largest).
+    tokenizer: the name of the tokenizer that makes its ids, of `fgclip_jax.data.tokenizers`.
   """
 
   vocab_size: int = 49408
   short_length: int = 77
   long_length: int | None = 248
   end_id: int = END_ID
+  tokenizer: str = "clip"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,14 +194,35 @@ class ModelConfig:
   temperature_init: float = 2.6592
   logit_bias: float | None = None
 
+  def __post_init__(self):
+    if self.fine_grained and self.vision.pixels.resize not in (None, "squash"):
+      raise ValueError(
+        f"an FG-CLIP's pictures are squashed, since boxes are fractions of the whole picture: pixels.resize is "
+        f"{self.vision.pixels.resize!r}; leave it out"
+      )
+
   @property
   def fine_grained(self) -> bool:
     """True for FG-CLIP, False for plain CLIP."""
     return self.text.long_length is not None
 
+  @property
+  def resize(self) -> str:
+    """How a whole picture becomes a square: as `vision.pixels` says, else FG-CLIP's squash or plain CLIP's crop."""
+    return self.vision.pixels.resize or ("squash" if self.fine_grained else "center_crop")
+
   def to_dict(self) -> dict[str, Any]:
-    """As nested plain values, for JSON."""
-    return dataclasses.asdict(self)
+    """As nested plain values, for JSON.
+
+    Defaults of `vision.pixels` and `text.tokenizer` are left out, so that a model's fingerprint is that of versions
+    which did not have them.
+    """
+    values = dataclasses.asdict(self)
+    if self.vision.pixels == PixelSpec():
+      del values["vision"]["pixels"]
+    if self.text.tokenizer == TextConfig.tokenizer:
+      del values["text"]["tokenizer"]
+    return values
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
@@ -162,6 +231,8 @@ class ModelConfig:
     if missing := [key for key in ("vision", "text") if key not in values]:
       raise TypeError(f"the model's sizes lack {' and '.join(missing)}")
     vision = dict(values.pop("vision"))
+    if "pixels" in vision:
+      vision["pixels"] = PixelSpec(**vision["pixels"])
     if "depths" in vision:
       tower: VisionConfig | ResNetConfig = ResNetConfig(
         **vision | {"depths": tuple(vision["depths"])}

@@ -1,5 +1,6 @@
 """FG-CLIP made of plain CLIP, and plain CLIP cut from FG-CLIP."""
 
+import dataclasses
 from collections.abc import Mapping
 
 import numpy as np
@@ -13,11 +14,12 @@ Flat = dict[str, np.ndarray]
 
 
 def fgclip_config(config: ModelConfig) -> ModelConfig:
-  """The size of the FG-CLIP that `to_fgclip` makes of a plain CLIP."""
+  """The size of the FG-CLIP that `to_fgclip` makes of a plain CLIP. Its pictures are squashed, as FG-CLIP's are."""
   length = config.text.short_length
+  text = {"long_length": stretched_length(length), "end_id": END_ID}
   if length > CLIP_LENGTH:  # Long-CLIP, whose table is the long one already
-    return config.replace(text={"short_length": CLIP_LENGTH, "long_length": length, "end_id": END_ID})
-  return config.replace(text={"long_length": stretched_length(length), "end_id": END_ID})
+    text = {"short_length": CLIP_LENGTH, "long_length": length, "end_id": END_ID}
+  return config.replace(text=text, vision={"pixels": dataclasses.replace(config.vision.pixels, resize=None)})
 
 
 def to_fgclip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, Flat]:
@@ -37,6 +39,12 @@ def to_fgclip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[Mode
 
 
 def to_clip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, Flat]:
-  """Cuts a plain CLIP from FG-CLIP: its image tower and its path for short texts. A plain CLIP stays as it is."""
+  """Cuts a plain CLIP from FG-CLIP: its image tower and its path for short texts. A plain CLIP stays as it is.
+
+  Pictures stay squashed, as FG-CLIP's are: cropping, plain CLIP's default, would give other embeddings.
+  """
   left_out = ("text/long_positions", "long_projection/kernel", "temperature/regional", "temperature/hard_negative")
-  return config.replace(text={"long_length": None}), {k: v for k, v in flat.items() if k not in left_out}
+  if config.fine_grained:
+    pixels = dataclasses.replace(config.vision.pixels, resize="squash")
+    config = config.replace(vision={"pixels": pixels}, text={"long_length": None})
+  return config, {k: v for k, v in flat.items() if k not in left_out}
