@@ -13,7 +13,7 @@ import numpy as np
 from fgclip_jax.data.image import normalize
 from fgclip_jax.data.loader import DataConfig, LoadExample
 from fgclip_jax.data.mixture import DataSet, Mixture
-from fgclip_jax.data.packing import Caption, Example, Layout, assemble, measured_ladder
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble, row_buckets_from_samples
 from fgclip_jax.data.record import MAX_NEGATIVES
 from fgclip_jax.data.tokenizers.clip import Tokenizer
 
@@ -21,7 +21,7 @@ BOXES = 4
 BOX_COUNTS = {4: 0.50, 3: 0.33, 2: 0.14, 1: 0.03}  # boxes per image on *paper*, with their share of images: mean 3.3
 HARD_SHARE = 0.025  # of boxes on *paper* that have hard negatives
 LONG, SHORT = (130, 35), (15, 4)  # mean and deviation of caption lengths in tokens, start and end included
-LADDER_TRIALS = 24  # batches that the ladder of row budgets is measured on, as the loader does
+ROW_BUCKET_TRIALS = 24  # batches that the row buckets are measured on, as the loader does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,9 +164,9 @@ def prepare_real(folder: str, output: str) -> str:
 def our_layout(mix: Mix, batch: int, packed: bool) -> Layout:
   """The static shapes of our batches: stage 2's, with row budgets measured on the mix as the loader does."""
   layout = Layout(boxes=BOXES, packed=packed)
-  sample = split(mix.examples(batch * LADDER_TRIALS, 1, None), batch)
+  sample = split(mix.examples(batch * ROW_BUCKET_TRIALS, 1, None), batch)
   needed = [assemble(examples, 1, layout)["tokens"].shape[1] for examples in sample]
-  return dataclasses.replace(layout, ladder=measured_ladder(layout, batch, needed))
+  return dataclasses.replace(layout, row_buckets=row_buckets_from_samples(layout, batch, needed))
 
 
 def split(examples: Sequence[Example], batch: int) -> list[list[Example]]:

@@ -11,7 +11,7 @@ from fgclip_jax.data.augment import choose_part, move_boxes
 from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.decode import decode_square
 from fgclip_jax.data.mixture import Mixture
-from fgclip_jax.data.packing import Caption, Example, Layout, assemble, measured_ladder
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble, row_buckets_from_samples
 from fgclip_jax.data.record import Ids, Inputs
 from fgclip_jax.data.tokenizers import token_ids
 from fgclip_jax.data.tokenizers.clip import Tokenizer
@@ -189,7 +189,7 @@ def _is_plain(text: str) -> bool:
   return text.isascii() and text.isprintable() and "&" not in text
 
 
-def measure_ladder(
+def measure_row_buckets(
   source: Mixture, config: DataConfig, layout: Layout, seed: int, shards: int, records_read: int = 2048
 ) -> tuple[int, ...]:
   """Row budgets that fit this data: quantiles of what random batches need, then coarser ones up to the worst case.
@@ -207,9 +207,9 @@ def measure_ladder(
   sample = [order[index] for index in range(min(records_read, len(source)))]
   source.prefetch(sample)
   examples = [load.random_map(number, rng).example for number in sample]
-  exact = dataclasses.replace(layout, ladder=())
+  exact = dataclasses.replace(layout, row_buckets=())
   needed = []
   for _ in range(min(max(100_000 // images, 4), 24)):
     chosen = rng.choice(len(examples), images, replace=images > len(examples))
     needed.append(assemble([examples[i] for i in chosen], 1, exact)["tokens"].shape[1])
-  return measured_ladder(layout, images, needed)
+  return row_buckets_from_samples(layout, images, needed)

@@ -17,7 +17,7 @@ import numpy as np
 from fgclip_jax.data import decode
 from fgclip_jax.data import record as records
 from fgclip_jax.data.config import DataConfig
-from fgclip_jax.data.examples import LoadExample, measure_ladder
+from fgclip_jax.data.examples import LoadExample, measure_row_buckets
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Layout, assemble
 from fgclip_jax.storage import paths
@@ -64,7 +64,7 @@ class Loader:
 
   Args:
     config: what to load.
-    layout: the static shapes of a batch; without a ladder of row budgets, one is measured.
+    layout: the static shapes of a batch; without row buckets, they are measured on samples.
     image_size: side of the square images, in pixels.
     seed: of the order and of every random choice.
     shards: G, the data shards of the whole run; divides the batch.
@@ -72,7 +72,7 @@ class Loader:
     start: the first step.
 
   Attributes:
-    layout: the static shapes, ladder included.
+    layout: the static shapes, row buckets included.
     records: of all data sets.
     epoch_steps: global batches in one pass over the data (a fraction); of a mixture, until the data set that takes
       longest has been passed once.
@@ -102,8 +102,8 @@ class Loader:
       raise ValueError(f"data.batch_size {config.batch_size} must divide over {shards} data shards")
     local_shards = range(shards) if local_shards is None else local_shards
     source = Mixture(config.sets())
-    if not layout.ladder:
-      layout = dataclasses.replace(layout, ladder=measure_ladder(source, config, layout, seed, shards))
+    if not layout.row_buckets:
+      layout = dataclasses.replace(layout, row_buckets=measure_row_buckets(source, config, layout, seed, shards))
     self.layout = layout
     self._source = source
     for line in source.damage:

@@ -1,9 +1,12 @@
-"""Captions of a batch packed into rows of fixed length, and the batch as the step takes it.
+"""Packs the captions of a batch into rows of fixed length, and builds the batch that the step takes.
 
-The text tower is causal and a caption is read at its first end-of-text token, so nothing after
-that token matters: captions are cut there and laid side by side, each attending to itself alone.
-The padded form is the same with one caption per row. Shapes are static: the number of rows is the
-smallest of a ladder of budgets that holds the batch, and its last rung holds any batch.
+The text tower is causal and a caption is read at its first end-of-text token, so nothing after that token matters:
+captions are cut there and several share a row. Each slot of a row has a segment id (which caption it belongs to; the
+attention mask compares these, so that each caption attends to itself alone) and a position (its row in the position
+table, counted from the caption's own start). The padded form is the same with one caption per row.
+
+XLA compiles one program for each shape, so the number of rows is rounded up to one of a few sizes, the row buckets.
+The largest bucket holds any batch.
 """
 
 import bisect
@@ -59,7 +62,8 @@ class Layout:
     boxes: K, boxes per image; 0 leaves regions out.
     row_length: L, tokens per row; captions are cut to it.
     short_length, long_length: rows of the two position tables; no long one: no long captions.
-    ladder: budgets of rows per data shard, ascending; empty: exactly as many rows as needed (not static).
+    row_buckets: the numbers of rows per data shard that a batch may have, ascending; empty: as many as needed, so that
+      shapes are not static.
     packed: False gives every caption a row of its own.
   """
 
@@ -67,7 +71,7 @@ class Layout:
   row_length: int = 256
   short_length: int = 77
   long_length: int | None = 248
-  ladder: tuple[int, ...] = ()
+  row_buckets: tuple[int, ...] = ()
   packed: bool = True
 
   def __post_init__(self):
@@ -84,31 +88,36 @@ def captions_per_image(layout: Layout) -> tuple[int, int]:
   return 1 + layout.boxes * (2 + MAX_NEGATIVES), int(layout.long_length is not None)
 
 
-def budget_ladder(layout: Layout, images: int, growth: float = 1.125, start: int = 1) -> tuple[int, ...]:
-  """Row budgets for `images` per shard: growing by a constant factor up to what holds any batch."""
+def geometric_row_buckets(layout: Layout, images: int, growth: float = 1.125, start: int = 1) -> tuple[int, ...]:
+  """Row buckets for `images` per shard: from `start`, each `growth` times the one before, up to one for any batch."""
   short, long = captions_per_image(layout)
   if layout.packed:
-    # a row without a long caption that was passed over holds at least this many of the longest short ones
+    # A bound for best fit: at most one row for each long caption, plus the rows of short captions alone. A caption
+    # opens a row only where no other has room for it, so all of these but the last hold at least `per_row` captions.
     per_row = layout.row_length // layout.max_length(long=False)
     worst = images * long + math.ceil(images * short / per_row) + 1
   else:
     worst = images * (short + long)
-  rungs, rung = [], max(start, 1)
-  while rung < worst:
-    rungs.append(rung)
-    rung = max(rung + 1, math.ceil(rung * growth))
-  return (*rungs, worst)
+  buckets, rows = [], max(start, 1)
+  while rows < worst:
+    buckets.append(rows)
+    rows = max(rows + 1, math.ceil(rows * growth))
+  return (*buckets, worst)
 
 
-def measured_ladder(layout: Layout, images: int, needed: Sequence[int]) -> tuple[int, ...]:
-  """Row budgets from the rows that sample batches needed: close where most lie, coarse up to the worst case."""
+def row_buckets_from_samples(layout: Layout, images: int, needed: Sequence[int]) -> tuple[int, ...]:
+  """Row buckets from the rows that sample batches needed: close together where most lie, coarse up to the worst case.
+
+  Rows beyond those needed are computed for nothing, and each bucket that occurs costs a compilation. With quantiles as
+  buckets, most batches pad little and three or four programs serve a run; the coarse ones are rarely compiled.
+  """
   quantiles = np.quantile(needed, (0.3, 0.6, 0.85, 1.0))
   common = sorted({math.ceil(q) for q in quantiles})
-  # rungs closer than 2 % are not worth a compilation of their own
-  kept = [rung for rung, above in zip(common, [*common[1:], math.inf], strict=True) if above > rung * 1.02]
-  above = budget_ladder(layout, images, growth=1.25, start=math.ceil(kept[-1] * 1.04) + 1)
+  # buckets closer than 2 % are not worth a compilation of their own
+  kept = [rows for rows, above in zip(common, [*common[1:], math.inf], strict=True) if above > rows * 1.02]
+  above = geometric_row_buckets(layout, images, growth=1.25, start=math.ceil(kept[-1] * 1.04) + 1)
   worst = above[-1]
-  return (*(rung for rung in (*kept, *above) if rung < worst), worst)
+  return (*(rows for rows in (*kept, *above) if rows < worst), worst)
 
 
 def end_position(ids: np.ndarray, end_id: int) -> int:
@@ -185,13 +194,14 @@ def assemble(
   parts = [_shard(examples[g * per_shard : (g + 1) * per_shard], layout) for g in range(shards)]
   needed = max(rows for _, rows in parts)
   rows = needed
-  if layout.ladder:
-    at = bisect.bisect_left(layout.ladder, needed)
-    if at == len(layout.ladder):
+  if layout.row_buckets:
+    at = bisect.bisect_left(layout.row_buckets, needed)
+    if at == len(layout.row_buckets):
       raise ValueError(
-        f"the batch needs {needed} rows of {layout.row_length} tokens, the ladder ends at {layout.ladder[-1]}"
+        f"the batch needs {needed} rows of {layout.row_length} tokens, "
+        f"the largest row bucket has {layout.row_buckets[-1]}"
       )
-    rows = layout.ladder[at]
+    rows = layout.row_buckets[at]
   batch = {key: np.stack([part[key] for part, _ in parts]) for key in parts[0][0] if key not in ("captions", "places")}
   text = [
     fill_rows(part["captions"], part["places"], rows, layout.row_length, layout.short_length) for part, _ in parts

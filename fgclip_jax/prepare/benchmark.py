@@ -14,7 +14,7 @@ from fgclip_jax.data import record
 from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.dataset_folder import find_shards
 from fgclip_jax.data.decode import MODES, decode_square
-from fgclip_jax.data.examples import LoadExample, measure_ladder
+from fgclip_jax.data.examples import LoadExample, measure_row_buckets
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Layout, assemble
@@ -111,7 +111,7 @@ def make_layout(config: DataConfig) -> Layout:
   """The shapes of batches of this data, measured once for all trials."""
   layout = Layout(boxes=config.boxes)
   source = Mixture([DataSet(config.path, config.split)])
-  return dataclasses.replace(layout, ladder=measure_ladder(source, config, layout, seed=0, shards=1))
+  return dataclasses.replace(layout, row_buckets=measure_row_buckets(source, config, layout, seed=0, shards=1))
 
 
 def measure_loader(config: DataConfig, layout: Layout, size: int, seconds: float) -> float:

@@ -88,7 +88,7 @@ class RunConfig:
     return self.keep.best > 0 and self.keep.metric.startswith("eval/")
 
   def layout(self) -> Layout:
-    """The static shapes of the run's batches, but for the ladder of row budgets."""
+    """The static shapes of the run's batches, but for the row buckets."""
     text, data = self.model.text, self.data
     regions = self.objective.needs_regions and self.model.fine_grained
     return Layout(

@@ -92,10 +92,10 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   say(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
   for line in loader.sources if run.data.mixture else ():
     say(line)
-  ladder = loader.layout.ladder
+  buckets = loader.layout.row_buckets
   say(
-    f"text in rows of {loader.layout.row_length} tokens, {', '.join(map(str, ladder))} a data shard: "
-    f"{len(ladder)} shapes, each compiled when a batch first needs it (most need the first few)"
+    f"text in rows of {loader.layout.row_length} tokens, {', '.join(map(str, buckets))} a data shard: "
+    f"{len(buckets)} shapes, each compiled when a batch first needs it (most need the first few)"
   )
 
   # ---- state: the checkpoint's, given weights, or random

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fgclip_jax.data.loader import DataConfig, choose_workers
-from fgclip_jax.data.packing import Layout, budget_ladder
+from fgclip_jax.data.packing import Layout, geometric_row_buckets
 from tests.helpers.toy import BOXES, COUNT, assert_same, concatenate, make_loader, take
 
 
@@ -69,11 +69,11 @@ def test_batches_are_the_same_for_any_number_of_workers(toy, workers):
   assert not multiprocessing.active_children()
 
 
-def test_ladder_makes_shapes_static(toy):
+def test_row_buckets_make_shapes_static(toy):
   layout = Layout(boxes=BOXES)
-  layout = Layout(boxes=BOXES, ladder=budget_ladder(layout, 8))
+  layout = Layout(boxes=BOXES, row_buckets=geometric_row_buckets(layout, 8))
   batches = take(make_loader(toy, layout=layout), 6)
-  assert {batch["tokens"].shape[1] for batch in batches} <= set(layout.ladder)
+  assert {batch["tokens"].shape[1] for batch in batches} <= set(layout.row_buckets)
 
 
 @pytest.mark.parametrize("cores, expected", [(1, (0, 1)), (2, (0, 2)), (8, (2, 2)), (64, (16, 2)), (256, (32, 2))])

@@ -168,7 +168,7 @@ def test_a_path_beside_a_mixture():
 
 
 def test_lines_about_the_data_sets(toy, plain):
-  loader = make_mixed(toy, plain, layout=Layout(boxes=4, ladder=(200,)))
+  loader = make_mixed(toy, plain, layout=Layout(boxes=4, row_buckets=(200,)))
   loader.close()
   one, two = loader.sources
   assert one.endswith(": 23 records, 75.0% of the examples, passed every 3.8 steps")

@@ -1,4 +1,4 @@
-"""Packing loses nothing, overlaps nothing, always fits its ladder, and the ends point at the captions' ends."""
+"""Packing loses nothing, overlaps nothing, always fits its row buckets, and the ends point at the captions' ends."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.data import packing
-from fgclip_jax.data.packing import Caption, Example, Layout, assemble, best_fit, budget_ladder, cut
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble, best_fit, cut, geometric_row_buckets
 from fgclip_jax.data.record import MAX_NEGATIVES
 
 START, END = 97, 98
@@ -140,11 +140,11 @@ def test_shards_are_independent(plain):
   growth=st.floats(1.0, 2.0),
   data=st.data(),
 )
-def test_the_ladder_holds_any_batch(packed, row_length, images, growth, data):
+def test_the_row_buckets_hold_any_batch(packed, row_length, images, growth, data):
   """The worst case: all boxes and negatives, no two captions alike, of adversarial lengths."""
   layout = Layout(boxes=2, row_length=row_length, short_length=10, long_length=20, packed=packed)
-  ladder = budget_ladder(layout, images, growth, start=data.draw(st.integers(1, 5)))
-  assert list(ladder) == sorted(set(ladder))
+  buckets = geometric_row_buckets(layout, images, growth, start=data.draw(st.integers(1, 5)))
+  assert list(buckets) == sorted(set(buckets))
   # short enough lists of lengths, repeated, so that whole batches are of one or two lengths
   most = {long: layout.max_length(long) for long in (False, True)}
   lengths = {long: data.draw(st.lists(st.integers(2, most[long]), min_size=1, max_size=4)) for long in (False, True)}
@@ -160,33 +160,33 @@ def test_the_ladder_holds_any_batch(packed, row_length, images, growth, data):
     regions = tuple(distinct() for _ in range(2))
     negatives = tuple((distinct(), tuple(distinct() for _ in range(MAX_NEGATIVES))) for _ in range(2))
     examples.append(Example(IMAGE, distinct(), distinct(True), np.zeros((2, 4), np.float32), regions, negatives))
-  batch = assemble(examples, 1, Layout(**{**vars(layout), "ladder": ladder}))
-  assert batch["tokens"].shape == (1, next(r for r in ladder if r >= _rows(examples, layout)), row_length)
+  batch = assemble(examples, 1, Layout(**{**vars(layout), "row_buckets": buckets}))
+  assert batch["tokens"].shape == (1, next(r for r in buckets if r >= _rows(examples, layout)), row_length)
 
 
 def _rows(examples, layout):
   return assemble(examples, 1, layout)["tokens"].shape[1]
 
 
-def test_the_smallest_rung_that_holds_the_batch_is_taken():
+def test_the_smallest_bucket_that_holds_the_batch_is_taken():
   examples = [Example(IMAGE, Caption((START, i, END)), Caption((START, i, END), long=True)) for i in range(8)]
   needed = _rows(examples, LAYOUT)  # 16 captions of 3 tokens, 8 in a row of 24
   assert needed == 2
-  for ladder, rows in (((1, 2, 3), 2), ((1, 3, 9), 3), ((2,), 2)):
-    batch = assemble(examples, 1, Layout(**{**vars(LAYOUT), "ladder": ladder}))
+  for buckets, rows in (((1, 2, 3), 2), ((1, 3, 9), 3), ((2,), 2)):
+    batch = assemble(examples, 1, Layout(**{**vars(LAYOUT), "row_buckets": buckets}))
     assert batch["tokens"].shape == (1, rows, 24)
-  with pytest.raises(ValueError, match="needs 2 rows of 24 tokens, the ladder ends at 1"):
-    assemble(examples, 1, Layout(**{**vars(LAYOUT), "ladder": (1,)}))
+  with pytest.raises(ValueError, match="needs 2 rows of 24 tokens, the largest row bucket has 1"):
+    assemble(examples, 1, Layout(**{**vars(LAYOUT), "row_buckets": (1,)}))
 
 
 @given(st.integers(1, 8), st.lists(st.integers(1, 100), min_size=1, max_size=20))
-def test_a_measured_ladder_has_rungs_where_batches_lie_and_ends_where_any_fits(images, needed):
-  worst = budget_ladder(LAYOUT, images)[-1]
+def test_row_buckets_are_close_where_batches_lie_and_end_where_any_fits(images, needed):
+  worst = geometric_row_buckets(LAYOUT, images)[-1]
   needed = [min(rows, worst) for rows in needed]
-  ladder = packing.measured_ladder(LAYOUT, images, needed)
-  assert list(ladder) == sorted(set(ladder)) and ladder[-1] == worst
+  buckets = packing.row_buckets_from_samples(LAYOUT, images, needed)
+  assert list(buckets) == sorted(set(buckets)) and buckets[-1] == worst
   for rows in needed:  # no sample is given more rows than the largest needs
-    assert min(rung for rung in ladder if rung >= rows) <= max(needed)
+    assert min(bucket for bucket in buckets if bucket >= rows) <= max(needed)
 
 
 def test_equal_captions_are_encoded_once_in_the_packed_form_alone():
@@ -255,7 +255,7 @@ def test_a_plain_clip_has_no_regions_and_no_long_captions():
   batch = assemble([Example(IMAGE, Caption((START, 3, END)))], 1, layout)
   assert batch["boxes"].shape == (1, 1, 0, 4) and batch["hard_eot"].shape == (1, 0, 1 + MAX_NEGATIVES)
   assert (batch["long_eot"] == -1).all()
-  assert budget_ladder(layout, 4) == (1, 2, 3)  # two captions in a row, and one row more
+  assert geometric_row_buckets(layout, 4) == (1, 2, 3)  # two captions in a row, and one row more
 
 
 def test_captions_are_cut_at_the_first_end_of_text_or_at_the_largest_id():

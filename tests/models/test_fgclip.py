@@ -8,7 +8,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fgclip_jax.data.packing import Caption, Example, Layout, assemble, budget_ladder
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble, geometric_row_buckets
 from fgclip_jax.data.record import MAX_NEGATIVES
 from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models.config import preset
@@ -24,7 +24,7 @@ BOXES, IMAGES = 2, 4
 def _layout(packed, shards):
   """A layout with one budget of rows, so that every batch has the same shapes."""
   layout = Layout(boxes=BOXES, row_length=16, short_length=10, long_length=14, packed=packed)
-  return Layout(**{**vars(layout), "ladder": budget_ladder(layout, IMAGES // shards)[-1:]})
+  return Layout(**{**vars(layout), "row_buckets": geometric_row_buckets(layout, IMAGES // shards)[-1:]})
 
 
 @functools.cache

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fgclip_jax.data.packing import Caption, Example, Layout, assemble, budget_ladder
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble, geometric_row_buckets
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import build, flatten, init_params, is_statistic, split_statistics, unflatten
@@ -65,7 +65,7 @@ class Run:
   def __init__(self, quick, sizes, devices=8, runtime=Runtime(), optimizer=OPTIMIZER, ema_decay=None):
     self.mesh, self.optimizer, self.ema = make_mesh(sizes, jax.devices()[:devices]), optimizer, ema_decay is not None
     self.shards = data_shards(self.mesh)
-    self.layout = dataclasses.replace(LAYOUT, ladder=budget_ladder(LAYOUT, IMAGES // self.shards)[-1:])
+    self.layout = dataclasses.replace(LAYOUT, row_buckets=geometric_row_buckets(LAYOUT, IMAGES // self.shards)[-1:])
     self.step = quick(make_step(MODEL, OBJECTIVE, optimizer, runtime, self.mesh, ema_decay=ema_decay))
 
   def updates(self, examples, count=2):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fgclip_jax.data.image import normalize as normalize_on_host
-from fgclip_jax.data.packing import Caption, Example, Layout, assemble, budget_ladder
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble, geometric_row_buckets
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import abstract_params, flatten, unflatten
@@ -72,7 +72,7 @@ class Run:
   def __init__(self, quick, sizes: dict[str, int], devices: int = 8, runtime: Runtime = Runtime()):
     self.mesh = make_mesh(sizes, jax.devices()[:devices])
     self.shards = data_shards(self.mesh)
-    self.layout = dataclasses.replace(LAYOUT, ladder=budget_ladder(LAYOUT, IMAGES // self.shards)[-1:])
+    self.layout = dataclasses.replace(LAYOUT, row_buckets=geometric_row_buckets(LAYOUT, IMAGES // self.shards)[-1:])
     self.step = quick(make_step(MODEL, OBJECTIVE, OPTIMIZER, runtime, self.mesh))
 
   def state(self):
