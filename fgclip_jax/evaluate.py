@@ -7,7 +7,6 @@ python -m fgclip_jax.evaluate --published "FG-CLIP B/16"
 """
 
 import argparse
-import importlib
 import os
 import sys
 import time
@@ -16,7 +15,7 @@ import warnings
 import jax
 
 from fgclip_jax.cli import positive
-from fgclip_jax.evals import guards, published, registry, results
+from fgclip_jax.evals import guards, options, registry, results
 from fgclip_jax.evals.evaluator import Evaluator, Result
 from fgclip_jax.evals.tasks.dataset import Records
 from fgclip_jax.inference import programs
@@ -67,15 +66,15 @@ def _compare(args: argparse.Namespace) -> None:
     print(compare(args.compare, args.published))
     return
   for model in args.published:
-    published.check(model)
-    print(f"{model}\n{published.describe(model)}")
+    results.check_published(model)
+    print(f"{model}\n{results.describe_published(model)}")
 
 
 def _parse(argv: list[str]) -> argparse.Namespace:
   """Reads `COMMAND OPTIONS`, or the options of `records`, or `--compare FILES` and `--published MODELS` alone."""
-  if argv and argv[0] in registry.COMMANDS:
+  if argv and argv[0] in registry.EVALUATORS:
     name, argv = argv[0], argv[1:]
-    module = importlib.import_module(f"fgclip_jax.evals.registry.{name}")
+    module = registry.get_module(name)
     parser = _make_parser(
       f"python -m fgclip_jax.evaluate {name}",
       module.TEXT,
@@ -93,9 +92,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     if rest:
       parser.error(f"--compare reads result files alone: leave out {' '.join(rest)}")
     return args
-  lines = [
-    f"  {name:14}{importlib.import_module(f'fgclip_jax.evals.registry.{name}').SHORT}" for name in registry.COMMANDS
-  ]
+  lines = [f"  {name:14}{registry.get_module(name).SHORT}" for name in registry.EVALUATORS]
   parser = _make_parser(
     "python -m fgclip_jax.evaluate [COMMAND]",
     __doc__,
@@ -106,7 +103,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
   _add_model(parser)
   registry.add_to(parser, "records")
   if argv and not argv[0].startswith("-"):
-    parser.error(f"no command {argv[0]!r}: there are {', '.join(commands.COMMANDS)}")
+    parser.error(f"no command {argv[0]!r}: there are {', '.join(registry.EVALUATORS)}")
   return parser.parse_args(argv)
 
 
@@ -125,7 +122,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--name", help="what the results are called in a comparison (default: the model folder's name)")
   group.add_argument("--output", metavar="FILE", help="write the results to this JSON file")
   group.add_argument("--examples", metavar="FILE", help="write what was found for each question, as JSON lines")
-  registry.add_allow(group)
+  options.add_allow(group)
   _add_published(group)
 
 
@@ -138,7 +135,7 @@ def _add_published(parser: argparse._ActionsContainer) -> None:
 def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
   start = time.perf_counter()
   for row in args.published:
-    published.check(row)
+    results.check_published(row)
   programs.use_compilation_cache()
   device = programs.all_devices() if jax.local_device_count() > 1 else None
   model = load(args.model, args.dtype, device, ema=not args.raw_weights)

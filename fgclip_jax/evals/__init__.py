@@ -1,26 +1,14 @@
-"""Benchmarks and pictures of a model. The evaluators' names; each is imported when it is first used."""
+"""Benchmarks of a model. The evaluators' classes, e.g. `fgclip_jax.evals.Records`, are imported when first used."""
 
-import importlib
-
-# Lazy, since drawing and reading need no model.
-_HOME = {
-  "BoxClassification": "box_classification",
-  "Classification": "classification",
-  "Compositional": "compositional",
-  "Detection": "detection",
-  "FgOvd": "fgovd",
-  "ImageTextRetrieval": "retrieval",
-  "LinearProbe": "linear_probe",
-  "Records": "dataset",
-  "Segmentation": "segmentation",
-}
+from fgclip_jax.evals.registry import CLASSES as _CLASSES
+from fgclip_jax.evals.registry import get_class as _get_class
 
 
 def __getattr__(name: str):
-  if name not in _HOME:
+  if name not in _CLASSES:
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-  return getattr(importlib.import_module(f"{__name__}.tasks.{_HOME[name]}"), name)
+  return _get_class(_CLASSES[name])
 
 
 def __dir__() -> list[str]:
-  return sorted({*globals(), *_HOME})
+  return sorted({*globals(), *_CLASSES})

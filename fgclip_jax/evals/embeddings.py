@@ -14,13 +14,13 @@ from fgclip_jax.data.record import MAX_NEGATIVES, Record
 from fgclip_jax.data.tokenizers.clip import clean
 from fgclip_jax.evals import guards
 from fgclip_jax.evals.datasets.records import Example, Examples
-from fgclip_jax.evals.evaluator import Metric, Question
+from fgclip_jax.evals.evaluator import Metric, Prediction
 from fgclip_jax.evals.ranking import NONE
 from fgclip_jax.inference.model import FGCLIP
 
 
 @dataclasses.dataclass(frozen=True)
-class Embedded:
+class DatasetEmbeddings:
   """Unit-length embeddings of N images, M regions, T distinct short or region texts and U distinct long ones.
 
   Attributes:
@@ -116,16 +116,18 @@ class _Labels:
 
 
 @runtime_checkable
-class Part(Protocol):
+class DatasetMetric(Protocol):
   """What is measured of the embeddings of a record folder."""
 
   name: str
 
-  def run(self, model: FGCLIP, examples: Embedded) -> tuple[dict[str, Metric], list[Question]]:
+  def run(self, model: FGCLIP, examples: DatasetEmbeddings) -> tuple[dict[str, Metric], list[Prediction]]:
     """Measures, or raises `NothingToMeasureError`; also gives each question that was asked."""
 
 
-def embed(model: FGCLIP, folder: str, split: str, limit: int | None = None, progress: bool = False) -> Embedded:
+def embed(
+  model: FGCLIP, folder: str, split: str, limit: int | None = None, progress: bool = False
+) -> DatasetEmbeddings:
   """Reads and encodes a split of a record folder.
 
   Args:
@@ -159,7 +161,7 @@ def embed(model: FGCLIP, folder: str, split: str, limit: int | None = None, prog
   image, region = np.concatenate(images), np.concatenate(regions)
   guards.check_finite(image, "images")
   guards.check_finite(region, "regions")
-  return Embedded(
+  return DatasetEmbeddings(
     image=image,
     region=region,
     short_text=short_text,

@@ -33,7 +33,7 @@ class Metric:
   count: int
 
 
-class Question(NamedTuple):
+class Prediction(NamedTuple):
   """What was asked and found.
 
   Attributes:
@@ -91,6 +91,9 @@ class Evaluator(Protocol):
 
   def settings(self) -> dict[str, Any]:
     """What decides its numbers, as JSON: paths, prompts, limits."""
+
+  def files(self) -> list[str | tuple[str, str]]:
+    """The files and folders that it reads; a pair is a record folder and its split."""
 
   def run(self, model: "FGCLIP", progress: bool = False) -> Result:
     """Measures a model; with `progress`, shows progress bars.

@@ -1,5 +1,8 @@
 """What evaluators measure and what they share: ranks computed in blocks, and chance levels."""
 
+import dataclasses
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -128,3 +131,50 @@ def top_k(rank: Int[np.ndarray, "Q"], pairs: Int[np.ndarray, "P 2"], gallery: in
   for drawn in range(min(k, gallery)):
     missed *= np.maximum(gallery - right - drawn, 0) / (gallery - drawn)
   return Metric(value=float(np.mean(rank < k)), chance=float(np.mean(1 - missed)), count=len(rank))
+
+
+@dataclasses.dataclass(frozen=True)
+class Found:
+  """What was found for each question of one way.
+
+  Attributes:
+    rank: how many wrong answers score at least as high as the best right one.
+    first: the answer that scores highest.
+    score: its cosine.
+  """
+
+  rank: Int[np.ndarray, "Q"]
+  first: Int[np.ndarray, "Q"]
+  score: Float32[np.ndarray, "Q"]
+
+
+def recalls(
+  image: Float32[np.ndarray, "N D"],
+  text: Float32[np.ndarray, "T D"],
+  pairs: Int[np.ndarray, "P 2"],
+  ks: Sequence[int] = (1, 5, 10),
+  repeats: Int[np.ndarray, "T"] | None = None,
+) -> tuple[dict[str, Metric], dict[str, Found]]:
+  """Metrics `image_to_text_rK` and `text_to_image_rK`, and what was found each way.
+
+  Args:
+    image, text: unit-length embeddings of images and of distinct texts.
+    pairs: numbers of images and of texts that belong to them.
+    ks: how many answers are looked at.
+    repeats: how often each text is asked for; None: once.
+  """
+  result, found = {}, {}
+  for way, queries, gallery, right in (
+    ("image_to_text", image, text, pairs),
+    ("text_to_image", text, image, pairs[:, ::-1]),
+  ):
+    rank, first, score = search(queries, gallery, right)
+    if way == "text_to_image" and repeats is not None:
+      asked = np.repeat(np.arange(len(text)), repeats)
+      rank, first, score = rank[asked], first[asked], score[asked]
+      answers = np.split(right[np.argsort(right[:, 0], kind="stable"), 1], np.cumsum(np.bincount(right[:, 0]))[:-1])
+      right = np.asarray([(question, a) for question, row in enumerate(asked) for a in answers[row]])
+    found[way] = Found(rank, first, score)
+    for k in ks:
+      result[f"{way}_r{k}"] = top_k(rank, right, len(gallery), k)
+  return result, found

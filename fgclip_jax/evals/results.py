@@ -1,8 +1,16 @@
-"""Results as files and tables: a JSON for a benchmark and a model, its examples as JSON lines, several side by side."""
+"""Results as files and tables: one JSON file per benchmark and model, its examples as JSON lines, comparisons.
+
+Published numbers to compare with are in `published.json`, a list of tables: `benchmark`, the name of an evaluator (or
+of what has no evaluator here, such as heads trained on top); `settings`, which tell the data set: for each of the
+evaluator's settings a part of it, of a path a part of its last name; `metrics`, the names of its columns; `source`; and
+`rows`, for each model its numbers in percent, null where there is none.
+"""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
+import importlib.resources
 import json
 import os
 import platform
@@ -14,14 +22,12 @@ import jax
 import numpy as np
 
 import fgclip_jax
-from fgclip_jax.evals import published
 from fgclip_jax.evals.evaluator import Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.models import params
 
 FORMAT = 2  # of the JSON files
-_ROWS = 10_000  # of examples that are held as Python objects at once
-
+_ROWS = 10_000  # examples held as Python objects at once
 
 _LABELS = {
   "top1_argmax": "top1, of classes of the same name the first alone (as published)",
@@ -56,12 +62,12 @@ def describe(
   """A result as JSON: metrics, settings, the model's fingerprint, versions, device, time.
 
   Args:
-    model: what was measured.
+    model: the model that was measured.
     benchmark: the evaluator's name.
-    name: what the model is called in tables.
-    result: what came out.
-    settings: of the evaluator and the model.
-    seconds: how long it took.
+    name: the model's name in tables.
+    result: the evaluator's result.
+    settings: the evaluator's and the model's.
+    seconds: the time of the measurement.
   """
   devices = jax.devices()
   versions = {package: importlib.metadata.version(package) for package in ("jax", "flax", "numpy", "pillow")}
@@ -96,7 +102,7 @@ def write(path: str, result: dict[str, Any]) -> None:
 
 
 def write_examples(path: str, result: Result) -> int:
-  """Writes a line of JSON for each question; returns how many."""
+  """Writes a line of JSON for each question; returns the number of lines."""
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   columns = result.examples
   count = len(next(iter(columns.values()), ()))
@@ -121,7 +127,7 @@ def read(path: str) -> dict[str, Any]:
     raise ValueError(f"{path!r} is not JSON: {error}") from error
   if not isinstance(result, dict) or result.get("format") != FORMAT or "metrics" not in result:
     raise ValueError(
-      f"{path!r} is not a result file of `python -m fgclip_jax.evaluate` (format {FORMAT}): make it anew"
+      f"{path!r} is not a result file of `python -m fgclip_jax.evaluate` (format {FORMAT}): run it again"
     )
   return result
 
@@ -156,24 +162,23 @@ def table(columns: Mapping[str, Metrics]) -> str:
 
 
 def compare(paths: Sequence[str], published_rows: Sequence[str] = ()) -> str:
-  """The tables of several result files, one for each benchmark, beside published numbers; and what differs.
+  """The tables of several result files, one per benchmark, with published numbers, and notes on settings that differ.
 
-  Results of one benchmark on data sets that have published numbers of their own (boxes of COCO, boxes of LVIS) have a
-  table each.
+  Results of one benchmark on different published data sets (boxes of COCO, boxes of LVIS) get a table each.
 
   Args:
     paths: result files, of one benchmark or several.
-    published_rows: models whose published numbers are shown where there are any, e.g. `FG-CLIP B/16`.
+    published_rows: models whose published numbers are added, e.g. `FG-CLIP B/16`.
 
   Raises:
-    FileNotFoundError, ValueError: a file is missing or no result; nothing is published of such a model.
+    FileNotFoundError, ValueError: a file is missing or no result, or a model has no published numbers.
   """
   for row in published_rows:
-    published.check(row)
+    check_published(row)
   results = [read(path) for path in paths]
   groups: dict[tuple, list[tuple[str, dict[str, Any]]]] = {}
   for path, result in zip(paths, results, strict=True):
-    known = published.matches(result["benchmark"], result["settings"])
+    known = _matching_tables(result["benchmark"], result["settings"])
     groups.setdefault((result["benchmark"], known), []).append((path, result))
   parts = []
   for (benchmark, _), mine in groups.items():
@@ -191,28 +196,8 @@ def compare(paths: Sequence[str], published_rows: Sequence[str] = ()) -> str:
   return "\n\n".join(parts)
 
 
-def published_columns(
-  benchmark: str, settings: Mapping[str, Any], measured: Iterable[Metrics], models: Sequence[str]
-) -> tuple[dict[str, Metrics], list[str]]:
-  """Columns of what is published of models, with the metrics that were measured; and notes of where it is from.
-
-  Args:
-    benchmark, settings: the evaluator's name and settings.
-    measured: the metrics of one or several results.
-    models: see `published.models`.
-  """
-  wanted = [name for metrics in measured for name in metrics]
-  columns, notes = {}, []
-  for model in models:
-    numbers, sources = published.find(model, benchmark, settings, wanted)
-    if numbers:
-      columns[f"{model} (published)"] = numbers
-    notes += [f"{model}: {source}" for source in sources or (f"nothing published of {benchmark!r} with this data",)]
-  return columns, notes
-
-
 def _incomplete(result: dict[str, Any]) -> list[str]:
-  """What a result was not measured on."""
+  """Notes on the data that a result leaves out."""
   notes = []
   if result["skipped"]:
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in result["skipped"].items())
@@ -223,7 +208,7 @@ def _incomplete(result: dict[str, Any]) -> list[str]:
 
 
 def _differences(results: Sequence[dict[str, Any]]) -> list[str]:
-  """A note for each setting that is not the same in all; the models differ, as everybody expects."""
+  """A note for each setting that differs between the results, apart from the model."""
   notes = []
   for key in dict.fromkeys(key for result in results for key in result["settings"] if key != "model"):
     values = [result["settings"].get(key) for result in results]
@@ -235,3 +220,76 @@ def _differences(results: Sequence[dict[str, Any]]) -> list[str]:
 def _one_or_all(values: list[str]) -> str:
   """The value if all are the same, else all of them."""
   return "/".join(dict.fromkeys(values))
+
+
+def published_models() -> list[str]:
+  """The models with published numbers, e.g. `FG-CLIP B/16`."""
+  return list(dict.fromkeys(model for table in published_tables() for model in table["rows"]))
+
+
+def check_published(model: str) -> None:
+  """Raises a ValueError for a model without published numbers; the message lists those that have some."""
+  if model not in published_models():
+    raise ValueError(f"nothing is published of {model!r}; there are {', '.join(published_models())}")
+
+
+def describe_published(model: str) -> str:
+  """All published numbers of a model, one on each line, with their sources."""
+  rows = []
+  for table in published_tables():
+    where = " ".join([table["benchmark"], *(f"{key}={part}" for key, part in table["settings"].items())])
+    for name, value in zip(table["metrics"], table["rows"].get(model, ()), strict=False):
+      if value is not None:
+        rows.append((f"{where}: {name}", value, table["source"]))
+  width = max(len(name) for name, _, _ in rows)
+  return "\n".join(f"{name:{width}}  {value:5.1f}  {source}" for name, value, source in rows)
+
+
+def published_columns(
+  benchmark: str, settings: Mapping[str, Any], measured: Iterable[Metrics], models: Sequence[str]
+) -> tuple[dict[str, Metrics], list[str]]:
+  """Columns of the models' published numbers, for the metrics that were measured, and notes that name the sources.
+
+  Args:
+    benchmark, settings: the evaluator's name and settings.
+    measured: the metrics of one or several results.
+    models: see `published_models`.
+  """
+  wanted = [name for metrics in measured for name in metrics]
+  columns, notes = {}, []
+  for model in models:
+    numbers, sources = find_published(model, benchmark, settings, wanted)
+    if numbers:
+      columns[f"{model} (published)"] = numbers
+    notes += [f"{model}: {source}" for source in sources or (f"nothing published of {benchmark!r} with this data",)]
+  return columns, notes
+
+
+@functools.cache
+def published_tables() -> list[dict[str, Any]]:
+  """The content of `published.json`."""
+  return json.loads((importlib.resources.files("fgclip_jax.evals") / "published.json").read_text(encoding="utf-8"))
+
+
+def _matching_tables(benchmark: str, settings: Mapping[str, Any]) -> tuple[int, ...]:
+  """The places of the published tables for the same data as a benchmark with these settings."""
+  return tuple(
+    place
+    for place, table in enumerate(published_tables())
+    if table["benchmark"] == benchmark
+    and all(part in os.path.basename(str(settings.get(key))) for key, part in table["settings"].items())
+  )
+
+
+def find_published(
+  model: str, benchmark: str, settings: Mapping[str, Any], metrics: Iterable[str]
+) -> tuple[dict[str, dict[str, float | None]], list[str]]:
+  """A model's published numbers for some metrics of a benchmark, as metrics of a result, and their sources."""
+  wanted, found, sources = set(metrics), {}, {}
+  for place in _matching_tables(benchmark, settings):
+    table = published_tables()[place]
+    for name, value in zip(table["metrics"], table["rows"].get(model, ()), strict=False):
+      if name in wanted and value is not None:
+        found[name] = {"value": value / 100, "chance": None, "count": None}
+        sources[table["source"]] = None
+  return found, list(sources)

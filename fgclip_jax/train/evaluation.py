@@ -1,4 +1,4 @@
-"""Benchmarks of `fgclip_jax.evals` on the parameters of a running training."""
+"""Runs the benchmarks of `fgclip_jax.evals` on the parameters of a running training."""
 
 import collections
 import functools
@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 
 from fgclip_jax.data.dataset_folder import find_shards
-from fgclip_jax.evals.datasets import class_lists
+from fgclip_jax.evals import registry
 from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import Params
@@ -20,16 +20,14 @@ from fgclip_jax.train.distributed import agree
 def read_evals(lines: Sequence[str], check_data: bool = True) -> tuple[Evaluator, ...]:
   """The evaluators of `config.evals`: each line is a command of `python -m fgclip_jax.evaluate`, without the model.
 
-  Without `check_data` their files need not be there.
+  Args:
+    lines: the commands.
+    check_data: looks for the files that they read.
 
   Raises:
-    ValueError: no such command, or wrong options; names the line.
-    FileNotFoundError: there is no such file or folder; names the line.
+    ValueError: no such command, or wrong options; the message names the line.
+    FileNotFoundError: a file or folder is missing; the message names the line.
   """
-  if not lines:
-    return ()
-  from fgclip_jax.evals import registry  # and with it the model that is used, which other runs do without
-
   evaluators = []
   for place, line in enumerate(lines):
     try:
@@ -42,24 +40,17 @@ def read_evals(lines: Sequence[str], check_data: bool = True) -> tuple[Evaluator
 
 
 def _check_files(evaluator: Evaluator) -> None:
-  """A FileNotFoundError for the first of an evaluator's files and folders that is not there."""
-  settings = evaluator.settings()
-  keys = ["data", "annotations", "labels", "proposals", "classes"]
-  if settings.get("dataset") != "tfds":  # which names a data set and its splits
-    keys += ["images", "train", "test", "validation"]
-  if evaluator.name == "segmentation":
-    keys.append("split")
-  for key in keys:
-    value = settings.get(key)
-    for path in value if isinstance(value, tuple | list) else [value]:
-      if path and path not in class_lists.lists() and not paths.exists(path):
-        raise FileNotFoundError(f"there is no {path!r}")
-  if "data" in settings:
-    find_shards(settings["data"], settings["split"])
+  """Raises a FileNotFoundError for the first of an evaluator's files and folders that is missing."""
+  for entry in evaluator.files():
+    path, split = entry if isinstance(entry, tuple) else (entry, None)
+    if not paths.exists(path):
+      raise FileNotFoundError(f"there is no {path!r}")
+    if split:
+      find_shards(path, split)
 
 
 def evaluator_names(evaluators: Sequence[Evaluator]) -> list[str]:
-  """What they are called in a run's metrics: their names, the second of a name followed by ` 2` and so on."""
+  """The evaluators' names in a run's metrics; the second of the same name is followed by ` 2`, and so on."""
   times: collections.Counter = collections.Counter()
   names = []
   for evaluator in evaluators:
@@ -74,25 +65,26 @@ def measure(
   params: Params,
   runtime: Runtime,
   step: int,
-  say: Callable[[str], object],
-  at: Callable[[str], None],
+  log: Callable[[str], object],
+  heartbeat: Callable[[str], None],
 ) -> dict[str, float]:
-  """Runs evaluators on parameters where they lie; in a run of several processes all of them must call it.
+  """Runs evaluators on the parameters of a run, without moving them; every process of the run must call it.
 
-  One that fails is told of, and the others and the run go on. In a run of several processes each prints why it fails
-  there, and one that fails anywhere has no numbers anywhere. Where it fails on some of them alone (a file that is
-  missing on one machine) while the others need those to compute, all wait, at most an hour, and the run ends.
+  A failing evaluator is logged, and the other evaluators and the run continue. In a run of several processes, each
+  process prints its own failure, and an evaluator that fails on one process reports no numbers on any. If it fails on
+  some processes (a file is missing on one machine) while the others wait for them inside a computation, the run ends
+  after at most an hour.
 
   Args:
-    evaluators: what to measure.
-    model, params: of the run; parameters may be sharded over a mesh.
-    runtime: of the run, for its dtype and attention.
-    step: for the tables.
-    say: prints.
-    at: is told what is measured next.
+    evaluators: the benchmarks to run.
+    model, params: the run's model; its parameters may be sharded over a mesh.
+    runtime: the run's, for its dtype and attention.
+    step: the step of the parameters, printed above each table.
+    log: prints a message, on the main process only.
+    heartbeat: called with the name of what is measured next, for the watchdog.
 
   Returns:
-    Numbers called `eval/NAME/METRIC`, shares from 0 to 1, see `evaluator_names`.
+    Numbers named `eval/NAME/METRIC`, shares from 0 to 1; for NAME see `evaluator_names`.
   """
   from fgclip_jax.evals import results
   from fgclip_jax.inference.model import FGCLIP
@@ -100,25 +92,26 @@ def measure(
   live = FGCLIP(model, params, Runtime(dtype=runtime.dtype, attention=runtime.attention))
   numbers: dict[str, float] = {}
   processes = jax.process_count()
-  tell = say if processes == 1 else functools.partial(print, f"process {jax.process_index()}:", flush=True)
+  log_here = log if processes == 1 else functools.partial(print, f"process {jax.process_index()}:", flush=True)
   for evaluator, name in zip(evaluators, evaluator_names(evaluators), strict=True):
-    at(f"{name}, after step {step}")
+    heartbeat(f"{name}, after step {step}")
     result, failed = None, f"step {step}: {name} could not be measured"
     try:
       with jax.transfer_guard("allow"):
         result = evaluator.run(live)
-    except Exception as error:  # of whatever kind: days of training are worth more than a benchmark
-      tell(f"{failed}: {error}")
+    except Exception as error:  # of any kind: days of training are worth more than a benchmark
+      log_here(f"{failed}: {error}")
       if not isinstance(error, OSError | ValueError):
-        tell(traceback.format_exc())
-      at(f"the other processes, after {name} failed on this one")
+        log_here(traceback.format_exc())
+      heartbeat(f"the other processes, after {name} failed on this one")
+    # all processes keep or drop the numbers together, so that they choose the same best checkpoint
     failures = agree(int(result is None), sum)
     if failures:
       if result:
-        say(f"{failed} on {failures} of {processes} processes, which print why")
+        log(f"{failed} on {failures} of {processes} processes, which print why")
       continue
-    say(f"step {step}: {name}\n{results.table({'': results.as_json(result)})}")
+    log(f"step {step}: {name}\n{results.table({'': results.as_json(result)})}")
     for note in result.notes:
-      say(f"note: {note}")
+      log(f"note: {note}")
     numbers |= {f"eval/{name}/{metric}": found.value for metric, found in result.metrics.items()}
   return numbers

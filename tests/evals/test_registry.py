@@ -2,7 +2,6 @@
 
 import ast
 import dataclasses
-import importlib
 import re
 import shlex
 
@@ -171,13 +170,13 @@ def test_documented_lines_of_a_run(root):
   assert found == [evals.Records("data/mine", limit=1000), evals.Classification("imagenet", "imagenet/val")]
 
 
-@pytest.mark.parametrize("command", registry.COMMANDS)
+@pytest.mark.parametrize("command", registry.EVALUATORS)
 def test_examples(command):
-  example = importlib.import_module(f"fgclip_jax.evals.registry.{command}").EXAMPLE
+  example = registry.get_module(command).EXAMPLE
   assert make(f"{command} {example}") == EXAMPLES[command]
 
 
-@pytest.mark.parametrize("command", registry.COMMANDS)
+@pytest.mark.parametrize("command", registry.EVALUATORS)
 def test_every_option_reaches_its_setting(command):
   line, expected = EVERY_OPTION[command]
   assert make(f"{command} --model M {line}") == expected == registry.parse(f"{command} {line}")

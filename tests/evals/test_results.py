@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from fgclip_jax import evaluate
-from fgclip_jax.evals import Classification, ImageTextRetrieval, published, results
+from fgclip_jax.evals import Classification, ImageTextRetrieval, results
 from fgclip_jax.evals.evaluator import Evaluator, Metric, Result
-from fgclip_jax.evals.registry import COMMANDS, parse
+from fgclip_jax.evals.registry import EVALUATORS, parse
 from fgclip_jax.inference import model as api
 from fgclip_jax.models import params
 from fgclip_jax.weights import native
@@ -116,12 +116,12 @@ def test_fingerprints_tell_models_apart(model, spread_model):
 
 
 def test_published_tables_hold_together():
-  for table in published.tables():
+  for table in results.published_tables():
     assert set(table) == {"benchmark", "settings", "metrics", "source", "rows"} and table["source"] and table["rows"]
     for model, numbers in table["rows"].items():
       assert len(numbers) == len(table["metrics"]), (table["benchmark"], model)
       assert all(number is None or 0 < number < 100 for number in numbers)
-  kinds = {table["benchmark"] for table in published.tables()}
+  kinds = {table["benchmark"] for table in results.published_tables()}
   assert {"classify imagenet", "classify imagenetv2", "retrieve coco", "retrieve dci", "fgovd"} <= kinds
 
 
@@ -142,21 +142,24 @@ DETECTION = {"annotations": "lvis_v1_val.json", "proposals": "boxes.json", "fixe
   ],
 )
 def test_published_numbers_are_found(model, benchmark, settings, metric, value):
-  found, sources = published.find(model, benchmark, settings, [metric])
+  found, sources = results.find_published(model, benchmark, settings, [metric])
   assert found == {metric: {"value": pytest.approx(value / 100), "chance": None, "count": None}}
   assert len(sources) == 1 and "arXiv" in sources[0]
 
 
 def test_published_numbers_of_another_data_set_are_not_shown():
   for settings in (DETECTION | {"fixed_ap": False}, DETECTION | {"proposals": None}):
-    assert published.find("FG-CLIP B/16", "detection", settings, ["detection_ap"]) == ({}, [])
-  assert published.find("FG-CLIP B/16", "box classification", {"annotations": "mine.json"}, ["box_top1"]) == ({}, [])
-  assert published.find("CLOC L/14", "retrieve dci", {"skip_empty": False}, ["image_to_text_r1"]) == ({}, [])
+    assert results.find_published("FG-CLIP B/16", "detection", settings, ["detection_ap"]) == ({}, [])
+  assert results.find_published("FG-CLIP B/16", "box classification", {"annotations": "mine.json"}, ["box_top1"]) == (
+    {},
+    [],
+  )
+  assert results.find_published("CLOC L/14", "retrieve dci", {"skip_empty": False}, ["image_to_text_r1"]) == ({}, [])
   for name in (
     "lvis/instances_val2017.json",
     "lvis_v1_train.json",
   ):  # a folder's name is no data set, nor is training's
-    found, _ = published.find("FG-CLIP B/16", "box classification", {"annotations": name}, ["box_top1"])
+    found, _ = results.find_published("FG-CLIP B/16", "box classification", {"annotations": name}, ["box_top1"])
     assert [number["value"] for number in found.values()] == ([0.523] if "val" in name else [])
 
 
@@ -216,7 +219,7 @@ def test_published_numbers_stand_in_the_rows_and_columns_of_the_notes(shared):
     elif heading[:2] == ["method", "backbone"]:
       known |= {(f"{cells[0]} {cells[1]}", name): cell for name, cell in zip(heading[2:], cells[2:], strict=True)}
   checked = 0
-  for table in published.tables():
+  for table in results.published_tables():
     columns = COLUMNS.get((table["benchmark"], "".join(table["settings"].values())), {})
     if table["source"].startswith("arXiv 2510.10921, table ") and table["source"][-1] in "124":
       for model, numbers in table["rows"].items():
@@ -231,7 +234,7 @@ def test_published_numbers_stand_in_the_rows_and_columns_of_the_notes(shared):
 def test_published_numbers_are_those_of_the_notes(shared):
   """Every number in the rows stands in the collected facts."""
   facts = (shared / "reference" / "facts.md").read_text()
-  for table in published.tables():
+  for table in results.published_tables():
     for model, numbers in table["rows"].items():
       for number in numbers:
         assert number is None or re.search(rf"(?<![\d.]){number}(?!\d)", facts), (table["benchmark"], model, number)
@@ -250,7 +253,7 @@ def test_columns_of_examples_are_equally_long():
 
 def test_every_command_makes_an_evaluator_and_shows_help(capsys):
   assert isinstance(parse("records --data d"), Evaluator)
-  for name in COMMANDS:
+  for name in EVALUATORS:
     with pytest.raises(SystemExit) as ended:
       evaluate.main([name, "--help"])
     out = capsys.readouterr().out
@@ -258,4 +261,4 @@ def test_every_command_makes_an_evaluator_and_shows_help(capsys):
   with pytest.raises(SystemExit):
     evaluate.main(["--help"])
   out = capsys.readouterr().out
-  assert all(f"\n  {name} " in out for name in COMMANDS)
+  assert all(f"\n  {name} " in out for name in EVALUATORS)

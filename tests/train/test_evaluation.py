@@ -112,6 +112,9 @@ class Probe:
   def settings(self):
     return {}
 
+  def files(self):
+    return []
+
   def run(self, model, progress=False):
     notes = guards.check_resolution(model)
     self.model = model

@@ -1,5 +1,6 @@
 """Boxes of pictures, embedded; and which class the model sees in them."""
 
+import argparse
 import concurrent.futures
 import dataclasses
 from collections.abc import Iterator, Sequence
@@ -8,12 +9,17 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from fgclip_jax.evals import guards, ranking, templates
+from fgclip_jax.evals import guards, options, ranking, templates
 from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.datasets import instances
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths
+
+SHORT = "classification of boxes: COCO's 80 classes, LVIS' 1,203, Open Images"
+TEXT = """Which of all classes is in each box of the annotations: top-1 and top-5, for LVIS also by the classes'
+frequency. Boxes around crowds and boxes without a size are left out and counted."""
+EXAMPLE = "--model M --annotations lvis_v1_val.json --images coco --output lvis.json"
 
 _NO_BOX = np.zeros((0, 4), np.float32)
 _END = object()
@@ -82,6 +88,24 @@ def ahead(items: Iterator) -> Iterator:
       yield item
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--annotations",
+    required=True,
+    metavar="FILE",
+    help="instances_val2017.json, lvis_v1_val.json, or of Open Images validation-annotations-bbox.csv",
+  )
+  parser.add_argument(
+    "--images",
+    required=True,
+    metavar="DIR",
+    help="the folder of the images: for COCO val2017, for LVIS the one that holds train2017 and val2017",
+  )
+  parser.add_argument("--classes", metavar="FILE", help="of Open Images: class-descriptions-boxable.csv")
+  options.add_templates(parser)
+  options.add_limit(parser)
+
+
 @dataclasses.dataclass(frozen=True)
 class BoxClassification:
   """Which of all classes is in a box: COCO's 80, LVIS' 1,203, those of Open Images.
@@ -113,6 +137,9 @@ class BoxClassification:
 
   def settings(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
+
+  def files(self) -> list[str | tuple[str, str]]:
+    return [path for path in (self.annotations, self.classes, self.images) if path]
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `box_topK`, and for LVIS `box_rare_topK`, `box_common_topK`, `box_frequent_topK`."""

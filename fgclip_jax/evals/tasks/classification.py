@@ -1,5 +1,6 @@
 """Zero-shot classification: a picture among all classes, each the mean of its prompts' embeddings."""
 
+import argparse
 import collections
 import dataclasses
 from typing import Any
@@ -8,7 +9,7 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from fgclip_jax.data.image import Mode
-from fgclip_jax.evals import guards, ranking
+from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.datasets import image_folders
 from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.evaluator import Metric, Result
@@ -16,7 +17,29 @@ from fgclip_jax.evals.templates import TEMPLATES, class_embeddings
 from fgclip_jax.inference import inputs
 from fgclip_jax.inference.model import FGCLIP
 
+SHORT = "zero-shot classification: ImageNet, ImageNet-v2, any folder of folders, TensorFlow Datasets"
+TEXT = """Top-1, top-5 and mean accuracy per class of pictures among class names, each the mean of its prompts."""
+EXAMPLE = "imagenet --model M --images imagenet/val --output in1k.json"
+
 SETS = ("imagenet", "imagenetv2", "folder", "tfds")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("dataset", choices=SETS, help="the kind of data set")
+  parser.add_argument(
+    "--images", required=True, metavar="DIR", help="a folder with a sub-folder for each class; of tfds: its name"
+  )
+  parser.add_argument("--classes", metavar="FILE", help="class names, for `folder` (default: the sub-folders' names)")
+  parser.add_argument(
+    "--labels",
+    metavar="FILE",
+    help="lines `FILE CLASS`, or a class on each line, for pictures that lie in one folder (default: in sub-folders)",
+  )
+  parser.add_argument("--split", default="test", help="of tfds (default: %(default)s)")
+  parser.add_argument("--data_dir", metavar="DIR", help="of tfds, where data sets lie (default: ~/tensorflow_datasets)")
+  options.add_templates(parser)
+  options.add_mode(parser)
+  options.add_limit(parser)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,6 +103,9 @@ class Classification:
       else:
         found = image_folders.read_folder(self.images, classes)
     return found.first(self.limit)
+
+  def files(self) -> list[str | tuple[str, str]]:
+    return [] if self.dataset == "tfds" else [path for path in (self.labels, self.classes, self.images) if path]
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `top1`, `top5` and `mean_per_class` (of top-1, over the classes that have pictures).

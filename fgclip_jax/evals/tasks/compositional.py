@@ -5,6 +5,7 @@
 - Winoground (https://huggingface.co/datasets/facebook/winoground) and sets like it: two pictures, two captions.
 """
 
+import argparse
 import collections
 import dataclasses
 import functools
@@ -18,13 +19,18 @@ from jaxtyping import Bool, Float32, Int
 from PIL import Image
 
 from fgclip_jax.data import image as image_files
-from fgclip_jax.evals import guards, ranking
+from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.datasets.image_folders import SUFFIXES
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
+
+SHORT = "compositional sets: SugarCrepe, ARO, Winoground and sets of their forms"
+TEXT = """Whether a picture fits its caption better than a caption with the same words in other roles. Of Winoground,
+which has two pictures and two captions a question: text, image and group score."""
+EXAMPLE = "sugarcrepe --model M --annotations sugarcrepe/*.json --images coco/val2017 --output sugarcrepe.json"
 
 BLOCK = 65_536  # pairs of a picture and a caption scored at a time
 ATTRIBUTES_LEAST = 25  # questions about a pair of attributes for it to count in the mean over pairs: the authors' rule
@@ -52,6 +58,16 @@ class Question:
   captions: tuple[str, ...]
   group: str = ""
   least: int = 1
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("dataset", choices=tuple(READERS), help="the form of the annotations")
+  parser.add_argument(
+    "--annotations", required=True, nargs="+", metavar="FILE", help="their files, one for each category"
+  )
+  parser.add_argument("--images", required=True, metavar="DIR", help="the folder of the pictures")
+  options.add_mode(parser)
+  options.add_limit(parser, "questions of each file")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +104,9 @@ class Compositional:
 
   def settings(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
+
+  def files(self) -> list[str | tuple[str, str]]:
+    return [*self.annotations, self.images]
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics of one picture and its captions: `FILE_top1`, the share of pictures whose caption scores highest, and,

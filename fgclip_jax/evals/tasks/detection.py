@@ -1,5 +1,6 @@
 """Open-vocabulary detection without training: boxes that something else proposed, named by the model."""
 
+import argparse
 import array
 import dataclasses
 import math
@@ -11,7 +12,8 @@ import numpy as np
 import tqdm
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 
-from fgclip_jax.evals import guards, templates
+from fgclip_jax.cli import positive
+from fgclip_jax.evals import guards, options, templates
 from fgclip_jax.evals.average_precision import Detections, average_precision, best_of_class, in_pixels, join, that_count
 from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.datasets import instances
@@ -20,6 +22,11 @@ from fgclip_jax.evals.tasks import box_classification
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.streams import named, read_entries
+
+SHORT = "open-vocabulary detection without training: proposals of a detector, named by the model"
+TEXT = """Average precision by COCO's or LVIS' rules (needs faster-coco-eval: pip install -r requirements-evals.txt). A
+proposal's score for a class is the geometric mean of its own score and the softmax of its feature over all classes."""
+EXAMPLE = "--model M --annotations lvis_v1_val.json --images coco --proposals boxes.json --output detection.json"
 
 _CANDIDATES = 10  # pairs of a proposal and a class that are looked at first, for each detection that is wanted
 _STEP = 64  # scores are computed for multiples of so many proposals: few sizes to compile
@@ -46,6 +53,49 @@ class Proposals:
   box: Float32[np.ndarray, "P 4"]
   score: Float32[np.ndarray, "P"]
   label: Int[np.ndarray, "P"]
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--annotations", required=True, metavar="FILE", help="the true boxes: instances_val2017.json or lvis_v1_val.json"
+  )
+  parser.add_argument(
+    "--images",
+    required=True,
+    metavar="DIR",
+    help="the folder of the images: for COCO val2017, for LVIS the one that holds train2017 and val2017",
+  )
+  parser.add_argument(
+    "--proposals",
+    metavar="FILE",
+    help="boxes as COCO's results have them: a JSON list of image_id, bbox (left, top, width, height in pixels), score "
+    "(default: a grid of boxes)",
+  )
+  parser.add_argument(
+    "--max_proposals", type=positive, default=300, metavar="N", help="the best of an image (default: %(default)s)"
+  )
+  parser.add_argument("--keep_classes", action="store_true", help="score proposals for their own category_id alone")
+  options.add_templates(parser)
+  parser.add_argument(
+    "--scale",
+    type=_scale,
+    default=100.0,
+    metavar="S",
+    help="what cosines are multiplied by before the softmax; `model`: its learned scale (default: %(default)g)",
+  )
+  parser.add_argument(
+    "--nms",
+    type=float,
+    default=0.5,
+    metavar="IOU",
+    help="the overlap above which the worse of two boxes of a class is dropped; 1 drops none (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--fixed_ap",
+    action="store_true",
+    help="count the 10,000 best detections of a class in all images, not the best of an image, as LLMDet's numbers do",
+  )
+  options.add_limit(parser)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +145,9 @@ class Detection:
 
   def settings(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
+
+  def files(self) -> list[str | tuple[str, str]]:
+    return [path for path in (self.annotations, self.proposals, self.images) if path]
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `detection_ap`, `_ap50`, `_ap75`, and for LVIS `_ap_rare`, `_ap_common`, `_ap_frequent`.
@@ -321,6 +374,10 @@ def suppress(
     if len(kept) == most:
       break
   return kept
+
+
+def _scale(text: str) -> float | None:
+  return None if text == "model" else float(text)
 
 
 def _examples(data: instances.Instances, detections: Detections) -> dict[str, np.ndarray]:

@@ -1,5 +1,6 @@
 """FG-OVD: which of up to eleven descriptions fits a box; the wrong ones differ in a few attributes."""
 
+import argparse
 import collections
 import dataclasses
 import functools
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from fgclip_jax.evals import guards, ranking
+from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.datasets import instances
 from fgclip_jax.evals.evaluator import Metric, Result
@@ -18,6 +19,10 @@ from fgclip_jax.evals.tasks import box_classification
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
+
+SHORT = "FG-OVD: a box's description among ten that differ in attributes"
+TEXT = """Top-1 for each level (hard, medium, easy, trivial), and by the kind of attribute that was changed."""
+EXAMPLE = "--model M --annotations fgovd/*.jsonl --images coco --output fgovd.json"
 
 # what a file's rows say of themselves, and what the benchmark calls it
 LEVELS = {"1_attributes": "hard", "2_attributes": "medium", "3_attributes": "easy", "shuffle_negatives": "trivial"}
@@ -67,6 +72,16 @@ def attribute_kind(positive: str, negative: str) -> str:
   return kinds.pop() if len(kinds) == 1 else SEVERAL if kinds else "other"
 
 
+def add_options(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--annotations", required=True, nargs="+", metavar="FILE", help="files of FG-OVD (JSON lines), one for each level"
+  )
+  parser.add_argument(
+    "--images", required=True, metavar="DIR", help="the folder that holds COCO's train2017 and val2017: both are needed"
+  )
+  options.add_limit(parser, "rows of each file")
+
+
 @dataclasses.dataclass(frozen=True)
 class FgOvd:
   """The share of boxes whose description scores higher than every wrong one, for each level of difficulty.
@@ -94,6 +109,9 @@ class FgOvd:
 
   def settings(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
+
+  def files(self) -> list[str | tuple[str, str]]:
+    return [*self.annotations, self.images]
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `fgovd_LEVEL_top1` and `fgovd_LEVEL_KIND_top1`."""

@@ -5,6 +5,7 @@ iterations; the L2 decay is searched for on a validation split, on 8 steps a dec
 steps around the best decay of a coarse grid; then the validation split joins the training split.
 """
 
+import argparse
 import dataclasses
 import warnings
 from collections.abc import Callable
@@ -13,13 +14,20 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
+from fgclip_jax.cli import positive
 from fgclip_jax.data.image import Mode
-from fgclip_jax.evals import features, guards
+from fgclip_jax.evals import features, guards, options
 from fgclip_jax.evals.datasets import image_folders
 from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.evals.features import Features
 from fgclip_jax.inference.model import FGCLIP
+
+SHORT = "linear probe and few-shot classification on frozen features"
+TEXT = """Logistic regression on the features of the image tower, its decay chosen on a validation split as in CLIP's
+paper, over the whole training split or, with --shots, a few pictures of each class. Needs scikit-learn:
+pip install -r requirements-evals.txt"""
+EXAMPLE = "folder --model M --train food/train --test food/test --output food.json"
 
 SETS = ("folder", "tfds", "npz")
 DECAYS = np.logspace(-6, 6, 97)  # 96 steps, 8 a decade
@@ -27,6 +35,32 @@ COARSE = 16  # steps of the first grid: 1e-6, 1e-4, ..., 1e6
 ITERATIONS = 1000
 HELD_OUT = 0.2  # of a training split, where there is no validation split
 FEW_SHOT_HELD_OUT = 4  # validation pictures of a class, at most
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("dataset", choices=SETS, help="the kind of data set")
+  parser.add_argument(
+    "--train", required=True, metavar="PLACE", help="a folder with a sub-folder for each class, a split, or a .npz file"
+  )
+  parser.add_argument("--test", required=True, metavar="PLACE", help="the same for testing")
+  parser.add_argument(
+    "--validation", metavar="PLACE", help="the same for choosing the decay (default: a fifth of the training split)"
+  )
+  parser.add_argument("--images", metavar="NAME", help="of tfds, the data set's name")
+  parser.add_argument("--data_dir", metavar="DIR", help="of tfds, where data sets lie (default: ~/tensorflow_datasets)")
+  parser.add_argument(
+    "--layer",
+    choices=features.LAYERS,
+    default=features.LAYERS[0],
+    help="features before or after the projection (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--shots", type=positive, nargs="+", default=(), metavar="K", help="learn from K pictures of each class: 1 2 4 8 16"
+  )
+  parser.add_argument(
+    "--seeds", type=positive, default=3, metavar="N", help="draws of such pictures (default: %(default)s)"
+  )
+  options.add_mode(parser)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +72,7 @@ class LinearProbe:
 
   Attributes:
     dataset: `folder`: folders with a sub-folder for each class; `tfds`: splits of a data set of TensorFlow Datasets;
-      `npz`: files of features, see `image_features.read_npz`, for which the model is not used.
+      `npz`: files of features, see `features.read_npz`, for which the model is not used.
     train, test, validation: a folder, a split or a file each; without `validation`, a fifth of each class of `train`.
     images: of `tfds`, the data set's name or folder.
     data_dir: of `tfds`, where named data sets lie.
@@ -63,7 +97,7 @@ class LinearProbe:
   def __post_init__(self):
     if self.dataset not in SETS or self.layer not in features.LAYERS:
       raise ValueError(
-        f"dataset must be one of {', '.join(SETS)} and layer one of {', '.join(image_features.LAYERS)}, got "
+        f"dataset must be one of {', '.join(SETS)} and layer one of {', '.join(features.LAYERS)}, got "
         f"{self.dataset!r} and {self.layer!r}"
       )
     if (self.images is None) == (self.dataset == "tfds"):
@@ -78,6 +112,9 @@ class LinearProbe:
   def settings(self) -> dict[str, Any]:
     values = dataclasses.asdict(self)
     return values if self.shots else {key: value for key, value in values.items() if key != "seeds"}
+
+  def files(self) -> list[str | tuple[str, str]]:
+    return [] if self.dataset == "tfds" else [path for path in (self.train, self.test, self.validation) if path]
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `top1` and `mean_per_class`; of few-shot learning `K_shot_top1` and `K_shot_mean_per_class`."""

@@ -1,5 +1,6 @@
 """Retrieval benchmarks: pictures and captions of files, each way."""
 
+import argparse
 import dataclasses
 import os
 from collections.abc import Sequence
@@ -9,13 +10,31 @@ import numpy as np
 
 from fgclip_jax.data.image import Mode
 from fgclip_jax.data.tokenizers.clip import clean
-from fgclip_jax.evals import guards
+from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.datasets import caption_sets
 from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.evaluator import Result
-from fgclip_jax.evals.tasks.dataset_retrieval import recalls
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths
+
+SHORT = "retrieval of pictures and captions, each way: COCO, Flickr30k, ShareGPT4V-1K, DCI, Urban1k, your own pairs"
+TEXT = """R@1, R@5 and R@10: a picture's captions among all captions, and a caption's picture among all pictures."""
+EXAMPLE = "coco --model M --annotations captions_val2017.json --images coco/val2017 --output coco.json"
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("dataset", choices=tuple(caption_sets.READERS), help="the form of the annotations")
+  parser.add_argument("--annotations", required=True, metavar="PATH", help="their file; of dci and urban1k the folder")
+  parser.add_argument("--images", metavar="DIR", help="the folder of the pictures (default: that of the annotations)")
+  parser.add_argument(
+    "--kind", choices=("short", "long"), help="the model's path for captions (default: long for sets of long captions)"
+  )
+  parser.add_argument("--split", default="test", help="of flickr30k (default: %(default)s)")
+  parser.add_argument(
+    "--skip_empty", action="store_true", help="of dci: without the pictures whose caption is empty (203 of 7,805)"
+  )
+  options.add_mode(parser)
+  options.add_limit(parser)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +94,9 @@ class ImageTextRetrieval:
     default = {"urban1k": paths.join(self.annotations, "image"), "dci": self.annotations}
     return default.get(self.dataset, os.path.dirname(self.annotations))
 
+  def files(self) -> list[str | tuple[str, str]]:
+    return [self.annotations, self._images]
+
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `image_to_text_rK` and `text_to_image_rK` for K of 1, 5 and 10."""
     notes = guards.check_resolution(model, self.allow)
@@ -104,7 +126,7 @@ class ImageTextRetrieval:
       notes.append(f"{empty:,} captions are empty, and asked for like others, as in published numbers")
     pairs = np.unique(np.stack([owner, caption], axis=1), axis=0)
     repeats = np.bincount(caption, minlength=len(distinct))
-    found, answers = recalls(image, text, pairs, repeats=repeats)
+    found, answers = ranking.recalls(image, text, pairs, repeats=repeats)
     names = [entries[number].image for number in kept]
     asked = np.repeat(np.arange(len(words)), repeats)
     there, back = answers["image_to_text"], answers["text_to_image"]

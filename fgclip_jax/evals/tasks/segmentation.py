@@ -1,5 +1,6 @@
 """Segmentation without training: the class of every pixel, from the dense features."""
 
+import argparse
 import dataclasses
 import functools
 import io
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt
 from PIL import Image
 
 from fgclip_jax.data import image as image_files
-from fgclip_jax.evals import guards, templates
+from fgclip_jax.evals import guards, options, templates
 from fgclip_jax.evals.datasets import class_lists
 from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.evaluator import Metric, Result
@@ -22,10 +23,47 @@ from fgclip_jax.evals.tasks import box_classification
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths
 
+SHORT = "segmentation without training: VOC, ADE-150, PASCAL Context, COCO-Stuff"
+TEXT = """The mean intersection over union and the share of right pixels, of each pixel's best class by the dense
+features."""
+EXAMPLE = "--model M --images ade/images/validation --labels ade/annotations/validation --classes ade150"
+
 _LEVELS = 1 << 16  # of a label map of 16 bits
 _NOT_COUNTED, _NO_CLASS = -1, -2  # what stands for the class of a pixel
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 _STEP = 128  # label maps are computed in multiples of so many pixels a side: few sizes to compile
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument("--images", required=True, metavar="DIR", help="the folder of the images")
+  parser.add_argument(
+    "--labels", required=True, metavar="DIR", help="the folder of label maps: PNG or TIFF files of class numbers"
+  )
+  parser.add_argument(
+    "--classes",
+    required=True,
+    metavar="LIST",
+    help=f"one of {', '.join(class_lists.lists())}; or a text file with a class on each line, more names of it parted "
+    "by semicolons",
+  )
+  parser.add_argument("--split", metavar="FILE", help="the names of the images, one on each line (default: all)")
+  parser.add_argument(
+    "--reduce_zero_label",
+    action=argparse.BooleanOptionalAction,
+    help="do not count pixels of level 0; level 1 is the first class (default: as the list's benchmark has it)",
+  )
+  parser.add_argument(
+    "--ignore_label",
+    type=int,
+    default=255,
+    metavar="N",
+    help="the level of pixels that are not counted; 65535 in most files of 16 bits (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--label_suffix", default=".png", metavar="END", help="what the names of label maps end with (default: %(default)s)"
+  )
+  options.add_templates(parser)
+  options.add_limit(parser)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,6 +108,10 @@ class Segmentation:
 
   def settings(self) -> dict[str, Any]:
     return dataclasses.asdict(self)
+
+  def files(self) -> list[str | tuple[str, str]]:
+    classes = None if self.classes in class_lists.lists() else self.classes
+    return [path for path in (self.labels, classes, self.images, self.split) if path]
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `segmentation_miou`, `segmentation_accuracy`, and with a background also `..._without_background`.

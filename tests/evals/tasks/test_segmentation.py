@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fgclip_jax.evals import registry, templates
-from fgclip_jax.evals.commands import segment
 from fgclip_jax.evals.datasets import class_lists
 from fgclip_jax.evals.tasks import segmentation
 from tests.evals.region_sets import model, write_pictures
@@ -295,7 +294,7 @@ def test_the_command(options, expected):
   assert isinstance(made, segmentation.Segmentation) and made.classes == "ade150"
   assert (made.reduce_zero_label, made.ignore_label) == expected
   json.dumps(made.settings())
-  assert registry.parse(f"segment {segment.EXAMPLE.removeprefix('--model M ')}").reduce_zero_label is None
+  assert registry.parse(f"segment {segmentation.EXAMPLE.removeprefix('--model M ')}").reduce_zero_label is None
 
 
 @pytest.mark.parametrize(("text", "message"), [("cat\n\ndog\n", "line 2: needs"), ("cat\n", "has 1 classes")])

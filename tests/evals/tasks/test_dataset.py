@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from fgclip_jax.evals import ranking
-from fgclip_jax.evals.embeddings import Embedded
+from fgclip_jax.evals.embeddings import DatasetEmbeddings
 from fgclip_jax.evals.evaluator import Metric, NothingToMeasureError
-from fgclip_jax.evals.tasks.dataset_retrieval import Retrieval
-from fgclip_jax.evals.tasks.regions import FineGrained, RegionClassification
+from fgclip_jax.evals.tasks.dataset import FineGrained, RegionClassification, Retrieval
 from fgclip_jax.models import config
 
 # the evaluators ask the model for its config alone
@@ -45,7 +44,7 @@ def embedded(seed=0, images=40, texts=50, regions=60, width=4, **changes):
     "short_words": [f"short {number}" for number in range(texts)],
     "long_words": [f"long {number}" for number in range(images)],
   }
-  return Embedded(**values | changes, records=images, skipped={}, notes=())
+  return DatasetEmbeddings(**values | changes, records=images, skipped={}, notes=())
 
 
 def test_retrieval_of_distinct_captions():
