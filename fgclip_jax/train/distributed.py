@@ -1,13 +1,14 @@
 """A run of several processes: how they find each other, agree, and end when one of them is gone.
 
-They talk through the coordination service that `jax.distributed` starts in process 0. It is host to host: no device
-takes part, so nothing waits for the step that is under way.
+They talk through a store in process 0 (`key_value.py`). It is host to host: no device takes part, so nothing waits for
+the step that is under way. Only the store's address is spread through the devices, once, at the start.
 """
 
 import itertools
 import math
 import multiprocessing
 import os
+import socket
 import sys
 import threading
 import time
@@ -15,8 +16,10 @@ from collections.abc import Callable
 from typing import NoReturn
 
 import jax
-from jax._src import distributed as _service  # the service's client has no public name
+import numpy as np
+from jax.experimental import multihost_utils
 
+from fgclip_jax.train.key_value import KeyValueServer, KeyValueStore, RemoteStore
 from fgclip_jax.train.messages import first_line
 
 PEER_GONE = 76  # the exit code of a process that ends because of another one
@@ -25,9 +28,11 @@ _ENDED = "fgclip/ended"  # why the run ends, once it does
 _ALIVE = "fgclip/alive"  # a folder: a count that each process raises, or _DONE
 _DONE = "done"
 _AGREED = "fgclip/agreed"  # a folder of rounds
-_HOUR = 3_600_000  # ms; one process may load or compile for long while the others wait
+_HOUR = 3600.0  # seconds; one process may load or compile for long while the others wait
+_ADDRESS_BYTES = 1024  # room for a store's address
 _LAUNCHERS = {"SLURM_NTASKS": "Slurm", "OMPI_COMM_WORLD_SIZE": "Open MPI"}  # variables with the number of processes
 _rounds = itertools.count()
+_peers: "Peers | None" = None  # of this process; None: it is alone
 
 
 def start(
@@ -53,6 +58,7 @@ def start(
   Raises:
     ValueError: incomplete or impossible arguments, or the other processes did not come.
   """
+  global _peers
   if heartbeat_timeout < 5:
     raise ValueError(f"--heartbeat_timeout must be at least 5 seconds, got {heartbeat_timeout:g}")
   given, source = (coordinator, processes, process), "as given by flags"
@@ -77,16 +83,30 @@ def start(
     if os.environ.get(launcher or "") != "1":  # alone, a process takes all GPUs, where JAX would give it one
       _join(heartbeat_timeout)
       source = f"as found by JAX ({_LAUNCHERS.get(launcher, 'TPU')})"
-  index, count = _place()
-  if count == 1:
+  if not jax.distributed.is_initialized() or jax.process_count() == 1:
     return None
-  if index == 0:
+  _peers = Peers(*_share_store(coordinator), heartbeat_timeout)
+  if _peers.index == 0:
     print(
-      f"{count} processes {source}, this is process 0 at {_service.global_state.coordinator_address}; "
+      f"{jax.process_count()} processes {source}, this is process 0 at {coordinator or socket.gethostname()}; "
       f"one that is silent for {heartbeat_timeout:g} s ends the run",
       flush=True,
     )
-  return Peers(heartbeat_timeout)
+  return _peers
+
+
+def _share_store(coordinator: str | None) -> tuple[KeyValueStore | RemoteStore, int, int]:
+  """Opens the store in process 0 and reaches it from the others; returns it, this process's index and their number."""
+  index, count, address = jax.process_index(), jax.process_count(), ""
+  if index == 0:
+    store = KeyValueStore()
+    address = KeyValueServer(store, coordinator.rpartition(":")[0].strip("[]") if coordinator else None).address
+  text = np.frombuffer(address.encode().ljust(_ADDRESS_BYTES), np.uint8)
+  try:
+    text = np.asarray(multihost_utils.broadcast_one_to_all(text))
+    return (RemoteStore(text.tobytes().decode()) if index else store), index, count
+  except (ConnectionError, jax.errors.JaxRuntimeError) as error:
+    raise ValueError(f"could not join the other processes: {first_line(error)}") from error
 
 
 def _whole(name: str, text: str) -> int:
@@ -109,19 +129,9 @@ def _join(heartbeat_timeout: float, *where, **options) -> None:
 
 def agree(value: int, choose: Callable[[list[int]], int] = max) -> int:
   """What process 0 chooses of all processes' values; each must call it the same number of times."""
-  client, index, count = _service.global_state.client, *_place()
-  if count == 1:
+  if _peers is None:
     return value
-  number = next(_rounds)
-  folder = f"{_AGREED}/{number}"
-  if index:
-    client.key_value_set(f"{folder}/{index}", str(value))
-    return int(client.blocking_key_value_get(f"{folder}/result", _HOUR))
-  values = [value, *(int(client.blocking_key_value_get(f"{folder}/{i}", _HOUR)) for i in range(1, count))]
-  client.key_value_set(f"{folder}/result", str(choose(values)))
-  if number:  # all have come to this round, so they have read the result of the one before
-    client.key_value_delete(f"{_AGREED}/{number - 1}")
-  return choose(values)
+  return _peers.agree(value, choose)
 
 
 class Peers:
@@ -131,14 +141,17 @@ class Peers:
   where it was killed, so does JAX, and if that is quicker it aborts with a message of its own.
 
   Args:
+    store: through which the processes talk; in process 0 the store itself.
+    index: which process this is.
+    count: how many there are.
     heartbeat_timeout: seconds within which the run ends once a process is silent.
 
   Attributes:
     index: which process this is.
   """
 
-  def __init__(self, heartbeat_timeout: float):
-    self._client, self.index, self._count = _service.global_state.client, *_place()
+  def __init__(self, store: KeyValueStore | RemoteStore, index: int, count: int, heartbeat_timeout: float):
+    self._store, self.index, self._count = store, index, count
     self._silence = 0.7 * heartbeat_timeout  # it takes up to two more intervals to notice and to tell
     self._interval = min(heartbeat_timeout / 10, 2.0)
     self._stopped = threading.Event()
@@ -148,18 +161,31 @@ class Peers:
     if self.index:
       threading.Thread(target=self._watch_answers, name="answers", daemon=True).start()
 
+  def agree(self, value: int, choose: Callable[[list[int]], int]) -> int:
+    """See `agree`."""
+    number = next(_rounds)
+    folder = f"{_AGREED}/{number}"
+    if self.index:
+      self._store.set(f"{folder}/{self.index}", str(value))
+      return int(self._store.get(f"{folder}/result", _HOUR))
+    values = [value, *(int(self._store.get(f"{folder}/{i}", _HOUR)) for i in range(1, self._count))]
+    self._store.set(f"{folder}/result", str(choose(values)))
+    if number:  # all have come to this round, so they have read the result of the one before
+      self._store.delete(f"{_AGREED}/{number - 1}")
+    return choose(values)
+
   def close(self) -> None:
     """Tells the others that this process is done; the run goes on without it."""
     self._stopped.set()
     self._thread.join(self._silence)
-    self._client.key_value_set(f"{_ALIVE}/{self.index}", _DONE, allow_overwrite=True)
+    self._store.set(f"{_ALIVE}/{self.index}", _DONE)
 
   def fail(self, error: BaseException) -> NoReturn:
     """Ends this process with code 1, and the others with `PEER_GONE`; none waits for what will never come.
 
     Where the error may come from the loss of another process, that is awaited, and reported instead.
     """
-    if isinstance(error, jax.errors.JaxRuntimeError):
+    if isinstance(error, jax.errors.JaxRuntimeError | ConnectionError):
       print(f"looking for a process that is gone, for {self._silence:g} s", file=sys.stderr, flush=True)
       self._thread.join(self._silence + 2 * self._interval)
     self._stopped.set()
@@ -173,18 +199,17 @@ class Peers:
     while True:
       self._round += 1
       try:
-        self._client.key_value_set(f"{_ALIVE}/{self.index}", str(self._round), allow_overwrite=True)
+        self._store.set(f"{_ALIVE}/{self.index}", str(self._round))
         reason = self._wait_for_end()
         if self.index == 0 and reason is None:
-          entries = self._client.key_value_dir_get(_ALIVE)
-          now = {int(key.rpartition("/")[2]): value for key, value in entries}
+          now = {int(key.rpartition("/")[2]): value for key, value in self._store.list(_ALIVE).items()}
           silent = {i: rounds + 1 if now.get(i) == heard.get(i) != _DONE else 0 for i, rounds in silent.items()}
           heard = now
           gone = [str(i) for i, rounds in silent.items() if rounds * self._interval >= self._silence]
           if gone:
             reason = self._silent(", ".join(gone))
             self._tell(reason)
-      except jax.errors.JaxRuntimeError as error:
+      except ConnectionError as error:
         reason = f"process 0 of {self._count} is gone ({first_line(error)})"
       if self._stopped.is_set():
         return
@@ -204,10 +229,8 @@ class Peers:
     """Waits for an interval; why the run ends, if it does."""
     try:
       # a request that is under way notices at once that process 0 is gone
-      return self._client.blocking_key_value_get(_ENDED, round(self._interval * 1000))
-    except jax.errors.JaxRuntimeError as error:
-      if "DEADLINE_EXCEEDED" not in str(error):
-        raise
+      return self._store.get(_ENDED, self._interval)
+    except TimeoutError:
       return None
 
   def _silent(self, who: str) -> str:
@@ -220,10 +243,9 @@ class Peers:
 
   def _tell(self, reason: str) -> None:
     try:
-      self._client.key_value_set(_ENDED, reason)
-    except jax.errors.JaxRuntimeError as error:
-      if "ALREADY_EXISTS" not in str(error):  # that another was first is fine
-        print(f"the other processes could not be told: {first_line(error)}", file=sys.stderr, flush=True)
+      self._store.set(_ENDED, reason, False)  # the first reason stays
+    except ConnectionError as error:
+      print(f"the other processes could not be told: {first_line(error)}", file=sys.stderr, flush=True)
 
   def _leave(self, code: int) -> NoReturn:
     """Ends the process without JAX's own end, which waits for all the others."""
@@ -234,8 +256,3 @@ class Peers:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
-
-
-def _place() -> tuple[int, int]:
-  """Which process this is, of how many; known before a backend is started."""
-  return _service.global_state.process_id, _service.global_state.num_processes
