@@ -36,13 +36,13 @@ def main(argv: list[str]) -> int:
   from fgclip_jax.train import distributed
   from fgclip_jax.train.config import read_config
   from fgclip_jax.train.loop import train
-  from fgclip_jax.train.preemption import EXIT_CODE, Preempted
+  from fgclip_jax.train.preemption import EXIT_CODE, PreemptedError
 
   workdir, peers = _WORKDIR.value, None
   try:
     peers = distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT_TIMEOUT.value)
     train(read_config(CONFIG.value), workdir)
-  except Preempted as preempted:
+  except PreemptedError as preempted:
     print(preempted)
     if peers:
       peers.close()

@@ -103,13 +103,13 @@ def _print_run(run, topology, captions) -> None:
 
 
 def _single(run, topology, captions) -> Iterator:
-  from fgclip_jax.plan.estimate import choose, forecast
+  from fgclip_jax.plan.estimate import choose, estimate_step
   from fgclip_jax.train.mesh import check_batch, make_mesh, mesh_text
 
   mesh = make_mesh(choose(run, topology), topology.devices)
   check_batch(mesh.shape, run.data.batch_size, topology.devices, run.runtime.micro_batches)
   print(f"mesh {mesh_text(mesh.shape)}{'' if run.mesh else ' (auto)'}; compiling ...", flush=True)
-  plan = forecast(run, topology, mesh, captions)
+  plan = estimate_step(run, topology, mesh, captions)
   print_plan(plan, topology)
   if plan.fits:
     keys = " ".join(flag for flag in sys.argv[1:] if flag.startswith(("--config.", "--config=")))
@@ -119,11 +119,11 @@ def _single(run, topology, captions) -> Iterator:
 
 def _search(run, topology, captions) -> Iterator:
   """Rematerialisation and micro-batches on the mesh that the run would take; then other meshes with the best."""
-  from fgclip_jax.plan.estimate import choose, forecast, mesh_choices
+  from fgclip_jax.plan.estimate import choose, estimate_step, mesh_choices
   from fgclip_jax.train.mesh import make_mesh, mesh_text
 
   def attempt(trial, mesh):
-    plan = forecast(trial, topology, mesh, captions)
+    plan = estimate_step(trial, topology, mesh, captions)
     print(f"{_settings(plan)}: {_outcome(plan)}", flush=True)
     return plan
 

@@ -18,10 +18,10 @@ from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.plan.hardware import GIB, Topology
 from fgclip_jax.plan.hlo import KINDS, Collective, Program
 from fgclip_jax.plan.jaxpr import matrix_operations
+from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.config import RunConfig
-from fgclip_jax.train.flops import batch_work
-from fgclip_jax.train.mesh import batch_sharding, choose_mesh, data_shards, place, possible_meshes
-from fgclip_jax.train.messages import first_line
+from fgclip_jax.train.flops import count_flops
+from fgclip_jax.train.mesh import batch_sharding, choose_mesh, data_shards, param_sharding, possible_meshes
 from fgclip_jax.train.optimizer import freezes, make_optimizer
 from fgclip_jax.train.state import abstract_state, size_in_bytes, state_shardings
 from fgclip_jax.train.step import make_step
@@ -47,7 +47,7 @@ class Captions:
 
 
 @dataclasses.dataclass
-class Forecast:
+class StepEstimate:
   """The plan of a run on a mesh. Bytes and operations are those of one step; seconds and hours are estimates.
 
   `memory`, `collectives`, `checks` and `estimate` are None where the step does not compile or does not fit; `problem`
@@ -141,12 +141,12 @@ def assumed_batch(
   return {key: np.broadcast_to(value, (shards, *value.shape)) for key, value in shard.items()}
 
 
-def forecast(run: RunConfig, topology: Topology, mesh: Mesh, captions: Captions = Captions()) -> Forecast:
+def estimate_step(run: RunConfig, topology: Topology, mesh: Mesh, captions: Captions = Captions()) -> StepEstimate:
   """Compiles the run's step for a mesh of devices that need not be there, and reads what it takes."""
   shards, batch_size, size = data_shards(mesh), run.data.batch_size, run.model.vision.image_size
   layout, images = run.layout(), batch_size // shards
   rows = row_budget(layout, images, captions)
-  plan = Forecast(
+  plan = StepEstimate(
     run={
       "model": run.values["model"],
       "steps": run.steps,
@@ -164,7 +164,7 @@ def forecast(run: RunConfig, topology: Topology, mesh: Mesh, captions: Captions 
   batch = abstract_batch(layout, shards, images, rows, size)
   traced = step.trace(state, batch)
   counted = matrix_operations(traced.jaxpr.jaxpr, mesh.size)
-  work = batch_work(
+  work = count_flops(
     run.model,
     run.objective,
     assumed_batch(layout, shards, images, rows, size, captions),
@@ -217,7 +217,7 @@ def whole_weight_all_reduces(run: RunConfig, mesh: Mesh, collectives: list[Colle
     return tuple(sorted(size for size in shape if size > 1))
 
   kernels = [
-    (leaf.shape, place(name, leaf.shape, mesh).shard_shape(leaf.shape))
+    (leaf.shape, param_sharding(name, leaf.shape, mesh).shard_shape(leaf.shape))
     for name, leaf in flatten(abstract_params(run.model)).items()
     if "blocks/" in name and name.endswith("kernel")
   ]

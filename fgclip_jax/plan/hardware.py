@@ -7,7 +7,7 @@ import os
 import re
 from typing import Any
 
-from fgclip_jax.train.messages import first_line
+from fgclip_jax.storage.errors import first_line
 
 GIB = 2**30
 

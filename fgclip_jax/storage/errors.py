@@ -1,4 +1,4 @@
-"""The error that every reader raises for a record that cannot be used."""
+"""The error that every reader raises for a record that cannot be used, and the first line of any error."""
 
 
 class RecordError(ValueError):
@@ -15,3 +15,8 @@ class RecordError(ValueError):
 
   def __reduce__(self):
     return type(self), (self.kind, self.field, self.message)
+
+
+def first_line(error: BaseException) -> str:
+  """The first line of an error's message, or its type where it has none."""
+  return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -17,9 +17,9 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.params import named_leaves
+from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.distributed import agree
-from fgclip_jax.train.messages import first_line
-from fgclip_jax.train.resume import ConfigChanged
+from fgclip_jax.train.resume import ConfigChangedError
 from fgclip_jax.train.state import COUNTS, TrainState
 from fgclip_jax.weights.checksums import check as check_sums
 from fgclip_jax.weights.checksums import checksums
@@ -30,7 +30,7 @@ logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-class ForeignCheckpoint(ValueError):
+class ForeignCheckpointError(ValueError):
   """A checkpoint of something else than the config describes."""
 
 
@@ -184,12 +184,12 @@ class Checkpoints:
 
     Args:
       shardings, abstract: of the state that is wanted.
-      check: is given the config that a checkpoint was saved with, before it is read; may raise `ConfigChanged`.
+      check: is given the config that a checkpoint was saved with, before it is read; may raise `ConfigChangedError`.
 
     Raises:
-      ConfigChanged: from `check`.
-      ForeignCheckpoint: it holds another model or another kind of optimizer, or an average where none is wanted, or
-        none where one is.
+      ConfigChangedError: from `check`.
+      ForeignCheckpointError: it holds another model or another kind of optimizer, or an average where none is wanted,
+        or none where one is.
       ValueError: there are checkpoints, but none that can be read.
     """
     damaged = []
@@ -198,7 +198,7 @@ class Checkpoints:
       try:
         check(self.saved_config())
         state = self._load(shardings, abstract)
-      except (ConfigChanged, ForeignCheckpoint):
+      except (ConfigChangedError, ForeignCheckpointError):
         raise
       except Exception as error:  # what Orbax raises for damage is of many types
         fault = error
@@ -240,7 +240,7 @@ class Checkpoints:
         f"{name} {stored.get(name, 'missing')} (config: {wanted.get(name, 'none')})"
         for name in sorted(names, key=lambda name: (name.startswith("opt_state"), name))[:5]
       ]
-      raise ForeignCheckpoint(
+      raise ForeignCheckpointError(
         f"checkpoint {self.latest} in {self._folder!r} is of another model or optimizer than the config; give another "
         f"--workdir, or the config it was made with. {len(names)} arrays differ, e.g. {', '.join(shown)}"
       )
@@ -257,7 +257,7 @@ class Checkpoints:
   def _check_average(self, stored: bool, wanted: bool) -> None:
     if stored != wanted:
       has, key = ("holds", "is not set") if stored else ("lacks", "is set")
-      raise ForeignCheckpoint(
+      raise ForeignCheckpointError(
         f"checkpoint {self.latest} in {self._folder!r} {has} averaged weights, and config.ema_decay {key}: an average "
         "begins and ends with its run; continue with ema_decay as it was, or give another --workdir, with "
         "config.init_from to start from these weights"

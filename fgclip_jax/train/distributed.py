@@ -19,8 +19,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.key_value import KeyValueServer, KeyValueStore, RemoteStore
-from fgclip_jax.train.messages import first_line
 
 PEER_GONE = 76  # the exit code of a process that ends because of another one
 

@@ -91,7 +91,7 @@ def text_forward(config: ModelConfig, tokens: int, attended: int) -> int:
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
+class StepFlops:
   """One step's forward and backward operations, and how full its text rows are."""
 
   useful: int = 0
@@ -99,12 +99,12 @@ class Work:
   tokens: int = 0
   slots: int = 0
 
-  def __add__(self, other: "Work") -> "Work":
+  def __add__(self, other: "StepFlops") -> "StepFlops":
     pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
-    return Work(*(a + b for a, b in pairs))
+    return StepFlops(*(a + b for a, b in pairs))
 
 
-def batch_work(
+def count_flops(
   config: ModelConfig,
   objective: Objective,
   batch: dict[str, Any],
@@ -112,7 +112,7 @@ def batch_work(
   image_size: int | None = None,
   patch_dropout: float = 0.0,
   frozen_image_tower: bool = False,
-) -> Work:
+) -> StepFlops:
   """Counts a batch of host arrays (this process's part of it).
 
   The backward pass costs twice the forward one; a frozen image tower has none. Similarities are counted
@@ -143,7 +143,7 @@ def batch_work(
   useful_losses = 2 * width * (pairs + (2 * regions**2 + hard if boxes else 0))
   executed_losses = 2 * width * (pairs + (2 * batch["region_eot"].size ** 2 + batch["hard_eot"].size if boxes else 0))
   image_cost = image * (1 if frozen_image_tower else 3)
-  return Work(
+  return StepFlops(
     useful=image_cost + 3 * (text_forward(config, tokens, triangle) + read * project + useful_losses),
     executed=image_cost
     + 3 * (text_forward(config, rows * length, rows * length**2) + slots_read * project + executed_losses),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-FOLDER = "sick"
+FOLDER = "bad_steps"
 NUMBERS = ("loss", "gradient_norm", "skipped_updates", "skipped_in_a_row")  # what is looked at
 _MEMORY, _WARM_UP, _MOST_FILES = 0.98, 50, 50
 
@@ -43,7 +43,7 @@ class GuardConfig:
       raise ValueError(f"guard.grace_seconds must be positive, got {self.grace_seconds}")
 
 
-class SickNumbers(FloatingPointError):
+class NonFiniteError(FloatingPointError):
   """Too many steps in a row had no finite loss or gradient."""
 
 
@@ -52,7 +52,7 @@ class Guard:
 
   Args:
     config: see there.
-    workdir: the run's folder; what led to a report is written under `WORKDIR/sick`.
+    workdir: the run's folder; what led to a report is written under `WORKDIR/bad_steps`.
     where: a record's file and its number in it.
     say: prints a line.
   """
@@ -71,7 +71,7 @@ class Guard:
       records: the numbers of its records, those of this process.
 
     Raises:
-      SickNumbers: `max_skipped` steps in a row changed nothing.
+      NonFiniteError: `max_skipped` steps in a row changed nothing.
     """
     loss, in_a_row = values["loss"], int(values["skipped_in_a_row"])
     numbers = f"the loss is {loss:.6g}, the gradient's norm {values['gradient_norm']:.6g}"
@@ -82,7 +82,7 @@ class Guard:
       )
       self._say(f"{message}; its records are in {path}")
       if in_a_row >= self._config.max_skipped:
-        raise SickNumbers(
+        raise NonFiniteError(
           f"{message}; its records and those before are in {self._folder}. The weights are still those of the last "
           "good step. Try a lower learning rate, optimizer.clip_norm, or config.runtime.dtype=float32"
         )
@@ -104,7 +104,7 @@ class Guard:
     return False
 
   def _write(self, step: int, reason: str, records: np.ndarray) -> str:
-    """Writes a step's records, one file for each process; at most some, as a sick run has many such steps."""
+    """Writes a step's records, one file for each process; at most some, as a bad run has many such steps."""
     process = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
     path = os.path.join(self._folder, f"step-{step}{process}.json")
     self._files += 1

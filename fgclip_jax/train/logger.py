@@ -12,7 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import masked_crc32c
 
 from fgclip_jax.data.loader import Loader
-from fgclip_jax.train.flops import Work, peak_flops
+from fgclip_jax.train.flops import StepFlops, peak_flops
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -121,9 +121,9 @@ class Clock:
     self._begin = self._last = time.perf_counter()
     self._last_step: int | None = None
     self._waited, self.seconds_per_step = 0.0, 0.0
-    self._work = Work()
+    self._work = StepFlops()
 
-  def count(self, work: Work) -> None:
+  def count(self, work: StepFlops) -> None:
     """Adds a finished step's work (this process's part of it)."""
     self._work += work
 
@@ -147,7 +147,7 @@ class Clock:
       values["useful_tflop_per_second"] = useful / 1e12
       if self._peak:
         values["mfu"] = useful / self._peak
-    self._last, self._last_step, self._waited, self._work = now, step, self._loader.waited, Work()
+    self._last, self._last_step, self._waited, self._work = now, step, self._loader.waited, StepFlops()
     values |= {f"bad_records/{kind}": float(number) for kind, number in self._loader.bad.items()}
     if len(self._loader.examples) > 1:
       seen = self._loader.examples.items()

@@ -18,8 +18,8 @@ from fgclip_jax.models.positions import resize
 from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.evaluation import measure
-from fgclip_jax.train.flops import batch_work
-from fgclip_jax.train.guard import NUMBERS, Guard, SickNumbers
+from fgclip_jax.train.flops import count_flops
+from fgclip_jax.train.guard import NUMBERS, Guard, NonFiniteError
 from fgclip_jax.train.logger import Clock, Metrics, duration
 from fgclip_jax.train.mesh import (
   check_batch,
@@ -32,7 +32,7 @@ from fgclip_jax.train.mesh import (
   to_devices,
 )
 from fgclip_jax.train.optimizer import freezes, make_optimizer
-from fgclip_jax.train.preemption import Preempted, Preemption
+from fgclip_jax.train.preemption import PreemptedError, Preemption
 from fgclip_jax.train.resume import check_changes, flat_dict
 from fgclip_jax.train.state import TrainState, abstract_state, init_state, size_in_bytes, state_from, state_shardings
 from fgclip_jax.train.step import make_step
@@ -47,8 +47,8 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   """Trains until `run.steps`, continuing from the newest good checkpoint in `workdir`. Returns the last state.
 
   Raises:
-    Preempted: the run was told to end, and has saved.
-    SickNumbers: too many steps in a row changed nothing; the last good state is saved.
+    PreemptedError: the run was told to end, and has saved.
+    NonFiniteError: too many steps in a row changed nothing; the last good state is saved.
     OSError: too many checkpoints in a row could not be saved; or a worker process has died.
     ValueError: data or checkpoints that do not fit the config, or too many bad records.
   """
@@ -126,9 +126,9 @@ def train(run: RunConfig, workdir: str) -> TrainState:
 
   def next_batch(step: int):
     """The batch of a step, on the devices, its work and its records; placed while the step before is under way."""
-    watchdog.at(f"data for step {step}")
+    watchdog.heartbeat(f"data for step {step}")
     batch = next(loader)
-    work = batch_work(
+    work = count_flops(
       model,
       run.objective,
       batch,
@@ -148,7 +148,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   def finish_one() -> dict[str, float]:
     """Waits for the earliest step under way, and looks at its numbers."""
     step, values, work, records = under_way.popleft()
-    watchdog.at(f"step {step}, on the devices")
+    watchdog.heartbeat(f"step {step}, on the devices")
     jax.block_until_ready(values)
     clock.count(work)
     logged = _saves(run, step) or step % run.log_every == 0 or step == begin + 1
@@ -165,7 +165,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   def evaluate(step: int) -> dict[str, float]:
     """Measures the parameters as they are; no step is under way."""
     start = time.perf_counter()
-    numbers = measure(run.evals, model, state.params, run.runtime, step, say, watchdog.at)
+    numbers = measure(run.evals, model, state.params, run.runtime, step, say, watchdog.heartbeat)
     if metrics and numbers:
       metrics.write(step, numbers)
     clock.pause(time.perf_counter() - start)
@@ -197,13 +197,13 @@ def train(run: RunConfig, workdir: str) -> TrainState:
         if evaluates and run.keeps_by_eval:  # the checkpoint is kept or not by what comes out
           numbers |= evaluate(step)
         if ends or _saves(run, step):
-          watchdog.at(f"the checkpoint of step {step}")
+          watchdog.heartbeat(f"the checkpoint of step {step}")
           checkpoints.save(step, state, run.values, numbers, at_once=ahead is None)
         if ends:
-          raise Preempted(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
+          raise PreemptedError(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
         if evaluates and not run.keeps_by_eval:
           evaluate(step)
-    except SickNumbers:
+    except NonFiniteError:
       checkpoints.save(step, state, run.values, at_once=True)
       raise
   say(f"trained to step {run.steps} in {duration(clock.total)}" if begin < run.steps else "nothing left to do")

@@ -16,7 +16,7 @@ BATCH_AXES = ("data", "fsdp")
 TEXT_ROWS = ("tokens", "segment", "position")  # the arrays of a batch that hold text, [G, R, L]
 
 # the first pattern found in a parameter's name places it; an axis that does not divide a dimension is left out
-PLACEMENT: tuple[tuple[str, PartitionSpec], ...] = (
+SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r"blocks/.*(query|key|value|up)/kernel", PartitionSpec(None, "fsdp", "tensor")),
   (r"blocks/.*(out|down)/kernel", PartitionSpec(None, "tensor", "fsdp")),
   (r"blocks/.*(query|key|value|up)/bias", PartitionSpec(None, "tensor")),
@@ -196,18 +196,18 @@ def _arrange(sizes: dict[str, int], devices: list[Any]) -> np.ndarray | str:
 # ---- where parameters and batches lie
 
 
-def place(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def param_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
   """Where the parameter of this name and shape lies."""
-  spec = next(spec for pattern, spec in PLACEMENT if re.search(pattern, name))
+  spec = next(spec for pattern, spec in SHARDING_RULES if re.search(pattern, name))
   fits = [
     axis if axis is not None and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)
   ]
   return NamedSharding(mesh, PartitionSpec(*fits))
 
 
-def place_params(params: Params, mesh: Mesh) -> Any:
+def shard_params(params: Params, mesh: Mesh) -> Any:
   """The sharding of every parameter."""
-  return unflatten({name: place(name, leaf.shape, mesh) for name, leaf in flatten(params).items()})
+  return unflatten({name: param_sharding(name, leaf.shape, mesh) for name, leaf in flatten(params).items()})
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 EXIT_CODE = 75  # EX_TEMPFAIL: started again, the run goes on
 
 
-class Preempted(Exception):
+class PreemptedError(Exception):
   """The run has saved and ended before its last step, because it was told to."""
 
 

@@ -5,19 +5,19 @@ import re
 from typing import Any
 
 # what changes no number, or is only for the person who looks: always
-FREE = (
+SAFE_KEYS = (
   r"mesh|log_every|checkpoint_every|evals|eval_every|keep\..*|guard\..*|in_flight|profile|compilation_cache|resume_changed|init_from"
   r"|data\.(workers|threads|prefetch|max_bad_share)|runtime\.(remat|unroll|attention|micro_batches)"
   r"|objective\.(form|chunk)"
 )
 # what makes another run of it, but one that can go on from the same state and the same place in the data: if asked for
-ON_REQUEST = (
+OVERRIDABLE_KEYS = (
   r"steps|optimizer\.(?!name$|moment_dtype$).*|objective\..*|runtime\.dtype|progressive|patch_dropout"
   r"|data\.(path|mixture|decode|crop|crop_area|crop_keep)"
 )
 
 
-class ConfigChanged(ValueError):
+class ConfigChangedError(ValueError):
   """A run would continue with another config than it began with."""
 
 
@@ -31,7 +31,7 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], workdir: str) -> 
     workdir: the run's folder, for the message.
 
   Raises:
-    ConfigChanged: something has changed that may not, or may only with `resume_changed`; the message shows all of it.
+    ConfigChangedError: something has changed that may not, or may only with `resume_changed`; the message shows all.
   """
   before, now = (flat_dict(json.loads(json.dumps(values))) for values in (before, now))  # lists for tuples
   changes = {
@@ -39,17 +39,17 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], workdir: str) -> 
     for key in sorted({*before, *now})
     if before.get(key) != now.get(key)
   }
-  told = {key: line for key, line in changes.items() if key not in before or re.fullmatch(FREE, key)}
-  asked = {key: line for key, line in changes.items() if key not in told and re.fullmatch(ON_REQUEST, key)}
+  told = {key: line for key, line in changes.items() if key not in before or re.fullmatch(SAFE_KEYS, key)}
+  asked = {key: line for key, line in changes.items() if key not in told and re.fullmatch(OVERRIDABLE_KEYS, key)}
   never = {key: line for key, line in changes.items() if key not in told and key not in asked}
   if never:
-    raise ConfigChanged(
+    raise ConfigChangedError(
       f"{workdir} was begun with another config, and cannot go on with this one: {', '.join(never.values())}; "
       f"give another --workdir (config.init_from={workdir} starts it from these weights), or the config of "
       f"{workdir}/config.json"
     )
   if asked and not now.get("resume_changed"):
-    raise ConfigChanged(
+    raise ConfigChangedError(
       f"{workdir} was begun with another config: {', '.join(asked.values())}; "
       "to go on with this one all the same, add --config.resume_changed=True"
     )

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import Params, abstract_params, flatten, init_params, split_statistics
-from fgclip_jax.train.mesh import place, place_params
+from fgclip_jax.train.mesh import param_sharding, shard_params
 
 COUNTS = ("step", "skipped", "skipped_in_a_row")
 
@@ -70,7 +70,7 @@ def state_shardings(
     keys = [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", "")))) for part in path]
     # a moment's path ends in its parameter's name, and so does an average's
     name = next((n for i in range(len(keys)) if (n := "/".join(keys[i:])) in shapes), None)
-    return place(name, leaf.shape, mesh) if name and shapes[name] == leaf.shape else everywhere
+    return param_sharding(name, leaf.shape, mesh) if name and shapes[name] == leaf.shape else everywhere
 
   return jax.tree_util.tree_map_with_path(find, state)
 
@@ -88,6 +88,6 @@ def state_from(
 ) -> TrainState:
   """A state around parameters on the host, cast to float32."""
   params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-  params = jax.device_put(params, place_params(params, mesh))
+  params = jax.device_put(params, shard_params(params, mesh))
   make = lambda params: make_state(optimizer, params, ema)  # noqa: E731
   return jax.jit(make, out_shardings=state_shardings(config, optimizer, mesh, ema))(params)

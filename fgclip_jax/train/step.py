@@ -86,7 +86,7 @@ def make_loss(
   return loss
 
 
-def spread(embedding: Float[Array, "B D"]) -> Float[Array, ""]:
+def embedding_variance(embedding: Float[Array, "B D"]) -> Float[Array, ""]:
   """The variance of unit-length embeddings, 0..1, over all directions: 0 where all have become the same."""
   return jnp.mean(jnp.sum((embedding - jnp.mean(embedding, axis=0)) ** 2, axis=-1))
 
@@ -114,7 +114,7 @@ def make_step(
   Returns:
     A function of state and batch. A step whose loss or gradient is not finite changes nothing but the counts of such
     steps. Its metrics: `loss` and the unweighted terms `loss_*`, `skipped_updates` (in all) and `skipped_in_a_row`,
-    `learning_rate`, `gradient_norm`, `update_norm`, `embedding_variance_image` and `_short` (see `spread`),
+    `learning_rate`, `gradient_norm`, `update_norm`, `embedding_variance_image` and `_short` (see `embedding_variance`),
     `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one.
   """
   optimizer, rate = make_optimizer(optimizer_config), schedule(optimizer_config)
@@ -154,7 +154,9 @@ def make_step(
     after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, before).replace(step=state.step + 1)
     metrics = {"loss": total, "skipped_updates": after.skipped, "skipped_in_a_row": after.skipped_in_a_row}
     metrics |= {f"loss_{name}": value for name, value in terms.items() if name != "total"}
-    metrics |= {f"embedding_variance_{name}": spread(getattr(embeddings, name)) for name in ("image", "short")}
+    metrics |= {
+      f"embedding_variance_{name}": embedding_variance(getattr(embeddings, name)) for name in ("image", "short")
+    }
     metrics |= {"learning_rate": jnp.asarray(rate(state.step)), "gradient_norm": norm}
     metrics |= {"update_norm": jnp.where(sound, optax.tree.norm(updates), 0.0)}
     temperature = dict(state.params["temperature"])

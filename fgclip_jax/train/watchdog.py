@@ -19,7 +19,7 @@ class Watchdog:
     if seconds:
       self._thread.start()
 
-  def at(self, what: str) -> None:
+  def heartbeat(self, what: str) -> None:
     """Tells what the run does from now on; any call shows that it moves."""
     self._what, self._since = what, time.monotonic()
 

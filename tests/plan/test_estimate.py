@@ -1,4 +1,4 @@
-"""What a forecast assumes of texts, how it prices a collective, and its advice."""
+"""What a estimate_step assumes of texts, how it prices a collective, and its advice."""
 
 import dataclasses
 

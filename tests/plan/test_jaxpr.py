@@ -14,7 +14,7 @@ from fgclip_jax.models.params import abstract_params
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.plan.estimate import Captions, abstract_batch, assumed_batch, row_budget
 from fgclip_jax.plan.jaxpr import matrix_operations
-from fgclip_jax.train.flops import batch_work
+from fgclip_jax.train.flops import count_flops
 from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.step import make_loss
 
@@ -69,7 +69,7 @@ def test_a_step_computes_what_the_formula_says_and_more_with_recomputation(boxes
   layout, captions = Layout(boxes=boxes), Captions()
   rows = row_budget(layout, 8, captions)
   batch = abstract_batch(layout, 1, 8, rows, 32)
-  work = batch_work(model, objective, assumed_batch(layout, 1, 8, rows, 32, captions))
+  work = count_flops(model, objective, assumed_batch(layout, 1, 8, rows, 32, captions))
 
   def operations(**runtime):
     loss = make_loss(model, objective, Runtime(**runtime), None)

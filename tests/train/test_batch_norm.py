@@ -13,7 +13,7 @@ from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import build, flatten, init_params, is_statistic, split_statistics, unflatten
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.train.mesh import data_shards, make_mesh, place, to_devices
+from fgclip_jax.train.mesh import data_shards, make_mesh, param_sharding, to_devices
 from fgclip_jax.train.optimizer import NAMES, OptimizerConfig, check_rules, make_optimizer
 from fgclip_jax.train.state import state_from
 from fgclip_jax.train.step import make_step, normalize
@@ -102,7 +102,7 @@ def test_statistics_are_those_of_all_devices(quick, expected, sizes):
     assert values == pytest.approx(single, rel=1e-3)
   assert_params_close(state, expected[0], rtol=1e-3, atol=3e-5)
   for name, leaf in flatten(state.params).items():
-    assert leaf.sharding == place(name, leaf.shape, run.mesh), name
+    assert leaf.sharding == param_sharding(name, leaf.shape, run.mesh), name
 
 
 def test_a_step_moves_statistics_towards_the_batch_and_nothing_else_does(single):

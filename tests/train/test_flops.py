@@ -56,7 +56,7 @@ def xla_flops(objective: Objective, batch, frozen: bool = False, model=MODEL, **
 def test_executed_operations_are_those_that_xla_counts(objective, boxes):
   batch = make_batch(boxes)
   # XLA also counts softmax, activations and norms: a few percent in a model this narrow
-  ratio = xla_flops(objective, batch) / flops.batch_work(MODEL, objective, batch).executed
+  ratio = xla_flops(objective, batch) / flops.count_flops(MODEL, objective, batch).executed
   assert 1.0 < ratio < 1.05
 
 
@@ -67,7 +67,7 @@ def test_a_frozen_image_tower_and_dropped_patches_save_what_the_formula_says():
     ({"patch_dropout": 0.5}, {"patch_dropout": 0.5}),
     ({"image_size": 32}, {"image_size": 32}),
   ):
-    ratio = xla_flops(STAGE1, batch, **xla) / flops.batch_work(MODEL, STAGE1, batch, **ours).executed
+    ratio = xla_flops(STAGE1, batch, **xla) / flops.count_flops(MODEL, STAGE1, batch, **ours).executed
     assert 0.97 < ratio < 1.06, ours
 
 
@@ -86,7 +86,7 @@ def test_a_resnet_s_forward_pass_and_regions_are_what_xla_counts():
 def test_useful_work_is_that_of_the_captions_alone():
   batch = make_batch(4)
   wider = {key: np.pad(batch[key], ((0, 0), (0, 3), (0, 0))) for key in ("tokens", "segment", "position")}
-  work, more = (flops.batch_work(MODEL, Objective(), b) for b in (batch, batch | wider))
+  work, more = (flops.count_flops(MODEL, Objective(), b) for b in (batch, batch | wider))
   assert more.useful == work.useful < work.executed < more.executed
   assert more.tokens == work.tokens == int((batch["segment"] > 0).sum())
   assert more.slots == work.slots + 3 * 256
@@ -97,7 +97,7 @@ def test_a_causal_triangle_of_each_caption_is_what_it_needs():
   lengths = [12] * 8 + [130] * 8
   needed = flops.text_forward(MODEL, sum(lengths), sum(n * (n + 1) // 2 for n in lengths))
   without = {**batch, "segment": np.zeros_like(batch["segment"])}
-  useful = [flops.batch_work(MODEL, STAGE1, b).useful for b in (batch, without)]
+  useful = [flops.count_flops(MODEL, STAGE1, b).useful for b in (batch, without)]
   assert useful[0] - useful[1] == pytest.approx(3 * needed)
 
 

@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from fgclip_jax.train.guard import Guard, GuardConfig, SickNumbers
+from fgclip_jax.train.guard import Guard, GuardConfig, NonFiniteError
 
 RECORDS = np.asarray([[3, 1], [4, 1]])
 
@@ -27,14 +27,18 @@ def test_steps_that_change_nothing(tmp_path):
   assert said[0].startswith(
     "step 7: the loss is nan, the gradient's norm nan; nothing was changed (1 in a row, 1 in all)"
   )
-  content = json.loads((tmp_path / "sick" / "step-7.json").read_text())
+  content = json.loads((tmp_path / "bad_steps" / "step-7.json").read_text())
   assert content["step"] == 7 and "nan" in content["reason"]
   assert content["records"] == {str(number): f"shard, record {number}" for number in (3, 1, 4)}
   guard.look(8, values(1.0), RECORDS)
   guard.look(9, values(math.inf, 2), RECORDS)
-  with pytest.raises(SickNumbers, match=r"step 10: .*\(3 in a row.* The weights are still those"):
+  with pytest.raises(NonFiniteError, match=r"step 10: .*\(3 in a row.* The weights are still those"):
     guard.look(10, values(math.nan, 3), RECORDS)
-  assert sorted(path.name for path in (tmp_path / "sick").iterdir()) == ["step-10.json", "step-7.json", "step-9.json"]
+  assert sorted(path.name for path in (tmp_path / "bad_steps").iterdir()) == [
+    "step-10.json",
+    "step-7.json",
+    "step-9.json",
+  ]
 
 
 def test_a_loss_that_jumps(tmp_path):
@@ -47,7 +51,7 @@ def test_a_loss_that_jumps(tmp_path):
   guard.look(300, values(4.0), RECORDS)
   guard.look(301, values(1.0), RECORDS)  # and it is as before
   assert len(said) == 1 and said[0].startswith("step 300: the loss jumped to 4.0000 from about 1.")
-  assert (tmp_path / "sick" / "step-300.json").exists()
+  assert (tmp_path / "bad_steps" / "step-300.json").exists()
 
 
 def test_jumps_can_be_left_unreported(tmp_path):
@@ -55,7 +59,7 @@ def test_jumps_can_be_left_unreported(tmp_path):
   guard = make(tmp_path, said, spike_deviations=0.0)
   for step in range(100):
     guard.look(step, values(1.0 if step != 80 else 1e6), RECORDS)
-  assert said == [] and not (tmp_path / "sick").exists()
+  assert said == [] and not (tmp_path / "bad_steps").exists()
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from fgclip_jax.data.loader import Loader
-from fgclip_jax.train.flops import Work
+from fgclip_jax.train.flops import StepFlops
 from fgclip_jax.train.logger import METRICS_FILE, Clock, Metrics, _record, duration
 
 
@@ -123,7 +123,7 @@ def test_clock(monkeypatch):
 
   def run(steps: int, seconds: float, waited: float):
     for _ in range(steps):
-      clock.count(Work(useful=int(3e12), executed=int(6e12), tokens=30, slots=40))
+      clock.count(StepFlops(useful=int(3e12), executed=int(6e12), tokens=30, slots=40))
     now[0] += seconds
     loader.waited += waited
 

@@ -20,10 +20,10 @@ from fgclip_jax.models.positions import resize
 from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.train import loop
 from fgclip_jax.train.config import RunConfig, read_config
-from fgclip_jax.train.guard import SickNumbers
+from fgclip_jax.train.guard import NonFiniteError
 from fgclip_jax.train.loop import read_weights, train
-from fgclip_jax.train.preemption import Preempted
-from fgclip_jax.train.resume import ConfigChanged
+from fgclip_jax.train.preemption import PreemptedError
+from fgclip_jax.train.resume import ConfigChangedError
 from fgclip_jax.train.step import make_step
 from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import huggingface, native, open_clip
@@ -159,9 +159,9 @@ def test_a_finished_run_has_nothing_left_to_do(full, data, clip_weights, capsys)
 
 def test_a_changed_config_is_seen(full, data, clip_weights, tmp_path, capsys):
   workdir = str(shutil.copytree(full[0], tmp_path / "run"))
-  with pytest.raises(ConfigChanged, match="optimizer.b1 0.9 -> 0.5, steps 6 -> 5; .*resume_changed=True"):
+  with pytest.raises(ConfigChangedError, match="optimizer.b1 0.9 -> 0.5, steps 6 -> 5; .*resume_changed=True"):
     train(make_run(data, clip_weights, steps=5, optimizer={"b1": 0.5}), workdir)
-  with pytest.raises(ConfigChanged, match="seed 0 -> 1; give another --workdir"):
+  with pytest.raises(ConfigChangedError, match="seed 0 -> 1; give another --workdir"):
     train(make_run(data, clip_weights, seed=1), workdir)
   train(make_run(data, clip_weights, steps=5, optimizer={"b1": 0.5}, log_every=7, resume_changed=True), workdir)
   changed = "log_every 2 -> 7, optimizer.b1 0.9 -> 0.5, resume_changed False -> True, steps 6 -> 5"
@@ -182,7 +182,7 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_later(full, data, clip_weig
     return told
 
   before = signal.getsignal(number)
-  with monkeypatch.context() as patch, pytest.raises(Preempted, match="saved step 4 of 6"):
+  with monkeypatch.context() as patch, pytest.raises(PreemptedError, match="saved step 4 of 6"):
     make = loop.make_step
     patch.setattr(loop, "make_step", lambda *settings, **savings: tell_at_four(make(*settings, **savings)))
     train(make_run(data, clip_weights), str(tmp_path))
@@ -198,17 +198,17 @@ def test_a_run_that_is_told_to_end_saves_and_goes_on_later(full, data, clip_weig
   assert [line for line in two if line["step"] != 5] == one
 
 
-def test_numbers_that_stay_sick_end_the_run_with_the_last_good_weights(data, tmp_path, capsys):
+def test_numbers_that_stay_bad_end_the_run_with_the_last_good_weights(data, tmp_path, capsys):
   flat = random_weights(CLIP)
   flat["vision/class_embedding"][:] = np.nan
   huggingface.write(str(tmp_path / "weights"), CLIP, flat)
   run = make_run(data, str(tmp_path / "weights"), guard={"max_skipped": 3}, in_flight=1, keep={"newest": 1})
-  with pytest.raises(SickNumbers, match="step 3: the loss is nan, .*3 in a row, 3 in all"):
+  with pytest.raises(NonFiniteError, match="step 3: the loss is nan, .*3 in a row, 3 in all"):
     train(run, str(tmp_path / "run"))
   assert os.listdir(tmp_path / "run" / FOLDER) == ["3"]
   stretched = read_weights(str(tmp_path / "weights"), preset("tiny"))
   assert_same(read_params(str(tmp_path / "run")), jax.tree.map(np.asarray, stretched))
-  (first, *_) = sorted((tmp_path / "run" / "sick").iterdir())
+  (first, *_) = sorted((tmp_path / "run" / "bad_steps").iterdir())
   assert len(json.loads(first.read_text())["records"]) == 8
   assert "step 2: the loss is nan" in capsys.readouterr().out
 

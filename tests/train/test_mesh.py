@@ -23,10 +23,10 @@ from fgclip_jax.train.mesh import (
   make_mesh,
   mesh_text,
   pad_rows,
+  param_sharding,
   parse_mesh,
-  place,
-  place_params,
   possible_meshes,
+  shard_params,
   to_devices,
 )
 from tests.helpers.compiling import tpus
@@ -193,7 +193,7 @@ def test_a_batch_that_does_not_divide_is_an_error_with_those_that_do():
 def test_every_weight_of_every_preset_has_its_place(name):
   mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
   leaves = flatten(abstract_params(preset(name)))
-  shardings = flatten(place_params(abstract_params(preset(name)), mesh))
+  shardings = flatten(shard_params(abstract_params(preset(name)), mesh))
   assert set(shardings) == set(leaves)
   sizes = dict.fromkeys((True, False), 0)
   for key, leaf in leaves.items():
@@ -207,12 +207,12 @@ def test_every_weight_of_every_preset_has_its_place(name):
 
 def test_an_axis_that_does_not_divide_is_left_out():
   mesh = make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-  assert place("text/token_embedding", (49408, 32), mesh).spec == PartitionSpec("fsdp", None)
-  assert place("text/token_embedding", (49407, 32), mesh).spec == PartitionSpec(None, None)
-  assert place("vision/transformer/blocks/mlp/down/kernel", (2, 64, 31), mesh).spec == PartitionSpec(
+  assert param_sharding("text/token_embedding", (49408, 32), mesh).spec == PartitionSpec("fsdp", None)
+  assert param_sharding("text/token_embedding", (49407, 32), mesh).spec == PartitionSpec(None, None)
+  assert param_sharding("vision/transformer/blocks/mlp/down/kernel", (2, 64, 31), mesh).spec == PartitionSpec(
     None, "tensor", None
   )
-  assert place("temperature/global", (), mesh).spec == PartitionSpec()
+  assert param_sharding("temperature/global", (), mesh).spec == PartitionSpec()
 
 
 @pytest.mark.parametrize("sizes", [{"data": 2, "fsdp": 2, "tensor": 2}, {"tensor": 8}, {"data": 8}], ids=str)

@@ -3,7 +3,7 @@
 import pytest
 
 from configs import common
-from fgclip_jax.train.resume import ConfigChanged, check_changes, flat_dict
+from fgclip_jax.train.resume import ConfigChangedError, check_changes, flat_dict
 
 
 def config(**changes) -> dict:
@@ -40,7 +40,7 @@ def test_what_changes_no_number_is_told(change):
 )
 def test_what_makes_another_run_of_it_must_be_asked_for(change):
   (key,) = change
-  with pytest.raises(ConfigChanged, match=rf"{key} .* -> {change[key]}; .*--config.resume_changed=True"):
+  with pytest.raises(ConfigChangedError, match=rf"{key} .* -> {change[key]}; .*--config.resume_changed=True"):
     check_changes(config(), config(**change), "run")
   lines = check_changes(config(), config(**change, resume_changed=True), "run")
   assert any(line.startswith(key) for line in lines)
@@ -53,7 +53,7 @@ def test_what_makes_another_run_of_it_must_be_asked_for(change):
 def test_what_cannot_be_gone_on_with(change):
   (key,) = change
   for also in ({}, {"resume_changed": True}, {"steps": 9}):
-    with pytest.raises(ConfigChanged, match=rf"{key} .* -> {change[key]}; give another --workdir .*init_from=run"):
+    with pytest.raises(ConfigChangedError, match=rf"{key} .* -> {change[key]}; give another --workdir .*init_from=run"):
       check_changes(config(), config(**change, **also), "run")
 
 
@@ -61,7 +61,7 @@ def test_another_mixture_must_be_asked_for():
   one, other = (config() for _ in range(2))
   one["data"]["mixture"], other["data"]["mixture"] = (("a", 3.0), ("b", 1.0)), (("a", 2.0), ("b", 1.0))
   assert check_changes(one, one, "run") == []
-  with pytest.raises(ConfigChanged, match=r"data.mixture .*3\.0.* -> .*2\.0.*resume_changed=True"):
+  with pytest.raises(ConfigChangedError, match=r"data.mixture .*3\.0.* -> .*2\.0.*resume_changed=True"):
     check_changes(one, other, "run")
 
 
@@ -74,5 +74,5 @@ def test_a_key_that_is_new_is_told():
 def test_every_key_is_thought_of():
   """A new key changes the run until somebody says that it does not: so it is refused."""
   before = config()
-  with pytest.raises(ConfigChanged, match="something 1 -> 2"):
+  with pytest.raises(ConfigChangedError, match="something 1 -> 2"):
     check_changes(before | {"something": 1}, before | {"something": 2}, "run")

@@ -9,7 +9,7 @@ from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import abstract_params, flatten, init_params, unflatten
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.train.mesh import make_mesh, place, to_devices
+from fgclip_jax.train.mesh import make_mesh, param_sharding, to_devices
 from fgclip_jax.train.optimizer import NAMES, OptimizerConfig, apply_updates, make_optimizer
 from fgclip_jax.train.state import TrainState, abstract_state, init_state, state_from, state_shardings
 from fgclip_jax.train.step import make_loss, make_step
@@ -49,7 +49,7 @@ def test_moments_lie_where_their_parameters_lie(mesh, clip_norm):
   assert len(trees) == 3
   for tree in trees:
     for name, sharding in flatten(tree).items():
-      assert sharding == place(name, shapes[name], mesh), name
+      assert sharding == param_sharding(name, shapes[name], mesh), name
   assert shardings.step.is_fully_replicated
 
 
@@ -61,7 +61,7 @@ def test_frozen_parameters_have_no_moments(mesh):
   for tree in moments(shardings):
     leaves = jax.tree_util.tree_leaves_with_path(tree)  # what is frozen is masked, and has no leaf
     found = {jax.tree_util.keystr(path, simple=True, separator="/"): sharding for path, sharding in leaves}
-    assert found == {name: place(name, shapes[name], mesh) for name in trained}
+    assert found == {name: param_sharding(name, shapes[name], mesh) for name in trained}
 
 
 def test_a_random_state_is_born_split_and_the_same_on_any_mesh():
@@ -85,7 +85,7 @@ def test_a_state_around_given_parameters_is_float32(mesh):
   for name, leaf in flatten(state.params).items():
     assert leaf.dtype == np.float32
     np.testing.assert_array_equal(leaf, flatten(params)[name].astype(np.float32))
-    assert leaf.sharding == place(name, leaf.shape, mesh)
+    assert leaf.sharding == param_sharding(name, leaf.shape, mesh)
 
 
 # ---- a step of every optimizer

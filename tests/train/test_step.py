@@ -14,7 +14,7 @@ from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import abstract_params, flatten, unflatten
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.train.mesh import data_shards, make_mesh, place, to_devices
+from fgclip_jax.train.mesh import data_shards, make_mesh, param_sharding, to_devices
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import state_from
 from fgclip_jax.train.step import make_loss, make_step, normalize
@@ -122,7 +122,7 @@ def test_a_mesh_gives_what_one_device_gives(quick, expected, sizes):
   for values, single_values in zip(metrics, expected[1], strict=True):
     assert values == pytest.approx(single_values, rel=1e-5)
   for name, leaf in flatten(state.params).items():
-    assert leaf.sharding == place(name, leaf.shape, run.mesh), name  # and so they stay
+    assert leaf.sharding == param_sharding(name, leaf.shape, run.mesh), name  # and so they stay
     np.testing.assert_allclose(leaf, flatten(expected[0].params)[name], rtol=1e-5, atol=2e-6, err_msg=name)
   # and the moments, which are means of gradients and of their squares
   moments = jax.tree_util.tree_leaves_with_path(state.opt_state)

@@ -21,9 +21,9 @@ def test_it_says_what_it_waits_for(capsys):
     return said.splitlines()
 
   dog = Watchdog(0.05)
-  dog.at("data for step 7")
+  dog.heartbeat("data for step 7")
   wait_for(lambda: len(lines()) >= 2)  # and says so again
-  dog.at("step 7")
+  dog.heartbeat("step 7")
   wait_for(lambda: lines()[-1].endswith("step 7") and not lines()[-1].endswith("data for step 7"))
   dog.close()
   assert all(line.startswith("waiting for ") for line in lines())
@@ -33,7 +33,7 @@ def test_it_says_what_it_waits_for(capsys):
 def test_it_is_silent_while_things_move(capsys):
   dog = Watchdog(100.0)
   for step in range(100):
-    dog.at(f"step {step}")
+    dog.heartbeat(f"step {step}")
   dog.close()
   assert capsys.readouterr().out == ""
 
@@ -42,5 +42,5 @@ def test_it_can_be_off(capsys):
   before = threading.active_count()
   dog = Watchdog(0.0)
   assert threading.active_count() == before
-  dog.at("anything")
+  dog.heartbeat("anything")
   dog.close()
