@@ -1,10 +1,36 @@
-"""The base that every config starts from: FG-CLIP's stage 2, whose settings the stages then change."""
+"""The base that every config starts from: FG-CLIP's stage 2, whose settings the stages then change.
+
+A section's keys, their defaults and their meaning are those of its dataclass: this file holds no second copy of them.
+"""
+
+import dataclasses
+import types
+import typing
 
 import ml_collections
+
+from fgclip_jax.data.config import DataConfig
+from fgclip_jax.losses.objective import Objective
+from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train.checkpoint import Keep
+from fgclip_jax.train.guard import GuardConfig
+from fgclip_jax.train.optimizer import OptimizerConfig
 
 
 def _unset(kind: type):
   return ml_collections.config_dict.placeholder(kind)  # None until it is given; a new one for each key
+
+
+def _section(kind: type, without: tuple[str, ...] = (), **changes) -> ml_collections.ConfigDict:
+  """The fields of a dataclass with their defaults, or with `changes`; a field that may be None takes its other type."""
+  section, hints = {}, typing.get_type_hints(kind)
+  for field in dataclasses.fields(kind):
+    value, hint = changes.get(field.name, field.default), hints[field.name]
+    if value is None and isinstance(hint, types.UnionType):
+      value = _unset(next(option for option in typing.get_args(hint) if option is not types.NoneType))
+    if field.name not in without:
+      section[field.name] = value
+  return ml_collections.ConfigDict(section)
 
 
 def _tower() -> dict:
@@ -13,7 +39,7 @@ def _tower() -> dict:
 
 
 def get_config() -> ml_collections.ConfigDict:
-  """Every key there is, with its default. Sections are explained where their dataclass stands."""
+  """Every key with its default; the docstrings of the dataclasses explain those of the sections."""
   config = ml_collections.ConfigDict()
   config.seed = 0
   config.steps = 1000
@@ -31,70 +57,12 @@ def get_config() -> ml_collections.ConfigDict:
   )
   config.init_from = ""  # a PyTorch-format, model or run folder; a plain CLIP becomes FG-CLIP; empty: random
 
-  # fgclip_jax/losses/objective.py
-  config.objective = ml_collections.ConfigDict(
-    {
-      "global_long": 1.0,
-      "global_short": 1.0,
-      "regional": 0.1,
-      "hard_negative": 0.5,
-      "regional_group": _unset(int),  # None: the whole batch; the paper's: 512
-      "regional_mask_identical": False,
-      "contrast": "softmax",  # or `sigmoid`, SigLIP's
-      "form": "auto",
-      "chunk": 1024,
-    }
-  )
-
-  # fgclip_jax/data/settings.py
-  config.data = ml_collections.ConfigDict(
-    {
-      "path": "",
-      "split": "train",
-      "mixture": (),  # in place of `path`, e.g. (("data/finehard", 3.0), ("data/pairs", 1.0))
-      "batch_size": 4096,
-      "boxes": 4,
-      "region_text": "random",
-      "short_prefix": "",
-      "row_length": 0,
-      "packed": True,
-      "shuffle": True,
-      "decode": "fast",  # or `exact`: the published pixels, bit for bit, in twice the time
-      "crop": "none",  # or `random`, `random_square`
-      "crop_area": (0.6, 1.0),
-      "crop_keep": 0.5,
-      "workers": -1,
-      "threads": -1,
-      "prefetch": 4,
-      "max_bad_share": 0.01,
-    }
-  )
-
-  # fgclip_jax/train/optimizer.py
-  config.optimizer = ml_collections.ConfigDict(
-    {
-      "name": "adamw",  # or adafactor, lion, muon
-      "learning_rate": 1e-6,
-      "warmup_steps": 200,
-      "end_fraction": 0.0,
-      "b1": 0.9,
-      "b2": 0.999,
-      "eps": 1e-8,
-      "moment_dtype": "float32",  # of first moments; or bfloat16
-      "weight_decay": 0.001,
-      # (pattern, setting, value) by parameter name, the first found decides: factors on `weight_decay` and
-      # `learning_rate`, or `frozen`; e.g. ("^vision", "frozen", 1.0): the image tower and its projection
-      "rules": (("norm", "weight_decay", 0.0), ("bias", "weight_decay", 0.0)),
-      "layer_decay": 1.0,  # a block's learning rate as a share of the one's above it
-      "clip_norm": _unset(float),
-      "temperature_max": _unset(float),
-    }
-  )
-
-  # fgclip_jax/models/transformer.py
-  config.runtime = ml_collections.ConfigDict(
-    {"dtype": "bfloat16", "remat": "full", "unroll": 1, "attention": "auto", "micro_batches": 1}
-  )
+  config.objective = _section(Objective)  # fgclip_jax/losses/objective.py
+  config.data = _section(DataConfig)  # fgclip_jax/data/config.py
+  config.optimizer = _section(OptimizerConfig, without=("total_steps",))  # fgclip_jax/train/optimizer.py; `steps` is it
+  # fgclip_jax/models/transformer.py. By itself a Runtime is exact and keeps everything, for inference and tests; a run
+  # computes in bfloat16 and keeps of each block only its input for the backward pass.
+  config.runtime = _section(Runtime, without=("sharding",), dtype="bfloat16", remat="full")
 
   config.mesh = "auto"  # or sizes of its axes, e.g. "data=32,fsdp=8,tensor=1"; see fgclip_jax/train/mesh.py
 
@@ -112,19 +80,7 @@ def get_config() -> ml_collections.ConfigDict:
   # `python -m fgclip_jax.evaluate`, e.g. ("records --data data/scenes --limit 500", "classify imagenet --images DIR")
   config.evals = ()
   config.eval_every = 1000
-  # which checkpoints stay (fgclip_jax/train/checkpoint.py): the newest so many, those at a multiple of `every` steps
-  # (0: none), and the best so many by a metric (0: none)
-  config.keep = ml_collections.ConfigDict({"newest": 2, "every": 0, "best": 0, "metric": "loss", "mode": "min"})
-
-  # when the run reports, tries again, or gives up (fgclip_jax/train/guard.py)
-  config.guard = ml_collections.ConfigDict(
-    {
-      "max_skipped": 10,
-      "spike_deviations": 8.0,
-      "max_failed_saves": 3,
-      "watchdog_seconds": 300.0,
-      "grace_seconds": 60.0,
-    }
-  )
+  config.keep = _section(Keep)  # fgclip_jax/train/checkpoint.py: which checkpoints stay
+  config.guard = _section(GuardConfig)  # fgclip_jax/train/guard.py: when the run reports, tries again, or gives up
   config.resume_changed = False  # True: continue although steps, schedule or objective have changed
   return config

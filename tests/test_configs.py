@@ -1,20 +1,28 @@
 """The configs that come with the project: each resolves, with each of its arguments."""
 
+import dataclasses
 import importlib
 import io
+import json
 import math
 import pathlib
 
+import ml_collections
 import pytest
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
 from fgclip_jax.data import record as records
+from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.dataset_folder import shard_path
+from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import abstract_params, flatten
+from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train.checkpoint import Keep
 from fgclip_jax.train.config import read_config
-from fgclip_jax.train.optimizer import rule_value
+from fgclip_jax.train.guard import GuardConfig
+from fgclip_jax.train.optimizer import OptimizerConfig, rule_value
 from fgclip_jax.weights import native
 
 MODELS = ("vit_b32", "vit_b16", "vit_l14", "vit_l14_336", "rn50", "rn50x64", "tiny", "tiny_resnet", "scenes")
@@ -34,6 +42,51 @@ def data(tmp_path_factory) -> str:
 
 def get(name: str, *argument: str):
   return importlib.import_module(f"configs.{name}").get_config(*argument)
+
+
+RECORDED = json.loads(pathlib.Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+
+
+def flat(section: ml_collections.ConfigDict, prefix: str = "") -> dict[str, list]:
+  """Every key with its type and its value, as JSON has them."""
+  found = {}
+  for key, value in section.items():
+    if isinstance(value, ml_collections.ConfigDict):
+      found |= flat(value, f"{prefix}{key}.")
+    else:
+      found[prefix + key] = [section.get_type(key).__name__, as_json(value)]
+  return found
+
+
+def as_json(value):
+  return {"tuple": [as_json(item) for item in value]} if isinstance(value, tuple) else value
+
+
+@pytest.mark.parametrize("config", RECORDED)
+def test_values_are_as_recorded(config):
+  """A default that changes in a dataclass changes what runs do: then record it here, too."""
+  name, *argument = config.split(":")
+  expected = RECORDED["common"] | RECORDED[config]
+  found = flat(get(name, *argument))
+  assert found == expected and list(found) == list(expected)
+
+
+@pytest.mark.parametrize(
+  ("section", "kind", "set_elsewhere"),
+  [
+    ("objective", Objective, set()),
+    ("data", DataConfig, set()),
+    ("optimizer", OptimizerConfig, {"total_steps"}),
+    ("runtime", Runtime, {"sharding", "dtype", "remat"}),
+    ("keep", Keep, set()),
+    ("guard", GuardConfig, set()),
+  ],
+)
+def test_a_section_is_its_dataclass(section, kind, set_elsewhere):
+  values = get("common")[section]
+  for field in dataclasses.fields(kind):
+    if field.name not in set_elsewhere:
+      assert values[field.name] == field.default, field.name
 
 
 def test_none_is_left_out(root: pathlib.Path):

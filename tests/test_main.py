@@ -185,6 +185,6 @@ def test_mistakes_in_the_flags(root, arguments, message):
 
 
 def test_the_config_argument_in_both_forms():
-  assert config_flags._config_argument(["main", "--config=a.py:b", "--workdir=w"]) == "a.py:b"
-  assert config_flags._config_argument(["main", "--workdir=w", "--config", "a.py"]) == "a.py"
-  assert config_flags._config_argument(["main", "--config.steps=3"]) == ""
+  assert config_flags.flag_value(["main", "--config=a.py:b", "--workdir=w"], "config") == "a.py:b"
+  assert config_flags.flag_value(["main", "--workdir=w", "--config", "a.py"], "config") == "a.py"
+  assert config_flags.flag_value(["main", "--config.steps=3"], "config") == ""

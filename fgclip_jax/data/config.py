@@ -44,7 +44,7 @@ class DataConfig:
   path: str = ""
   split: str = "train"
   mixture: tuple[tuple[Any, ...], ...] = ()
-  batch_size: int = 512
+  batch_size: int = 4096
   boxes: int = 4
   region_text: str = "random"
   short_prefix: str = ""

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from absl import app, flags, logging
 
 from fgclip_jax.plan import hardware
-from fgclip_jax.train.config_flags import CONFIG, parse_flags, wrong_usage
+from fgclip_jax.train.config_flags import CONFIG, flag_value, parse_flags, wrong_usage
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, e.g. v5e:16x16, v5p:4x4x8, h100:32x8 (hosts x GPUs).")
 _SLICES = flags.DEFINE_integer("slices", 1, "How many TPU slices of this shape.")
@@ -41,7 +41,6 @@ def main(argv: list[str]) -> int:
   if wrong := wrong_usage(argv, {"config": config, "topology": _TOPOLOGY.value}, __doc__):
     print(wrong, file=sys.stderr)
     return 1
-  hardware.prepare_environment(_TOPOLOGY.value)
   import jax
 
   from fgclip_jax.plan.estimate import Captions
@@ -64,6 +63,12 @@ def main(argv: list[str]) -> int:
       file.write("\n")
     print(f"wrote {_JSON.value}")
   return 0 if any(plan.fits for plan in plans) else 1
+
+
+def _parse_flags(argv: list[str]) -> list[str]:
+  # before the config file is read: it imports JAX, which reads the environment then
+  hardware.prepare_environment(flag_value(argv, "topology"))
+  return parse_flags(argv)
 
 
 def versions() -> dict[str, str]:
@@ -241,4 +246,4 @@ def print_plan(plan, topology: hardware.Topology) -> None:
 
 
 if __name__ == "__main__":
-  app.run(main, flags_parser=parse_flags)
+  app.run(main, flags_parser=_parse_flags)

@@ -20,7 +20,7 @@ def wrong_usage(argv: list[str], needed: dict[str, object], usage: str) -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's parser, with a mistake in the command or the config file as an error of one line."""
-  path, _, argument = _config_argument(argv).partition(":")
+  path, _, argument = flag_value(argv, "config").partition(":")
   if path and not os.path.isfile(path):
     _stop(f"no config file at {path!r}")
   # a config imports its neighbours, wherever the command is typed
@@ -39,11 +39,11 @@ def _stop(message: str) -> NoReturn:
   sys.exit(1)
 
 
-def _config_argument(argv: list[str]) -> str:
-  """The value of --config, in either of its forms; empty if it is not given."""
+def flag_value(argv: list[str], name: str) -> str:
+  """The value of a flag before flags are parsed, in either of its forms; empty if it is not given."""
   for place, flag in enumerate(argv):
-    name, equals, value = flag.lstrip("-").partition("=")
-    if flag.startswith("-") and name == "config":
+    found, equals, value = flag.lstrip("-").partition("=")
+    if flag.startswith("-") and found == name:
       return value if equals else "".join(argv[place + 1 : place + 2])
   return ""
 
