@@ -9,10 +9,10 @@ lines, a JSON list or CSV with a field for the text and, if there is one, `id`; 
   {"image": "a/1.jpg", "boxes": [[0.1, 0.2, 0.6, 0.9], ...]}     (or "regions": [{"box": [...]}, ...])
 Each may also be a record folder, as `python -m fgclip_jax.prepare` writes it.
 
-OUTPUT.npy has float32 [rows, width], of unit length, and OUTPUT.ids.txt the row's ids; OUTPUT.parquet has both. An id
-is an image's path (a record's id), a text's `id` or number from 1, and for regions the image's with #0, #1, ...
-What cannot be used is left out, and named in OUTPUT.left_out.jsonl. All devices of this machine are used.
-Stopped or killed: the same command typed again continues.
+OUTPUT.npy holds float32 [rows, width] of unit length, and OUTPUT.ids.txt the rows' ids; OUTPUT.parquet holds both. An
+id is an image's path (or its record's id), a text's `id` or number from 1, and for regions the image's id with #0, ...
+Items that cannot be used are left out and listed in OUTPUT.left_out.jsonl. All devices of this machine are used.
+After a stop or a crash, the same command continues where it was.
 """
 
 import argparse
@@ -33,7 +33,9 @@ from fgclip_jax.inference import bulk_inputs, inputs, programs
 from fgclip_jax.inference.bulk_outputs import Output
 from fgclip_jax.inference.model import DTYPES, FGCLIP, KINDS, load
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Skip
 from fgclip_jax.storage.threads import in_threads
+from fgclip_jax.weights.checksums import checksums
 
 PART = 4096  # items that are written at a time
 WHAT = ("images", "texts", "regions")
@@ -52,25 +54,25 @@ def embed(
   overwrite: bool = False,
   progress: bool = False,
 ) -> tuple[list[str], dict[str, Any]]:
-  """Embeds an input into a file, or goes on with it where an earlier call was stopped.
+  """Embeds an input into a file, or continues where an earlier call was stopped.
 
   Args:
     model: the model.
     what: `images`, `texts` or `regions`.
-    given: what to read, see `embed_inputs.find`.
+    given: what to read, see `bulk_inputs.find`.
     output: the file to write, `.npy` or `.parquet`.
-    kind: of texts: `short`, `long` or `region`.
+    kind: how texts are read: `short`, `long` or `region`.
     field: the field of texts in JSON or CSV.
-    split: of a record folder.
+    split: the split of a record folder.
     root: the folder that paths in a list of images or regions are relative to; empty: the current one.
-    overwrite: start over.
-    progress: shows a progress bar.
+    overwrite: discard an earlier output and start over.
+    progress: show a progress bar.
 
   Returns:
-    The paths written, none if all was there already; and the report.
+    The paths written (none if the output was already finished), and the report.
 
   Raises:
-    FileNotFoundError, ValueError: no such input, one that breaks off, or an output that is there already.
+    FileNotFoundError, ValueError: the input does not exist or breaks off, or the output exists with other settings.
   """
   target = Output(output)
   with target.locked():
@@ -96,15 +98,13 @@ def embed(
 
 
 def fingerprint(model: FGCLIP) -> str:
-  """What changes when a model's size or any of its parameters changes."""
-  from fgclip_jax.weights.checksums import checksums  # here: it belongs to training
-
+  """Returns 8 hex digits that change when the model's config or any of its parameters changes."""
   described = [model.config.to_dict(), checksums(model.params)]
   return f"{zlib.crc32(json.dumps(described, sort_keys=True).encode()):08x}"
 
 
 def _write_parts(model: FGCLIP, source: bulk_inputs.Input, target: Output, what: str, kind: str, progress: bool) -> int:
-  """Writes the parts that are missing; returns how many parts there are."""
+  """Writes the missing parts; returns the number of all parts."""
   encode = {"images": _encode_images, "regions": _encode_regions, "texts": _encode_texts}[what]
   total = sum(1 for _ in _items(source))
   if not total:
@@ -129,24 +129,23 @@ def _items(source: bulk_inputs.Input) -> Iterator[Any]:
 
 
 class _Part:
-  """Some items, loaded by threads; iterating gives the usable ones.
+  """Some items, loaded by threads; iterating yields the usable ones.
 
   Attributes:
-    ids: of the rows of those that were given so far.
-    left_out: the items that could not be used, with the reason.
+    ids: the ids of the rows yielded so far.
+    left_out: the items that could not be used so far; the place of each is its id.
   """
 
   def __init__(self, source: bulk_inputs.Input, items: list, bar: tqdm.tqdm):
     self.ids: list[str] = []
-    self.left_out: list[dict[str, str]] = []
+    self.left_out: list[Skip] = []
     self._source, self._items, self._bar = source, items, bar
 
   def __iter__(self) -> Iterator[bulk_inputs.Loaded]:
     for item, loaded in zip(self._items, in_threads(self._try, self._items), strict=True):
       self._bar.update()
       if isinstance(loaded, RecordError):
-        name = self._source.describe(item)
-        self.left_out.append({"id": name, "kind": loaded.kind, "reason": str(loaded)})
+        self.left_out.append(Skip.of(loaded, place=self._source.describe(item)))
       else:
         self.ids += loaded.ids
         yield loaded
@@ -164,7 +163,7 @@ class _Part:
 
 
 def _peek(part: Iterable) -> Iterator | None:
-  """The part's items; None if none of them is usable."""
+  """Returns the part's usable items; None if there is none, for the model refuses an empty input."""
   iterator = iter(part)
   first = next(iterator, None)
   return None if first is None else itertools.chain([first], iterator)
@@ -181,7 +180,8 @@ def _encode_regions(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, 
   loaded = _peek(each for each in part if len(each.boxes))
   if loaded is None:
     return _nothing(model), 0
-  first, second = itertools.tee(loaded)  # read together: one is ahead of the other by a batch at most
+  # The model reads both iterators in step, so that `tee` keeps one batch of images at most.
+  first, second = itertools.tee(loaded)
   regions = model.encode_regions((each.pixels for each in first), (each.boxes for each in second))
   return np.concatenate(regions), 0
 
@@ -192,7 +192,7 @@ def _encode_texts(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, in
     return _nothing(model), 0
   length = model.config.text.long_length if kind == "long" else model.config.text.short_length
   with warnings.catch_warnings():
-    warnings.simplefilter("ignore")  # cut texts are counted and told in the end
+    warnings.simplefilter("ignore")  # cut texts are counted below and reported at the end
     features = model.encode_text(texts, kind)
   return features, sum(len(ids) > length for ids in model.tokenizer.encode_batch(texts))
 
@@ -202,22 +202,22 @@ def _nothing(model: FGCLIP) -> np.ndarray:
 
 
 def main(argv: list[str] | None = None) -> int:
-  """The command; returns its exit code."""
+  """Runs the command; returns its exit code."""
   parser = argparse.ArgumentParser(
     prog="python -m fgclip_jax.embed", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
   )
   parser.add_argument("--model", metavar="DIR", required=True, help="a model in any format, or a run folder")
   source = parser.add_mutually_exclusive_group(required=True)
   for what in WHAT:
-    source.add_argument(f"--{what}", metavar=what.upper(), help=f"the {what} to embed")
+    source.add_argument(f"--{what}", metavar=what.upper(), help=f"embed these {what}")
   parser.add_argument("--output", metavar="FILE", required=True, help="the file to write, .npy or .parquet")
-  parser.add_argument("--kind", choices=KINDS, default="short", help="of texts (default: %(default)s)")
-  parser.add_argument("--field", default="text", help="of texts: the field in JSON or CSV (default: %(default)s)")
-  parser.add_argument("--split", default="train", help="of a record folder (default: %(default)s)")
-  parser.add_argument("--root", metavar="DIR", default="", help="the folder that paths in a list are relative to")
-  parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="compute in (default: %(default)s)")
-  parser.add_argument("--raw_weights", action="store_true", help="of a run, the last step's weights, not their average")
-  parser.add_argument("--overwrite", action="store_true", help="discard what is there of the output, and start over")
+  parser.add_argument("--kind", choices=KINDS, default="short", help="how texts are read (default: %(default)s)")
+  parser.add_argument("--field", default="text", help="the field of texts in JSON or CSV (default: %(default)s)")
+  parser.add_argument("--split", default="train", help="the split of a record folder (default: %(default)s)")
+  parser.add_argument("--root", metavar="DIR", default="", help="paths in a list are relative to this folder")
+  parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="compute in this type (default: %(default)s)")
+  parser.add_argument("--raw_weights", action="store_true", help="a run's last weights, not their average")
+  parser.add_argument("--overwrite", action="store_true", help="discard an earlier output and start over")
   args = parser.parse_args(argv)
   try:
     _run(args)

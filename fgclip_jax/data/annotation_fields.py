@@ -1,16 +1,16 @@
-"""Checks of the fields of annotation records that the converters share."""
+"""Checks of the fields of annotations, shared by the sources of `prepare` and by `embed`.
+
+Functions raise `RecordError` for what makes the whole record, region or negative unusable, and call `report` for what
+is left out of a record that is kept.
+"""
 
 import posixpath
-from collections.abc import Callable
-from typing import Literal
 
 from fgclip_jax.data.record import check_box
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Report, Scope
 
-LONG_CAPTION_WORDS = 1000  # a caption above it is worth a note: the text tower reads 248 tokens
-
-Loss = Literal["file", "record", "region", "negative", "note"]  # what is left out; a note costs nothing
-Tell = Callable[[Loss, RecordError], None]  # how a converter reports what it found in a record that it keeps
+LONG_CAPTION_WORDS = 1000  # a longer caption is worth a note: the text tower reads 248 tokens
 
 
 def get_mapping(value: object, field: str, kind: str = "record") -> dict:
@@ -21,7 +21,7 @@ def get_mapping(value: object, field: str, kind: str = "record") -> dict:
 
 
 def get_text(
-  mapping: dict, key: str, field: str, tell: Tell, *, name: str | None = None, optional: bool = False
+  mapping: dict, key: str, field: str, report: Report, *, name: str | None = None, optional: bool = False
 ) -> str:
   """Returns the text `mapping[key]`.
 
@@ -44,7 +44,7 @@ def get_text(
   check_unicode(value, name, field)
   words = len(value.split())
   if words > LONG_CAPTION_WORDS:
-    tell("note", RecordError(f"{name}_long", field, f"has {words} words; the end will not be read"))
+    report("note", RecordError(f"{name}_long", field, f"has {words} words; the end will not be read"))
   return value
 
 
@@ -64,24 +64,24 @@ def check_path(path: str, field: str) -> str:
   return simple
 
 
-def get_box(value: object, field: str, tell: Tell) -> tuple[float, float, float, float]:
+def get_box(value: object, field: str, report: Report) -> tuple[float, float, float, float]:
   """Returns a box as `check_box` does; a fifth number, the detector's score, is ignored."""
   if not isinstance(value, list):
     raise RecordError("box_not_four_numbers", field, f"needs x1, y1, x2, y2, got {_show(value)}")
   x1, y1, x2, y2 = check_box(value[:4] if len(value) == 5 else value, field)
   if x1 == x2 or y1 == y2:
-    tell("note", RecordError("box_without_area", field, f"has no area: {_show(value)}"))
+    report("note", RecordError("box_without_area", field, f"has no area: {_show(value)}"))
   return x1, y1, x2, y2
 
 
-def get_list(value: object, field: str, name: str, tell: Tell, loss: Loss) -> list:
+def get_list(value: object, field: str, name: str, report: Report, scope: Scope) -> list:
   """Returns a list; anything else but null is reported as `<name>_wrong_type` and gives an empty list."""
   if value is not None and not isinstance(value, list):
-    tell(loss, RecordError(f"{name}_wrong_type", field, f"must be a list, got {_show(value)}"))
+    report(scope, RecordError(f"{name}_wrong_type", field, f"must be a list, got {_show(value)}"))
   return value if isinstance(value, list) else []
 
 
-def keep_negatives(values: list, positive: str, field: str, limit: int, tell: Tell) -> tuple[str, ...]:
+def keep_negatives(values: list, positive: str, field: str, limit: int, report: Report) -> tuple[str, ...]:
   """Keeps the first `limit` usable negatives; reports those that are no text, empty or equal to the positive."""
   kept = []
   for index, value in enumerate(values):
@@ -95,21 +95,21 @@ def keep_negatives(values: list, positive: str, field: str, limit: int, tell: Te
       check_unicode(value, "negative", f"{field}[{index}]")
       kept.append(value)
     except RecordError as error:
-      tell("negative", error)
+      report("negative", error)
   if len(kept) > limit:
-    tell("note", RecordError("negatives_over_10", field, f"{len(kept)} negatives; the first {limit} are kept"))
+    report("note", RecordError("negatives_over_10", field, f"{len(kept)} negatives; the first {limit} are kept"))
   elif 0 < len(kept) < limit:
-    tell("note", RecordError("negatives_under_10", field, f"{len(kept)} negatives"))
+    report("note", RecordError("negatives_under_10", field, f"{len(kept)} negatives"))
   return tuple(kept[:limit])
 
 
-def note_region_count(count: int, field: str, tell: Tell) -> None:
+def note_region_count(count: int, field: str, report: Report) -> None:
   """Notes a record without regions, or with more than the four that FG-CLIP trains on by default."""
   if count == 0:
-    tell("note", RecordError("regions_none", field, "no region; the record counts for its captions"))
+    report("note", RecordError("regions_none", field, "no region; the record counts for its captions"))
   elif count > 4:
     message = f"{count} regions, all kept; the usual setting trains on the first four"
-    tell("note", RecordError("regions_over_4", field, message))
+    report("note", RecordError("regions_over_4", field, message))
 
 
 def _show(value: object) -> str:

@@ -16,26 +16,18 @@ from fgclip_jax.data.record import Ids, Inputs
 from fgclip_jax.data.tokenizers import token_ids
 from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Skip
 
 _NO_IMAGE = np.zeros((1, 1, 3), np.uint8)
 _TRIES = 100  # records in a row that may be bad before the loader gives up on finding a good one
 _READ_AHEAD = 128  # records read before their pictures are decoded, which bounds the memory that they take
 
 
-@dataclasses.dataclass(frozen=True)
-class Bad:
-  """A record that was replaced: the class of the fault, where and what it was, and the index of its data set."""
-
-  kind: str
-  message: str
-  which: int = 0
-
-
 class Loaded(NamedTuple):
-  """An example, the bad records that it stands for, and how many boxes fewer it has for being cropped."""
+  """An example, the bad records of its data set that it replaces, and how many boxes fewer it has for being cropped."""
 
   example: Example
-  bad: tuple[Bad, ...]
+  bad: tuple[Skip, ...]
   boxes_lost: int
 
 
@@ -79,20 +71,19 @@ class LoadExample:
       ValueError: none is good, or something else went wrong; of a kind that other processes can be told.
     """
     bad, number = [], int(index)
-    which = self.source.which(number)
-    total = self.source.sizes[which]
+    total = self.source.sizes[self.source.which(number)]
     while len(bad) < min(_TRIES, total):
       try:
         example, lost = self._example(inputs or self._read(number), number, rng, image)
         return Loaded(example, tuple(bad), lost)
       except RecordError as error:
         inputs = None
-        bad.append(Bad(error.kind, f"{self.source.where(number)}: {error}", which))
+        bad.append(Skip.of(error, self.source.where(number)))
         # the neighbours of a lost record are lost, too
         number = self.source.step_from(number, int(0.618 * total) + 1 if error.kind == "shard_lost" else 1)
       except Exception as error:  # a worker's exception that cannot be pickled would never arrive
         raise ValueError(f"{self.source.where(number)}: {type(error).__name__}: {error}") from error
-    raise ValueError(f"{len(bad)} records in a row are bad; the last: {bad[-1].message}")
+    raise ValueError(f"{len(bad)} records in a row are bad; the last: {bad[-1]}")
 
   def _try_to_read(self, number: int) -> Inputs | None:
     try:

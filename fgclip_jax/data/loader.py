@@ -21,7 +21,8 @@ from fgclip_jax.data.examples import LoadExample, measure_row_buckets
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Layout, assemble
 from fgclip_jax.storage import paths
-from fgclip_jax.storage import workers as pool
+from fgclip_jax.storage.skip_report import SkipReport
+from fgclip_jax.storage.workers import count_processors
 
 
 class _Batches(grain.MapDataset):
@@ -50,7 +51,7 @@ class _Batches(grain.MapDataset):
     loaded = load.load(numbers, [self._generator(place) for place in places], images)
     return {
       "batch": assemble([one.example for one in loaded], self._shards, load.layout, images),
-      "bad": [bad for one in loaded for bad in one.bad],
+      "bad": [(load.source.which(one.example.record), skip) for one in loaded for skip in one.bad],
       "boxes_lost": sum(one.boxes_lost for one in loaded),
     }
 
@@ -79,7 +80,7 @@ class Loader:
     sources: a line for each data set: its records, its share, and the batches in which it is passed.
     seen: images of this process so far.
     examples: the same by data set.
-    bad: bad records met so far, by class.
+    skips: bad records met so far, by kind, with the first three of each.
     boxes_lost: boxes that examples have fewer for being cropped.
     waited: seconds spent waiting for batches.
 
@@ -116,7 +117,7 @@ class Loader:
       f"{name}: {size} records, {float(share):.1%} of the examples, passed every {steps:.1f} steps"
       for name, size, share, steps in zip(source.names, source.sizes, source.shares, epochs, strict=True)
     ]
-    self.bad: dict[str, int] = {}
+    self.skips = SkipReport(limit=3)
     self.examples = dict.fromkeys(source.names, 0)
     self._bad_by_source = dict.fromkeys(source.names, 0)
     self.seen, self.boxes_lost, self.waited, self._config = 0, 0, 0.0, config
@@ -152,20 +153,24 @@ class Loader:
     self.boxes_lost += element["boxes_lost"]
     for name, count in zip(self._source.names, self._source.count(element["batch"]["record"]), strict=True):
       self.examples[name] += count
-    for bad in element["bad"]:
-      self.bad[bad.kind] = self.bad.get(bad.kind, 0) + 1
-      self._bad_by_source[self._source.names[bad.which]] += 1
-      if self.bad[bad.kind] <= 3:
-        print(f"bad record ({bad.kind}), replaced by the next good one: {bad.message}", flush=True)
-    count = sum(self.bad.values())
+    for which, skip in element["bad"]:
+      self._bad_by_source[self._source.names[which]] += 1
+      if self.skips.add(skip):
+        print(f"bad record ({skip.kind}), replaced by the next good one: {skip}", flush=True)
+    count = len(self.skips)
     # a share means little over a handful of records
     if element["bad"] and count > self._config.max_bad_share * max(self.seen, 1000):
       by_source = f", by data set {self._bad_by_source}" if len(self._bad_by_source) > 1 else ""
       raise ValueError(
         f"{count} of {self.seen} records were bad ({self.bad}{by_source}), more than data.max_bad_share "
-        f"{self._config.max_bad_share} allows; the last: {element['bad'][-1].message}"
+        f"{self._config.max_bad_share} allows; the last: {element['bad'][-1][1]}"
       )
     return element["batch"]
+
+  @property
+  def bad(self) -> dict[str, int]:
+    """How many bad records of each kind were met so far."""
+    return dict(self.skips.counts)
 
   def _next(self) -> dict[str, Any]:
     try:
@@ -203,7 +208,7 @@ def choose_workers(config: DataConfig) -> tuple[int, int]:
   images are decoded outside Python's lock and the rest of an example within it, for about as long. Twice the threads
   for object storage: some wait for their batch's first records while the others decode.
   """
-  cores = pool.count_processors()
+  cores = count_processors()
   workers = config.workers if config.workers >= 0 else 0 if cores < 8 else min(cores // 4, 32)
   threads = min(cores, 2)
   if any(paths.is_remote(entry.path) for entry in config.sets()):

@@ -1,7 +1,7 @@
-"""What `python -m fgclip_jax.embed` reads: images, texts and regions from files and record folders, item by item.
+"""The inputs of `python -m fgclip_jax.embed`: images, texts and regions from files and record folders, item by item.
 
 An input is iterated twice at most: to count its items, and to load them. `load` is called by threads, and raises
-`RecordError` for an item that cannot be used, which is then left out by name.
+`RecordError` for an item that cannot be used; `embed` then leaves it out and names it in its report.
 """
 
 import dataclasses
@@ -30,10 +30,10 @@ class Loaded:
   """One item, ready to be encoded: a row, or as many as it has boxes or texts.
 
   Attributes:
-    ids: of its rows.
+    ids: the ids of its rows.
     pixels: uint8 [S, S, 3]; None for texts.
-    boxes: float32 [K, 4], of regions.
-    texts: of texts.
+    boxes: float32 [K, 4], x1, y1, x2, y2 as fractions of the image's sides; None but for regions.
+    texts: the texts; empty for images and regions.
   """
 
   ids: tuple[str, ...]
@@ -47,26 +47,35 @@ class Input(Protocol):
   """Items in an order that never changes.
 
   Attributes:
-    name: what is read, in words.
-    fingerprint: what changes when the items change, as JSON.
+    name: names the input in messages.
+    fingerprint: a JSON value that changes when the items change.
   """
 
   name: str
   fingerprint: Any
 
   def __iter__(self) -> Iterator[Any]:
-    """The items as they are found, cheaply; a `RecordError` where a file breaks off."""
+    """Yields the items without loading them; raises `RecordError` where a file breaks off."""
 
   def describe(self, item: Any) -> str:
-    """What a report calls an item."""
+    """Returns the name of an item in reports."""
 
   def load(self, item: Any) -> Loaded:
-    """The item's rows; a `RecordError` if it cannot be used."""
+    """Returns the item's rows; raises `RecordError` if it cannot be used."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Reading:
-  """How items are made ready: the side of images, how they are made square, and whose boxes and texts are read."""
+  """How items are loaded.
+
+  Attributes:
+    size: the side of images in pixels.
+    mode: how images are made square.
+    what: `images`, `texts` or `regions`.
+    kind: the kind of texts: `short`, `long` or `region`.
+    field: the field of texts in JSON or CSV.
+    root: the folder that paths of images are relative to; empty: the current one.
+  """
 
   size: int
   mode: images.Mode
@@ -76,7 +85,11 @@ class Reading:
   root: str
 
   def image(self, data: bytes | str, name: str) -> np.ndarray:
-    """The pixels of an image file, given as its bytes or its path."""
+    """Returns the pixels, uint8 [S, S, 3], of an image file given as its bytes or its path.
+
+    Raises:
+      RecordError: kinds `image_missing`, `image_unreadable` and those of `images.to_levels`.
+    """
     try:
       data = data if isinstance(data, bytes) else paths.read(data)
     except FileNotFoundError as error:
@@ -88,7 +101,7 @@ class Reading:
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-  """Image files by a listing of their paths, one JSON string a line."""
+  """Image files by a listing of their paths: a file with one JSON string a line."""
 
   name: str
   listing: str
@@ -150,7 +163,7 @@ class Annotations:
 
 
 class RecordFolder:
-  """The images, captions or regions of a split of a record folder, as `python -m fgclip_jax.prepare` writes it."""
+  """The images, captions or regions of a split of a record folder that `python -m fgclip_jax.prepare` wrote."""
 
   def __init__(self, folder: str, split: str, reading: Reading):
     self.reading = reading
@@ -185,15 +198,15 @@ class RecordFolder:
 
 
 def find(what: str, given: str, split: str, state: str, reading: Reading) -> Input:
-  """The input that a path means.
+  """Finds the input at a path.
 
   Args:
     what: `images`, `texts` or `regions`.
-    given: a record folder, or: of images a folder, a pattern such as `photos/**/*.jpg`, a .txt list of paths, or a
-      file; of texts a .txt, .jsonl, .json, .csv or .tsv file; of regions a .jsonl or .json file.
-    split: of a record folder.
+    given: a record folder; or, for images, a folder, a pattern such as `photos/**/*.jpg`, a .txt list of paths, or a
+      file; for texts, a .txt, .jsonl, .json, .csv or .tsv file; for regions, a .jsonl or .json file.
+    split: the split of a record folder.
     state: a folder where the list of images is kept.
-    reading: how items are made ready.
+    reading: how items are loaded.
 
   Raises:
     FileNotFoundError, ValueError: there is no such input.
@@ -218,7 +231,7 @@ def find(what: str, given: str, split: str, state: str, reading: Reading) -> Inp
 
 
 def _list_images(given: str) -> Iterable[str]:
-  """Paths in a fixed order; of a folder relative to it."""
+  """Lists paths in a fixed order; those in a folder are relative to it."""
   suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in images.FORMATS}
   if paths.is_folder(given):
     if paths.is_remote(given):
@@ -233,7 +246,7 @@ def _list_images(given: str) -> Iterable[str]:
 
 def _walk(folder: str) -> Iterator[str]:
   for base, below, names in os.walk(folder):
-    below.sort()  # in place: it is also where `walk` goes next
+    below.sort()  # in place: `os.walk` goes through this very list next
     yield from (os.path.relpath(os.path.join(base, name), folder) for name in sorted(names))
 
 
@@ -266,4 +279,4 @@ def _decode(line: bytes) -> str:
 
 
 def _ignore(*_: object) -> None:
-  """Notes on fields that are kept are of no use here."""
+  """Drops notes on fields: `embed` reports only items that it leaves out."""

@@ -1,7 +1,7 @@
-"""What `python -m fgclip_jax.embed` writes: parts on disk as it goes, and in the end one file of all of them.
+"""The output of `python -m fgclip_jax.embed`: parts on disk while it runs, and one file of all parts at the end.
 
-While it runs, `OUTPUT.parts/` holds the settings and the finished parts. A part is there as a whole or not at all, and
-the output is made of parts alone, so that a run that was killed ends with the same bytes as one that was not.
+While it runs, `OUTPUT.parts/` holds the settings and the finished parts. A part is written completely or not at all,
+and the output is made from parts alone, so that a run that was killed and continued ends with the same bytes.
 """
 
 import collections
@@ -17,19 +17,23 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
+from fgclip_jax.storage.skip_report import Skip, SkipReport
+
 SUFFIXES = (".npy", ".parquet")
 
 
 class Output:
-  """A file of embeddings that is made part by part.
+  """A file of embeddings that is written part by part.
 
   Attributes:
     path: the file.
     state: the folder of its parts, until it is finished.
+
+  Raises:
+    ValueError: the path ends in none of `SUFFIXES`.
   """
 
   def __init__(self, path: str):
-    """Raises `ValueError` for a path with an unknown ending."""
     if not path.endswith(SUFFIXES):
       raise ValueError(f"output {path!r} must end in {' or '.join(SUFFIXES)}: the ending tells the format")
     stem = os.path.splitext(path)[0]
@@ -38,7 +42,7 @@ class Output:
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
-    """Keeps other processes from writing the same output; raises `ValueError` where one does."""
+    """Keeps other processes from writing the same output; raises `ValueError` if one is writing it."""
     os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
     with open(self.path + ".lock", "w") as lock:
       try:
@@ -58,13 +62,13 @@ class Output:
         os.remove(path)
 
   def begin(self, settings: dict[str, Any]) -> bool:
-    """Compares settings with those of what is there already, or notes them.
+    """Compares settings with those of an earlier run, or saves them if there was none.
 
     Returns:
       Whether the output is finished already.
 
     Raises:
-      ValueError: there is an output, or parts of one, of other settings; or a file of another origin.
+      ValueError: the output, or parts of it, were made with other settings; or the file was not made by `embed`.
     """
     noted = os.path.join(self.state, "settings.json")
     finished = os.path.exists(self._report)
@@ -77,34 +81,36 @@ class Output:
       return False
     different = [key for key in settings | before if settings.get(key) != before.get(key)]
     if different:
-      told = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(settings.get(key))}" for key in different)
+      changes = "; ".join(f"{key} was {_short(before.get(key))}, now {_short(settings.get(key))}" for key in different)
       how = "was made" if finished else "was begun"
       raise ValueError(
-        f"{self.path!r} {how} with other settings ({told}): name another output, or start over with --overwrite"
+        f"{self.path!r} {how} with other settings ({changes}): name another output, or start over with --overwrite"
       )
     if finished:
       shutil.rmtree(self.state, ignore_errors=True)
     return finished
 
   def report(self) -> dict[str, Any]:
-    """What a finished output was made with, and how much of what it holds."""
+    """Returns the report of a finished output: its settings and counts."""
     return _read_json(self._report)
 
   def part(self, number: int) -> int | None:
-    """How many items a finished part was made of; None if it is not finished."""
+    """Returns the number of items that a finished part was made from; None if it is not finished."""
     path = self._part(number, "json")
     return _read_json(path)["items"] if os.path.exists(path) else None
 
-  def write_part(self, number: int, features: np.ndarray, ids: list[str], left_out: list[dict], **counts: int) -> None:
+  def write_part(self, number: int, features: np.ndarray, ids: list[str], left_out: list[Skip], **counts: int) -> None:
     """Writes a part: embeddings [N, D] with their ids, what was left out, and counts (`items` among them)."""
     with open(self._part(number, "npy"), "wb") as file:
       np.save(file, features)
-    _write_json(self._part(number, "json"), {"ids": ids, "left_out": left_out} | counts)  # last: now it is finished
+    faults = [{"id": skip.place, "kind": skip.kind, "reason": f"{skip.field}: {skip.message}"} for skip in left_out]
+    # The JSON file is written last: a part that has one is finished.
+    _write_json(self._part(number, "json"), {"ids": ids, "left_out": faults} | counts)
 
   def finish(self, parts: int, settings: dict[str, Any]) -> tuple[list[str], dict[str, Any]]:
-    """Makes the output of its parts, and removes them. Returns the paths written, and the report."""
+    """Makes the output from its parts and removes them. Returns the paths written, and the report."""
     rows, width = sum(_count_rows(self._part(number, "npy")) for number in range(parts)), settings["width"]
-    left_out: collections.Counter[str] = collections.Counter()
+    left_out = SkipReport()
     counts: collections.Counter[str] = collections.Counter()
     written = [self.path] if self.path.endswith(".parquet") else [self.path, self._ids]
     with contextlib.ExitStack() as stack:
@@ -114,7 +120,7 @@ class Output:
         part = _read_json(self._part(number, "json"))
         put(np.load(self._part(number, "npy")), part.pop("ids"))
         for fault in part.pop("left_out"):
-          left_out[fault["kind"]] += 1
+          left_out.add(Skip(fault["kind"], fault["reason"], place=fault["id"]))
           faults.write(json.dumps(fault, ensure_ascii=False) + "\n")
         counts.update(part)
     os.replace(self._left_out + ".tmp", self._left_out)
@@ -122,14 +128,20 @@ class Output:
       written.append(self._left_out)
     else:
       os.remove(self._left_out)
-    report = {"settings": settings, "rows": rows, "width": width, **counts, "left_out": dict(left_out.most_common())}
+    report = {
+      "settings": settings,
+      "rows": rows,
+      "width": width,
+      **counts,
+      "left_out": dict(left_out.counts.most_common()),
+    }
     _write_json(self._report, report)
     shutil.rmtree(self.state)
     return [*written, self._report], report
 
   @contextlib.contextmanager
   def _writer(self, rows: int, width: int):
-    """A function that appends embeddings and their ids; files get their names when all is written."""
+    """Yields a function that appends embeddings and their ids; the files get their final names at the end."""
     if self.path.endswith(".parquet"):
       kind = pyarrow.list_(pyarrow.float32(), width)
       schema = pyarrow.schema([("id", pyarrow.string()), ("embedding", kind)])

@@ -1,29 +1,34 @@
 """Turns data sets into ArrayRecord shards: `python -m fgclip_jax.prepare COMMAND`.
 
-The same command typed again continues where it was stopped. The commands lie in `data/commands`, a module each.
+The same command run again continues where it was stopped. Every source under `sources/` is a command of its own name;
+a new file there is a new command. `source.py` says what the file needs.
 """
 
 import argparse
+import importlib
+import pkgutil
 import sys
+from typing import Any
 
-from fgclip_jax.prepare import inspect, verify
-from fgclip_jax.prepare.commands import (
-  benchmark,
-  coco,
-  finehard,
-  flickr30k,
-  pairs,
-  scenes,
-  tfds,
-  visual_genome,
-  webdataset,
-)
+from fgclip_jax.prepare import benchmark, inspect, sources, verify
 
-COMMANDS = (finehard, webdataset, pairs, coco, visual_genome, flickr30k, tfds, scenes, inspect, verify, benchmark)
+TOOLS = (inspect, verify, benchmark)
+# Help lists these sources first; others follow by name.
+FIRST = ("finehard", "webdataset", "pairs", "coco", "visual_genome", "flickr30k", "tfds", "scenes")
+PARTS = ("SHORT", "TEXT", "EXAMPLE", "add_options", "run")  # what makes a module a command
+
+
+def find_commands() -> dict[str, Any]:
+  """Returns the modules of all commands by name: the sources, and then the tools for data sets that exist."""
+  names = [entry.name for entry in pkgutil.iter_modules(sources.__path__)]
+  names.sort(key=lambda name: (FIRST.index(name) if name in FIRST else len(FIRST), name))
+  found = {name: importlib.import_module(f"{sources.__name__}.{name}") for name in names}
+  found |= {module.__name__.rpartition(".")[2]: module for module in TOOLS}
+  return {name: module for name, module in found.items() if all(hasattr(module, part) for part in PARTS)}
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs the command; returns the exit code: 0 if something was written, 1 if not."""
+  """Runs the command; returns its exit code: 0 if it succeeded, 1 if not."""
   options = _parse(argv)
   try:
     options.run(options)
@@ -41,15 +46,14 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     prog="python -m fgclip_jax.prepare", description="Turns data sets into ArrayRecord shards for training."
   )
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
-  for module in COMMANDS:
-    name = module.__name__.rpartition(".")[2]
+  for name, module in find_commands().items():
     command = commands.add_parser(
       name,
       help=module.SHORT,
       description=module.TEXT,
       epilog=f"example:\n  python -m fgclip_jax.prepare {name} {module.EXAMPLE}",
       formatter_class=argparse.RawDescriptionHelpFormatter,
-      allow_abbrev=False,  # what is not known may be a flag of Apache Beam
+      allow_abbrev=False,  # an unknown option may be a flag of Apache Beam
     )
     module.add_options(command)
     command.set_defaults(run=module.run)

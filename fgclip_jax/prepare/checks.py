@@ -1,18 +1,18 @@
-"""Checks of whole records, whatever their source: pictures of no use, captions that say nothing, regions given twice.
+"""Checks of whole records from any source: useless images, captions without content, regions given twice.
 
-| class | leaves out | what is found |
+| class | leaves out | reason |
 |---|---|---|
 | `image_duplicate`, `image_near_duplicate` | record | with `duplicates = "drop"`: an earlier record has the image |
-| `image_tiny` | record | a side below `min_side` pixels: spacers and tracking pixels |
-| `image_extreme` | record | one side more than `max_aspect` times the other: rulers and strips, a smear when squashed |
-| `caption_without_words` | record | no letter and no digit |
-| `caption_is_url`, `caption_is_file_name` | record | nothing but an address, or the name of a file |
-| `caption_repeats` | record | one character, or one phrase five times in a row: a language model that ran in a circle |
+| `image_tiny` | record | a side has fewer than `min_side` pixels: spacers and tracking pixels |
+| `image_extreme` | record | one side is over `max_aspect` times the other: rulers and strips, a smear when squashed |
+| `caption_without_words` | record | the caption has no letter and no digit |
+| `caption_is_url`, `caption_is_file_name` | record | the caption is nothing but an address or a file name |
+| `caption_repeats` | record | one character, or one phrase five times in a row: a language model caught in a loop |
 | `caption_other_language` | record | another language is at least 50 times as likely as `language` |
-| `region_caption_...` | region | the same of a region's captions, but for the language: phrases are too short to tell |
-| `region_twice` | region | box and captions of another region; of the two, the one with negatives stays |
-| `negative_equals_positive` | negative | but for case, spaces and a final dot |
-| `negative_twice` | negative | equal to an earlier negative in the same way |
+| `region_caption_...` | region | as for captions, except the language, which short phrases do not show |
+| `region_twice` | region | it has the box and captions of another region; of the two, the one with negatives stays |
+| `negative_equals_positive` | negative | it equals the positive, except for case, spaces and a final dot |
+| `negative_twice` | negative | it equals an earlier negative in the same way |
 """
 
 import dataclasses
@@ -22,14 +22,14 @@ import re
 import unicodedata
 from typing import Literal
 
-from fgclip_jax.data.annotation_fields import Tell
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.prepare.duplicates import MAX_BITS
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Report
 
-REPEATS = 5  # so often in a row, a phrase is no longer language
+REPEATS = 5  # a phrase this often in a row is not language
 PHRASE_WORDS = 24  # the longest phrase whose repetition is looked for
-LIKELIER = 50  # another language, than the one that is wanted; clear foreign sentences reach it, short names do not
+LIKELIER = 50  # factor for another language: clear foreign sentences reach it, short names do not
 
 _URL = re.compile(r"(?:https?://|www\.)\S+", re.IGNORECASE)
 _FILE_NAME = re.compile(
@@ -42,18 +42,18 @@ _FILE_NAME = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Checks:
-  """What to look for. The defaults leave out what no training gains from.
+  """What to look for. The defaults leave out what helps no training.
 
   Attributes:
-    min_side: the least width and height of an image in pixels.
-    max_aspect: the most that an image's longer side may be of its shorter one.
-    language: the code of the language of captions, e.g. `en`; empty for any.
-    duplicates: `keep` counts images that come twice, `drop` leaves the later records out, see `duplicates.py`.
-    near_duplicates: how many of 64 bits of their perceptual hashes may differ in images that count as the same;
-      None takes only equal files for the same.
+    min_side: the smallest width and height of an image in pixels.
+    max_aspect: the largest ratio of an image's longer side to its shorter side.
+    language: the code of the captions' language, e.g. `en`; empty for any.
+    duplicates: `keep` counts images that come twice, `drop` leaves out the later records; see `duplicates.py`.
+    near_duplicates: two images count as the same if their 64-bit perceptual hashes differ in at most this many bits;
+      None: only if their files are equal.
 
   Raises:
-    ValueError: a limit out of range, or a language that is not known or cannot be told, because py3langid is missing.
+    ValueError: a limit is out of range, the language is unknown, or py3langid, which finds languages, is missing.
   """
 
   min_side: int = 8
@@ -73,17 +73,17 @@ class Checks:
         raise ValueError(f"--language must be one of {', '.join(sorted(known))}; got {self.language!r}")
 
 
-def check(record: Record, size: tuple[int, int] | None, checks: Checks, tell: Tell) -> Record:
-  """Returns the record without the regions and negatives that are of no use; each is told.
+def check(record: Record, size: tuple[int, int] | None, checks: Checks, report: Report) -> Record:
+  """Returns the record without its useless regions and negatives, and reports each of these.
 
   Args:
-    record: what a source made.
-    size: width and height of its image as it came, in pixels; None where they are not known.
+    record: the record that a source made.
+    size: width and height of its image as it came, in pixels; None if unknown.
     checks: the limits.
-    tell: called with everything left out of the record.
+    report: called with everything left out of the record.
 
   Raises:
-    RecordError: the record is of no use as a whole.
+    RecordError: the whole record is useless.
   """
   if size is not None:
     _check_size(*size, checks)
@@ -94,11 +94,11 @@ def check(record: Record, size: tuple[int, int] | None, checks: Checks, tell: Te
     _check_language(record, checks.language)
   if not record.regions:
     return record
-  return dataclasses.replace(record, regions=_check_regions(record.regions, tell))
+  return dataclasses.replace(record, regions=_check_regions(record.regions, report))
 
 
 def check_caption(text: str, field: str, kind: str = "caption") -> None:
-  """Raises `RecordError` of class `<kind>_...` for a caption that says nothing, see above."""
+  """Raises `RecordError` of kind `<kind>_...` for a caption without content; the table above lists the kinds."""
   text = text.strip()
   if not any(character.isalnum() for character in text):
     raise RecordError(f"{kind}_without_words", field, f"has no letter and no digit: {_show(text)}")
@@ -111,13 +111,15 @@ def check_caption(text: str, field: str, kind: str = "caption") -> None:
 
 
 def find_repetition(text: str) -> str:
-  """The phrase of at most 24 words, or the one character of the whole text, that comes five times in a row; else ''."""
+  """Finds a phrase of at most 24 words, or the only character of a text, five times in a row; returns '' if none is."""
   words = text.lower().split()
   if len(words) == 1:
     same = len(words[0]) >= REPEATS and len(set(words[0])) == 1
     return words[0][0] if same else ""
-  if len(words) < REPEATS or len(words) - len(set(words)) < REPEATS - 1:  # what repeats has words that come again
+  if len(words) < REPEATS or len(words) - len(set(words)) < REPEATS - 1:  # too few words come again
     return ""
+  # A phrase of `length` words repeats where each word equals the word `length` places before it, `REPEATS - 1` phrases
+  # long without a gap.
   for length in range(1, min(PHRASE_WORDS, len(words) // REPEATS) + 1):
     same = list(map(operator.eq, words[length:], words))
     if sum(same) < length * (REPEATS - 1):
@@ -131,7 +133,7 @@ def find_repetition(text: str) -> str:
 
 
 def normalize(text: str) -> str:
-  """A text without what makes no difference to its reader: case, spaces, a final dot, forms of the same character."""
+  """Removes differences that do not matter to a reader: case, spaces, a final dot, forms of the same character."""
   return " ".join(unicodedata.normalize("NFKC", text).casefold().split()).rstrip(" .")
 
 
@@ -145,7 +147,7 @@ def _check_size(width: int, height: int, checks: Checks) -> None:
 
 
 def _check_language(record: Record, language: str) -> None:
-  # together, since a few words alone are often taken for another language
+  # Both captions together: a few words alone are often taken for another language.
   text = f"{record.short}\n{record.long}".strip()
   ranked = [(code, float(likelihood)) for code, likelihood in _identifier().rank(text)]
   found, best = ranked[0]
@@ -163,7 +165,7 @@ def _identifier():
   return langid.LanguageIdentifier.from_model_file(langid.MODEL_FILE, norm_probs=True)
 
 
-def _check_regions(regions: tuple[Region, ...], tell: Tell) -> tuple[Region, ...]:
+def _check_regions(regions: tuple[Region, ...], report: Report) -> tuple[Region, ...]:
   kept: dict[tuple, tuple[int, Region]] = {}
   for index, region in enumerate(regions):
     field = f"regions[{index}]"
@@ -172,28 +174,28 @@ def _check_regions(regions: tuple[Region, ...], tell: Tell) -> tuple[Region, ...
       if region.long:
         check_caption(region.long, f"{field}.long", "region_caption")
     except RecordError as error:
-      tell("region", error)
+      report("region", error)
       continue
     if region.negatives:
-      region = dataclasses.replace(region, negatives=_check_negatives(region, f"{field}.negatives", tell))
+      region = dataclasses.replace(region, negatives=_check_negatives(region, f"{field}.negatives", report))
     key = (region.box, normalize(region.short), normalize(region.long))
     earlier = kept.get(key)
     if earlier:
-      tell("region", RecordError("region_twice", field, f"has box and captions of regions[{earlier[0]}]"))
+      report("region", RecordError("region_twice", field, f"has box and captions of regions[{earlier[0]}]"))
     if not earlier or (region.negatives and not earlier[1].negatives):
       kept[key] = (earlier[0] if earlier else index, region)
   return tuple(region for _, region in kept.values())
 
 
-def _check_negatives(region: Region, field: str, tell: Tell) -> tuple[str, ...]:
+def _check_negatives(region: Region, field: str, report: Report) -> tuple[str, ...]:
   positive, kept = normalize(region.short), {}
   for index, negative in enumerate(region.negatives):
     plain = normalize(negative)
     if plain == positive:
       message = f"is the positive itself: {_show(negative)}"
-      tell("negative", RecordError("negative_equals_positive", f"{field}[{index}]", message))
+      report("negative", RecordError("negative_equals_positive", f"{field}[{index}]", message))
     elif plain in kept:
-      tell("negative", RecordError("negative_twice", f"{field}[{index}]", f"is there already: {_show(negative)}"))
+      report("negative", RecordError("negative_twice", f"{field}[{index}]", f"is there already: {_show(negative)}"))
     else:
       kept[plain] = negative
   return tuple(kept.values())

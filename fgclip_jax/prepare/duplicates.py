@@ -26,8 +26,8 @@ from PIL import Image
 
 from fgclip_jax.data import image
 from fgclip_jax.storage import paths
-from fgclip_jax.storage import workers as pool
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.workers import Engine, run_tasks, tick
 
 EXACT, NEAR = "image_duplicate", "image_near_duplicate"
 MAX_BITS = 8
@@ -171,7 +171,7 @@ def _waves() -> np.ndarray:
   return np.cos(np.pi * np.arange(8)[:, None] * (2 * np.arange(32)[None] + 1) / 64)
 
 
-def find(search: Search, workers: int | pool.Engine) -> None:
+def find(search: Search, workers: int | Engine) -> None:
   """Finds the duplicates among the hashes of all shards; partitions that were searched already are not again."""
   tasks = [
     (search, table, partition)
@@ -180,7 +180,7 @@ def find(search: Search, workers: int | pool.Engine) -> None:
     if not paths.exists(search.found_path(table, partition))
   ]
   total = len(search.tables) * search.records
-  for _ in pool.run(_find, tasks, workers, total=total, label="looking for duplicates", unit=" hashes"):
+  for _ in run_tasks(_find, tasks, workers, total=total, label="looking for duplicates", unit=" hashes"):
     pass
 
 
@@ -224,7 +224,7 @@ def _find(task: tuple[Search, int, int]) -> None:
   found = found[np.argsort(found["number"])]
   ends = np.searchsorted(found["number"], search.starts)
   _save(search.found_path(table, partition), [found[a:b] for a, b in itertools.pairwise(ends)])
-  pool.tick(len(rows))
+  tick(len(rows))
 
 
 def _find_equal(rows: np.ndarray, keys: Sequence[str]) -> np.ndarray:

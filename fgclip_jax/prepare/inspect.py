@@ -1,4 +1,4 @@
-"""`prepare inspect`: what a data set holds."""
+"""`prepare inspect`: shows what a data set holds."""
 
 import argparse
 import dataclasses
@@ -10,7 +10,7 @@ SHORT = "what a data set holds: counts, histograms, samples"
 TEXT = """
 Reads a split of a data set, prints counts and histograms, and writes a page that needs no other file, with samples,
 their boxes and captions, and a contact sheet of the same samples beside it. What was left out when the data set was
-made is taken from DIR/report-SPLIT.json, where it is there.
+made is read from DIR/report-SPLIT.json, if that file exists.
 """
 EXAMPLE = "data/finehard --split train --samples 24"
 
@@ -23,31 +23,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--output", metavar="FILE", help="the page to write (default: inspect-SPLIT.html in the current folder)"
   )
   parser.add_argument(
-    "--samples", type=positive, default=12, metavar="N", help="how many to show (default: %(default)s)"
+    "--samples", type=positive, default=12, metavar="N", help="how many samples to show (default: %(default)s)"
   )
-  parser.add_argument("--seed", type=int, default=0, help="which samples (default: %(default)s)")
+  parser.add_argument("--seed", type=int, default=0, help="chooses the samples (default: %(default)s)")
   add_workers(parser)
 
 
 def run(options: argparse.Namespace) -> None:
   """Runs the command."""
   from fgclip_jax.data import dataset_folder, shards
-  from fgclip_jax.prepare import job, report, stats, survey
+  from fgclip_jax.prepare import job, report
+  from fgclip_jax.prepare.stats import DatasetStats
   from fgclip_jax.storage import paths
 
   records = shards.Records(options.folder, options.split)
   for damage in records.damage:
     print(f"warning: {damage}")
   print(f"Reading {len(records):,} records of split {options.split!r} of {options.folder}")
-  found = survey.survey(records, options.workers)
+  found = report.count_split(records, options.workers)
   made = job.load_json(paths.join(options.folder, f"report-{options.split}.json"))
   facts = {}
   if made:
     facts = made["arguments"] | made["created_with"] | {"files": len(made["arguments"]["files"])}
-    before = stats.Tally.from_json({key: value for key, value in made.items() if key in stats.Tally().to_json()})
+    before = DatasetStats.from_json({key: value for key, value in made.items() if key in DatasetStats().to_json()})
     found = dataclasses.replace(found, duplicates=before.duplicates)
-    for kind, finding in before.findings.items():
-      found.findings.setdefault(kind, finding)
+    for skip, count in before.findings.firsts():
+      if skip.kind not in found.findings.counts:
+        found.findings.add(skip, count)
   print(f"\n{report.format_histograms(found.histograms)}\n")
   if table := found.format_table():
     print(f"Left out when it was made, or cannot be read now:\n{table}")
@@ -56,6 +58,6 @@ def run(options: argparse.Namespace) -> None:
   )
   name = dataset_folder.read_name(options.folder) or options.folder
   page = options.output or f"inspect-{options.split}.html"
-  sheet = survey.write_page(page, records, name, options.split, found, facts, options.samples, options.seed)
+  sheet = report.write_page(page, records, name, options.split, found, facts, options.samples, options.seed)
   print(f"Page: {page}\nContact sheet: {sheet}")
   cli.print_next(cli.choose_config(found), options.folder)

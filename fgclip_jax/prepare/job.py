@@ -1,6 +1,6 @@
-"""The plan of a conversion: which records of which files make which shard.
+"""The job of a conversion, and its plan: which records of which files go into which shard.
 
-It depends on the input and the arguments only, never on the number of processes.
+The plan depends only on the input and the arguments, never on the number of processes.
 """
 
 import dataclasses
@@ -13,13 +13,13 @@ from fgclip_jax.prepare.checks import Checks
 from fgclip_jax.prepare.image_storage import Storing
 from fgclip_jax.prepare.source import Source
 from fgclip_jax.storage import paths
-from fgclip_jax.storage import workers as pool
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.workers import Engine, run_tasks, tick
 
-VERSION = 2  # counts changes of what is written, so that shards of an older program are not continued
+VERSION = 2  # raised when the records written change, so that the shards of an older program are not continued
 RECORDS_PER_SHARD = 8192
-MAX_SHARDS = 1000  # chosen by default: a reader keeps all shards open, and 1024 open files is a usual limit
-MAX_TASKS = 1000  # in which the input is read for the plan
+MAX_SHARDS = 1000  # unless --shards says more: a reader keeps all shards open, and 1024 open files is a usual limit
+MAX_TASKS = 1000  # tasks that read the input for the plan
 STRIDE = 256  # records between two noted offsets
 
 
@@ -29,16 +29,16 @@ class PrepareError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-  """What to convert and where to.
+  """What to convert, and where to write it.
 
   Attributes:
     source: where the records come from.
     output: the folder of the data set.
     name: the data set's name.
     split: the split to write.
-    shards: how many shards; None chooses by the number of records.
+    shards: the number of shards; None chooses it by the number of records.
     storing: how images are checked and stored.
-    checks: what else is looked for in records.
+    checks: further checks of records.
     strict: stop at the first thing that would be left out.
   """
 
@@ -54,8 +54,15 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Piece:
-  """Records `index` to `index + count` of a file, which is number `file_number`; `skip` records lie between `offset`
-  and the first of them."""
+  """Records `index` to `index + count` of a file: they begin `skip` records after `offset`.
+
+  Attributes:
+    file: the file's path.
+    file_number: its number among the files of the source.
+    offset: the byte offset to read from, which the plan noted.
+    skip: the records between `offset` and the first record of the piece.
+    index, count: the number of the first record in the file, and how many there are.
+  """
 
   file: str
   file_number: int
@@ -66,7 +73,7 @@ class Piece:
 
 
 def get_arguments(job: Job) -> dict:
-  """What decides what is written, as the plan keeps it."""
+  """Returns everything that decides what is written, as JSON; the plan keeps it."""
   return {
     "version": VERSION,
     "form": job.source.form,
@@ -82,8 +89,8 @@ def get_arguments(job: Job) -> dict:
   }
 
 
-def compare(old: dict, new: dict) -> list[str]:
-  """Says in words what differs between the arguments of two plans."""
+def compare_arguments(old: dict, new: dict) -> list[str]:
+  """Describes the differences between the arguments of two plans, one text each."""
   changes = [
     f"{key} was {old.get(key)!r}, is {new.get(key)!r}"
     for key in {**old, **new}
@@ -104,15 +111,15 @@ def compare(old: dict, new: dict) -> list[str]:
   return changes
 
 
-def make(job: Job, state: str, workers: int | pool.Engine) -> dict:
+def make_plan(job: Job, state: str, workers: int | Engine) -> dict:
   """Reads all input files, and makes and saves the plan.
 
   Returns:
-    `arguments`, and `files`: of each its number of `records`, the `offsets` of every 256th, and where it is
-    `broken` (kind, place and reason; None for a whole file).
+    `arguments`, and `files`: for each file its number of `records`, the `offsets` of every 256th record, and where it
+    is `broken` (kind, place and reason; None for a whole file).
 
   Raises:
-    PrepareError: there is no record, or, where the job is strict, a file is broken.
+    PrepareError: there is no record; or the job is strict and a file is broken.
   """
   plan = {"arguments": get_arguments(job), "files": [None] * len(job.source.files)}
   size = sum(entry["size"] for entry in plan["arguments"]["files"])
@@ -120,7 +127,7 @@ def make(job: Job, state: str, workers: int | pool.Engine) -> dict:
   bounds = [len(job.source.files) * group // groups for group in range(groups + 1)] if groups else []
   function = functools.partial(_index_files, job)
   tasks = list(itertools.pairwise(bounds))
-  for begin, found in pool.run(function, tasks, workers, total=size, label="reading the input", unit="B"):
+  for begin, found in run_tasks(function, tasks, workers, total=size, label="reading the input", unit="B"):
     plan["files"][begin : begin + len(found)] = found
   count = sum(found["records"] for found in plan["files"])
   if count == 0:
@@ -138,26 +145,26 @@ def _index_files(job: Job, task: tuple[int, int]) -> tuple[int, list[dict]]:
 
 
 def _index_file(job: Job, path: str) -> dict:
-  """Counts a file's records; `broken` tells kind, place and reason where the file breaks off."""
+  """Counts a file's records; `broken` holds kind, place and reason if the file breaks off."""
   found = {"records": 0, "offsets": [], "broken": None}
   done = 0
   try:
     for offset, _ in job.source.scan(path):
       if found["records"] % STRIDE == 0:
         found["offsets"].append(offset)
-        pool.tick(offset - done)
+        tick(offset - done)
         done = offset
       found["records"] += 1
   except RecordError as error:
     if job.strict:
       raise PrepareError(f"--strict: {path}, record {found['records']}: {error}") from error
     found["broken"] = [error.kind, error.field, error.message]
-  pool.tick(paths.size(path) - done)
+  tick(paths.size(path) - done)
   return found
 
 
-def cut(job: Job, plan: dict) -> list[list[Piece]]:
-  """Cuts the records of all files, one after the other, into shards of equal length."""
+def cut_shards(job: Job, plan: dict) -> list[list[Piece]]:
+  """Cuts the records of all files, one after the other, into shards of nearly equal length."""
   counts = [found["records"] for found in plan["files"]]
   total = sum(counts)
   shards = min(job.shards or min(-(-total // RECORDS_PER_SHARD), MAX_SHARDS), total)

@@ -1,13 +1,13 @@
-"""Turns the records of a source into a data set: the one mechanism behind every converter.
+"""Turns the records of a source into a data set; all sources but `scenes`, which draws its records, go through here.
 
-1. Every input file is read once, to count its records and to note the offset of every 256th.
-2. The records, in the order of the files, are cut into shards of equal length. This plan depends on the input
-   and the arguments only, never on the number of processes.
-3. Where duplicates are to be left out, processes hash all images, and find those that come twice.
-4. Processes write shards. A shard is written under a temporary name, renamed, and then described in a JSON file
-   of its own; one that has both is finished, and kept when the same command is typed again.
+1. `job.make_plan` reads every input file once, counts its records and notes the offset of every 256th.
+2. `job.cut_shards` cuts the records, in the order of the files, into shards of equal length. This plan depends only on
+   the input and the arguments, never on the number of processes.
+3. With `--duplicates drop`, processes hash all images and find those that come twice.
+4. Processes write shards. A shard is written under a temporary name, renamed, and then described in a JSON file of its
+   own; a shard that has both is finished, and the same command run again keeps it.
 
-The plan, the descriptions and the hashes lie in `OUTPUT/.prepare/SPLIT/`.
+`OUTPUT/.prepare/SPLIT/` holds the plan, the descriptions and the hashes.
 """
 
 import concurrent.futures.process
@@ -24,45 +24,55 @@ from fgclip_jax.data import dataset_folder, shard_writer
 from fgclip_jax.data.dataset_folder import match_shard, shard_path
 from fgclip_jax.data.shards import Records
 from fgclip_jax.data.tokenizers.clip import Tokenizer
-from fgclip_jax.prepare import conversion, duplicates, survey
-from fgclip_jax.prepare import job as plans
-from fgclip_jax.prepare.stats import Tally
+from fgclip_jax.prepare import conversion, duplicates, report
+from fgclip_jax.prepare.job import (
+  Job,
+  Piece,
+  PrepareError,
+  compare_arguments,
+  cut_shards,
+  get_arguments,
+  load_json,
+  make_plan,
+  save_json,
+)
+from fgclip_jax.prepare.stats import DatasetStats, format_example
 from fgclip_jax.storage import locks, paths
-from fgclip_jax.storage import workers as pool
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.workers import Engine, run_tasks, tick
 
 _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-  """One shard to write: its `path`, the records it is made of, and the path of its description."""
+  """One shard to write: its `path`, the path of its `description`, and the `pieces` of input files it is made of."""
 
   number: int
   path: str
   description: str
-  pieces: list[plans.Piece]
+  pieces: list[Piece]
 
 
 @dataclasses.dataclass(frozen=True)
 class _Done:
-  """A finished shard and what was counted in it."""
+  """A finished shard and what it holds."""
 
   shard: dataset_folder.Shard
-  tally: Tally
+  stats: DatasetStats
 
 
-def write(job: plans.Job, workers: int | pool.Engine, overwrite: bool = False) -> Tally:
-  """Writes a split, or what is missing of it, and returns what it holds.
+def write(job: Job, workers: int | Engine, overwrite: bool = False) -> DatasetStats:
+  """Writes a split, or the missing shards of one, and returns what it holds.
 
   Args:
-    job: what to convert and where to.
+    job: what to convert, and where to write it.
     workers: the number of processes, or an engine; the result does not depend on it.
     overwrite: discard what an earlier run wrote for this split.
 
   Raises:
-    PrepareError: nothing usable, other arguments or files than those of the shards already there, or, where the
-      job is strict, the first fault.
+    PrepareError: no record can be used; existing shards were made with other arguments or files; or the job is strict
+      and something would be left out.
     OSError: reading or writing fails.
   """
   _check(job)
@@ -73,22 +83,24 @@ def write(job: plans.Job, workers: int | pool.Engine, overwrite: bool = False) -
       return _write(job, state, workers, overwrite)
     except concurrent.futures.process.BrokenProcessPool as error:
       message = "a worker process was killed (too little memory?); type the command again to continue, with fewer"
-      raise plans.PrepareError(f"{message} --workers if it happens again") from error
+      raise PrepareError(f"{message} --workers if it happens again") from error
 
 
-def state_folder(job: plans.Job) -> str:
-  """The folder of what `prepare` keeps to continue a split, and of all that passes between its tasks."""
+def state_folder(job: Job) -> str:
+  """The folder that `prepare` needs to continue a split; its tasks also pass files to each other there."""
   return paths.join(job.output, ".prepare", job.split)
 
 
-def _write(job: plans.Job, state: str, workers: int | pool.Engine, overwrite: bool) -> Tally:
-  plan = _load_plan(job, state, overwrite) or plans.make(job, state, workers)
-  _remove_leavings(job, state)
+def _write(job: Job, state: str, workers: int | Engine, overwrite: bool) -> DatasetStats:
+  plan = _load_plan(job, state, overwrite) or make_plan(job, state, workers)
+  _remove_unfinished(job, state)
   broken = [(path, found) for path, found in zip(job.source.files, plan["files"], strict=True) if found["broken"]]
-  total = Tally()
+  total = DatasetStats()
+  # Results are merged in the order of the input (broken files, then shards), so that the first examples in the report
+  # do not depend on which process was quicker.
   for path, found in broken:
     total.add_finding("file", RecordError(*found["broken"]), path, found["records"])
-  tasks = _list_tasks(job, state, plans.cut(job, plan))
+  tasks = _list_tasks(job, state, cut_shards(job, plan))
   search = _make_search(job, state, tasks)
   paths.make_folder(search.folder)
   if job.checks.duplicates == "drop":
@@ -96,18 +108,18 @@ def _write(job: plans.Job, state: str, workers: int | pool.Engine, overwrite: bo
     duplicates.find(search, workers)
   done = [_load_finished(task, search) for task in tasks]
   if job.strict:
-    _refuse_fault(total, *(shard.tally for shard in done if shard))
+    _refuse_fault(total, *(shard.stats for shard in done if shard))
   left = [task for task, shard in zip(tasks, done, strict=True) if shard is None]
   if len(left) < len(tasks):
     print(f"{len(tasks) - len(left)} of {len(tasks)} shards are finished already: kept")
   if left and job.checks.duplicates == "keep":
-    duplicates.forget(search)  # their hashes are written anew
+    duplicates.forget(search)  # the shards that are left write new hashes
   count = sum(piece.count for task in left for piece in task.pieces)
   function = functools.partial(_write_shard, job, search)
-  for number, shard in pool.run(function, left, workers, total=count, label="writing", unit=" records"):
+  for number, shard in run_tasks(function, left, workers, total=count, label="writing", unit=" records"):
     done[number] = shard
   for shard in done:
-    total.merge(shard.tally)
+    total.merge(shard.stats)
   if job.checks.duplicates == "keep":
     duplicates.find(search, workers)
     _count_duplicates(job, search, total)
@@ -115,7 +127,7 @@ def _write(job: plans.Job, state: str, workers: int | pool.Engine, overwrite: bo
   return total
 
 
-def _make_search(job: plans.Job, state: str, tasks: list[_Task]) -> duplicates.Search:
+def _make_search(job: Job, state: str, tasks: list[_Task]) -> duplicates.Search:
   starts = [duplicates.get_number(task.pieces[0].file_number, task.pieces[0].index) for task in tasks]
   return duplicates.Search(
     folder=paths.join(state, "duplicates"),
@@ -125,30 +137,30 @@ def _make_search(job: plans.Job, state: str, tasks: list[_Task]) -> duplicates.S
   )
 
 
-def _hash_images(job: plans.Job, search: duplicates.Search, tasks: list[_Task], workers: int | pool.Engine) -> None:
-  """Hashes the images of all usable records, before any is written: what is left out must be known by then."""
+def _hash_images(job: Job, search: duplicates.Search, tasks: list[_Task], workers: int | Engine) -> None:
+  """Hashes the images of all usable records, which must be compared before the first shard is written."""
   left = [task for task in tasks if not paths.exists(search.hashes_path(task.number))]
   if left:
     duplicates.forget(search)
   count = sum(piece.count for task in left for piece in task.pieces)
   function = functools.partial(_hash_shard, job, search)
-  for _ in pool.run(function, left, workers, total=count, label="hashing images", unit=" records"):
+  for _ in run_tasks(function, left, workers, total=count, label="hashing images", unit=" records"):
     pass
 
 
-def _hash_shard(job: plans.Job, search: duplicates.Search, task: _Task) -> None:
+def _hash_shard(job: Job, search: duplicates.Search, task: _Task) -> None:
   hashes = duplicates.Hashes(search)
   for piece, index, raw in _scan(job, task):
     try:
       loaded, _ = conversion.load(job, raw, lambda *_: None)
     except RecordError:
-      continue  # counted when its shard is written
+      continue  # its fault is counted when its shard is written
     hashes.add(duplicates.get_number(piece.file_number, index), loaded.image)
   hashes.save(task.number)
 
 
-def _count_duplicates(job: plans.Job, search: duplicates.Search, total: Tally) -> None:
-  """Counts images that come twice and were kept."""
+def _count_duplicates(job: Job, search: duplicates.Search, total: DatasetStats) -> None:
+  """Counts the images that come twice and were kept."""
   for shard in range(len(search.starts) - 1):
     found = duplicates.load(search, shard)
     for kind, rows in ((duplicates.EXACT, found.exact), (duplicates.NEAR, found.near)):
@@ -159,33 +171,37 @@ def _count_duplicates(job: plans.Job, search: duplicates.Search, total: Tally) -
         total.add_duplicates(len(rows), error, job.source.files[file], index)
 
 
-def _check(job: plans.Job) -> None:
+def _check(job: Job) -> None:
   for option, value in (("name", job.name), ("split", job.split)):
     if not _NAME.fullmatch(value):
-      raise plans.PrepareError(f"--{option} must be made of letters, digits and underscores, got {value!r}")
+      raise PrepareError(f"--{option} must be made of letters, digits and underscores, got {value!r}")
   if job.shards is not None and not 1 <= job.shards <= 99999:
-    raise plans.PrepareError(f"--shards must lie in 1..99999, got {job.shards}")
+    raise PrepareError(f"--shards must lie in 1..99999, got {job.shards}")
   name = dataset_folder.read_name(job.output) or job.name
   if name != job.name:
-    raise plans.PrepareError(f"{job.output} holds the data set {name!r}, not {job.name!r}: give another --output")
+    raise PrepareError(f"{job.output} holds the data set {name!r}, not {job.name!r}: give another --output")
 
 
-def _load_plan(job: plans.Job, state: str, overwrite: bool) -> dict | None:
-  """The plan of an earlier run of the same command; None where there is nothing to continue."""
+def _load_plan(job: Job, state: str, overwrite: bool) -> dict | None:
+  """Loads the plan of an earlier run of the same command; returns None where there is nothing to continue.
+
+  Raises:
+    PrepareError: there are shards that this command would not have written.
+  """
   matches = map(match_shard, paths.list_folder(job.output))
   shards = [match[0] for match in matches if match and match["split"] == job.split and not match["rest"]]
-  plan = plans.load_json(paths.join(state, "plan.json"))
+  plan = load_json(paths.join(state, "plan.json"))
   if plan and not overwrite:
-    changes = plans.compare(plan["arguments"], plans.get_arguments(job))
+    changes = compare_arguments(plan["arguments"], get_arguments(job))
     if not changes:
       return plan
     if shards:
-      raise plans.PrepareError(
+      raise PrepareError(
         f"{job.output} holds {len(shards)} shards of split {job.split!r} made of something else: "
         f"{'; '.join(changes)}. Add --overwrite to discard them, or give another --output"
       )
   elif shards and not overwrite:
-    raise plans.PrepareError(
+    raise PrepareError(
       f"{job.output} holds shards of split {job.split!r} that cannot be continued ({shards[0]}, ...). "
       "Add --overwrite to discard them, or give another --output"
     )
@@ -193,15 +209,15 @@ def _load_plan(job: plans.Job, state: str, overwrite: bool) -> dict | None:
   return None
 
 
-def _clear(job: plans.Job, state: str) -> None:
-  """Removes all that earlier runs wrote for this split."""
+def _clear(job: Job, state: str) -> None:
+  """Removes everything that earlier runs wrote for this split."""
   dataset_folder.remove_split(job.output, job.split)
   paths.remove(state)
   paths.make_folder(state)
 
 
-def _remove_leavings(job: plans.Job, state: str) -> None:
-  """Removes what a killed run left half done."""
+def _remove_unfinished(job: Job, state: str) -> None:
+  """Removes the unfinished files of a run that was killed."""
   for entry in paths.list_folder(job.output):
     match = match_shard(entry)
     if match and match["split"] == job.split and match["rest"]:
@@ -211,7 +227,7 @@ def _remove_leavings(job: plans.Job, state: str) -> None:
       paths.remove(paths.join(state, entry))
 
 
-def _list_tasks(job: plans.Job, state: str, cuts: list[list[plans.Piece]]) -> list[_Task]:
+def _list_tasks(job: Job, state: str, cuts: list[list[Piece]]) -> list[_Task]:
   return [
     _Task(
       number=number,
@@ -223,16 +239,16 @@ def _list_tasks(job: plans.Job, state: str, cuts: list[list[plans.Piece]]) -> li
   ]
 
 
-def _write_shard(job: plans.Job, search: duplicates.Search, task: _Task) -> tuple[int, _Done]:
-  """Writes one shard, then its description."""
-  tally = Tally()
-  shard = shard_writer.write(task.path, _convert_pieces(job, search, task, tally))
-  plans.save_json(task.description, {**dataclasses.asdict(shard), "tally": tally.to_json()})
-  return task.number, _Done(shard, tally)
+def _write_shard(job: Job, search: duplicates.Search, task: _Task) -> tuple[int, _Done]:
+  """Writes one shard, and then its description, which marks it as finished."""
+  stats = DatasetStats()
+  shard = shard_writer.write(task.path, _convert_pieces(job, search, task, stats))
+  save_json(task.description, {**dataclasses.asdict(shard), "tally": stats.to_json()})
+  return task.number, _Done(shard, stats)
 
 
-def _convert_pieces(job: plans.Job, search: duplicates.Search, task: _Task, tally: Tally) -> Iterator[bytes]:
-  converter = conversion.Converter(job, tally)
+def _convert_pieces(job: Job, search: duplicates.Search, task: _Task, stats: DatasetStats) -> Iterator[bytes]:
+  converter = conversion.Converter(job, stats)
   drop = job.checks.duplicates == "drop"
   found = duplicates.load(search, task.number).by_number() if drop else {}
   hashes = None if drop else duplicates.Hashes(search)
@@ -248,7 +264,7 @@ def _convert_pieces(job: plans.Job, search: duplicates.Search, task: _Task, tall
     hashes.save(task.number)
 
 
-def _scan(job: plans.Job, task: _Task) -> Iterator[tuple[plans.Piece, int, Any]]:
+def _scan(job: Job, task: _Task) -> Iterator[tuple[Piece, int, Any]]:
   """Yields a shard's records in raw form, with the piece and their number in its file.
 
   Raises:
@@ -258,45 +274,45 @@ def _scan(job: plans.Job, task: _Task) -> Iterator[tuple[plans.Piece, int, Any]]
     found = itertools.islice(job.source.scan(piece.file, piece.offset), piece.skip, piece.skip + piece.count)
     index = piece.index
     for index, (_, raw) in enumerate(found, piece.index + 1):
-      pool.tick(1)
+      tick(1)
       yield piece, index - 1, raw
     if index - piece.index != piece.count:
       read = f"read {index - piece.index} of {piece.count} records"
-      raise plans.PrepareError(f"{read}: did {piece.file} change meanwhile?")
+      raise PrepareError(f"{read}: did {piece.file} change meanwhile?")
 
 
 def _load_finished(task: _Task, search: duplicates.Search) -> _Done | None:
-  """What a finished shard holds; None for one that was never written, or removed, or cut off."""
+  """Loads what a finished shard holds; None for one that was not finished, was removed, or was cut off."""
   try:
-    description = plans.load_json(task.description)
+    description = load_json(task.description)
     if not description or paths.size(task.path) != description["size"]:
       return None
     if not paths.exists(search.hashes_path(task.number)):
       return None
   except (FileNotFoundError, json.JSONDecodeError):
     return None
-  tally = Tally.from_json(description.pop("tally"))
-  return _Done(dataset_folder.Shard(**description), tally)
+  stats = DatasetStats.from_json(description.pop("tally"))
+  return _Done(dataset_folder.Shard(**description), stats)
 
 
-def _refuse_fault(*tallies: Tally) -> None:
-  for tally in tallies:
-    if fault := tally.first_fault:
-      raise plans.PrepareError(f"--strict: {fault.example}")
+def _refuse_fault(*parts: DatasetStats) -> None:
+  for stats in parts:
+    if fault := stats.first_fault:
+      raise PrepareError(f"--strict: {format_example(fault)}")
 
 
-def _finish(job: plans.Job, plan: dict, total: Tally, shards: list[dataset_folder.Shard]) -> None:
+def _finish(job: Job, plan: dict, total: DatasetStats, shards: list[dataset_folder.Shard]) -> None:
   """Writes the reports, and describes the split in the data set's folder."""
   if not total.records:
     _clear(job, state_folder(job))
-    raise plans.PrepareError(f"none of {total.read:,} records can be used:\n{total.format_table()}")
+    raise PrepareError(f"none of {total.read:,} records can be used:\n{total.format_table()}")
   packages = ("array_record", "pillow", "tokenizers", "ftfy")
-  report = {
+  summary = {
     "arguments": plan["arguments"],
     "created_with": {package: importlib.metadata.version(package) for package in packages},
     **total.to_json(),
   }
-  plans.save_json(paths.join(job.output, f"report-{job.split}.json"), report)
+  save_json(paths.join(job.output, f"report-{job.split}.json"), summary)
   with locks.hold(paths.join(job.output, ".prepare", "folder.lock"), f"describing {job.output}", wait=True):
     info = dataset_folder.read_info(job.output)
     info["tokenizer"] = Tokenizer.name
@@ -304,12 +320,12 @@ def _finish(job: plans.Job, plan: dict, total: Tally, shards: list[dataset_folde
       "form": job.source.form,
       **job.source.arguments(),
       "files": len(job.source.files),
-      "created_with": report["created_with"],
+      "created_with": summary["created_with"],
       "counts": total.counts,
-      "findings": {kind: {"left_out": found.loss, "count": found.count} for kind, found in total.findings.items()},
+      "findings": {skip.kind: {"left_out": skip.scope, "count": count} for skip, count in total.findings.firsts()},
     }
     dataset_folder.write_info(job.output, info)
     dataset_folder.add_splits(job.output, job.name, {job.split: shards})
-  facts = {**job.source.arguments(), **report["created_with"], "files": len(job.source.files)}
+  facts = {**job.source.arguments(), **summary["created_with"], "files": len(job.source.files)}
   page = paths.join(job.output, f"report-{job.split}.html")
-  survey.write_page(page, Records(job.output, job.split), job.name, job.split, total, facts, survey.SAMPLES)
+  report.write_page(page, Records(job.output, job.split), job.name, job.split, total, facts)

@@ -1,17 +1,27 @@
-"""What a data set holds, to read: a page that needs nothing else, and the same in a terminal."""
+"""Reports of what a data set holds: an HTML page that needs no other file, and text for a terminal."""
 
 import base64
+import dataclasses
+import functools
 import html
 import io
+import itertools
 from collections.abc import Sequence
 
 from PIL import Image
 
-from fgclip_jax.prepare.histograms import TITLES, Histogram, Histograms
-from fgclip_jax.prepare.stats import NAMES, Tally
+from fgclip_jax.data import record
+from fgclip_jax.data.shards import Records
+from fgclip_jax.data.tokenizers import token_ids
+from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.prepare.stats import SCOPE_NAMES, TITLES, DatasetStats, Histogram, Histograms, format_example
+from fgclip_jax.storage import paths, workers
+from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.viz import contact_sheet
 from fgclip_jax.viz.contact_sheet import COLOURS, Sample
 
+SAMPLES = 12  # shown in the report of a conversion
+_RECORDS_PER_TASK, _MAX_TASKS = 4096, 1000
 _BAR = 40  # characters of the longest bar in a terminal
 _STYLE = """
 body { font: 15px/1.45 system-ui, sans-serif; color: #222; background: #fff; margin: 2rem auto; max-width: 78rem;
@@ -28,21 +38,76 @@ figcaption ol { margin: .3rem 0; } ol { padding-left: 1.4rem; } details { color:
 """
 
 
-def format_page(name: str, split: str, tally: Tally, samples: Sequence[Sample], facts: dict[str, object]) -> str:
-  """The page, as HTML that needs no other file.
+def count_split(records: Records, processes: int) -> DatasetStats:
+  """Reads a split and counts what it holds; a record that cannot be read is a finding.
 
   Args:
-    name, split: the data set.
-    tally: what is there, and what was left out.
-    samples: records to show.
-    facts: whatever else should be said of the data set, by name.
+    records: the split.
+    processes: the number of processes; the result does not depend on it.
   """
+  count = min(-(-len(records) // _RECORDS_PER_TASK), _MAX_TASKS)
+  tasks = list(itertools.pairwise(len(records) * task // count for task in range(count + 1)))
+  function = functools.partial(_count_range, records)
+  found = dict(workers.run_tasks(function, tasks, processes, total=len(records), label="reading", unit=" records"))
+  total = DatasetStats()
+  for begin in sorted(found):  # tasks end in any order; the first examples are those of the first records
+    total.merge(found[begin])
+  return total
+
+
+def _count_range(records: Records, task: tuple[int, int]) -> tuple[int, DatasetStats]:
+  """Counts records `begin` to `end`; returns `begin` and the counts."""
+  stats, tokenizer = DatasetStats(), Tokenizer()
+  for number in range(*task):
+    workers.tick(1)
+    stats.read += 1
+    try:
+      found = record.decode(records[number])
+    except RecordError as error:
+      file, _, index = records.where(number).rpartition(", record ")
+      stats.add_finding("record", error, file, int(index))
+      continue
+    if found.tokens is None:
+      found = dataclasses.replace(found, tokens=token_ids.make(found, tokenizer))
+    stats.add_record(found)
+  return task[0], stats
+
+
+def write_page(
+  path: str,
+  records: Records,
+  name: str,
+  split: str,
+  stats: DatasetStats,
+  facts: dict[str, object],
+  count: int = SAMPLES,
+  seed: int = 0,
+) -> str:
+  """Writes the page, and beside it a contact sheet of the same samples; returns the path of the sheet.
+
+  Args:
+    path: the page to write.
+    records: the split, to draw samples from.
+    name, split: the names of the data set and the split.
+    stats: what the split holds, and what was left out.
+    facts: further rows of the table at the end, by name.
+    count, seed: how many samples, and which.
+  """
+  samples = contact_sheet.take(records, count, seed)
+  paths.write(path, format_page(name, split, stats, samples, facts).encode())
+  sheet = f"{path.removesuffix('.html')}.jpg"
+  paths.write(sheet, encode_jpeg(contact_sheet.draw(samples)))
+  return sheet
+
+
+def format_page(name: str, split: str, stats: DatasetStats, samples: Sequence[Sample], facts: dict[str, object]) -> str:
+  """Formats the page as HTML; its images are part of it. For the arguments see `write_page`."""
   title = html.escape(f"{name}, split {split}")
-  rows = "".join(_row(key.replace("_", " "), f"{value:,}") for key, value in tally.counts.items())
+  rows = "".join(_row(key.replace("_", " "), f"{value:,}") for key, value in stats.counts.items())
   others = "".join(
     f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(value))}</td></tr>" for key, value in facts.items()
   )
-  charts = "".join(_chart(TITLES.get(key, key), value) for key, value in tally.histograms.items() if value.count)
+  charts = "".join(_chart(TITLES.get(key, key), value) for key, value in stats.histograms.items() if value.count)
   shown = "".join(map(_figure, samples))
   return f"""<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -50,7 +115,7 @@ def format_page(name: str, split: str, tally: Tally, samples: Sequence[Sample], 
 <h1>{title}</h1>
 <table>{rows}</table>
 <h2>Left out, and notes</h2>
-{_findings(tally)}
+{_findings(stats)}
 <h2>Samples</h2>
 <div class="samples">{shown}</div>
 <h2>Histograms</h2>
@@ -62,7 +127,7 @@ def format_page(name: str, split: str, tally: Tally, samples: Sequence[Sample], 
 
 
 def format_histograms(histograms: Histograms) -> str:
-  """The histograms that hold anything, with bars of characters."""
+  """Formats the histograms that are not empty, with bars of characters."""
   return "\n\n".join(
     _format_histogram(TITLES.get(name, name), value) for name, value in histograms.items() if value.count
   )
@@ -87,16 +152,16 @@ def _row(name: str, value: str) -> str:
   return f'<tr><td>{html.escape(name)}</td><td class="number">{html.escape(value)}</td></tr>'
 
 
-def _findings(tally: Tally) -> str:
-  if not tally.findings:
+def _findings(stats: DatasetStats) -> str:
+  if not stats.findings:
     return "<p>Nothing was left out, and there is nothing to note.</p>"
   rows = ["<tr><th>class</th><th>left out</th><th>count</th><th>first example</th></tr>"]
-  for kind, found in tally.sorted_findings:
-    left_out = NAMES.get(found.loss, found.loss)
-    style = ' class="note"' if found.loss == "note" else ""
+  for skip, count in stats.sorted_findings:
+    left_out = SCOPE_NAMES.get(skip.scope, skip.scope)
+    style = ' class="note"' if skip.scope == "note" else ""
     rows.append(
-      f'<tr{style}><td>{html.escape(kind)}</td><td>{left_out}</td><td class="number">{found.count:,}</td>'
-      f'<td class="example">{html.escape(found.example)}</td></tr>'
+      f'<tr{style}><td>{html.escape(skip.kind)}</td><td>{left_out}</td><td class="number">{count:,}</td>'
+      f'<td class="example">{html.escape(format_example(skip))}</td></tr>'
     )
   return f"<table>{''.join(rows)}</table>"
 
@@ -146,7 +211,7 @@ def _figure(sample: Sample) -> str:
 
 
 def encode_jpeg(picture: Image.Image) -> bytes:
-  """The bytes of a JPEG file."""
+  """Encodes a picture as a JPEG file."""
   file = io.BytesIO()
   picture.save(file, "JPEG", quality=88)
   return file.getvalue()

@@ -33,7 +33,7 @@ def run(options: argparse.Namespace) -> None:
   size = sum(entry["bytes"] for entry in sums.values())
   function = functools.partial(dataset_folder.verify_shard, options.folder)
   tasks = list(sums.items())
-  results = workers.run(function, tasks, options.workers, total=size, label="verifying", unit="B")
+  results = workers.run_tasks(function, tasks, options.workers, total=size, label="verifying", unit="B")
   faults = sorted(fault for fault in results if fault)
   if faults:
     raise ValueError("\n".join([f"{len(faults)} of {len(sums)} shards are not as they were written:", *faults]))

@@ -15,7 +15,7 @@ from fgclip_jax.storage import paths
 _TRIES = 60  # a second each
 
 
-class Locked(ValueError):
+class LockedError(ValueError):
   """Another process holds the lock; the message says which."""
 
 
@@ -33,7 +33,7 @@ def hold(path: str, what: str, wait: bool = False) -> Iterator[None]:
     wait: wait for another process to finish, a minute at most.
 
   Raises:
-    Locked: another process holds it.
+    LockedError: another process holds it.
   """
   take = _hold_object if paths.is_remote(path) else _hold_file
   with contextlib.ExitStack() as stack:
@@ -41,7 +41,7 @@ def hold(path: str, what: str, wait: bool = False) -> Iterator[None]:
       try:
         stack.enter_context(take(path, what))
         break
-      except Locked:
+      except LockedError:
         if not wait or attempt == _TRIES:
           raise
         time.sleep(1.0)
@@ -54,7 +54,7 @@ def _hold_file(path: str, what: str) -> Iterator[None]:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-      raise Locked(f"another process is {what}") from error
+      raise LockedError(f"another process is {what}") from error
     yield
 
 
@@ -71,14 +71,14 @@ def _hold_object(path: str, what: str) -> Iterator[None]:
 
 
 def _refuse(path: str, what: str, key: str | None) -> None:
-  """Raises `Locked` where the marker is that of another process which may be alive."""
+  """Raises `LockedError` where the marker is that of another process which may be alive."""
   if not paths.exists(path):
     return
   holder = json.loads(paths.read(path))
   gone = holder["host"] == socket.gethostname() and not _is_alive(holder["process"])
   if holder["key"] != key and not gone:
     who = f"process {holder['process']} on {holder['host']}, since {holder['since']}"
-    raise Locked(f"another process is {what} ({who}); if it was killed, delete {path}")
+    raise LockedError(f"another process is {what} ({who}); if it was killed, delete {path}")
 
 
 def _is_alive(process: int) -> bool:

@@ -18,8 +18,8 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from fgclip_jax.storage import locks, paths
-from fgclip_jax.storage import workers as pool
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.workers import Engine, run_tasks, tick
 
 MAX_PARTS = 16  # a look-up asks one after the other
 _INFO = "table.json"
@@ -66,7 +66,7 @@ def make(
   read: Reader,
   inputs: Sequence[tuple[str, Any]],
   arguments: dict,
-  workers: int | pool.Engine,
+  workers: int | Engine,
   *,
   label: str,
 ) -> Table:
@@ -88,12 +88,12 @@ def make(
 
 
 def _make(
-  folder: str, read: Reader, inputs: Sequence[tuple[str, Any]], arguments: dict, workers: int | pool.Engine, label: str
+  folder: str, read: Reader, inputs: Sequence[tuple[str, Any]], arguments: dict, workers: int | Engine, label: str
 ) -> Table:
   parts = min(len(inputs), MAX_PARTS)
   bounds = [len(inputs) * part // parts for part in range(parts + 1)]
   tasks = [(folder, part, read, inputs[begin:end]) for part, (begin, end) in enumerate(itertools.pairwise(bounds))]
-  results = dict(pool.run(_make_part, tasks, workers, total=len(inputs), label=label, unit=" files"))
+  results = dict(run_tasks(_make_part, tasks, workers, total=len(inputs), label=label, unit=" files"))
   entries, repeated, skipped, broken = zip(*(results[part] for part in range(parts)), strict=True)
   info = {
     "parts": parts,
@@ -149,10 +149,10 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
               connection.execute("INSERT INTO scratch.found VALUES (?, ?)", row)
               found += 1
               if found % _ROWS == 0:
-                pool.tick(0)  # where a run that was stopped ends
+                tick(0)  # where a run that was stopped ends
         except RecordError as error:
           broken.append((name, str(error)))
-        pool.tick(1)
+        tick(1)
       connection.execute("CREATE TABLE entries (key TEXT PRIMARY KEY, value TEXT) WITHOUT ROWID")
       order = "SELECT key, value FROM scratch.found ORDER BY key, rowid"
       connection.execute(f"INSERT OR IGNORE INTO entries {order}")

@@ -1,7 +1,7 @@
-"""Runs tasks in processes, or by an engine that has machines of its own.
+"""Runs tasks in processes of this machine, or by an engine that has machines of its own.
 
-The one way in which work is spread: a function of a module, tasks and results that can be pickled and are small. Data
-pass through files.
+All parallel work of `prepare` takes this one form: a function at the top of a module, with small tasks and results that
+can be pickled. Data pass through files.
 """
 
 import concurrent.futures
@@ -18,19 +18,19 @@ Task, Result = TypeVar("Task"), TypeVar("Result")
 
 
 def count_processors() -> int:
-  """How many processors this process may use, which are fewer than the machine's in many containers."""
+  """Counts the processors that this process may use; in a container they are often fewer than the machine's."""
   return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @runtime_checkable
 class Engine(Protocol):
-  """Runs tasks elsewhere, see `beam.Beam`."""
+  """Runs tasks on other machines, as `prepare.beam.Beam` does."""
 
   def run(self, function: Callable[[Task], Result], tasks: list[Task], *, label: str) -> Iterator[Result]:
-    """Yields the results of `function`, in any order; an error in a task stops the others and is raised."""
+    """Yields the results of `function` in any order; an error in a task stops the others and is raised."""
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
   """Raised inside a task once the run was stopped."""
 
 
@@ -42,21 +42,21 @@ _advance: Callable[[int], object] = _ignore
 
 
 def tick(amount: int) -> None:
-  """Moves the progress bar; a task calls it often, for it is also where a stopped task ends."""
+  """Moves the progress bar. A task calls it often, for a task of a stopped run ends here."""
   _advance(amount)
 
 
-def run(
+def run_tasks(
   function: Callable[[Task], Result], tasks: list[Task], workers: int | Engine, *, total: int, label: str, unit: str
 ) -> Iterator[Result]:
   """Yields the results of `function` in the order in which tasks end.
 
   Args:
-    function: a module's own, or a `functools.partial` of one.
-    tasks: what it is called with.
+    function: a function at the top of a module, or a `functools.partial` of one.
+    tasks: the arguments of its calls.
     workers: the number of processes (one worker, or one task, runs in this process), or an engine.
-    total: how far the progress bar goes, which `tick` moves; with an engine, it goes from task to task.
-    label, unit: of the progress bar.
+    total: the length of the progress bar, which `tick` moves; with an engine, the bar counts tasks.
+    label, unit: the texts of the progress bar.
 
   Raises:
     BaseException: an error in a task stops the others and is raised here.
@@ -97,12 +97,12 @@ def run(
 
 def _start_worker(count, stop) -> None:
   global _advance
-  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is told too, and stops its workers
+  signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the same signal, and stops its workers
   threading.Thread(target=_follow_parent, daemon=True).start()
 
   def advance(amount: int) -> None:
     if stop.is_set():
-      raise Stopped
+      raise StoppedError
     with count.get_lock():
       count.value += amount
 
@@ -110,6 +110,8 @@ def _start_worker(count, stop) -> None:
 
 
 def _follow_parent() -> None:
-  """Ends this process when its parent is gone: a killed parent cannot tell its workers to stop."""
-  multiprocessing.parent_process().join()
+  """Ends this process when its parent has ended: a killed parent cannot stop its workers."""
+  parent = multiprocessing.parent_process()
+  assert parent is not None  # only worker processes run this
+  parent.join()
   os._exit(1)

@@ -112,7 +112,7 @@ def _fail_at_three(number):
 @needs_beam
 def test_results_of_tasks_come_back_and_nothing_is_left(tmp_path):
   engine = beam.Beam((), str(tmp_path))
-  results = workers.run(_double, list(range(20)), engine, total=20, label="doubling", unit="")
+  results = workers.run_tasks(_double, list(range(20)), engine, total=20, label="doubling", unit="")
   assert sorted(results) == [2 * number for number in range(20)]
   assert os.listdir(tmp_path) == []
 
@@ -121,14 +121,14 @@ def test_results_of_tasks_come_back_and_nothing_is_left(tmp_path):
 def test_what_a_task_raises_is_raised(tmp_path):
   engine = beam.Beam((), str(tmp_path))
   with pytest.raises(job.PrepareError, match="three"):
-    list(workers.run(_fail_at_three, list(range(6)), engine, total=6, label="failing", unit=""))
+    list(workers.run_tasks(_fail_at_three, list(range(6)), engine, total=6, label="failing", unit=""))
 
 
 @needs_beam
 def test_a_runner_that_fails_is_an_error(tmp_path):
   engine = beam.Beam(("--runner=FlinkRunner", "--flink_master=localhost:1", "--job_server_timeout=1"), str(tmp_path))
   with pytest.raises(beam.BeamError, match="Beam failed while doubling"):
-    list(workers.run(_double, [1, 2], engine, total=2, label="doubling", unit=""))
+    list(workers.run_tasks(_double, [1, 2], engine, total=2, label="doubling", unit=""))
 
 
 @needs_beam

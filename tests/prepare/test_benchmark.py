@@ -14,10 +14,9 @@ from fgclip_jax.data import record
 from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.dataset_folder import shard_path
 from fgclip_jax.prepare import __main__ as prepare
-from fgclip_jax.prepare import benchmark as bench
-from fgclip_jax.prepare.commands import benchmark
+from fgclip_jax.prepare import benchmark, loader_timing
 
-STAGES = bench.Stages(
+STAGES = loader_timing.Stages(
   disk=1e-4,
   read=2e-5,
   fields=8e-5,
@@ -47,7 +46,7 @@ def toy(tmp_path_factory) -> str:
 
 
 def test_every_stage_takes_time(toy):
-  stages = bench.measure_stages(DataConfig(path=toy, batch_size=8), 32)
+  stages = loader_timing.measure_stages(DataConfig(path=toy, batch_size=8), 32)
   assert min(stages.disk, stages.read, stages.fields, stages.tokens, stages.batch, *stages.image.values()) > 0
   assert stages.sides == 48 and stages.jpegs == 1.0 and not stages.stored_tokens
   parts = stages.read + stages.fields + stages.image["fast"] + stages.captions + stages.batch
@@ -56,15 +55,15 @@ def test_every_stage_takes_time(toy):
 
 @pytest.mark.parametrize("cores", [1, 2, 4, 16, 208])
 def test_settings_use_no_more_threads_than_cores(cores):
-  tried = bench.settings_to_try(cores)
+  tried = loader_timing.settings_to_try(cores)
   assert (0, 1) in tried
   assert all(max(workers, 1) * threads <= max(cores, 2) for workers, threads in tried)
 
 
 def test_the_command_says_what_it_found(toy, monkeypatch, capsys):
-  monkeypatch.setattr(bench, "settings_to_try", lambda cores: [(0, 1)])
+  monkeypatch.setattr(loader_timing, "settings_to_try", lambda cores: [(0, 1)])
   monkeypatch.setattr("fgclip_jax.data.loader.choose_workers", lambda config: (0, 1))
-  monkeypatch.setattr(bench, "_WARM_UP", 0.0)
+  monkeypatch.setattr(loader_timing, "_WARM_UP", 0.0)
   command = ["benchmark", toy, "--size", "32", "--seconds", "0.1", "--batch", "64", "--step_seconds", "1000"]
   assert prepare.main(command) == 0
   said = capsys.readouterr().out

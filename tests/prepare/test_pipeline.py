@@ -267,8 +267,8 @@ def test_shards_do_not_depend_on_the_order_of_tasks(tmp_path_factory, counts, sh
   outputs = []
   for name, engine in (("a", 1), ("b", Disorder(seed))):
     output = given.output / name
-    tally = pipeline.write(job.Job(source, str(output), "toy", shards=shards), engine)
-    assert (tally.read, tally.records) == (len(names), len(names) - len(lost))
+    stats = pipeline.write(job.Job(source, str(output), "toy", shards=shards), engine)
+    assert (stats.read, stats.records) == (len(names), len(names) - len(lost))
     outputs.append(read_files(output))
   assert outputs[0] == outputs[1]
   assert [item.id for shard in read(given.output / "a") for item in shard] == [n for n in names if n not in lost]

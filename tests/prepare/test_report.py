@@ -19,8 +19,8 @@ from fgclip_jax.data.shards import Records
 from fgclip_jax.data.tokenizers import token_ids
 from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.prepare import __main__ as prepare
-from fgclip_jax.prepare import report, survey
-from fgclip_jax.prepare.stats import Tally
+from fgclip_jax.prepare import report
+from fgclip_jax.prepare.stats import DatasetStats
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.viz import contact_sheet
 from fgclip_jax.viz.contact_sheet import Sample
@@ -103,13 +103,13 @@ class Page(html.parser.HTMLParser):
 
 
 def test_the_page_holds_counts_findings_histograms_and_samples():
-  tally = Tally(read=3)
-  tally.add_record(make_record())
-  tally.add_record(make_record(1))
-  tally.add_finding("record", RecordError("image_missing", "image", "no file '<x>'"), "a.json", 7)
-  tally.add_duplicates(5, RecordError("image_duplicate", "image", "is that of b"), "a.json", 8)
+  stats = DatasetStats(read=3)
+  stats.add_record(make_record())
+  stats.add_record(make_record(1))
+  stats.add_finding("record", RecordError("image_missing", "image", "no file '<x>'"), "a.json", 7)
+  stats.add_duplicates(5, RecordError("image_duplicate", "image", "is that of b"), "a.json", 8)
   samples = [Sample("a, record 1", make_record(), Image.new("RGB", (8, 8))), Sample("b", None, None, "broken & lost")]
-  text = report.format_page("toy", "train", tally, samples, {"images": "/a&b"})
+  text = report.format_page("toy", "train", stats, samples, {"images": "/a&b"})
   page = Page(text)
   assert len(page.images) == 1
   assert page.images[0].startswith("data:image/jpeg;base64,")
@@ -117,15 +117,15 @@ def test_the_page_holds_counts_findings_histograms_and_samples():
   for expected in ("image_missing", "a.json, record 7: image no file '<x>'", "image_duplicate", "5", "dog & cat 0"):
     assert expected in page.texts
   assert {"a <b>dog</b> 0", "broken & lost", "/a&b", "boxes of an image"} <= set(page.texts)
-  empty = Page(report.format_page("toy", "train", Tally(), [], {}))
+  empty = Page(report.format_page("toy", "train", DatasetStats(), [], {}))
   assert "Nothing was left out, and there is nothing to note." in empty.texts
 
 
 def test_bars_are_as_long_as_counts():
-  tally = Tally()
+  stats = DatasetStats()
   for regions in (0, 1, 1, 1, 1, 3):
-    tally.add_record(make_record(regions=regions))
-  lines = report.format_histograms(tally.histograms).split("\n\n")
+    stats.add_record(make_record(regions=regions))
+  lines = report.format_histograms(stats.histograms).split("\n\n")
   chart = next(entry for entry in lines if entry.startswith("boxes of an image")).splitlines()
   assert chart[1] == "  6 in all, 0 to 3, mean 1.167"
   assert [line.split() for line in chart[2:]] == [
@@ -136,17 +136,19 @@ def test_bars_are_as_long_as_counts():
   ]
 
 
-def test_a_survey_counts_every_record_and_names_those_that_cannot_be_read(tmp_path, monkeypatch):
-  monkeypatch.setattr(survey, "_RECORDS_PER_TASK", 3)
+def test_every_record_is_counted_and_the_unreadable_are_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(report, "_RECORDS_PER_TASK", 3)
   items = [make_record(index, regions=index % 4) for index in range(9)]
   records = write_set(tmp_path, [*items[:5], b"no record", *items[5:]])
-  alone = survey.survey(records, 1)
-  assert alone == survey.survey(records, 2)
+  alone = report.count_split(records, 1)
+  assert alone == report.count_split(records, 2)
   assert (alone.read, alone.records, alone.regions) == (10, 9, 12)
-  ((kind, finding),) = alone.findings.items()
-  assert (kind, finding.loss, finding.record) == ("record_unreadable", "record", 0)
-  assert finding.file == records.paths[1]
-  expected = Tally(read=9)
+  ((finding, count),) = alone.findings.firsts()
+  assert (finding.kind, finding.scope, count) == ("record_unreadable", "record", 1)
+  assert finding.place == f"{records.paths[1]}, record 0"
+  written = alone.to_json()["findings"]["record_unreadable"]
+  assert (written["file"], written["record"], written["loss"]) == (records.paths[1], 0, "record")
+  expected = DatasetStats(read=9)
   for item in items:
     expected.add_record(item)
   assert alone.histograms == expected.histograms

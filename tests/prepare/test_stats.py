@@ -8,8 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.data.record import Record, Region, Tokens
-from fgclip_jax.prepare.histograms import EDGES, TITLES, Histogram, Histograms
-from fgclip_jax.prepare.stats import Tally
+from fgclip_jax.prepare.stats import EDGES, TITLES, DatasetStats, Histogram, Histograms
 from fgclip_jax.storage.errors import RecordError
 
 VALUES = st.lists(st.floats(0, 1e6) | st.integers(0, 300).map(float))
@@ -100,21 +99,21 @@ def test_what_a_record_adds():
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 10)) | KINDS, max_size=20), st.integers(0, 20))
-def test_a_tally_of_parts_is_that_of_the_whole(events, cut):
+def test_the_stats_of_parts_is_that_of_the_whole(events, cut):
   def count(events, start):
-    tally = Tally()
+    stats = DatasetStats()
     for index, event in enumerate(events, start):
-      tally.read += 1
+      stats.read += 1
       if isinstance(event[0], int):
-        tally.add_record(make_record(*event))
+        stats.add_record(make_record(*event))
       elif event[1] == "image_duplicate":
-        tally.add_duplicates(3, RecordError(event[1], "image", "is there"), "a.json", index)
+        stats.add_duplicates(3, RecordError(event[1], "image", "is there"), "a.json", index)
       else:
-        tally.add_finding(event[0], RecordError(event[1], "field", "is wrong"), "a.json", index)
-    return tally
+        stats.add_finding(event[0], RecordError(event[1], "field", "is wrong"), "a.json", index)
+    return stats
 
   whole, merged = count(events, 0), count(events[:cut], 0)
   merged.merge(count(events[cut:], min(cut, len(events))))
   assert merged == whole
-  assert Tally.from_json(json.loads(json.dumps(whole.to_json(), allow_nan=False))) == whole
+  assert DatasetStats.from_json(json.loads(json.dumps(whole.to_json(), allow_nan=False))) == whole
   assert whole.counts["read"] == len(events)

@@ -20,7 +20,7 @@ def path(request, tmp_path):
 
 def test_a_lock_is_held_by_one_at_a_time(path):
   with locks.hold(path, "baking"):
-    with pytest.raises(locks.Locked, match="another process is baking"):
+    with pytest.raises(locks.LockedError, match="another process is baking"):
       with locks.hold(path, "baking"):
         pass
   with locks.hold(path, "baking"):
@@ -67,6 +67,6 @@ def test_a_marker_of_a_killed_process_of_this_machine_is_ignored(tmp_path):
 def test_a_marker_of_another_machine_says_how_to_go_on(tmp_path):
   path = standin.remote(tmp_path / "train.lock")
   paths.write(path, json.dumps({"host": "elsewhere", "process": 1, "key": "a", "since": "then"}).encode())
-  with pytest.raises(locks.Locked, match=r"process 1 on elsewhere, since then.*delete stand-in://.*train.lock"):
+  with pytest.raises(locks.LockedError, match=r"process 1 on elsewhere, since then.*delete stand-in://.*train.lock"):
     with locks.hold(path, "baking"):
       pass

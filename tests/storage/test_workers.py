@@ -6,11 +6,11 @@ import time
 import pytest
 import tqdm
 
-from fgclip_jax.storage import workers as pool
+from fgclip_jax.storage.workers import run_tasks, tick
 
 
 def _add(number, other):
-  pool.tick(other)
+  tick(other)
   return number + other
 
 
@@ -18,7 +18,7 @@ def _fail_or_work(folder, number):
   if number == 0:
     raise ValueError("no nought")
   for _ in range(600):
-    pool.tick(1)
+    tick(1)
     time.sleep(0.1)
   (folder / str(number)).touch()
 
@@ -40,13 +40,13 @@ def bars(monkeypatch):
       super().__init__(*args, **options)
       made.append(self)
 
-  monkeypatch.setattr(pool.tqdm, "tqdm", Bar)
+  monkeypatch.setattr(tqdm, "tqdm", Bar)
   return made
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_every_result_arrives_and_the_bar_ends_at_its_total(workers, bars):
-  results = pool.run(functools.partial(_add, 10), [1, 2, 3], workers, total=6, label="adding", unit="")
+  results = run_tasks(functools.partial(_add, 10), [1, 2, 3], workers, total=6, label="adding", unit="")
   assert sorted(results) == [11, 12, 13]
   ((bar),) = bars
   assert bar.n == bar.total == 6
@@ -54,7 +54,7 @@ def test_every_result_arrives_and_the_bar_ends_at_its_total(workers, bars):
 
 def test_an_engine_gets_the_tasks_and_the_bar_counts_them(bars):
   engine = Elsewhere()
-  assert list(pool.run(functools.partial(_add, 10), [1, 2, 3], engine, total=6, label="adding", unit="")) == [
+  assert list(run_tasks(functools.partial(_add, 10), [1, 2, 3], engine, total=6, label="adding", unit="")) == [
     13,
     12,
     11,
@@ -65,10 +65,10 @@ def test_an_engine_gets_the_tasks_and_the_bar_counts_them(bars):
 
 def test_an_error_stops_the_other_tasks(tmp_path):
   with pytest.raises(ValueError, match="no nought"):
-    list(pool.run(functools.partial(_fail_or_work, tmp_path), [0, 1, 2], 2, total=0, label="working", unit=""))
+    list(run_tasks(functools.partial(_fail_or_work, tmp_path), [0, 1, 2], 2, total=0, label="working", unit=""))
   assert not list(tmp_path.iterdir())  # all tasks have ended by now, none to its end
 
 
 def test_without_tasks_nothing_runs(bars):
-  assert list(pool.run(_add, [], 4, total=0, label="", unit="")) == []
+  assert list(run_tasks(_add, [], 4, total=0, label="", unit="")) == []
   assert not bars

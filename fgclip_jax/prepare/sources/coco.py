@@ -1,22 +1,30 @@
-"""COCO's captions and instances.
+"""Converts COCO's captions and, with --instances, its boxes.
 
 An image's short caption is the first of its five, in the order of the file; the others are not used, which is noted.
-Its regions are the boxes of its instances, with the names of their classes as captions; boxes around crowds, whose
-captions would be wrong, are left out. There are no long captions.
+Its regions are the boxes of its instances, with the names of their classes as captions. Boxes around crowds are left
+out, for their captions would be wrong. There are no long captions.
 """
 
+import argparse
 import functools
 import sqlite3
 from collections.abc import Iterator, Sequence
 
+from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, joins
 from fgclip_jax.storage.streams import get_size, named, read_entries
+
+SHORT = "COCO's captions and boxes"
+TEXT = f"{__doc__}{cli.IMAGE_CHECK}"
+EXAMPLE = (
+  "--captions captions_train2017.json --instances instances_train2017.json --images train2017 --output data/coco"
+)
 
 FORM = "coco"
 
 
 def make(state: str, captions: Sequence[str], instances: Sequence[str], folder: image_store.Folder) -> joins.Joined:
-  """Joins files as `captions_train2017.json` and `instances_train2017.json`; see `joins.make`."""
+  """Joins files such as `captions_train2017.json` and `instances_train2017.json`; see `joins.make`."""
   join = functools.partial(_join, captions=len(captions))
   return joins.make(state, FORM, join, [*captions, *instances], folder)
 
@@ -81,3 +89,20 @@ def _make_line(database: sqlite3.Connection, identity: int, name: str, width: fl
     else:
       regions.append({"box": joins.make_box(*box, (width, height)), "short": caption})
   return {"image": name, "short": texts[0][0] if texts else None, "regions": regions, joins.FOUND: found}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's options."""
+  cli.add_output(parser)
+  parser.add_argument(
+    "--captions", required=True, nargs="+", metavar="FILE", help="captions_train2017.json or the like"
+  )
+  parser.add_argument("--instances", default=[], nargs="+", metavar="FILE", help="instances_train2017.json or the like")
+  cli.add_images(parser)
+  cli.add_conversion(parser, name="coco")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Runs the command."""
+  folder = image_store.Folder(options.images)
+  cli.convert(options, make(cli.tables_folder(options), options.captions, options.instances, folder))

@@ -7,6 +7,7 @@
 ```
 """
 
+import argparse
 import dataclasses
 import os
 import re
@@ -15,18 +16,39 @@ from typing import ClassVar
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, Region
+from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Report
+
+SHORT = "FineHARD's annotations and images"
+TEXT = (
+  """
+Converts FineHARD's annotations and images.
+
+ANNOTATIONS is the folder of JSON files (the data set's `jsonfiles`), one JSON or JSON-lines file, or a .txt file that
+lists such files, one on each line. IMAGES holds coyo_image_0, coyo_image_1, ...: the image of an f_path
+`grit-20m/data-12m/coyo_image_0/00069/000699825.jpg` (or, in older annotations, `data/down-grit-12m/coyo_image_0/...`)
+is the file IMAGES/coyo_image_0/00069/000699825.jpg, or of that name in IMAGES/coyo_image_0/00069.tar or, by its `key`,
+in IMAGES/coyo_image_0/00069.parquet: img2dataset's output in any of its forms.
+
+A download gives its images new numbers. With --url2key, FineHARD's folder url2key_jsons, images are found by their
+URLs and need not be renamed; IMAGES is then the output of img2dataset with its side files. Any path may be a URL:
+gs://..., s3://...
+"""
+  + cli.IMAGE_CHECK
+)
+EXAMPLE = "--annotations FineHARD/jsonfiles --images FineHARD/data-12m --output data/finehard"
 
 SUFFIXES = (".json", ".jsonl")
-PREFIXES = ("grit-20m/data-12m/", "data/down-grit-12m/", "data/grit-12m/")  # what released annotations begin with
+PREFIXES = ("grit-20m/data-12m/", "data/down-grit-12m/", "data/grit-12m/")  # of the paths in released annotations
 _DOWNLOAD = re.compile(r"(?P<folder>[^/]+/(?P<shard>\d{5}))/00000/00000(?P<number>\d{4})(?=\.[^./]+$)")
 
 
 @dataclasses.dataclass(frozen=True)
 class FineHard:
-  """The source: annotation `files`, and where their images lie."""
+  """The source: annotation `files`, and the place of their images."""
 
   form: ClassVar[str] = "finehard"
   files: tuple[str, ...]
@@ -38,14 +60,16 @@ class FineHard:
   def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, streams.Raw]]:
     return streams.scan(file, offset)
 
-  def load(self, raw: streams.Raw, tell: annotation_fields.Tell) -> Record:
-    record, names = parse(streams.load(raw), tell)
+  def load(self, raw: streams.Raw, report: Report) -> Record:
+    record, names = parse(streams.load(raw), report)
     return dataclasses.replace(record, image=self.images.read(names))
 
 
 def find_annotations(path: str) -> tuple[str, ...]:
-  """The annotation files that `path` means: a folder's .json and .jsonl files in the order of their names, those that
-  a .txt file lists (absolute, or relative to its folder or to the current one), or the file itself.
+  """Finds the annotation files at a path.
+
+  These are a folder's .json and .jsonl files in the order of their names, those that a .txt file lists (absolute, or
+  relative to its folder or to the current one), or the file itself.
 
   Raises:
     FileNotFoundError: there is none, or one of a list is missing.
@@ -72,12 +96,12 @@ def _find_listed(line: str, path: str) -> str:
   raise FileNotFoundError(f"{path!r} lists {line!r}, which is no file")
 
 
-def parse(value: object, tell: annotation_fields.Tell) -> tuple[Record, tuple[str, ...]]:
-  """Makes a record, without its image, of one annotation.
+def parse(value: object, report: Report) -> tuple[Record, tuple[str, ...]]:
+  """Makes a record, without its image, from one annotation.
 
   Args:
     value: the parsed JSON object.
-    tell: called with everything left out of the record, or merely worth a note.
+    report: called with everything that is left out of the record or worth a note.
 
   Returns:
     The record and the paths, relative to the images folder, at which its image may lie; its id is the first.
@@ -86,19 +110,19 @@ def parse(value: object, tell: annotation_fields.Tell) -> tuple[Record, tuple[st
     RecordError: the record cannot be used.
   """
   annotation = annotation_fields.get_mapping(value, "record")
-  f_path = annotation_fields.get_text(annotation, "f_path", "f_path", tell)
+  f_path = annotation_fields.get_text(annotation, "f_path", "f_path", report)
   names = find_paths(f_path)
-  long = annotation_fields.get_text(annotation, "caption", "caption", tell)
-  short = annotation_fields.get_text(annotation, "short_caption", "short_caption", tell)
+  long = annotation_fields.get_text(annotation, "caption", "caption", report)
+  short = annotation_fields.get_text(annotation, "short_caption", "short_caption", report)
   regions = []
   for index, box in enumerate(
-    annotation_fields.get_list(annotation.get("bbox_info"), "bbox_info", "bbox_info", tell, "region")
+    annotation_fields.get_list(annotation.get("bbox_info"), "bbox_info", "bbox_info", report, "region")
   ):
     try:
-      regions.append(_parse_region(box, f"bbox_info[{index}]", tell))
+      regions.append(_parse_region(box, f"bbox_info[{index}]", report))
     except RecordError as error:
-      tell("region", error)
-  annotation_fields.note_region_count(len(regions), "bbox_info", tell)
+      report("region", error)
+  annotation_fields.note_region_count(len(regions), "bbox_info", report)
   return Record(id=names[0], image=b"", short=short, long=long, regions=tuple(regions)), names
 
 
@@ -117,27 +141,43 @@ def find_paths(f_path: str) -> tuple[str, ...]:
   return (path,)
 
 
-def _parse_region(value: object, field: str, tell: annotation_fields.Tell) -> Region:
+def _parse_region(value: object, field: str, report: Report) -> Region:
   annotation = annotation_fields.get_mapping(value, field, "region")
-  box = annotation_fields.get_box(annotation.get("bbox"), f"{field}.bbox", tell)
-  short = annotation_fields.get_text(annotation, "short_expr", f"{field}.short_expr", tell)
-  long = annotation_fields.get_text(annotation, "long_expr", f"{field}.long_expr", tell, optional=True)
+  box = annotation_fields.get_box(annotation.get("bbox"), f"{field}.bbox", report)
+  short = annotation_fields.get_text(annotation, "short_expr", f"{field}.short_expr", report)
+  long = annotation_fields.get_text(annotation, "long_expr", f"{field}.long_expr", report, optional=True)
   if not long:
-    tell("note", RecordError("long_expr_empty", f"{field}.long_expr", "is missing or empty"))
-  return Region(box=box, short=short, long=long, negatives=_parse_negatives(annotation, short, field, tell))
+    report("note", RecordError("long_expr_empty", f"{field}.long_expr", "is missing or empty"))
+  return Region(box=box, short=short, long=long, negatives=_parse_negatives(annotation, short, field, report))
 
 
-def _parse_negatives(annotation: dict, positive: str, field: str, tell: annotation_fields.Tell) -> tuple[str, ...]:
+def _parse_negatives(annotation: dict, positive: str, field: str, report: Report) -> tuple[str, ...]:
   flag = annotation.get("flag_short_neg", 0)
   if flag not in (0, 1):
     message = f"must be 0 or 1, got {flag!r}; the region's negatives are left out"
-    tell("negative", RecordError("flag_short_neg_wrong", f"{field}.flag_short_neg", message))
+    report("negative", RecordError("flag_short_neg_wrong", f"{field}.flag_short_neg", message))
   if flag != 1:
     return ()
   field = f"{field}.short_expr_negs"
   found = annotation.get("short_expr_negs")
   values = list(found.values()) if isinstance(found, dict) else found  # in the order of the keys in the file
-  values = annotation_fields.get_list(values, field, "short_expr_negs", tell, "negative")
+  values = annotation_fields.get_list(values, field, "short_expr_negs", report, "negative")
   if not values:
-    tell("note", RecordError("negatives_none", field, "flag_short_neg is 1 but there are no negatives"))
-  return annotation_fields.keep_negatives(values, positive, field, MAX_NEGATIVES, tell)
+    report("note", RecordError("negatives_none", field, "flag_short_neg is 1 but there are no negatives"))
+  return annotation_fields.keep_negatives(values, positive, field, MAX_NEGATIVES, report)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's options."""
+  cli.add_output(parser)
+  parser.add_argument("--annotations", required=True, metavar="PATH", help="a folder, a JSON file, or a .txt list")
+  cli.add_images(parser)
+  parser.add_argument("--url2key", metavar="DIR", help="FineHARD's url2key_jsons, for images that were not renamed")
+  cli.add_conversion(parser, name="finehard")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Runs the command."""
+  files = find_annotations(options.annotations)
+  images = image_store.find(options.images, options.url2key, cli.tables_folder(options), cli.make_engine(options))
+  cli.convert(options, FineHard(files, images))

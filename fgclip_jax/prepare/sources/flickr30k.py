@@ -1,18 +1,27 @@
-"""Flickr30k Entities: captions whose phrases are marked, and boxes for what they name.
+"""Converts Flickr30k Entities: captions with marked phrases, and boxes for the things that phrases name.
 
-The short caption is the first of an image's five, without its marks. A region is one thing that captions name: its
-caption is the first phrase for it in any of the five, its box is drawn around all boxes of that thing (`three men` may
-have three). Phrases for what has no box, such as a scene, are noted. There are no long captions.
+ENTITIES holds the folders Sentences and Annotations. An image's short caption is the first of its five, without marks.
+A region is one thing that captions name: its caption is the first phrase for it in any of the five, its box encloses
+all boxes of that thing (`three men` may have three). Phrases without a box, such as scenes, are noted. There are no
+long captions.
 """
 
+import argparse
 import functools
 import re
 from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree
 
+from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, joins
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.streams import named
+
+SHORT = "Flickr30k Entities' captions and boxes"
+TEXT = f"{__doc__}{cli.IMAGE_CHECK}"
+EXAMPLE = (
+  "--entities flickr30k_entities --ids flickr30k_entities/train.txt --images flickr30k-images --output data/f30k"
+)
 
 FORM = "flickr30k"
 _MARK = re.compile(r"\[/EN#(?P<thing>\d+)(?P<kinds>(?:/[^\s\]/]+)*) (?P<phrase>[^\]]*)\]")
@@ -22,10 +31,10 @@ def make(state: str, entities: str, ids: str | None, folder: image_store.Folder)
   """Joins the folders `Sentences` and `Annotations` under `entities`; see `joins.make`.
 
   Args:
-    state: where the result is kept.
+    state: the folder where the result is kept.
     entities: the folder of Flickr30k Entities.
-    ids: a file with the numbers of the images to take, as its `train.txt`; None takes all.
-    folder: of the images.
+    ids: a file with the numbers of the images to take, such as `train.txt`; None takes all.
+    folder: the images.
   """
   folders = [paths.join(entities, name) for name in ("Sentences", "Annotations")]
   for inner in folders:
@@ -69,7 +78,7 @@ def _make_line(name: str, sentences: str, annotation: str) -> dict:
 
 
 def _read_boxes(path: str) -> tuple[tuple[float, float], dict[str, tuple[float, ...]]]:
-  """The image's width and height, and the box around all boxes of each thing, in pixels."""
+  """Returns the image's width and height, and the box around all boxes of each thing, in pixels."""
   try:
     root = ElementTree.fromstring(paths.read(path))
   except ElementTree.ParseError as error:
@@ -86,3 +95,18 @@ def _read_boxes(path: str) -> tuple[tuple[float, float], dict[str, tuple[float, 
         a1, b1, a2, b2 = boxes.get(thing, (x1, y1, x2, y2))
         boxes[thing] = (min(a1, x1), min(b1, y1), max(a2, x2), max(b2, y2))
   return size, boxes
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's options."""
+  cli.add_output(parser)
+  parser.add_argument("--entities", required=True, metavar="DIR", help="the folder with Sentences and Annotations")
+  parser.add_argument("--ids", metavar="FILE", help="the images to take, by their numbers: train.txt (default: all)")
+  cli.add_images(parser)
+  cli.add_conversion(parser, name="flickr30k")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Runs the command."""
+  folder = image_store.Folder(options.images)
+  cli.convert(options, make(cli.tables_folder(options), options.entities, options.ids, folder))

@@ -1,11 +1,11 @@
-"""Where the images of annotations lie: in folders, or in the tar or Parquet files that img2dataset writes.
+"""Reads the images of annotations: from folders, or from the tar or Parquet files that img2dataset writes.
 
-Images of archives are found through a table on disk, from the image's name to its place. The name is the path that
-the image would have in a folder, without its ending: `coyo_image_0/00069/000699825` is a member `000699825.jpg` of
-`coyo_image_0/00069.tar`, or a row with that `key` in `coyo_image_0/00069.parquet`.
+A table on disk maps the name of an image in an archive to its place. The name is the path that the image would have in
+a folder, without its ending: `coyo_image_0/00069/000699825` is the member `000699825.jpg` of `coyo_image_0/00069.tar`,
+or the row with that `key` in `coyo_image_0/00069.parquet`.
 
-Downloads number their images anew. FineHARD's `url2key` files tell, by URL, which key each image has in FineHARD;
-with them the name is `coyo_image_0/KEY`, whatever archive or folder under `coyo_image_0` the image lies in.
+A download gives its images new numbers. FineHARD's `url2key` files map URLs to the keys that images have in FineHARD;
+with them the name is `coyo_image_0/KEY`, in whichever archive or folder under `coyo_image_0` the image is.
 """
 
 import dataclasses
@@ -16,15 +16,15 @@ from collections.abc import Iterator
 from typing import Any
 
 from fgclip_jax.storage import lookup_table, parquet, paths, streams, tars
-from fgclip_jax.storage import workers as pool
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.workers import Engine
 
-_URL2KEY = "url2key_"  # url2key_coyo_image_0.json is of the images under coyo_image_0
+_URL2KEY = "url2key_"  # url2key_coyo_image_0.json has the keys of the images under coyo_image_0
 
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-  """A folder of image files, here or in object storage.
+  """A folder of image files, on this machine or in object storage.
 
   Raises:
     FileNotFoundError: there is no such folder.
@@ -60,11 +60,11 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Archives:
-  """Images in tar or Parquet files, or under other names than their own, found through a table.
+  """Images in tar or Parquet files, or under the names of a download, found through a table.
 
   Attributes:
-    path: the folder under which they lie.
-    table: from an image's name to its place.
+    path: the folder that holds them.
+    table: maps an image's name to its place.
     renamed: whether the names are FineHARD's keys, found by URL.
   """
 
@@ -99,17 +99,17 @@ class Archives:
     return f"{parts[0]}/{parts[2]}" if len(parts) == 3 else ""  # other forms of a path hold the download's numbers
 
 
-def find(path: str, url2key: str | None, state: str, workers: int | pool.Engine) -> Folder | Archives:
-  """Finds out how the images under a folder lie, and makes the table that is needed unless they are plain files.
+def find(path: str, url2key: str | None, state: str, workers: int | Engine) -> Folder | Archives:
+  """Finds the form of the images under a folder, and makes the table of images unless they are plain files.
 
   Args:
     path: the folder.
     url2key: the folder of FineHARD's url2key files, for images under the names of a download; or None.
-    state: where the tables are kept.
+    state: the folder where tables are kept.
     workers: the number of processes, or an engine.
 
   Raises:
-    FileNotFoundError: no such folder, no url2key file, nothing to be renamed.
+    FileNotFoundError: there is no such folder, no url2key file, or no image that these files name.
   """
   folder = Folder(path)
   if url2key is None and _find_form(path, "") != "archives":
@@ -133,7 +133,7 @@ def find(path: str, url2key: str | None, state: str, workers: int | pool.Engine)
 
 
 def find_files(path: str) -> tuple[str, ...]:
-  """The tar files under a folder, or its Parquet files that hold images; for the path of a file, the file.
+  """Lists the tar files under a folder, or its Parquet files that hold images; of a file's path, the file itself.
 
   Raises:
     FileNotFoundError: there is none.
@@ -149,7 +149,7 @@ def find_files(path: str) -> tuple[str, ...]:
 
 
 def _find_form(root: str, folder: str) -> str | None:
-  """Whether what is met first under a folder is `files` or `archives`; None where there is neither."""
+  """Returns `files` or `archives`, whichever is met first under a folder; None if there is neither."""
   names = paths.list_folder(paths.join(root, folder))
   if _pick_archives(root, folder, names):
     return "archives"
@@ -159,7 +159,7 @@ def _find_form(root: str, folder: str) -> str | None:
 
 
 def _find_containers(root: str, folder: str, with_folders: bool) -> Iterator[str]:
-  """Yields the archives under a folder and, if asked for, the folders of images with their side files."""
+  """Yields the archives under a folder and, with `with_folders`, the folders of images with side files."""
   names = paths.list_folder(paths.join(root, folder))
   archives = _pick_archives(root, folder, names)
   yield from archives
@@ -170,7 +170,7 @@ def _find_containers(root: str, folder: str, with_folders: bool) -> Iterator[str
 
 
 def _pick_archives(root: str, folder: str, names: list[str]) -> list[str]:
-  """The tar files of a folder; if there are none, its Parquet files, if they hold images: other ones are tables."""
+  """Returns the tar files of a folder; if there are none, its Parquet files, unless they are tables without images."""
   found = [posixpath.join(folder, name) for name in names if _suffix(name) == "tar"]
   if not found:
     found = [posixpath.join(folder, name) for name in names if _suffix(name) == "parquet"]
@@ -193,8 +193,8 @@ def _is_side_file(name: str) -> bool:
   return name.endswith(".json") and not name.endswith("_stats.json")
 
 
-def _make_keys(folder: str, used: set[str], state: str, workers: int | pool.Engine) -> lookup_table.Table:
-  """The table from an images folder and a URL to a key."""
+def _make_keys(folder: str, used: set[str], state: str, workers: int | Engine) -> lookup_table.Table:
+  """Makes the table that maps an images folder and a URL to a key."""
   if not paths.is_folder(folder):
     raise FileNotFoundError(f"no folder at {folder!r} (--url2key)")
   names = [name for name in paths.list_folder(folder) if name.startswith(_URL2KEY) and name.endswith(".json")]
@@ -249,7 +249,7 @@ def _list_images(task: tuple[str, str, lookup_table.Table | None]) -> Iterator[t
     if keys is not None:
       key = keys.get(f"{top} {url}") if isinstance(url, str) else None
       if key is None:
-        continue  # an image that is not of FineHARD
+        continue  # an image that FineHARD does not use
       name = f"{top}/{key}"
     yield name, json.dumps(place)
 
@@ -287,7 +287,7 @@ def _list_folder(root: str, file: str, with_url: bool) -> Iterator[tuple[str, An
 
 
 def get_url(data: bytes) -> str | None:
-  """The URL in what img2dataset writes beside an image; None where it cannot be read."""
+  """Returns the URL in the side file that img2dataset writes with an image; None if it cannot be read."""
   try:
     side = streams.load(data)
   except RecordError:

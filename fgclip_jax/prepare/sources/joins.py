@@ -1,8 +1,8 @@
-"""Annotations that lie in several files, brought together in JSON lines that `pairs` reads: one for each image.
+"""Joins annotations of several files into JSON lines, one for each image, in the form that `pairs` reads.
 
-What cannot be taken over (a box of a crowd, say) stands in its line under `found`, and is told when the line is read:
-so it is counted with the rest, and this step needs no report of its own. Lines lie in order on disk, and what they are
-made of in sqlite; neither is ever held in memory.
+What is left out, such as a box of a crowd, is written into the image's line under `found` and reported when the line is
+read: so it is counted with the rest, and this step needs no report of its own. The lines are on disk, and their parts
+in sqlite; neither has to fit in memory.
 """
 
 import contextlib
@@ -17,21 +17,21 @@ from typing import Any
 
 import tqdm
 
-from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import Record
 from fgclip_jax.prepare.sources import image_store, pairs
 from fgclip_jax.storage import locks, paths, streams
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Report
 
-FOUND = "found"  # the field of what was left out: [loss, kind, field, message] each
-NOT_LISTED = "not_listed"  # the only field of a line for an image that has annotations alone
+FOUND = "found"  # the field of what was left out: a list of [scope, kind, field, message]
+NOT_LISTED = "not_listed"  # the only field of a line for an image that has annotations but is not listed
 _LINES = "annotations.jsonl"
 _MADE = "annotations.json"
 
 
 @dataclasses.dataclass(frozen=True)
 class Joined:
-  """The source: `files` of lines that `make` wrote, and the folder in which their images lie."""
+  """The source: `files` of lines that `make` wrote, and the folder of their images."""
 
   form: str
   files: tuple[str, ...]
@@ -43,15 +43,15 @@ class Joined:
   def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, streams.Raw]]:
     return streams.scan(file, offset)
 
-  def load(self, raw: streams.Raw, tell: annotation_fields.Tell) -> Record:
+  def load(self, raw: streams.Raw, report: Report) -> Record:
     line = streams.load(raw)
     if NOT_LISTED in line:
       message = f"annotations of image {line[NOT_LISTED]!r}, which is not among the images that the files list"
       raise RecordError("image_not_listed", "image", message)
     found = line.pop(FOUND, ())
-    record, names = pairs.parse(line, tell)
-    for loss, *error in found:
-      tell(loss, RecordError(*error))
+    record, names = pairs.parse(line, report)
+    for scope, *error in found:
+      report(scope, RecordError(*error))
     return dataclasses.replace(record, image=self.images.read(names))
 
 
@@ -62,18 +62,18 @@ def make(
   files: Sequence[str],
   folder: image_store.Folder,
 ) -> Joined:
-  """Writes the lines of a join, unless they were written of the same files before.
+  """Writes the lines of a join, unless they were already made from the same files.
 
   Args:
-    state: where they are kept.
+    state: the folder where they are kept.
     form: the form's name.
-    join: yields them, given the files.
+    join: a function from the files to the lines.
     files: the annotation files.
-    folder: of the images.
+    folder: the images.
 
   Raises:
     FileNotFoundError: a file is missing.
-    ValueError: a file is broken or is not what it should be.
+    ValueError: a file is broken or lacks expected fields.
   """
   for file in files:
     if not paths.exists(file):
@@ -94,7 +94,7 @@ def make(
 
 @contextlib.contextmanager
 def database(*tables: str) -> Iterator[sqlite3.Connection]:
-  """A temporary database on disk with these tables, each given as SQL's `name (columns)`."""
+  """Opens a temporary database on disk with these tables, each given as SQL's `name (columns)`."""
   with tempfile.TemporaryDirectory() as scratch:
     with contextlib.closing(sqlite3.connect(f"{scratch}/join.sqlite", isolation_level=None)) as connection:
       connection.execute("PRAGMA journal_mode = OFF")
@@ -114,9 +114,9 @@ def find_unlisted(database: sqlite3.Connection, *tables: str) -> Iterator[dict]:
 def make_box(
   left: float | None, top: float | None, width: float | None, height: float | None, size: tuple[float, float]
 ) -> list[float]:
-  """A box in pixels as fractions of the image's width and height: x1, y1, x2, y2.
+  """Converts a box in pixels to x1, y1, x2, y2 as fractions of the image's width and height.
 
-  None is what sqlite makes of a number that is none; the box is refused where it is read.
+  sqlite stores NaN as None; it becomes NaN again, and the box is refused where it is read.
   """
   left, top, width, height = (math.nan if value is None else value for value in (left, top, width, height))
   across, down = size

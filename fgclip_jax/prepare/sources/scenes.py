@@ -1,13 +1,14 @@
 """The embedded data set: small rendered scenes with exact boxes, captions and hard negatives; needs no download.
 
-A scene has three objects, in three of its four quadrants, that differ in size, colour, pattern and
-shape. One fifth of the colour + pattern + shape combinations is held out: training objects and
-training texts never use them, every validation object does. So what is measured on the validation
-split is whether attributes are recognised, not whether combinations are remembered.
+A scene has three objects, in three of its four quadrants, that differ in size, colour, pattern and shape. One fifth of
+the combinations of colour, pattern and shape is held out: no training object and no training text uses them, and every
+validation object does. So the validation split measures whether attributes are recognised, not whether combinations
+are remembered.
 
-Everything follows from `(seed, index, split)`, whatever the number of processes.
+A scene depends only on `(seed, index, split)`, never on the number of processes.
 """
 
+import argparse
 import dataclasses
 import functools
 import io
@@ -17,16 +18,23 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from fgclip_jax.cli import add_workers, positive
 from fgclip_jax.data import dataset_folder, record, shard_writer
 from fgclip_jax.data.dataset_folder import shard_path
-from fgclip_jax.data.tokenizers import token_ids
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import scene_shapes
 from fgclip_jax.storage import paths
-from fgclip_jax.storage import workers as pool
+from fgclip_jax.storage.workers import count_processors, run_tasks, tick
+
+SHORT = "rendered scenes; needs no download"
+TEXT = """
+Renders the embedded data set, which needs no download: scenes of three objects that differ in size, colour, pattern
+and shape, with boxes, captions and hard negatives. Validation scenes show combinations that are never trained on.
+"""
+EXAMPLE = "--output data/scenes --train 20000 --validation 256"
 
 NAME = "scenes"
-VERSION = 2  # counts changes of what is drawn or written, so that `write` does not keep outdated files
+VERSION = 2  # raised when the scenes or records change, so that `write` does not keep outdated files
 IMAGE_SIZE = 64
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 OBJECTS = 3
@@ -110,18 +118,18 @@ def negatives(description: Description) -> tuple[Description, ...]:
 
 
 def render(seed: int, index: int, split: str) -> tuple[np.ndarray, tuple[SceneObject, ...]]:
-  """Renders one scene: its picture, uint8 [64, 64, 3], and its three objects."""
+  """Renders one scene; returns its picture, uint8 [64, 64, 3], and its three objects."""
   rng = _rng(seed, index, split, stream=0)
   objects = arrange(rng, split)
   return draw(objects, background(rng)), objects
 
 
 def arrange(rng: np.random.Generator, split: str) -> tuple[SceneObject, ...]:
-  """Draws three different descriptions of the split, and where and how each is drawn."""
-  pool = _pool(split)
-  chosen = rng.choice(len(pool), OBJECTS, replace=False)
+  """Chooses three different descriptions of the split, and the place and look of each."""
+  known = _list_descriptions(split)
+  chosen = rng.choice(len(known), OBJECTS, replace=False)
   quadrants = rng.permutation(len(QUADRANTS))[:OBJECTS]
-  return tuple(_place(rng, pool[i], int(quadrant)) for i, quadrant in zip(chosen, quadrants, strict=True))
+  return tuple(_place(rng, known[i], int(quadrant)) for i, quadrant in zip(chosen, quadrants, strict=True))
 
 
 def _place(rng: np.random.Generator, description: Description, quadrant: int) -> SceneObject:
@@ -145,7 +153,7 @@ def _place(rng: np.random.Generator, description: Description, quadrant: int) ->
 
 
 def background(rng: np.random.Generator) -> np.ndarray:
-  """A dark, tinted, noisy background: float32 [64, 64, 3] in 0..255."""
+  """Draws a dark, tinted, noisy background: float32 [64, 64, 3] in 0..255."""
   base = rng.uniform(20, 90) + rng.normal(0, 10, 3)
   noise = rng.random((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32) * 2 - 1
   return np.clip(base.astype(np.float32) + noise * np.float32(rng.uniform(0, 14)), 0, 255)
@@ -160,12 +168,11 @@ def draw(objects: tuple[SceneObject, ...], canvas: np.ndarray) -> np.ndarray:
 
 
 def make_record(seed: int, index: int, split: str) -> record.Record:
-  """One scene with its texts, as it is written.
+  """Makes the record of one scene, with its texts.
 
-  The long caption names all attributes and the quadrant of every object, the short one colours and
-  shapes; each has an order of its own. In training one of the three regions has ten negatives, none
-  of them a held-out combination (else held-out texts would be learnt as "always wrong"). In
-  validation every region has ten, drawn from all 17.
+  The long caption names all attributes and the quadrant of every object, the short one colours and shapes; each has an
+  order of its own. In training, one of the three regions has ten negatives, none of them a held-out combination:
+  otherwise held-out texts would be learnt as "always wrong". In validation, every region has ten, drawn from all 17.
   """
   image, objects = render(seed, index, split)
   rng = _rng(seed, index, split, stream=1)
@@ -188,25 +195,31 @@ def make_record(seed: int, index: int, split: str) -> record.Record:
       for i, item in enumerate(objects)
     ),
   )
+  from fgclip_jax.data.tokenizers import token_ids
+
   return dataclasses.replace(made, tokens=token_ids.make(made, _tokenizer()))
 
 
 def _draw_negatives(rng: np.random.Generator, description: Description, split: str) -> tuple[str, ...]:
-  """Ten negatives without replacement; at least twelve of a trained description are no held-out combination."""
+  """Draws ten negatives without replacement; every trained description has at least twelve that are not held out."""
   choices = [other for other in negatives(description) if split != "train" or not is_held_out(other)]
   return tuple(choices[i].caption for i in rng.choice(len(choices), record.MAX_NEGATIVES, replace=False))
 
 
 def encode_image(image: np.ndarray) -> bytes:
-  """Encodes a picture as PNG, which keeps every pixel."""
-  # Uncompressed: ArrayRecord compresses records anyway, and it decodes twice as fast.
+  """Encodes a picture as a PNG file, which keeps every pixel."""
+  # Uncompressed, it decodes twice as fast, and ArrayRecord compresses records anyway.
   file = io.BytesIO()
   Image.fromarray(image).save(file, "PNG", compress_level=0)
   return file.getvalue()
 
 
 @functools.cache
-def _tokenizer() -> Tokenizer:
+def _tokenizer():
+  from fgclip_jax.data.tokenizers.clip import (
+    Tokenizer,  # here: importing it takes as long as NumPy, which help would feel
+  )
+
   return Tokenizer()
 
 
@@ -221,29 +234,29 @@ def _check_split(split: str) -> None:
 
 
 @functools.cache
-def _pool(split: str) -> tuple[Description, ...]:
+def _list_descriptions(split: str) -> tuple[Description, ...]:
   _check_split(split)
   return tuple(item for item in descriptions() if is_held_out(item) == (split == "validation"))
 
 
 def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0, workers: int | None = None) -> dict:
-  """Writes the data set into the folder `output`, unless it is there already.
+  """Writes the data set into the folder `output`, unless it is already there.
 
   Args:
-    output: a folder, made if it is missing; one that holds another data set is an error.
-    train, validation: number of scenes of each split, at least one.
+    output: the folder; it is made if it is missing.
+    train, validation: the number of scenes in each split, at least one.
     seed: scenes are drawn from `(seed, index, split)`.
-    workers: number of processes; all processors if None. The records do not depend on it.
+    workers: the number of processes; None: all processors. The records do not depend on it.
 
   Returns:
-    What `info.json` holds: `version`, `arguments`, `tokenizer`, and `region_classes`, the captions of all
-    descriptions, which regions can be classified into.
+    The content of `info.json`: `version`, `arguments`, `tokenizer`, and `region_classes`, the captions of all
+    descriptions, as which regions can be classified.
 
   Raises:
     ValueError: a count below one or a negative seed.
     FileExistsError: `output` holds another data set.
   """
-  workers = pool.count_processors() if workers is None else workers
+  workers = count_processors() if workers is None else workers
   for argument, value, least in [
     ("train", train, 1),
     ("validation", validation, 1),
@@ -257,7 +270,7 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
   info = {
     "version": VERSION,
     "arguments": {"train": train, "validation": validation, "seed": seed},
-    "tokenizer": Tokenizer.name,
+    "tokenizer": _tokenizer().name,
     "region_classes": [item.caption for item in descriptions()],
   }
   shards = [shard for split in by_split.values() for shard in split]
@@ -269,7 +282,7 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
   _clear(output)
   workers = min(workers, len(shards))
   print(f"Rendering {train:,} train and {validation:,} validation scenes into {output} ({workers} processes)")
-  found = pool.run(_write_shard, shards, workers, total=train + validation, label="scenes", unit=" scenes")
+  found = run_tasks(_write_shard, shards, workers, total=train + validation, label="scenes", unit=" scenes")
   written = dict(found)
   splits = {split: [written[shard.path] for shard in shards] for split, shards in by_split.items()}
   dataset_folder.add_splits(output, NAME, splits)
@@ -288,7 +301,7 @@ class _Shard(NamedTuple):
 
 
 def _shards(output: str, split: str, count: int, seed: int) -> list[_Shard]:
-  """Cuts a split into shards of nearly equal size; they depend on nothing but `count`."""
+  """Cuts a split into shards of nearly equal size, which depend only on `count`."""
   shards = -(-count // IMAGES_PER_SHARD)
   starts = [count * i // shards for i in range(shards + 1)]
   return [
@@ -302,7 +315,7 @@ def _write_shard(shard: _Shard) -> tuple[str, dataset_folder.Shard]:
 
 def _encode_scenes(shard: _Shard) -> Iterator[bytes]:
   for index in range(shard.start, shard.stop):
-    pool.tick(1)
+    tick(1)
     yield record.encode(make_record(shard.seed, index, shard.split))
 
 
@@ -315,7 +328,7 @@ def _check_folder(output: str) -> None:
 
 
 def _clear(output: str) -> None:
-  """Removes scenes made with other arguments, or half made; `info.json` first, as it vouches for the shards."""
+  """Removes scenes made with other arguments, or unfinished ones; `info.json` first, for it vouches for the shards."""
   paths.remove(paths.join(output, dataset_folder.INFO))
   for split in SPLITS:
     dataset_folder.remove_split(output, split)
@@ -323,3 +336,22 @@ def _clear(output: str) -> None:
 
 def _shard_files(output: str) -> list[str]:
   return sorted(entry for entry in paths.list_folder(output) if ".array_record-" in entry)
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's options."""
+  cli.add_output(parser)
+  parser.add_argument(
+    "--train", type=positive, default=20000, metavar="N", help="training scenes (default: %(default)s)"
+  )
+  parser.add_argument(
+    "--validation", type=positive, default=256, metavar="N", help="validation scenes (default: %(default)s)"
+  )
+  parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+  add_workers(parser)
+
+
+def run(options: argparse.Namespace) -> None:
+  """Runs the command."""
+  write(options.output, options.train, options.validation, options.seed, options.workers)
+  cli.print_next("quickstart", options.output)

@@ -1,8 +1,11 @@
-"""Any data set of TensorFlow Datasets with images and captions, as it lies on this machine in ArrayRecord files.
+"""Converts a data set of TensorFlow Datasets that has images and captions.
 
-TensorFlow is not needed. An image is taken as its encoded bytes. Of a field with several captions the first is taken.
+TensorFlow is not needed, but the data set must be on this machine in ArrayRecord files, as `tfds build NAME
+--file_format=array_record` writes them. DATASET is its folder or its name. Images are taken as their encoded bytes. Of
+a field with several captions, such as captions/text, the first is taken.
 """
 
+import argparse
 import dataclasses
 import functools
 import os
@@ -11,8 +14,16 @@ from typing import Any, ClassVar
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import Record
+from fgclip_jax.prepare import cli
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Report
+
+SHORT = "a data set of TensorFlow Datasets"
+TEXT = f"{__doc__}{cli.IMAGE_CHECK}"
+EXAMPLE = (
+  "--dataset ~/tensorflow_datasets/coco_captions/2014/1.1.0 --caption_field captions/text --output data/coco_captions"
+)
 
 Place = tuple[str, int]  # a file and the number of a record in it
 
@@ -24,7 +35,7 @@ class Tfds:
   Attributes:
     files: the ArrayRecord files of a split.
     folder: the data set's folder, with `features.json`.
-    image_field: the field of the image; parts of nested names are parted by `/`, as `captions/text`.
+    image_field: the field of the image; nested names are written with `/`, such as `captions/text`.
     caption_field: the field of the short caption.
     long_field: the field of the long caption; None: there is none.
   """
@@ -48,34 +59,34 @@ class Tfds:
     for number in range(offset, count):
       yield number, (file, number)
 
-  def load(self, raw: Place, tell: annotation_fields.Tell) -> Record:
+  def load(self, raw: Place, report: Report) -> Record:
     file, number = raw
     try:
       example = _read_example(self.folder, self.image_field, _open(file)[number])
     except Exception as error:  # protobuf and TFDS raise many types; the cause is chained
       raise RecordError("record_unreadable", "record", f"cannot be read ({type(error).__name__}: {error})") from error
-    image = _first(_get(example, self.image_field), self.image_field, tell)
+    image = _first(_get(example, self.image_field), self.image_field, report)
     if not isinstance(image, bytes):
       raise RecordError("image_wrong_type", self.image_field, f"must be encoded bytes, got {type(image).__name__}")
-    short = _get_caption(example, self.caption_field, "short", tell)
-    long = _get_caption(example, self.long_field, "long", tell) if self.long_field else ""
+    short = _get_caption(example, self.caption_field, "short", report)
+    long = _get_caption(example, self.long_field, "long", report) if self.long_field else ""
     return Record(id=f"{os.path.basename(file)}/{number}", image=image, short=short, long=long)
 
 
 def find(
   dataset: str, data_dir: str | None, split: str, image_field: str, caption_field: str, long_field: str | None
 ) -> Tfds:
-  """Finds a data set.
+  """Finds a data set on this machine.
 
   Args:
-    dataset: its folder (with `features.json`), or its name, as `coco_captions`.
-    data_dir: where named data sets lie; None: `~/tensorflow_datasets`.
+    dataset: its folder (with `features.json`), or its name, such as `coco_captions`.
+    data_dir: the folder of named data sets; None: `~/tensorflow_datasets`.
     split: the split to read.
     image_field, caption_field, long_field: see `Tfds`.
 
   Raises:
-    FileNotFoundError: no such data set or split on this machine.
-    ValueError: it has no such fields, or lies in files other than ArrayRecord.
+    FileNotFoundError: there is no such data set or split on this machine.
+    ValueError: it has no such fields, or its files are no ArrayRecord files.
   """
   import tensorflow_datasets as tfds
 
@@ -92,7 +103,7 @@ def find(
     raise FileNotFoundError(f"no split {split!r} in {folder}; there are {known}")
   files = tuple(str(path) for path in builder.info.splits[split].filepaths)
   if not all(".array_record" in os.path.basename(file) for file in files):
-    advice = f"make it anew with `tfds build {builder.name} --file_format=array_record`"
+    advice = f"make it again with `tfds build {builder.name} --file_format=array_record`"
     raise ValueError(f"{folder} does not lie in ArrayRecord files, which need no TensorFlow: {advice}")
   flat = sorted(_flatten(builder.info.features))
   for name in filter(None, (image_field, caption_field, long_field)):
@@ -102,8 +113,8 @@ def find(
 
 
 def _flatten(features: Any, prefix: str = "") -> list[str]:
-  """The names of all fields."""
-  inner = getattr(features, "feature", features)  # of a sequence
+  """Lists the names of all fields."""
+  inner = getattr(features, "feature", features)  # a sequence has the feature of its elements
   if not hasattr(inner, "keys"):
     return [prefix.removesuffix("/")]
   return [name for key in inner.keys() for name in _flatten(inner[key], f"{prefix}{key}/")]
@@ -138,17 +149,36 @@ def _get(example: Any, name: str) -> Any:
   return example
 
 
-def _first(value: Any, name: str, tell: annotation_fields.Tell) -> Any:
-  """A value, or the first of several; None where there is none."""
+def _first(value: Any, name: str, report: Report) -> Any:
+  """Returns a value, or the first of several; None if there is none."""
   if not hasattr(value, "__len__") or isinstance(value, bytes | str):
     return value
   if len(value) > 1:
-    tell("note", RecordError("captions_unused", name, f"{len(value)} values, of which the first is taken"))
+    report("note", RecordError("captions_unused", name, f"{len(value)} values, of which the first is taken"))
   return value[0] if len(value) else None
 
 
-def _get_caption(example: Any, name: str, kind: str, tell: annotation_fields.Tell) -> str:
-  value = _first(_get(example, name), name, tell)
+def _get_caption(example: Any, name: str, kind: str, report: Report) -> str:
+  value = _first(_get(example, name), name, report)
   if isinstance(value, bytes):
     value = value.decode("utf-8", "surrogateescape")  # what is not UTF-8 is found below
-  return annotation_fields.get_text({kind: value}, kind, name, tell, optional=kind == "long")
+  return annotation_fields.get_text({kind: value}, kind, name, report, optional=kind == "long")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's options."""
+  cli.add_output(parser)
+  parser.add_argument("--dataset", required=True, metavar="DIR_OR_NAME", help="the data set's folder or name")
+  parser.add_argument("--data_dir", metavar="DIR", help="its folder, if named (default: ~/tensorflow_datasets)")
+  parser.add_argument("--from_split", default="train", metavar="NAME", help="the split to read (default: %(default)s)")
+  parser.add_argument("--image_field", default="image", metavar="NAME", help="(default: %(default)s)")
+  parser.add_argument("--caption_field", default="captions/text", metavar="NAME", help="(default: %(default)s)")
+  parser.add_argument("--long_field", metavar="NAME", help="the field of the long caption")
+  cli.add_conversion(parser, name="tfds")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Runs the command."""
+  names = options.image_field, options.caption_field, options.long_field
+  dataset = os.path.expanduser(options.dataset)
+  cli.convert(options, find(dataset, options.data_dir, options.from_split, *names))

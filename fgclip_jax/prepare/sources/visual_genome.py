@@ -1,20 +1,32 @@
-"""Visual Genome's region descriptions.
+"""Converts Visual Genome's region descriptions.
 
-Regions are its boxes with their phrases, in the order of the file. Its images have no captions of their own: the
-short caption is the phrase of the largest box. There are no long captions.
+IMAGES holds the folders VG_100K and VG_100K_2. Regions are the described boxes, in the order of the file. The images
+have no captions of their own: the short caption is the phrase of the largest box. There are no long captions.
 """
 
+import argparse
 import sqlite3
 from collections.abc import Iterator, Sequence
 
+from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, joins
 from fgclip_jax.storage.streams import get_size, named, read_entries
+
+SHORT = "Visual Genome's region descriptions"
+TEXT = f"{__doc__}{cli.IMAGE_CHECK}"
+EXAMPLE = "--image_data image_data.json --regions region_descriptions.json --images images --output data/vg"
 
 FORM = "visual_genome"
 
 
 def make(state: str, image_data: str, regions: str, folder: image_store.Folder) -> joins.Joined:
-  """Joins `image_data.json` and `region_descriptions.json`; see `joins.make`."""
+  """Joins `image_data.json` and `region_descriptions.json`; see `joins.make`.
+
+  Args:
+    state: the folder where the result is kept.
+    image_data, regions: the two files.
+    folder: the images.
+  """
   return joins.make(state, FORM, _join, [image_data, regions], folder)
 
 
@@ -46,3 +58,18 @@ def _make_line(database: sqlite3.Connection, identity: int, name: str, width: fl
   largest = max((box for box in boxes if box[0]), key=lambda box: (box[3] or 0) * (box[4] or 0), default=(None,))
   regions = [{"box": joins.make_box(*box, (width, height)), "short": phrase} for phrase, *box in boxes]
   return {"image": name, "short": largest[0], "regions": regions}
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's options."""
+  cli.add_output(parser)
+  parser.add_argument("--image_data", required=True, metavar="FILE", help="image_data.json")
+  parser.add_argument("--regions", required=True, metavar="FILE", help="region_descriptions.json")
+  cli.add_images(parser)
+  cli.add_conversion(parser, name="visual_genome")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Runs the command."""
+  folder = image_store.Folder(options.images)
+  cli.convert(options, make(cli.tables_folder(options), options.image_data, options.regions, folder))

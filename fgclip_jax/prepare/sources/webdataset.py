@@ -1,11 +1,12 @@
 """Web pairs as img2dataset writes them: tar files of images, texts and JSON, or Parquet files.
 
 A sample of a tar file is `KEY.jpg` with `KEY.txt` and `KEY.json`; a row of a Parquet file has the image in a column
-`jpg` (or as `parquet.IMAGE_COLUMNS` lists them), the rest in further ones. Both have the fields `key`, `url`, `status`
-and `error_message`; the short caption is the text `txt`, or the field `caption`. Long captions are a further field, or
-lie in a table, by URL or key.
+`jpg` (or another of `parquet.IMAGE_COLUMNS`), and the rest in other columns. Both have the fields `key`, `url`,
+`status` and `error_message`; the short caption is the text `txt`, or the field `caption`. Long captions are a further
+field, or are looked up in a table by URL or key.
 """
 
+import argparse
 import dataclasses
 import posixpath
 from collections.abc import Iterator
@@ -13,10 +14,29 @@ from typing import Any, ClassVar, Literal
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import Record
+from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store
 from fgclip_jax.storage import lookup_table, parquet, paths, streams, tars
-from fgclip_jax.storage import workers as pool
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Report, Scope
+from fgclip_jax.storage.workers import Engine
+
+SHORT = "web pairs: img2dataset's tar or Parquet files"
+TEXT = (
+  """
+Converts web pairs that img2dataset downloaded with --output_format webdataset (tar files) or parquet.
+
+INPUT is one or more files, or folders, which are searched with all folders in them. The short caption is the text
+beside an image (KEY.txt) or the field `caption`; --short_field names another one. Long captions, which the first stage
+of training needs, are a further field of the same JSON or Parquet (--long_field), or come from files of their own
+(--long_captions): JSON lines, a JSON list, CSV (each also as .gz) or Parquet, whose entries have a `url` or `key` and
+the caption in the field `long` (or --long_field), or a JSON object of captions by URL or key.
+
+The records before the break of a broken tar file are used. Any path may be a URL: gs://..., s3://...
+"""
+  + cli.IMAGE_CHECK
+)
+EXAMPLE = "--input laion/00000.tar laion/00001.tar --long_captions captions/*.jsonl --by url --output data/web"
 
 By = Literal["url", "key"]
 
@@ -30,7 +50,7 @@ class WebDataset:
     short_field: the field of the short caption; None: the text beside the image, or else `caption`.
     long_field: the field of the long caption; None: there is none.
     long_captions: a table of long captions instead.
-    by: what the table goes by.
+    by: the field that the table is looked up by.
   """
 
   form: ClassVar[str] = "webdataset"
@@ -47,7 +67,7 @@ class WebDataset:
   def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, tars.Sample | parquet.Row]]:
     return (parquet if file.lower().endswith(".parquet") else tars).scan(file, offset)
 
-  def load(self, raw: tars.Sample | parquet.Row, tell: annotation_fields.Tell) -> Record:
+  def load(self, raw: tars.Sample | parquet.Row, report: Report) -> Record:
     key, image, sample = _read_sample(raw) if isinstance(raw, tars.Sample) else _read_row(raw)
     if image is None:
       if sample.get("status", "success") != "success":
@@ -55,26 +75,26 @@ class WebDataset:
         raise RecordError("image_not_downloaded", "image", message)
       raise RecordError("image_missing", "image", f"sample {key!r} has no image; it has {', '.join(sorted(sample))}")
     name = self.short_field or ("txt" if "txt" in sample else "caption")
-    short = annotation_fields.get_text(sample, name, name, tell, name="short")
+    short = annotation_fields.get_text(sample, name, name, report, name="short")
     identity = f"{posixpath.splitext(posixpath.basename(raw.path))[0]}/{key}"
     annotation_fields.check_unicode(identity, "key", "key")
-    return Record(id=identity, image=image, short=short, long=self._find_long(sample, key, tell))
+    return Record(id=identity, image=image, short=short, long=self._find_long(sample, key, report))
 
-  def _find_long(self, sample: dict[str, Any], key: str, tell: annotation_fields.Tell) -> str:
+  def _find_long(self, sample: dict[str, Any], key: str, report: Report) -> str:
     if self.long_field:
-      long = annotation_fields.get_text(sample, self.long_field, self.long_field, tell, name="long", optional=True)
+      long = annotation_fields.get_text(sample, self.long_field, self.long_field, report, name="long", optional=True)
     elif self.long_captions:
       value = key if self.by == "key" else sample.get("url")
       long = (self.long_captions.get(value) if isinstance(value, str) else None) or ""
     else:
       return ""
     if not long:
-      tell("note", RecordError("long_caption_none", "long", f"sample {key!r} has no long caption"))
+      report("note", RecordError("long_caption_none", "long", f"sample {key!r} has no long caption"))
     return long
 
 
 def _read_sample(sample: tars.Sample) -> tuple[str, bytes | None, dict[str, Any]]:
-  """A sample's key, its image, and all fields of its JSON file and its text."""
+  """Returns a sample's key, its image, and all fields of its JSON file and its text."""
   values = {}
   if "json" in sample.parts:
     values.update(annotation_fields.get_mapping(streams.load(sample.read("json")), "json", "side_file"))
@@ -95,7 +115,7 @@ def _read_row(row: parquet.Row) -> tuple[str, bytes | None, dict[str, Any]]:
 
 
 def find_files(inputs: list[str]) -> tuple[str, ...]:
-  """The tar and Parquet files that inputs mean, in order: files themselves, and those under folders.
+  """Lists the tar and Parquet files of the inputs, in order: files themselves, and those under folders.
 
   Raises:
     FileNotFoundError: there is none.
@@ -108,17 +128,15 @@ def find_files(inputs: list[str]) -> tuple[str, ...]:
   return tuple(dict.fromkeys(found))
 
 
-def read_long_captions(
-  files: list[str], by: By, field: str, state: str, workers: int | pool.Engine
-) -> lookup_table.Table:
+def read_long_captions(files: list[str], by: By, field: str, state: str, workers: int | Engine) -> lookup_table.Table:
   """Makes the table of long captions.
 
   Args:
     files: JSON lines, JSON lists, CSV (each also as .gz) or Parquet, with the fields `by` and `field`; or a JSON object
-      of captions by what names their images.
+      of captions by URL or key.
     by: the field that names the image.
     field: the field of the caption.
-    state: where the table is kept.
+    state: the folder where the table is kept.
     workers: the number of processes, or an engine.
 
   Raises:
@@ -172,5 +190,28 @@ def _read_entries(path: str, by: str, field: str) -> Iterator[streams.Raw | dict
     yield from (raw for _, raw in streams.scan(path))
 
 
-def _ignore(loss: annotation_fields.Loss, error: RecordError) -> None:
-  """Long texts are told when a record takes them."""
+def _ignore(scope: Scope, error: RecordError) -> None:
+  """Drops notes on long texts, which are reported when a record uses them."""
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the command's options."""
+  cli.add_output(parser)
+  parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="folders, or .tar or .parquet files")
+  parser.add_argument("--short_field", metavar="NAME", help="the field of the short caption (default: KEY.txt)")
+  parser.add_argument("--long_field", metavar="NAME", help="the field of the long caption")
+  parser.add_argument("--long_captions", nargs="+", metavar="FILE", help="files of long captions")
+  parser.add_argument(
+    "--by", choices=("url", "key"), default="url", help="how these files name images (default: %(default)s)"
+  )
+  cli.add_conversion(parser, name="webdataset")
+
+
+def run(options: argparse.Namespace) -> None:
+  """Runs the command."""
+  files, table, long_field = find_files(options.input), None, options.long_field
+  if options.long_captions:
+    state, engine = cli.tables_folder(options), cli.make_engine(options)
+    table = read_long_captions(options.long_captions, options.by, long_field or "long", state, engine)
+    long_field = None  # it was the field of the table's files
+  cli.convert(options, WebDataset(files, options.short_field, long_field, table, options.by))
