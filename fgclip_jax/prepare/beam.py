@@ -1,7 +1,7 @@
-"""Runs tasks by Apache Beam: in this process, or on Dataflow, Flink or Spark by the flags of its runners.
+"""Runs tasks with Apache Beam: in this process, or on Dataflow, Flink or Spark, as the flags of its runners say.
 
-Beam only calls a function for each task. Tasks and results are files in a folder that all machines reach, so that
-neither is part of the pipeline's description, which runners limit to a few megabytes, and results come one by one.
+Beam only calls a function for each task. Tasks and results are files in a folder that all machines reach: so neither is
+part of the pipeline's description, which runners limit to a few megabytes, and results arrive one by one.
 """
 
 import dataclasses
@@ -19,16 +19,16 @@ _FUNCTION, _STOP = "function.pickle", "stop"
 
 
 class BeamError(ValueError):
-  """Beam is not there, does not know a flag, or failed; the message says which."""
+  """Beam is missing, does not know a flag, or failed; the message says which."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Beam:
-  """Apache Beam as the engine of `pool.run`.
+  """Apache Beam as the engine of `run_tasks`.
 
   Attributes:
-    flags: Beam's own, e.g. `--runner=DataflowRunner`, `--project=...`.
-    folder: where tasks and results pass through; every machine that works must reach it.
+    flags: Beam's own flags, e.g. `--runner=DataflowRunner`, `--project=...`.
+    folder: the folder of tasks and results; every machine that works must reach it.
 
   Raises:
     BeamError: the package apache-beam is missing, or it does not know a flag.
@@ -62,13 +62,13 @@ class Beam:
     for number, task in enumerate(tasks):
       paths.write(_task_path(folder, number), pickle.dumps(task))
     failure: list[BaseException] = []
-    # the runner in a thread, so that results can be taken while it runs
+    # The runner blocks until the pipeline ends; in a thread, results can be taken while it runs.
     runner = threading.Thread(target=self._launch, args=(folder, len(tasks), label, failure), daemon=True)
     runner.start()
     done: set[str] = set()
     try:
       while len(done) < len(tasks):
-        alive = runner.is_alive()  # before looking: what the runner did before it ended is then seen
+        alive = runner.is_alive()  # asked before the folder is listed: results written until then are not missed
         found = [name for name in paths.list_folder(folder) if name.startswith("result-") and name not in done]
         for name in found:
           if name.endswith(".tmp"):
@@ -102,7 +102,7 @@ class Beam:
 
 
 def _run_task(folder: str, number: int) -> None:
-  """Runs one task on a worker; its result, or its error, becomes a file."""
+  """Runs one task on a worker, and writes its result or its error to a file."""
   if paths.exists(paths.join(folder, _STOP)):
     return
   result = error = None

@@ -1,4 +1,4 @@
-"""The image as it is stored: as it came, or as a JPEG of a limited size."""
+"""Stores images: unchanged, or as JPEGs of a limited size."""
 
 import dataclasses
 import io
@@ -14,17 +14,17 @@ from fgclip_jax.storage.errors import RecordError
 class Storing:
   """How images are checked and stored.
 
-  With `max_side`, what is larger, or is no plain JPEG, is stored as one, so that every image is decoded equally fast;
-  a JPEG that is small enough keeps its bytes. Pictures are shrunk, bicubic with antialiasing, never enlarged. EXIF
-  orientation is not applied, as everywhere here, and not kept in what is stored anew.
+  With `max_side`, an image that is larger or is no plain JPEG is stored as a JPEG, so that training decodes all images
+  equally fast; a JPEG that is small enough keeps its bytes. Images are shrunk (bicubic with antialiasing) and never
+  enlarged. EXIF orientation is never applied, and is lost in images that are encoded again.
 
   Attributes:
-    check: decode every image, to find those that are broken.
-    max_side: the longest side in pixels; None stores all images as they came.
-    quality: of the JPEGs that are made, as Pillow counts.
+    check: decode every image, to find broken ones.
+    max_side: the longest side in pixels; None stores all images unchanged.
+    quality: Pillow's quality of the JPEGs that are made, 1 to 100.
 
   Raises:
-    ValueError: a quality or side that is out of range, or `max_side` without `check`.
+    ValueError: a quality or side is out of range, or `max_side` is given without `check`.
   """
 
   check: bool = True
@@ -44,11 +44,11 @@ def store(record: Record, storing: Storing) -> tuple[Record, tuple[int, int] | N
   """Decodes a record's image once, if at all.
 
   Returns:
-    The record with the image as it is stored, its width and height filled in, and the width and height of the image
-    as it came (None where they cannot be told without decoding).
+    The record with its image as it is stored, and with the width and height of that; and the width and height of the
+    image as it came (None if they cannot be found without decoding).
 
   Raises:
-    RecordError: the image cannot be used, see `image.ImageError`.
+    RecordError: the image cannot be used; for the kinds see `image.ImageError`.
   """
   try:
     if not storing.check:
@@ -64,7 +64,7 @@ def store(record: Record, storing: Storing) -> tuple[Record, tuple[int, int] | N
 
 
 def _read_size(data: bytes) -> tuple[int, int] | None:
-  """The size that a file's header tells."""
+  """Reads width and height from a file's header; None if it has none."""
   if not data:
     raise RecordError("image_empty", "image", "has no bytes")
   try:
