@@ -1,7 +1,7 @@
-"""Reads the whole records of an ArrayRecord file that cannot be opened, because it was cut off or its index is damaged.
+"""Reads the complete records of an ArrayRecord file that cannot be opened: it was cut off, or its index is damaged.
 
-Records stand one after another, each in a chunk of its own where the file was written with `group_size:1`, as random
-access needs; so they can be found from the front, without the index.
+Records follow each other, each in a chunk of its own if the file was written with `group_size:1`, which random access
+needs; so they can be found from the front, without the index.
 """
 
 from fgclip_jax.storage import paths, riegeli
@@ -12,19 +12,19 @@ from fgclip_jax.storage.riegeli import CHUNK_HEADER, RECORDS, SIGNATURE
 class DamagedShard:
   """The records of a damaged file up to the damage, by number.
 
-  Chunks that hold more than one record are not read: where a file was written with `group_size:1`, they are the index.
+  Chunks of more than one record are not read: in a file written with `group_size:1`, such a chunk is the index.
   """
 
   def __init__(self, path: str):
     self.path = path
-    self._places: list[tuple[int, int]] = []  # of each record's chunk, in the content
+    self._places: list[tuple[int, int]] = []  # begin and end of each record's chunk, as positions in the content
     repeat(self._scan, path)
 
   def __len__(self) -> int:
     return len(self._places)
 
   def __getitem__(self, index: int) -> bytes:
-    """A record.
+    """Returns a record.
 
     Raises:
       ValueError: its bytes are damaged, or compressed in a way that is not read here.
@@ -50,7 +50,7 @@ class DamagedShard:
 
 
 def _read(file, start: int, length: int) -> bytes:
-  """Content from a position in the content."""
+  """Reads `length` bytes of content from a position in the content."""
   first, last = riegeli.to_file(start), riegeli.to_file(start + length)
   file.seek(first)
   return riegeli.strip(file.read(last - first), first)[:length]

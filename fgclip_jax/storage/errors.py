@@ -7,6 +7,7 @@ class RecordError(ValueError):
   Attributes:
     kind: the class of the fault in snake_case, e.g. `box_outside`; reports count by it.
     field: the field at fault, e.g. `bbox_info[2].bbox`.
+    message: what is wrong with it.
   """
 
   def __init__(self, kind: str, field: str, message: str):

@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a local file, or a marker in object storage."""
+"""Locks that one process holds at a time: a lock on a local file, or a marker in object storage."""
 
 import contextlib
 import fcntl
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from fgclip_jax.storage import paths
 
-_TRIES = 60  # a second each
+_TRIES = 60  # one second apart
 
 
 class LockedError(ValueError):
@@ -24,11 +24,12 @@ def hold(path: str, what: str, wait: bool = False) -> Iterator[None]:
   """Holds a lock.
 
   A local lock ends with its process, however that ends. Object storage has no locks: there the lock is an object that
-  says who holds it. Of two processes that begin in the same moment, one sees the other's; one that was killed leaves it
-  behind, which the next process on the same machine notices, while on another one the object has to be deleted.
+  names its holder. Of two processes that start at the same moment, at least one sees the other's object. A process that
+  was killed leaves its object behind; the next process on the same machine notices that its holder is gone, but on
+  another machine the object has to be deleted by hand.
 
   Args:
-    path: of the lock's file or object.
+    path: the lock's file or object.
     what: what the holder does, for the message.
     wait: wait for another process to finish, a minute at most.
 
@@ -63,7 +64,7 @@ def _hold_object(path: str, what: str) -> Iterator[None]:
   mine = {"host": socket.gethostname(), "process": os.getpid(), "key": uuid.uuid4().hex, "since": time.ctime()}
   _refuse(path, what, None)
   paths.write(path, json.dumps(mine).encode())
-  _refuse(path, what, mine["key"])
+  _refuse(path, what, mine["key"])  # again: another process may have written its marker over this one meanwhile
   try:
     yield
   finally:
@@ -71,7 +72,7 @@ def _hold_object(path: str, what: str) -> Iterator[None]:
 
 
 def _refuse(path: str, what: str, key: str | None) -> None:
-  """Raises `LockedError` where the marker is that of another process which may be alive."""
+  """Raises `LockedError` if the marker is that of another process that may be alive."""
   if not paths.exists(path):
     return
   holder = json.loads(paths.read(path))

@@ -1,7 +1,7 @@
-"""Tables on disk, text to text, for what does not fit in memory: made in parallel, read by any process.
+"""Tables on disk from text to text, larger than memory: made in parallel, read by any process.
 
-A table is a folder of sqlite files, its parts, which share the input between them, and `table.json`, which says what
-they were made of; where that has not changed, the table is used as it is.
+A table is a folder of sqlite files, its parts, each made from some of the inputs, and `table.json`, which describes
+the inputs; as long as these do not change, the table is used as it is.
 """
 
 import contextlib
@@ -19,11 +19,12 @@ from typing import Any
 
 from fgclip_jax.storage import locks, paths
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Skip, SkipReport
 from fgclip_jax.storage.workers import Engine, run_tasks, tick
 
-MAX_PARTS = 16  # a look-up asks one after the other
+MAX_PARTS = 16  # a look-up asks one part after the other
 _INFO = "table.json"
-_ROWS = 10_000
+_ROWS = 10_000  # between two checks whether the run was stopped
 
 Reader = Callable[[Any], Iterator[tuple[str, str] | RecordError]]
 
@@ -33,13 +34,13 @@ class Table:
   """A table in a folder.
 
   Attributes:
-    folder: where its parts lie.
-    parts: how many there are.
-    digest: of what it was made of; tells it from another one in the same folder.
-    entries: how many keys its parts hold.
+    folder: the folder of its parts.
+    parts: the number of parts.
+    digest: a digest of its inputs, which differs from that of an earlier table in the same folder.
+    entries: the number of keys in its parts.
     repeated: how many keys were met again; the first value counts.
-    skipped: how much of the input could not be used, and why the first of it.
-    broken: what of the input broke off: its name and the reason.
+    skipped: how many entries of the input could not be used, and why the first could not.
+    broken: the inputs that break off: name and reason of each.
   """
 
   folder: str
@@ -51,7 +52,7 @@ class Table:
   broken: tuple[tuple[str, str], ...]
 
   def get(self, key: str) -> str | None:
-    """The value of a key; None if it has none."""
+    """Returns the value of a key; None if it has none."""
     if not _is_storable(key):
       return None
     for connection in _connect(self.folder, self.parts, self.digest):
@@ -70,16 +71,16 @@ def make(
   *,
   label: str,
 ) -> Table:
-  """Makes a table, or opens the one in `folder` if it was made of the same.
+  """Makes a table, or opens the one in `folder` if it was made from the same inputs.
 
   Args:
-    folder: where the table lies.
-    read: a module's own function; yields keys and values of one input, or a `RecordError` for what cannot be used,
-      and raises one where the input breaks off.
-    inputs: the name of each input, and what `read` is called with.
-    arguments: all that decides what the table holds, as JSON: fingerprints of the inputs and the like.
+    folder: the folder of the table.
+    read: a function at the top of a module; it yields keys and values of one input, or a `RecordError` for an entry
+      that cannot be used, and raises a `RecordError` where the input breaks off.
+    inputs: the name of each input, and the argument of `read`.
+    arguments: everything that decides what the table holds, as JSON: fingerprints of the inputs and the like.
     workers: the number of processes, or an engine.
-    label: what the progress bar says.
+    label: the label of the progress bar.
   """
   arguments = json.loads(json.dumps({"inputs": [name for name, _ in inputs], **arguments}))
   paths.make_folder(folder)
@@ -94,13 +95,16 @@ def _make(
   bounds = [len(inputs) * part // parts for part in range(parts + 1)]
   tasks = [(folder, part, read, inputs[begin:end]) for part, (begin, end) in enumerate(itertools.pairwise(bounds))]
   results = dict(run_tasks(_make_part, tasks, workers, total=len(inputs), label=label, unit=" files"))
-  entries, repeated, skipped, broken = zip(*(results[part] for part in range(parts)), strict=True)
+  entries, repeated, reports, broken = zip(*(results[part] for part in range(parts)), strict=True)
+  skips = SkipReport()
+  for report in reports:
+    skips.merge(report)
   info = {
     "parts": parts,
     "digest": hashlib.sha256(json.dumps(arguments, sort_keys=True).encode()).hexdigest(),
     "entries": sum(entries),
     "repeated": sum(repeated),
-    "skipped": (sum(count for count, _ in skipped), next((example for _, example in skipped if example), "")),
+    "skipped": (len(skips), next((str(skip) for skip, _ in skips.firsts()), "")),
     "broken": [*itertools.chain(*broken)],
   }
   paths.write(paths.join(folder, _INFO), json.dumps({"table": info, "arguments": arguments}).encode())
@@ -108,7 +112,7 @@ def _make(
 
 
 def _open(folder: str, arguments: dict) -> Table | None:
-  """The table in a folder; None where there is none that was made of the same."""
+  """Opens the table in a folder; None if there is none, or one that was made from other inputs."""
   try:
     info = json.loads(paths.read(paths.join(folder, _INFO)))
   except (FileNotFoundError, json.JSONDecodeError):
@@ -125,9 +129,9 @@ def _part_path(folder: str, part: int) -> str:
 
 
 def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tuple[int, tuple]:
-  """Writes one part; returns its number, and its `entries`, `repeated`, `skipped` and `broken`."""
+  """Writes one part; returns its number, and its `entries`, `repeated`, what was skipped, and `broken`."""
   folder, part, read, inputs = task
-  found, skipped, example, broken = 0, 0, "", []
+  found, skips, broken = 0, SkipReport(), []
   with tempfile.TemporaryDirectory(dir=None if paths.is_remote(folder) else folder) as scratch:
     path = os.path.join(scratch, "part.sqlite")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
@@ -142,14 +146,14 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
         try:
           for row in read(value):
             if isinstance(row, RecordError):
-              skipped, example = skipped + 1, example or f"{name}: {row}"
+              skips.add(Skip.of(row, name))
             elif not _is_storable("".join(row)):
-              skipped, example = skipped + 1, example or f"{name}: {row!r} is no text that UTF-8 can hold"
+              skips.add(Skip("text_not_unicode", f"{row!r} is no text that UTF-8 can hold", place=name))
             else:
               connection.execute("INSERT INTO scratch.found VALUES (?, ?)", row)
               found += 1
               if found % _ROWS == 0:
-                tick(0)  # where a run that was stopped ends
+                tick(0)  # ends the task if the run was stopped
         except RecordError as error:
           broken.append((name, str(error)))
         tick(1)
@@ -159,11 +163,11 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
       connection.execute("COMMIT")
       (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
     paths.publish(path, _part_path(folder, part))
-  return part, (entries, found - entries, (skipped, example), broken)
+  return part, (entries, found - entries, skips, broken)
 
 
 def _is_storable(text: str) -> bool:
-  """Whether UTF-8 can hold a text: JSON can spell codes that are no characters."""
+  """Whether UTF-8 can hold a text; JSON can spell codes that are no characters."""
   try:
     text.encode()
   except UnicodeEncodeError:
@@ -181,14 +185,14 @@ def _connect(folder: str, parts: int, digest: str) -> tuple[sqlite3.Connection, 
     for part in range(parts):
       with paths.open(_part_path(folder, part)) as source, open(_part_path(local, part), "wb") as file:
         shutil.copyfileobj(source, file)
-    # an open file without a name takes room until its process ends, however it ends
+    # The folder is deleted here, but an open file keeps its content until its process ends, however that ends.
     return tuple(_connect_part(local, part) for part in range(parts))
 
 
 def _connect_part(folder: str, part: int) -> sqlite3.Connection:
   path = _quote(_part_path(folder, part))
   connection = sqlite3.connect(f"file:{path}?mode=ro&immutable=1", uri=True, check_same_thread=False)
-  connection.execute("PRAGMA schema_version")  # opens the file, which is otherwise left for the first question
+  connection.execute("PRAGMA schema_version")  # opens the file now; sqlite otherwise waits for the first query
   return connection
 
 

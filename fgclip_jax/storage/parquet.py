@@ -1,4 +1,7 @@
-"""Parquet files of samples, a row each, read a few rows at a time."""
+"""Reads Parquet files with one sample in each row, a few rows at a time.
+
+Rows hold images, and a row group may hold thousands: neither a file nor a row group is ever read as a whole.
+"""
 
 import contextlib
 import dataclasses
@@ -13,7 +16,7 @@ from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
 
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img")
-_ROWS = 16  # rows decoded at a time; they hold images
+_ROWS = 16  # rows decoded at a time: images, a few MB in all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,10 +32,10 @@ class Row:
 
 
 class Reader:
-  """Reads rows of one file, fast where they follow each other: all columns, or some; `close` closes the file.
+  """Reads rows of one file, all columns or some; quick as long as row numbers rise. `close` closes the file.
 
   Raises:
-    RecordError: of kind `parquet_unreadable`, where the file or a row of it cannot be read.
+    RecordError: kind `parquet_unreadable`: the file or one of its rows cannot be read.
   """
 
   def __init__(self, path: str, columns: Sequence[str] | None = None):
@@ -40,7 +43,8 @@ class Reader:
 
     self.path, self._columns = path, columns
     stream = paths.open(path)
-    self.close = weakref.finalize(self, stream.close)  # readers are kept and replaced: none is closed by hand
+    # A cache holds readers and drops them, without a place to close them by hand: the file closes with its reader.
+    self.close = weakref.finalize(self, stream.close)
     with self._named():
       self._file = pyarrow.parquet.ParquetFile(stream, pre_buffer=False, buffer_size=1 << 20)
     self.columns = self._file.schema_arrow.names
@@ -50,9 +54,10 @@ class Reader:
     for count in counts:
       self._starts.append(self._starts[-1] + count)
     self._batches: Iterator = iter(())
-    self._group: int | None = None  # where the reader stands: a row group,
-    self._rows: list[dict] = []  # some rows of it,
-    self._first = 0  # and the number of the first of these
+    # The reader's position: a row group, the rows of it that were decoded last, and the number of the first of these.
+    self._group: int | None = None
+    self._rows: list[dict] = []
+    self._first = 0
 
   def __len__(self) -> int:
     return self._starts[-1]
@@ -63,7 +68,7 @@ class Reader:
     if group != self._group or number < self._first:
       self._batches = self._file.iter_batches(_ROWS, row_groups=[group], columns=self._columns)
       self._rows, self._first = [], self._starts[group]
-    self._group = None  # until it is known to be readable
+    self._group = None  # an error below leaves the iterator broken; the next call then starts the group again
     while number >= self._first + len(self._rows):
       self._first += len(self._rows)
       with self._named():
@@ -78,14 +83,15 @@ class Reader:
     try:
       yield
     except (pyarrow.ArrowException, OSError, StopIteration) as error:
+      # pyarrow also raises OSError for damaged files; only those with an errno are faults of the disk or the network.
       if isinstance(error, OSError) and error.errno is not None:
-        raise  # a fault of the disk or the network, not of the file
+        raise
       reason = str(error).strip().split("\n")[0] or "it holds fewer rows than it says"
       raise RecordError("parquet_unreadable", "parquet", f"{self.path} cannot be read ({reason})") from error
 
 
 def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Row]]:
-  """Yields the number of each row of a Parquet file and the row, from a number yielded earlier (0: the start).
+  """Yields the number of each row of a Parquet file and the row, starting at a number yielded earlier (0: the start).
 
   Raises:
     RecordError: it is no Parquet file, or a damaged one (kind `parquet_unreadable`).
@@ -99,20 +105,20 @@ def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Row]]:
 
 
 def list_columns(path: str) -> list[str]:
-  """The names of a file's columns."""
+  """Lists the names of a file's columns."""
   reader = Reader(path)
   reader.close()
   return reader.columns
 
 
 def find_image_column(path: str) -> str | None:
-  """The column that holds images; None if there is none, as in the tables that img2dataset writes beside tar files."""
+  """Finds the column of images; None if there is none, as in the tables that img2dataset writes beside tar files."""
   columns = list_columns(path)
   return next((name for name in IMAGE_COLUMNS if name in columns), None)
 
 
 def get_bytes(value: object) -> bytes | None:
-  """The bytes of an image's cell: bytes, or an object with a field `bytes`; None where there are none."""
+  """Returns the bytes of an image's cell, which is bytes or an object with a field `bytes`; None if there are none."""
   if isinstance(value, dict):
     value = value.get("bytes")
   return value if isinstance(value, bytes) else None
@@ -120,5 +126,5 @@ def get_bytes(value: object) -> bytes | None:
 
 @functools.lru_cache(maxsize=4)
 def _reader(path: str, thread: int, process: int) -> Reader:
-  del thread, process  # a reader stands at one place: each thread has its own
+  del thread, process  # a reader has one position, so each thread has its own; a fork must not share its parent's file
   return Reader(path)

@@ -1,6 +1,6 @@
-"""Files on this machine and in object storage by one set of functions: a path with `://` goes through fsspec.
+"""One set of functions for files on this machine and in object storage: paths with `://` go through fsspec.
 
-Local paths take the functions of `os` directly. `gs://` needs the package gcsfs, `s3://` the package s3fs.
+Local paths go to the functions of `os` directly. `gs://` needs the package gcsfs, `s3://` the package s3fs.
 """
 
 import builtins
@@ -24,7 +24,7 @@ def open(path: str, mode: str = "rb", **options: Any) -> IO:
 
 
 def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
-  """Returns `size` bytes of a file from `offset` on (None: to its end), or what of them there is."""
+  """Returns `size` bytes of a file from `offset` on (None: to its end), or fewer at the end of the file."""
   if is_remote(path):
     system, name = _resolve(path)
     return system.cat_file(name, start=offset, end=None if size is None else offset + size)
@@ -67,7 +67,7 @@ def make_folder(path: str) -> None:
 
 
 def size(path: str) -> int:
-  """The size of a file in bytes; raises `FileNotFoundError` where there is none."""
+  """Returns the size of a file in bytes; raises `FileNotFoundError` if there is none."""
   if not is_remote(path):
     return os.path.getsize(path)
   system, name = _resolve(path)
@@ -75,7 +75,7 @@ def size(path: str) -> int:
 
 
 def list_folder(path: str) -> list[str]:
-  """The sorted names of what lies in a folder; raises `FileNotFoundError` where there is none."""
+  """Lists the names in a folder, sorted; raises `FileNotFoundError` if there is no folder."""
   if not is_remote(path):
     return sorted(os.listdir(path))
   system, name = _resolve(path)
@@ -89,12 +89,12 @@ def join(path: str, *parts: str) -> str:
 
 
 def absolute(path: str) -> str:
-  """A path that means the same in any current folder."""
+  """Returns a path that means the same in any current folder."""
   return path if is_remote(path) else os.path.abspath(path)
 
 
 def fingerprint(path: str) -> dict[str, Any]:
-  """What changes when a file changes, as JSON: its `size`, and when or to what it `changed` last."""
+  """Returns a JSON object that changes when a file changes: its `size`, and the time or tag of its last change."""
   if not is_remote(path):
     found = os.stat(path)
     return {"size": found.st_size, "changed": found.st_mtime_ns}
@@ -114,9 +114,9 @@ def write(path: str, data: bytes) -> None:
 
 
 def publish(local: str, path: str) -> None:
-  """Moves a finished local file to its place, which is complete from the moment it exists.
+  """Moves a finished local file to `path`, which is complete from the moment it exists.
 
-  A local place must lie on the same disk.
+  A local `path` must be on the same disk.
   """
   if not is_remote(path):
     os.replace(local, path)
@@ -127,7 +127,7 @@ def publish(local: str, path: str) -> None:
 
 
 def remove(path: str) -> None:
-  """Removes a file, or a folder with all that lies in it; what does not exist is left so."""
+  """Removes a file, or a folder with everything in it; does nothing if there is neither."""
   if not is_remote(path):
     if os.path.isdir(path):
       shutil.rmtree(path)
@@ -140,7 +140,7 @@ def remove(path: str) -> None:
 
 
 def _resolve(path: str) -> tuple[Any, str]:
-  """The file system of a URL, and the path in it; raises `ValueError` for one that cannot be used here."""
+  """Returns the file system of a URL and the path in it; raises `ValueError` for a URL that cannot be used here."""
   import fsspec
 
   try:

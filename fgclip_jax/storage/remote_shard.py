@@ -1,7 +1,7 @@
-"""Shards in object storage: single records by range requests, without a copy of whole shards.
+"""Reads single records of shards in object storage by range requests, without copying whole shards.
 
-Where a shard's records stand is read once, from the index that `prepare` wrote beside the shards, or, where there is
-none, from the end of the shard itself. Either takes 12 bytes of memory a record in every process that reads the shard.
+The places of a shard's records are read once: from the index that `prepare` wrote beside the shards, or, if there is
+none, from the end of the shard itself. They take 12 bytes of memory a record in every process that reads the shard.
 """
 
 import io
@@ -20,16 +20,16 @@ from fgclip_jax.storage.riegeli import FormatError
 
 Result = TypeVar("Result")
 
-RETRIES = 6  # after a request that failed; with the waits below, half a minute in all
-FIRST_WAIT = 0.5  # seconds, doubled from one try to the next
+RETRIES = 6  # after a failed request; with the waits below, half a minute in all
+FIRST_WAIT = 0.5  # seconds, doubled after each try
 _TAIL = 5 * riegeli.BLOCK  # read at once from a shard's end: enough for the index of 8192 records
 _INDEX = np.dtype([("start", "<u8"), ("sum", "<u4")])
-# what would be the same at the next try
+# errors that another try would not change
 _FINAL = (FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ValueError)
 
 
 def repeat(function: Callable[..., Result], path: str, *arguments) -> Result:
-  """Calls a function of `paths`, again and again where a request to a remote storage fails.
+  """Calls a function of `paths`, and repeats the call while a request to remote storage fails.
 
   Raises:
     OSError: there is no such file, or all tries failed.
@@ -40,22 +40,22 @@ def repeat(function: Callable[..., Result], path: str, *arguments) -> Result:
       return function(path, *arguments)
     except _FINAL:
       raise
-    except Exception as error:  # each storage's library raises types of its own
+    except Exception as error:  # the library of each storage has error types of its own
       if not paths.is_remote(path):
         raise
       if attempt == RETRIES:
         raise OSError(f"{path}: {attempt + 1} requests failed, the last with {error!r}") from error
-    time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.0))  # not all processes at once
+    time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.0))  # at random: not all at once
 
 
 class RemoteShard:
   """The records of a shard by number, each read by one request.
 
-  A record is checked against the index's checksum. Without an index only its lengths and compression are checked:
-  damage to pixels may then go unnoticed.
+  A record is checked against its checksum in the index. Without an index only lengths and compression are checked, and
+  damage to pixels may go unnoticed.
 
   Raises:
-    FormatError: the file is cut off or is no ArrayRecord file with a record to a chunk.
+    FormatError: the file is cut off, or is no ArrayRecord file with one record in each chunk.
     OSError: it cannot be read.
   """
 
@@ -66,6 +66,7 @@ class RemoteShard:
       self._starts, self._sums = _load_index(path)
     except FileNotFoundError:
       self._starts, self._sums = np.asarray(_find_starts(path, size), np.uint64), None
+    # After the last record come the index of the chunks and a block that says where that begins.
     if size < self._starts[-1] + riegeli.BLOCK:
       raise FormatError(f"it has {size} bytes, its index says that records end at {self._starts[-1]}")
 
@@ -87,7 +88,7 @@ class RemoteShard:
 
 
 def index_path(shard: str) -> str:
-  """Where the index of a shard lies: in a folder of its own, so that `*.array_record*` finds shards alone."""
+  """Returns the path of a shard's index: in a folder of its own, so that `*.array_record*` matches only shards."""
   name = shard.rpartition("/")[2]
   return f"{shard.removesuffix(name)}index/{name}.npy"
 
@@ -95,8 +96,8 @@ def index_path(shard: str) -> str:
 def write_index(shard: str) -> str:
   """Writes the index of a complete local shard, and returns the index's path.
 
-  It is a NumPy array: of each record where its chunk begins in the file and the CRC-32 of the bytes from there to the
-  next, then an entry for where the last one ends.
+  The index is a NumPy array with an entry for each record: the byte at which its chunk begins in the file, and the
+  CRC-32 of the bytes from there to the next chunk. A last entry holds the end of the last chunk.
   """
   starts = _find_starts(shard, os.path.getsize(shard))
   index = np.zeros(len(starts), _INDEX)
@@ -114,7 +115,7 @@ def write_index(shard: str) -> str:
 
 
 def _load_index(shard: str) -> tuple[np.ndarray, np.ndarray]:
-  """Where records begin [n + 1], the last one's end among them, and their checksums [n]."""
+  """Loads the bytes at which records begin and the last one ends, uint64 [n + 1], and their checksums, uint32 [n]."""
   path = index_path(shard)
   try:
     index = np.load(io.BytesIO(repeat(paths.read, path)), allow_pickle=False)
@@ -126,7 +127,8 @@ def _load_index(shard: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _find_starts(path: str, size: int) -> list[int]:
-  """Where records begin and the last one ends, from the end of the file."""
+  """Reads the bytes at which records begin and the last one ends from the end of the file."""
+  # One request for the last blocks usually brings both the postscript, in the last block, and the index before it.
   begin = max(size - _TAIL, 0)
   tail = repeat(_read_all, path, begin, size - begin)
   first = riegeli.parse_postscript(tail[-riegeli.BLOCK :])

@@ -1,12 +1,14 @@
-"""The format of ArrayRecord files, as far as reading single records of them takes.
+"""The format of ArrayRecord files, as far as reading single records needs it.
 
-An ArrayRecord file is a Riegeli file (its format: github.com/google/riegeli, doc/riegeli_records_file_format.md): a
-signature, then chunks, each a header and data that is compressed by itself. Random access needs files written with
-`group_size:1`, where every record has a chunk of its own. At the end stand an index of the chunks, and in the last
-64 KiB where that index begins (see github.com/google/array_record, cpp/layout.proto).
+An ArrayRecord file is a Riegeli file (format: github.com/google/riegeli, doc/riegeli_records_file_format.md): a
+signature, then chunks. A chunk is a header of 40 bytes and data that is compressed by itself. Random access needs files
+written with `group_size:1`, in which every record has a chunk of its own. The file ends with an index of the chunks,
+and its last 64 KiB hold the position of that index (github.com/google/array_record, cpp/layout.proto):
 
-Every 64 KiB of the file begin with a block header, also in the middle of a chunk. A position in the file counts these
-headers; a position in the content does not.
+    | signature | record | record | ... | index of the chunks | padding | postscript: position of the index |
+
+Every 64 KiB block of the file begins with a block header of 24 bytes, even in the middle of a chunk. A position in the
+file counts these headers; a position in the content does not. `to_content`, `to_file` and `strip` convert between them.
 """
 
 import dataclasses
@@ -15,21 +17,28 @@ from collections.abc import Iterator
 
 import zstandard
 
-BLOCK, BLOCK_HEADER, CHUNK_HEADER = 1 << 16, 24, 40
+BLOCK, BLOCK_HEADER, CHUNK_HEADER = 1 << 16, 24, 40  # bytes
 SIGNATURE, RECORDS = b"s", b"r"  # kinds of chunks
-_CONTENT = BLOCK - BLOCK_HEADER  # of a block
-_MAGIC = 0x71930E704FDAE05E
-_NONE, _ZSTD = b"\x00", b"z"
-_thread = threading.local()  # making a decompressor takes longer than using it, and threads cannot share one
+_CONTENT = BLOCK - BLOCK_HEADER  # bytes of content in a block
+_MAGIC = 0x71930E704FDAE05E  # in the postscript of every ArrayRecord file
+_NONE, _ZSTD = b"\x00", b"z"  # kinds of compression
+_thread = threading.local()  # each thread has a decompressor: making one takes longer than using it
 
 
 class FormatError(ValueError):
-  """Bytes that are not what the format says, or that are compressed in a way that is not read here."""
+  """Bytes break the format, or are compressed in a way that is not read here."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Header:
-  """A chunk's header: the bytes of its data, its kind, its records, and the sum of their bytes when decoded."""
+  """A chunk's header.
+
+  Attributes:
+    length: the bytes of its data.
+    kind: `SIGNATURE`, `RECORDS` or another.
+    records: the number of records in it.
+    decoded: the bytes of all its records when decoded.
+  """
 
   length: int
   kind: bytes
@@ -38,19 +47,19 @@ class Header:
 
 
 def to_content(position: int) -> int:
-  """The position in the content of a position in the file; one in a block header is the content's after it."""
+  """Converts a position in the file to one in the content; within a block header, to that of the content after it."""
   blocks, rest = divmod(position, BLOCK)
   return blocks * _CONTENT + max(rest - BLOCK_HEADER, 0)
 
 
 def to_file(position: int) -> int:
-  """The position in the file of a position in the content."""
+  """Converts a position in the content to one in the file."""
   blocks, rest = divmod(position, _CONTENT)
   return blocks * BLOCK + BLOCK_HEADER + rest
 
 
 def strip(data: bytes, start: int) -> bytes:
-  """The content of a file's bytes from position `start` on."""
+  """Removes block headers from the bytes of a file that begin at position `start`."""
   if start % BLOCK >= BLOCK_HEADER and start % BLOCK + len(data) <= BLOCK:
     return data
   parts, at = [], 0
@@ -63,10 +72,11 @@ def strip(data: bytes, start: int) -> bytes:
 
 
 def parse_header(content: bytes) -> Header:
-  """The header that a chunk's content begins with."""
+  """Parses the header at the start of a chunk's content."""
   if len(content) < CHUNK_HEADER:
     raise FormatError("a chunk is cut off in its header")
   number = int.from_bytes
+  # 0: hash of the header, 8: size of the data, 16: hash of the data, 24: kind, 25: records, 32: size when decoded
   return Header(
     length=number(content[8:16], "little"),
     kind=content[24:25],
@@ -76,7 +86,7 @@ def parse_header(content: bytes) -> Header:
 
 
 def decode_chunk(content: bytes) -> list[bytes]:
-  """The records of a chunk, of which `content` is its header and data; more after it is ignored.
+  """Decodes the records of a chunk from its header and data; bytes after these are ignored.
 
   Raises:
     FormatError: its bytes are damaged, or compressed in a way that is not read here.
@@ -87,6 +97,7 @@ def decode_chunk(content: bytes) -> list[bytes]:
   data = content[CHUNK_HEADER : CHUNK_HEADER + header.length]
   if len(data) < header.length:
     raise FormatError(f"its data has {len(data)} bytes, its header says {header.length}")
+  # The data: kind of compression, compressed size of the sizes, the sizes of all records, the records' bytes.
   compression, at = data[:1], 1
   length, at = _varint(data, at)
   sizes = _decompress(compression, data[at : at + length])
@@ -102,7 +113,7 @@ def decode_chunk(content: bytes) -> list[bytes]:
 
 
 def decode_record(content: bytes) -> bytes:
-  """The one record of a chunk, see `decode_chunk`."""
+  """Decodes a chunk of one record, see `decode_chunk`."""
   records = decode_chunk(content)
   if len(records) != 1:
     raise FormatError(f"it holds {len(records)} records; only files written with group_size:1 can be read")
@@ -110,29 +121,29 @@ def decode_record(content: bytes) -> bytes:
 
 
 def parse_postscript(block: bytes) -> int:
-  """Where the index of an ArrayRecord file begins, from the file's last 64 KiB.
+  """Returns the position of an ArrayRecord file's index from the file's last 64 KiB.
 
   Raises:
     FormatError: they are not the end of an ArrayRecord file.
   """
   if len(block) != BLOCK:
     raise FormatError("it is shorter than any ArrayRecord file")
-  values = dict(_fields(decode_chunk(block[BLOCK_HEADER:])[0]))
+  values = dict(_fields(decode_chunk(block[BLOCK_HEADER:])[0]))  # 1: position of the index, 2: magic number
   if values.get(2) != _MAGIC or not isinstance(values.get(1), int):
     raise FormatError("its last 64 KiB are not the end of an ArrayRecord file")
   return values[1]
 
 
 def parse_index(content: bytes) -> list[int]:
-  """Where in the file each record's chunk begins.
+  """Returns the position in the file of each record's chunk.
 
   Raises:
     FormatError: the index is damaged, or of a file whose chunks hold several records.
   """
-  _, *entries = decode_chunk(content)  # the first tells the format's version and counts
+  _, *entries = decode_chunk(content)  # the first entry holds the format's version and counts
   starts = []
   for entry in entries:
-    values = dict(_fields(entry))
+    values = dict(_fields(entry))  # 1: position of the chunk, 3: records in it
     if values.get(3) != 1:
       raise FormatError(f"its chunks hold {values.get(3)} records; only files written with group_size:1 can be read")
     starts.append(values[1])
@@ -157,7 +168,7 @@ def _decompress(compression: bytes, data: bytes) -> bytes:
 
 
 def _varint(data: bytes, at: int) -> tuple[int, int]:
-  """A number in groups of seven bits, the lowest first, and where it ends."""
+  """Decodes a number in groups of seven bits, the lowest first; returns it and the position after it."""
   value = 0
   for place, byte in enumerate(data[at : at + 10]):
     value |= (byte & 127) << (7 * place)
@@ -167,7 +178,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int]]:
-  """The numbered fields of a protocol buffer that holds whole numbers alone."""
+  """Yields number and value of each field of a protocol buffer that holds only integers."""
   at = 0
   while at < len(message):
     key, at = _varint(message, at)

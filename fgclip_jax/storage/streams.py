@@ -1,7 +1,7 @@
-"""Reads annotation files record by record, never whole: JSON lists, JSON lines, CSV, JSON objects that hold lists.
+"""Reads annotation files record by record, never as a whole: JSON lists, JSON lines, CSV, JSON objects of lists.
 
-`scan` finds the records and their byte offsets, `load` parses one. Reading can start at any offset
-that `scan` gave earlier, so that processes share a file. `walk` goes through the lists inside one object.
+`scan` finds the records and their byte offsets, `load` parses one. Reading can start at any offset that `scan` yielded
+earlier, so that processes can share a file. `walk` goes through the lists inside one JSON object.
 """
 
 import contextlib
@@ -22,7 +22,7 @@ from fgclip_jax.storage.errors import RecordError
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 CHUNK = 1 << 20  # bytes read at a time
 MAX_RECORD = 64 << 20  # bytes; a longer record means that the file is broken
-_EDGE = 16  # what is this near the end of what was read may be a number, literal or escape cut in two
+_EDGE = 16  # so near the end of what was read, a number, literal or escape may be cut in two
 _SPACE = " \t\n\r"
 _VALUES = json.JSONDecoder(strict=False)
 _BOUNDARIES = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)  # finds ends; values are thrown away
@@ -49,7 +49,7 @@ def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Raw]]:
 
 
 def walk(path: str) -> Iterator[tuple[str, bytes]]:
-  """Yields what a JSON object holds: its members' names and values, of a list each element by itself.
+  """Yields the names and values of a JSON object's members; of a list, each element by itself.
 
   `{"a": [1, 2], "b": {"c": 3}}` gives `("a", b"1")`, `("a", b"2")`, `("b", b'{"c": 3}')`. The elements of a file that
   is a list have the name "".
@@ -108,7 +108,7 @@ def _open(path: str) -> Iterator[io.IOBase]:
 
 
 def _find_text(file: io.IOBase) -> int:
-  """The offset at which the text starts; the file is left there."""
+  """Returns the offset at which the text starts, after a byte-order mark, and leaves the file there."""
   mark = file.read(3)
   if mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
     raise RecordError("annotation_not_json", "byte 0", "is UTF-16 text; save the file as UTF-8")
@@ -116,7 +116,7 @@ def _find_text(file: io.IOBase) -> int:
 
 
 def _find_list(file: io.IOBase, lines: bool) -> int | None:
-  """The offset of the `[` that opens the list, or None for JSON lines; the file is left at its text's start."""
+  """Returns the offset of the `[` that opens the list, or None for JSON lines; leaves the file at its text's start."""
   start = _find_text(file)
   while (head := file.read(1)) and head in _SPACE.encode():
     pass
@@ -214,7 +214,7 @@ class _Window:
     return self.offset + self.position
 
   def extend(self) -> bool:
-    """Drops what is behind the position and reads on, as much again as is left; False at the end of the file."""
+    """Drops the text before the position, and reads as much again as is left of it; returns False at the file's end."""
     data = self.file.read(max(CHUNK, len(self.text) - self.position))
     if data:
       self.text, self.offset, self.position = self.text[self.position :] + data.decode("latin-1"), self.place, 0
@@ -240,6 +240,7 @@ class _Window:
           self.position = end
           return raw
       except json.JSONDecodeError as error:
+        # An error at the end of what was read may only mean that the value goes on: then read more and try again.
         place = f"byte {self.offset + error.pos}"
         unterminated = error.msg.startswith("Unterminated string")  # its place is where the string starts
         cut = unterminated or len(self.text.rstrip()) - error.pos <= _EDGE
@@ -258,7 +259,7 @@ def _scan_csv(file: io.IOBase, offset: int, delimiter: str) -> Iterator[tuple[in
     nonlocal place
     while line := file.readline(MAX_RECORD):
       place += len(line)
-      yield line.decode("utf-8", "surrogateescape")  # what is not UTF-8 is found in its field, later
+      yield line.decode("utf-8", "surrogateescape")  # bytes that are not UTF-8 are found later, in their field
 
   csv.field_size_limit(MAX_RECORD)
   try:
@@ -281,7 +282,7 @@ def _scan_csv(file: io.IOBase, offset: int, delimiter: str) -> Iterator[tuple[in
 
 
 def read_entries(file: str, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
-  """Yields the entries of the lists `names` in a JSON file, with the list's name; "" is a file that is one list.
+  """Yields the entries of the lists `names` in a JSON file, with the list's name; "" names a file that is one list.
 
   Raises:
     ValueError: the file is broken, or lacks a list.
@@ -293,14 +294,14 @@ def read_entries(file: str, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
         missing.discard(name)
         yield name, load(raw)
   except RecordError as error:
-    raise ValueError(f"{file} is broken at {error}; get it anew") from error
+    raise ValueError(f"{file} is broken at {error}; get it again") from error
   if missing:
     raise ValueError(f"{file} has no entries {', '.join(map(repr, sorted(missing)))}: is it the right file?")
 
 
 @contextlib.contextmanager
 def named(file: str, entry: Any) -> Iterator[None]:
-  """Names the file and the entry where an entry has not the fields that it should have."""
+  """Turns an error from reading an entry's fields into a `ValueError` that names the file and the entry."""
   try:
     yield
   except (KeyError, TypeError, ValueError, AttributeError, IndexError, sqlite3.Error, OverflowError) as error:
@@ -308,7 +309,7 @@ def named(file: str, entry: Any) -> Iterator[None]:
 
 
 def get_size(entry: dict) -> tuple[float, float]:
-  """An image's width and height; raises `ValueError` for what is no size."""
+  """Returns an image's width and height in pixels; raises `ValueError` for anything that is no size."""
   width, height = float(entry["width"]), float(entry["height"])
   if not (0 < width < math.inf and 0 < height < math.inf):
     raise ValueError(f"{width} x {height} is no size of an image")

@@ -1,4 +1,4 @@
-"""Tar files of samples, as img2dataset and webdataset write them: files of one name and several endings in a row.
+"""Reads tar files of samples, as img2dataset and webdataset write them: a sample is a row of files with one name.
 
 ```
 000690825.jpg  000690825.json  000690825.txt  000690826.jpg  ...
@@ -25,8 +25,8 @@ class Sample:
   Attributes:
     path: the tar file.
     key: the name, up to the first dot of its last part.
-    parts: for each ending in lower case where its bytes lie in the tar file: (offset, size).
-    file: the tar file as it was opened to find the sample, if it still is.
+    parts: the place in the tar file of each ending in lower case: (offset, size) in bytes.
+    file: the open tar file in which the sample was found, used while it stays open.
   """
 
   path: str
@@ -35,7 +35,7 @@ class Sample:
   file: IO | None = dataclasses.field(default=None, repr=False, compare=False)
 
   def read(self, suffix: str) -> bytes:
-    """Returns the bytes of the file with an ending."""
+    """Returns the bytes of the sample's file with an ending."""
     offset, size = self.parts[suffix]
     if self.file is None or self.file.closed:
       data = paths.read(self.path, offset, size)
@@ -47,7 +47,7 @@ class Sample:
     return data
 
   def find_image(self) -> str | None:
-    """The ending of the sample's image; None if it has none."""
+    """Returns the ending of the sample's image; None if it has none."""
     return next((suffix for suffix in IMAGE_SUFFIXES if suffix in self.parts), None)
 
   def __getstate__(self) -> dict:
@@ -61,8 +61,8 @@ def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Sample]]:
   """Yields the offset of each sample of a tar file and the sample, from an offset yielded earlier (0: the start).
 
   Raises:
-    RecordError: the file breaks off or is no tar file (kinds `tar_truncated`, `tar_unreadable`); every sample has
-      been yielded behind which another one begins, so that it is known to be whole.
+    RecordError: the file breaks off or is no tar file (kinds `tar_truncated`, `tar_unreadable`). Every sample that is
+      followed by the start of another one, and so is complete, has been yielded before.
     OSError: the file cannot be read.
   """
   with paths.open(path) as file:
@@ -87,7 +87,7 @@ def _scan_members(file: IO, offset: int) -> Iterator[tarfile.TarInfo]:
   try:
     with tarfile.open(fileobj=file, mode="r:", errors="replace") as archive:
       while (member := archive.next()) is not None:
-        archive.members.clear()  # it would keep all of them
+        archive.members.clear()  # tarfile keeps all members, which would grow with the file
         place = member.offset
         yield member
       place = archive.offset
@@ -99,7 +99,7 @@ def _scan_members(file: IO, offset: int) -> Iterator[tarfile.TarInfo]:
 
 
 def _check_end(file: IO, end: int) -> None:
-  """Raises `RecordError` unless the archive ends with a block of zeros: tarfile stops at anything else as well."""
+  """Raises `RecordError` unless the archive ends with a block of zeros: tarfile stops silently at other bytes, too."""
   file.seek(end)
   block = file.read(_BLOCK)
   if block == bytes(_BLOCK):

@@ -1,4 +1,4 @@
-"""A function over an iterable, by threads, in order and a few items ahead."""
+"""Maps a function over an iterable with threads: in order, and a few items ahead."""
 
 import collections
 import concurrent.futures
@@ -6,13 +6,13 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
-LOOK_AHEAD = 128  # items that are made before they are asked for
+LOOK_AHEAD = 128  # items that are computed before they are asked for
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 
 def in_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
-  """`function` of each item, in order; threads work ahead of who reads, by up to `LOOK_AHEAD` items."""
+  """Yields `function` of each item, in order; threads work up to `LOOK_AHEAD` items ahead of the reader."""
   workers = min(os.cpu_count() or 1, 16)
   with concurrent.futures.ThreadPoolExecutor(workers) as pool:
     pending: collections.deque[concurrent.futures.Future] = collections.deque()

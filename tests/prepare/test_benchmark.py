@@ -103,7 +103,7 @@ def test_what_a_plan_says_is_needed(monkeypatch):
   ("arguments", "message"),
   [
     (["--config", "configs/stage2.py"], "given together"),
-    (["--step_seconds", "1"], "says nothing without --batch"),
+    (["--step_seconds", "1"], "--step_seconds needs --batch"),
     (["--config", "c", "--topology", "v5e:2x2", "--step_seconds", "1"], "give either"),
   ],
 )

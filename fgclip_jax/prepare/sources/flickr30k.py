@@ -82,7 +82,7 @@ def _read_boxes(path: str) -> tuple[tuple[float, float], dict[str, tuple[float, 
   try:
     root = ElementTree.fromstring(paths.read(path))
   except ElementTree.ParseError as error:
-    raise ValueError(f"{path} is broken: {error}; get it anew") from error
+    raise ValueError(f"{path} is broken: {error}; get it again") from error
   boxes: dict[str, tuple[float, ...]] = {}
   with named(path, "annotation"):
     size = (float(root.find("size/width").text), float(root.find("size/height").text))

@@ -96,7 +96,7 @@ def test_a_broken_or_missing_file_is_an_error_that_names_it(tmp_path, pictures):
   captions, instances = write_coco(tmp_path)
   path = pathlib.Path(instances[0])
   path.write_bytes(path.read_bytes()[:-30])
-  with pytest.raises(ValueError, match="instances.json is broken at byte .*; get it anew"):
+  with pytest.raises(ValueError, match="instances.json is broken at byte .*; get it again"):
     coco.make(str(tmp_path / "state"), captions, instances, pictures)
   with pytest.raises(FileNotFoundError, match="no annotation file at .*none.json"):
     coco.make(str(tmp_path / "state"), captions, ["none.json"], pictures)
