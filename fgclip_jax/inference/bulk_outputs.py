@@ -35,7 +35,7 @@ class Output:
 
   def __init__(self, path: str):
     if not path.endswith(SUFFIXES):
-      raise ValueError(f"output {path!r} must end in {' or '.join(SUFFIXES)}: the ending tells the format")
+      raise ValueError(f"output {path!r} must end in {' or '.join(SUFFIXES)}: its ending decides the format")
     stem = os.path.splitext(path)[0]
     self.path, self.state = path, path + ".parts"
     self._ids, self._left_out, self._report = stem + ".ids.txt", stem + ".left_out.jsonl", stem + ".report.json"

@@ -33,7 +33,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     options.run(options)
   except KeyboardInterrupt:
-    print("\nStopped. Type the same command again to continue.", file=sys.stderr)
+    print("\nStopped. Run the same command again to continue.", file=sys.stderr)
     return 1
   except (OSError, ValueError) as error:
     print(f"error: {error}", file=sys.stderr)

@@ -82,7 +82,7 @@ def write(job: Job, workers: int | Engine, overwrite: bool = False) -> DatasetSt
     try:
       return _write(job, state, workers, overwrite)
     except concurrent.futures.process.BrokenProcessPool as error:
-      message = "a worker process was killed (too little memory?); type the command again to continue, with fewer"
+      message = "a worker process was killed (too little memory?); run the command again to continue, with fewer"
       raise PrepareError(f"{message} --workers if it happens again") from error
 
 
@@ -106,24 +106,24 @@ def _write(job: Job, state: str, workers: int | Engine, overwrite: bool) -> Data
   if job.checks.duplicates == "drop":
     _hash_images(job, search, tasks, workers)
     duplicates.find(search, workers)
-  done = [_load_finished(task, search) for task in tasks]
+  done = {task.number: shard for task in tasks if (shard := _load_finished(task, search))}
   if job.strict:
-    _refuse_fault(total, *(shard.stats for shard in done if shard))
-  left = [task for task, shard in zip(tasks, done, strict=True) if shard is None]
+    _refuse_fault(total, *(shard.stats for shard in done.values()))
+  left = [task for task in tasks if task.number not in done]
   if len(left) < len(tasks):
     print(f"{len(tasks) - len(left)} of {len(tasks)} shards are finished already: kept")
   if left and job.checks.duplicates == "keep":
     duplicates.forget(search)  # the shards that are left write new hashes
   count = sum(piece.count for task in left for piece in task.pieces)
   function = functools.partial(_write_shard, job, search)
-  for number, shard in run_tasks(function, left, workers, total=count, label="writing", unit=" records"):
-    done[number] = shard
-  for shard in done:
+  done.update(run_tasks(function, left, workers, total=count, label="writing", unit=" records"))
+  shards = [done[task.number] for task in tasks]
+  for shard in shards:
     total.merge(shard.stats)
   if job.checks.duplicates == "keep":
     duplicates.find(search, workers)
     _count_duplicates(job, search, total)
-  _finish(job, plan, total, [shard.shard for shard in done])
+  _finish(job, plan, total, [shard.shard for shard in shards])
   return total
 
 

@@ -93,7 +93,7 @@ def decode_chunk(content: bytes) -> list[bytes]:
   """
   header = parse_header(content)
   if header.kind != RECORDS:
-    raise FormatError(f"a chunk of records should stand here, not one of kind {header.kind!r}")
+    raise FormatError(f"expected a chunk of records here, got one of kind {header.kind!r}")
   data = content[CHUNK_HEADER : CHUNK_HEADER + header.length]
   if len(data) < header.length:
     raise FormatError(f"its data has {len(data)} bytes, its header says {header.length}")

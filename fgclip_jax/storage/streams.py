@@ -22,7 +22,7 @@ from fgclip_jax.storage.errors import RecordError
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 CHUNK = 1 << 20  # bytes read at a time
 MAX_RECORD = 64 << 20  # bytes; a longer record means that the file is broken
-_EDGE = 16  # so near the end of what was read, a number, literal or escape may be cut in two
+_EDGE = 16  # bytes: this near the end of the text in memory, a number, literal or escape may be cut in two
 _SPACE = " \t\n\r"
 _VALUES = json.JSONDecoder(strict=False)
 _BOUNDARIES = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)  # finds ends; values are thrown away
@@ -240,7 +240,7 @@ class _Window:
           self.position = end
           return raw
       except json.JSONDecodeError as error:
-        # An error at the end of what was read may only mean that the value goes on: then read more and try again.
+        # An error at the end of the text in memory may only mean that the value goes on: then read more and try again.
         place = f"byte {self.offset + error.pos}"
         unterminated = error.msg.startswith("Unterminated string")  # its place is where the string starts
         cut = unterminated or len(self.text.rstrip()) - error.pos <= _EDGE

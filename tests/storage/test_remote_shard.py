@@ -133,7 +133,7 @@ def test_files_that_are_not_read(storage, tmp_path):
   with pytest.raises(riegeli.FormatError, match="shorter than any ArrayRecord file"):
     RemoteShard("storage://short")
   (tmp_path / "zeros").write_bytes(bytes(200_000))
-  with pytest.raises(riegeli.FormatError, match="a chunk of records should stand here"):
+  with pytest.raises(riegeli.FormatError, match="expected a chunk of records here"):
     RemoteShard("storage://zeros")
   with pytest.raises(FileNotFoundError):
     RemoteShard("storage://missing")

@@ -128,7 +128,7 @@ def find(path: str, url2key: str | None, state: str, workers: int | Engine) -> F
   if table.repeated:
     print(f"{table.repeated:,} images have the name of another one before them, which is the one that is taken")
   for file, reason in table.broken:
-    print(f"{file} is broken: {reason}. What lies behind cannot be found")
+    print(f"{file} is broken: {reason}. Images behind the break cannot be found")
   return Archives(path, table, url2key is not None)
 
 

@@ -62,7 +62,7 @@ def check_captions(path: str) -> str:
   if not paths.is_file(path):
     raise FileNotFoundError(f"no captions file at {path!r}")
   if not path.lower().endswith(streams.SUFFIXES):
-    raise ValueError(f"{path!r} must end in one of {', '.join(streams.SUFFIXES)}: the ending tells its form")
+    raise ValueError(f"{path!r} must end in one of {', '.join(streams.SUFFIXES)}: its ending decides how it is read")
   return path
 
 

@@ -37,7 +37,7 @@ def _join(files: Sequence[str]) -> Iterator[dict]:
   ) as database:
     for _, entry in read_entries(files[0], ("",)):
       with named(files[0], entry):
-        name = "/".join(entry["url"].split("/")[-2:])  # .../VG_100K_2/1.jpg: the images lie in two folders
+        name = "/".join(entry["url"].split("/")[-2:])  # .../VG_100K_2/1.jpg: images are in two folders
         values = (entry["image_id"], name, *get_size(entry))
         database.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)", values)
     for _, entry in read_entries(files[1], ("",)):
