@@ -99,7 +99,7 @@ def embed(
 
 def fingerprint(model: FGCLIP) -> str:
   """Returns 8 hex digits that change when the model's config or any of its parameters changes."""
-  described = [model.config.to_dict(), checksums(model.params)]
+  described = [model.config.identity(), checksums(model.params)]
   return f"{zlib.crc32(json.dumps(described, sort_keys=True).encode()):08x}"
 
 
@@ -190,7 +190,7 @@ def _encode_texts(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, in
   texts = [text for each in part for text in each.texts]
   if not texts:
     return _nothing(model), 0
-  length = model.config.text.long_length if kind == "long" else model.config.text.short_length
+  length = model.config.text.kinds[kind].length
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # cut texts are counted below and reported at the end
     features = model.encode_text(texts, kind)

@@ -28,14 +28,14 @@ from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.inference.inputs import default_mode
 from fgclip_jax.inference.model import DTYPES, FGCLIP, load
 from fgclip_jax.models import params as parameters
-from fgclip_jax.models.config import ResNetConfig
-from fgclip_jax.models.fgclip import FGCLIP as Network
-from fgclip_jax.models.fgclip import unit_length
+from fgclip_jax.models.config import TextKind
+from fgclip_jax.models.fgclip import DualEncoder, unit_length
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime, Transformer
 
 FORMATS = ("stablehlo", "onnx")
 PARTS = ("image", "text", "long_text", "dense", "regions")
+TEXT_PARTS = {"text": "short", "long_text": "long"}  # parts that take texts, and the kind that each takes
 PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO file runs on
 TOLERANCE = {
   "float32": 1e-4,
@@ -43,6 +43,8 @@ TOLERANCE = {
   "float16": 0.01,
 }  # of a file's outputs, of unit length, from the model's
 DESCRIPTION = "export.json"
+# image towers that ONNX cannot have: jax2onnx 0.13 fails on padded convolutions ("padding was not hashable")
+NOT_IN_ONNX = {"resnet": "a ResNet's convolutions"}
 
 Shape = tuple[int | str, ...]
 
@@ -92,8 +94,8 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
   config = model.config
   if what not in PARTS:
     raise ValueError(f"there is no part {what!r}: choose of {', '.join(PARTS)}")
-  if what == "long_text" and not config.fine_grained:
-    raise ValueError("this model is a plain CLIP, which reads no long texts: leave long_text out")
+  if what in TEXT_PARTS and TEXT_PARTS[what] not in config.text.kinds:
+    raise ValueError(f"this model is a plain CLIP, which reads no {TEXT_PARTS[what]} texts: leave {what} out")
   # exactly what each product would do with them, and half the size of the file
   params = parameters.unflatten(
     {
@@ -102,7 +104,7 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
     }
   )
 
-  def network() -> Network:
+  def network() -> DualEncoder:
     built = parameters.build(config, params, Runtime(dtype=model.runtime.dtype, attention="xla"))
     for tower in (built.vision, built.text) if unroll else ():
       if isinstance(getattr(tower, "transformer", None), Transformer):
@@ -119,11 +121,11 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
     return unit_length(roi_align(network().image_features(_normalize(pixels))[1], boxes))
 
   def text(tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
-    return _encode_text(network(), tokens, what == "long_text")
+    return _encode_text(network(), tokens, config.text.kinds[TEXT_PARTS[what]])
 
   side = config.vision.image_size
-  if what in ("text", "long_text"):
-    longest = config.text.long_length if what == "long_text" else config.text.short_length
+  if what in TEXT_PARTS:
+    longest = config.text.kinds[TEXT_PARTS[what]].length
     preparation = {
       "tokenizer": "CLIP's byte-pair encoding of lower-cased text (openai/clip-vit-base-patch16)",
       "start_id": Tokenizer.start_id,
@@ -152,17 +154,15 @@ def _normalize(pixels):
   return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 
-def _encode_text(network: Network, tokens: Int[Array, "B L"], long: bool) -> Float[Array, "B D"]:
-  """Embeddings of texts that have a row each."""
+def _encode_text(network: DualEncoder, tokens: Int[Array, "B L"], kind: TextKind) -> Float[Array, "B D"]:
+  """Embeddings of texts of one kind, each in a row of its own."""
   config = network.config.text
-  first = config.short_length if long else 0
-  position = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] + first
+  position = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] + kind.first_position
   hidden = network.text(tokens, jnp.ones_like(tokens), position)
   # argmax takes the first: of the ids, or of the places of the end-of-text token
   end = jnp.argmax(tokens if config.end_id == 2 else (tokens == config.end_id).astype(jnp.int32), axis=1)
   read = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
-  project = network.long_projection if long else network.short_projection
-  return unit_length(project(network.text.final_norm(read)))
+  return unit_length(network.project_text(network.text.final_norm(read), kind))
 
 
 def to_stablehlo(part: Part) -> bytes:
@@ -241,9 +241,10 @@ def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list
     raise ValueError(f"format must be one of {', '.join(FORMATS)}, got {format!r}")
   if format == "onnx" and dtype != "float32":
     raise ValueError(f"ONNX is written in float32 alone, got {dtype}: leave --dtype out, or take --format stablehlo")
-  if format == "onnx" and isinstance(model.config.vision, ResNetConfig) and set(what) - {"text", "long_text"}:
-    # its lowering of padded convolutions fails (jax2onnx 0.13: "padding was not hashable")
-    raise ValueError("jax2onnx cannot write a ResNet's convolutions: take --format stablehlo, or --what text")
+  if format == "onnx" and model.config.vision.type in NOT_IN_ONNX and set(what) - set(TEXT_PARTS):
+    raise ValueError(
+      f"jax2onnx cannot write {NOT_IN_ONNX[model.config.vision.type]}: take --format stablehlo, or --what text"
+    )
   parts = {name: make_part(model, name, unroll=format == "onnx") for name in dict.fromkeys(what)}
   os.makedirs(output, exist_ok=True)
   description = {"format": format, "model": repr(model), "dtype": dtype, "parts": {}}

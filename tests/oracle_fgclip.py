@@ -108,9 +108,9 @@ def text_features(model, captions: list[Caption], layout: Layout):
   image = np.zeros((1, 1, 3), np.uint8)
   batch = assemble([Example(image=image, short=c) for c in captions], 1, layout)
   row, end = np.divmod(batch["short_eot"][0], layout.row_length)
-  long = captions[0].long
+  kind = "long" if captions[0].long else "short"
   args = (batch[key][0] for key in ("tokens", "segment", "position"))
-  return jax.jit(functools.partial(type(model).text_features, long=long))(model, *args, row, end)
+  return jax.jit(functools.partial(type(model).text_features, kind=kind))(model, *args, row, end)
 
 
 def fgclip_folder(folder: pathlib.Path, report: Report, mesh: jax.sharding.Mesh | None = None) -> set[str]:

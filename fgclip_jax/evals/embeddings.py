@@ -140,7 +140,7 @@ def embed(
     FileNotFoundError, ValueError: the split is not there, or holds no usable record; an embedding is not finite.
   """
   examples = Examples(folder, split, model.config.vision.image_size, limit)
-  labels = _Labels(read_long=model.config.fine_grained)
+  labels = _Labels(read_long="long" in model.config.text.kinds)
   # a last batch is filled up, so that it needs no program of its own
   size = model.batch_size if len(examples) >= model.batch_size else None
   images, regions = [], []

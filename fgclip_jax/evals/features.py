@@ -14,7 +14,6 @@ from fgclip_jax.evals.datasets.image_folders import Labelled
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.inference.programs import find_mesh
 from fgclip_jax.models import params
-from fgclip_jax.models.config import ResNetConfig
 
 LAYERS = ("tower", "embedding")
 
@@ -46,10 +45,10 @@ class Features:
 def tower_of(model: FGCLIP) -> FGCLIP:
   """A model whose `encode_image(..., normalize=False)` gives what its image tower gives, before the projection.
 
-  The projection is part of a ResNet's pooling: such a model is returned as it is.
+  Where the projection is part of the pooling, as in a ResNet, the model is returned as it is.
   """
   vision = model.config.vision
-  if isinstance(vision, ResNetConfig):
+  if vision.pools_by_projection:
     return model
   flat = params.flatten(model.params)
   name = "vision_projection/kernel"

@@ -58,7 +58,7 @@ def encode_texts(
   """
   number: dict[str, int] = {}
   rows = [number.setdefault(text, len(number)) for text in texts]
-  path = kind if model.config.fine_grained or kind != "long" else "short"
+  path = kind if kind in model.config.text.kinds or kind != "long" else "short"  # an unknown kind is refused below
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     try:

@@ -49,7 +49,7 @@ Metrics = Mapping[str, Mapping[str, float | int | None]]
 
 def fingerprint(model: FGCLIP) -> str:
   """A hash of the model's parameters and size: equal for equal models, wherever they were read from."""
-  digest = hashlib.sha256(json.dumps(model.config.to_dict(), sort_keys=True).encode())
+  digest = hashlib.sha256(json.dumps(model.config.identity(), sort_keys=True).encode())
   for name, leaf in sorted(params.flatten(model.params).items()):
     digest.update(name.encode())
     digest.update(np.ascontiguousarray(jax.device_get(leaf)).data)

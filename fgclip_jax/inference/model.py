@@ -28,12 +28,12 @@ from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.inference import inputs, programs
 from fgclip_jax.models import config as presets
 from fgclip_jax.models import params as parameters
-from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.models.config import TEXT_KINDS, ModelConfig, TextKind
 from fgclip_jax.models.positions import resize
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.weights import formats
 
-KINDS = ("short", "long", "region")
+KINDS = TEXT_KINDS
 DTYPES = ("float32", "bfloat16", "float16")
 
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -127,8 +127,8 @@ class FGCLIP:
 
   def __repr__(self) -> str:
     vision, text = self.config.vision, self.config.text
-    lengths = f"{text.short_length}" + (f"/{text.long_length}" if self.config.fine_grained else "")
-    tower = f"patch {vision.patch_size}" if isinstance(vision, presets.VisionConfig) else "ResNet"
+    lengths = "/".join(map(str, text.position_tables.values()))
+    tower = f"patch {vision.patch_size}" if vision.has_patches else vision.label
     return (
       f"{'FGCLIP' if self.config.fine_grained else 'FGCLIP (plain CLIP)'}("
       f"image {vision.image_size} px, {tower}, width {vision.width} x {vision.depth} blocks; "
@@ -239,18 +239,18 @@ class FGCLIP:
     """
     if kind not in KINDS:
       raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
-    text, long = self.config.text, kind == "long"
-    if long and not self.config.fine_grained:
+    kinds = self.config.text.kinds
+    if kind not in kinds:
       raise ValueError(
-        "this model is a plain CLIP, which reads no long texts: use kind='short', or make an FG-CLIP of it with "
+        f"this model is a plain CLIP, which reads no {kind} texts: use kind='short', or make an FG-CLIP of it with "
         "`python -m fgclip_jax.convert INPUT OUTPUT --as fgclip`"
       )
-    length = text.long_length if long else text.short_length
-    whole = inputs.to_ids(texts, text, lambda: self.tokenizer)
-    better = self.config.fine_grained and not long and text.long_length > text.short_length
-    advice = f"; kind='long' reads {text.long_length}" if better else ""
-    ids = inputs.cut_ids(whole, length, kind, advice, truncate)
-    return self._encode_ids(ids, length, long, progress, normalize)
+    path, longest = kinds[kind], max(kinds, key=lambda name: kinds[name].length)
+    whole = inputs.to_ids(texts, self.config.text, lambda: self.tokenizer)
+    better = kinds[longest].length > path.length
+    advice = f"; kind={longest!r} reads {kinds[longest].length}" if better else ""
+    ids = inputs.cut_ids(whole, path.length, kind, advice, truncate)
+    return self._encode_ids(ids, path, progress, normalize)
 
   def similarity(self, image: ArrayLike, text: ArrayLike) -> Float32[np.ndarray, "*B N"]:
     """Cosines, -1 to 1, of embeddings [..., D] of images, patches or regions with embeddings [N, D] of texts.
@@ -297,18 +297,16 @@ class FGCLIP:
       result = jax.tree.map(lambda leaf, count=count: leaf[:count], result)
       yield result if box_counts is None else (*result, box_counts)
 
-  def _encode_ids(
-    self, ids: Sequence[inputs.Ids], length: int, long: bool, progress: bool, normalize: bool
-  ) -> np.ndarray:
-    """Packs captions into rows of up to `length` tokens and encodes the rows, chunk by chunk."""
+  def _encode_ids(self, ids: Sequence[inputs.Ids], kind: TextKind, progress: bool, normalize: bool) -> np.ndarray:
+    """Packs captions into rows of up to `kind.length` tokens and encodes the rows, chunk by chunk."""
     # none counts as shorter than two tokens, which bounds the captions that end within a chunk
     lengths = [max(len(row), 2) for row in ids]
-    length = programs.row_length(sum(lengths), length)
+    length = programs.row_length(sum(lengths), kind.length)
     places = np.asarray(packing.best_fit(lengths, length))
     sizes = programs.split(int(places[:, 0].max()) + 1, self._setup.sizes)
     starts = [0, *itertools.accumulate(sizes)]
-    captions = [packing.Caption(row, long) for row in ids]
-    text = packing.fill_rows(captions, places.tolist(), starts[-1], length, self.config.text.short_length)
+    captions = [packing.Caption(row, long=kind.first_position > 0) for row in ids]
+    text = packing.fill_rows(captions, places.tolist(), starts[-1], length, kind.first_position)
     ends = places[:, 1] + [len(row) - 1 for row in ids]
     by_row = np.argsort(places[:, 0], kind="stable")
     bounds = np.searchsorted(places[by_row, 0], starts)
@@ -319,7 +317,7 @@ class FGCLIP:
         at = np.zeros((2, size * length // 2), np.int32)
         at[:, : len(mine)] = places[mine, 0] - row, ends[mine]
         arrays = (text[key][row : row + size] for key in ("tokens", "segment", "position"))
-        yield programs.encode_rows(self.params, *arrays, *at, setup=self._setup, long=long, normalize=normalize)
+        yield programs.encode_rows(self.params, *arrays, *at, setup=self._setup, kind=kind, normalize=normalize)
 
     features = np.zeros((len(ids), self.config.embedding_width), np.float32)
     found = tqdm.tqdm(programs.run_ahead(start()), "texts", len(sizes), unit="chunk", disable=not progress)

@@ -146,12 +146,12 @@ def encode_pixels(params, pixels, *, setup, dense, normalize):
   return image, setup.gather(patches)[0] if dense else None
 
 
-@functools.partial(jax.jit, static_argnames=("setup", "long", "normalize"))
-def encode_rows(params, tokens, segment, position, row, end, *, setup, long, normalize):
-  """Embeddings [N, D] of captions that end at `[row, end]` of packed rows."""
+@functools.partial(jax.jit, static_argnames=("setup", "kind", "normalize"))
+def encode_rows(params, tokens, segment, position, row, end, *, setup, kind, normalize):
+  """Embeddings [N, D] of captions of one `TextKind` that end at `[row, end]` of packed rows."""
   tokens, segment, position = setup.spread(tokens, segment, position)
   model = parameters.build(setup.config, params, setup.runtime)
-  return setup.gather(_finish(model.text_features(tokens, segment, position, row, end, long), normalize))[0]
+  return setup.gather(_finish(model.text_features(tokens, segment, position, row, end, kind), normalize))[0]
 
 
 @functools.partial(jax.jit, static_argnames="normalize")

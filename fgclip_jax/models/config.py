@@ -1,8 +1,15 @@
-"""Sizes of the models: frozen dataclasses, and the published presets by name. Imports no JAX."""
+"""What a model is: frozen dataclasses, and the published presets by name. Imports no JAX.
+
+A tower's `type` chooses its config here (`IMAGE_CONFIGS`, `TEXT_CONFIGS`), its module in `models/towers.py`, its names
+in other libraries' files in `weights/huggingface_names.py` and `weights/openai_names.py`, and its FLOPs in
+`train/flops.py`: a new tower is a config class here, a module in a file of its own, and a line in each of these tables.
+All other code asks a config what the tower can do (`has_patches`, `kinds`, ...) and never for its class.
+"""
 
 import dataclasses
+import itertools
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 END_ID = 49407  # CLIP's end-of-text token
 RESIZE_MODES = ("squash", "center_crop", "pad")
@@ -48,6 +55,15 @@ def _is_number(value: Any) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
+# Each kind of text: the text tower's table of positions and the model's projection that it goes through.
+_TEXT_PATHS = {
+  "short": ("short_positions", "short_projection"),
+  "long": ("long_positions", "long_projection"),
+  "region": ("short_positions", "short_projection"),
+}
+TEXT_KINDS = tuple(_TEXT_PATHS)
+
+
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
   """What the two towers have in common.
@@ -75,9 +91,46 @@ class TowerConfig:
       raise ValueError(f"activation must be 'quick_gelu' or 'gelu', got {self.activation!r}")
 
 
+class ImageTowerConfig:
+  """What every image tower's config tells.
+
+  Attributes:
+    type: the tower's name in the registries.
+    label: what the tower is called in messages.
+    has_patches: patches can be dropped before the blocks see them.
+    supports_layer_decay: its layers form one sequence, along which learning rates can fall.
+    pools_by_projection: the projection into the embedding space is the last part of the tower's pooling, with a bias,
+      so that the tower alone has no pooled features.
+    image_size: side of the square input, in pixels.
+    patch_size: pixels along one side of a cell of the dense map.
+    pixels: how pictures become its input.
+  """
+
+  type: ClassVar[str]
+  label: ClassVar[str]
+  has_patches: ClassVar[bool] = False
+  supports_layer_decay: ClassVar[bool] = False
+  pools_by_projection: ClassVar[bool] = False
+  image_size: int
+  patch_size: int
+  width: int
+  depth: int
+  pixels: PixelSpec = PixelSpec()
+
+  @property
+  def grid(self) -> int:
+    """Cells along one side of the dense map."""
+    return self.image_size // self.patch_size
+
+  @property
+  def output_width(self) -> int:
+    """Channels of the tower's pooled and dense features, which are projected into the embedding space."""
+    return self.width
+
+
 @dataclasses.dataclass(frozen=True)
-class VisionConfig(TowerConfig):
-  """The image tower, a Vision Transformer.
+class VisionConfig(ImageTowerConfig, TowerConfig):
+  """CLIP's Vision Transformer (arXiv 2103.00020).
 
   Attributes:
     image_size: side of the square input, in pixels.
@@ -85,6 +138,10 @@ class VisionConfig(TowerConfig):
     pixels: how pictures become its input.
   """
 
+  type: ClassVar[str] = "vit"
+  label: ClassVar[str] = "Vision Transformer"
+  has_patches: ClassVar[bool] = True
+  supports_layer_decay: ClassVar[bool] = True
   image_size: int = 224
   patch_size: int = 16
   pixels: PixelSpec = PixelSpec()
@@ -94,20 +151,10 @@ class VisionConfig(TowerConfig):
     if self.image_size % self.patch_size:
       raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
 
-  @property
-  def grid(self) -> int:
-    """Patches along one side."""
-    return self.image_size // self.patch_size
-
-  @property
-  def output_width(self) -> int:
-    """Channels of what is projected into the embedding space."""
-    return self.width
-
 
 @dataclasses.dataclass(frozen=True)
-class ResNetConfig:
-  """The image tower, CLIP's ResNet.
+class ResNetConfig(ImageTowerConfig):
+  """CLIP's ResNet (arXiv 2103.00020, section 2.4).
 
   Attributes:
     width: channels of the stem; the last stage has 32 times as many.
@@ -116,6 +163,10 @@ class ResNetConfig:
     pixels: how pictures become its input.
   """
 
+  type: ClassVar[str] = "resnet"
+  label: ClassVar[str] = "ResNet"
+  pools_by_projection: ClassVar[bool] = True
+  patch_size: ClassVar[int] = 32
   width: int = 64
   depths: tuple[int, ...] = (3, 4, 6, 3)
   image_size: int = 224
@@ -130,23 +181,13 @@ class ResNetConfig:
       raise ValueError(f"image_size {self.image_size} of a ResNet must be a multiple of {self.patch_size}")
 
   @property
-  def patch_size(self) -> int:
-    """Pixels along one side of a cell of the last stage's map."""
-    return 32
-
-  @property
-  def grid(self) -> int:
-    """Cells along one side of the last stage's map."""
-    return self.image_size // self.patch_size
-
-  @property
   def depth(self) -> int:
     """Blocks of all stages."""
     return sum(self.depths)
 
   @property
   def output_width(self) -> int:
-    """Channels of the last stage's map, and of what is projected into the embedding space."""
+    """Channels of the last stage's map."""
     return 32 * self.width
 
   @property
@@ -156,8 +197,25 @@ class ResNetConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class TextKind:
+  """How texts of one kind go through a model; equal for kinds that share a path.
+
+  Attributes:
+    positions: the text tower's table of positions.
+    first_position: its first row among all tables of the tower, laid end to end.
+    length: the longest text, in tokens.
+    projection: the model's projection into the embedding space.
+  """
+
+  positions: str
+  first_position: int
+  length: int
+  projection: str
+
+
+@dataclasses.dataclass(frozen=True)
 class TextConfig(TowerConfig):
-  """The causal text tower.
+  """CLIP's causal text tower, with FG-CLIP's second path for long texts.
 
   Attributes:
     vocab_size: rows of the token table.
@@ -168,11 +226,32 @@ class TextConfig(TowerConfig):
     tokenizer: the name of the tokenizer that makes its ids, of `fgclip_jax.data.tokenizers`.
   """
 
+  type: ClassVar[str] = "causal"
   vocab_size: int = 49408
   short_length: int = 77
   long_length: int | None = 248
   end_id: int = END_ID
   tokenizer: str = "clip"
+
+  @property
+  def position_tables(self) -> dict[str, int]:
+    """The rows of each table of positions, in the order in which they are laid end to end."""
+    tables = {"short_positions": self.short_length}
+    return tables if self.long_length is None else tables | {"long_positions": self.long_length}
+
+  @property
+  def kinds(self) -> dict[str, TextKind]:
+    """The kinds of texts that this tower reads, and the path that each takes."""
+    tables, kinds = self.position_tables, {}
+    starts = dict(zip(tables, itertools.accumulate(tables.values(), initial=0), strict=False))
+    for kind, (positions, projection) in _TEXT_PATHS.items():
+      if positions in tables:
+        kinds[kind] = TextKind(positions, starts[positions], tables[positions], projection)
+    return kinds
+
+
+IMAGE_CONFIGS: dict[str, type] = {config.type: config for config in (VisionConfig, ResNetConfig)}
+TEXT_CONFIGS: dict[str, type] = {config.type: config for config in (TextConfig,)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,14 +260,14 @@ class ModelConfig:
 
   Attributes:
     vision: the image tower.
-    text: the text tower. `text.long_length is None` makes the model a plain CLIP: one text
+    text: the text tower. Without a kind `long` (`text.long_length is None`) the model is a plain CLIP: one text
       projection, one position table, one temperature.
     embedding_width: width of the shared embedding space.
     temperature_init: the temperatures' first value, a log scale; ln(1/0.07) in CLIP.
     logit_bias: the first value of a learned bias of the logits, which the sigmoid contrast needs; None: there is none.
   """
 
-  vision: VisionConfig | ResNetConfig
+  vision: ImageTowerConfig
   text: TextConfig
   embedding_width: int
   temperature_init: float = 2.6592
@@ -203,8 +282,13 @@ class ModelConfig:
 
   @property
   def fine_grained(self) -> bool:
-    """True for FG-CLIP, False for plain CLIP."""
-    return self.text.long_length is not None
+    """True for FG-CLIP, which learns from long texts and regions; False for plain CLIP."""
+    return "long" in self.text.kinds
+
+  @property
+  def temperatures(self) -> tuple[str, ...]:
+    """The names of the learned temperatures."""
+    return ("global", "regional", "hard_negative") if self.fine_grained else ("global",)
 
   @property
   def resize(self) -> str:
@@ -214,41 +298,63 @@ class ModelConfig:
   def to_dict(self) -> dict[str, Any]:
     """As nested plain values, for JSON.
 
-    Defaults of `vision.pixels` and `text.tokenizer` are left out, so that a model's fingerprint is that of versions
-    which did not have them.
+    Defaults of `vision.pixels` and `text.tokenizer` are left out: earlier versions did not have them.
     """
     values = dataclasses.asdict(self)
     if self.vision.pixels == PixelSpec():
-      del values["vision"]["pixels"]
+      values["vision"].pop("pixels", None)
     if self.text.tokenizer == TextConfig.tokenizer:
-      del values["text"]["tokenizer"]
+      values["text"].pop("tokenizer", None)
+    for tower in ("vision", "text"):
+      values[tower] = {"type": getattr(self, tower).type, **values[tower]}
+    return values
+
+  def identity(self) -> dict[str, Any]:
+    """`to_dict` as earlier versions wrote it, which knew these towers but not `type`; fingerprints are made of it."""
+    values = self.to_dict()
+    for tower in ("vision", "text"):
+      if values[tower]["type"] in ("vit", "resnet", "causal"):
+        del values[tower]["type"]
     return values
 
   @classmethod
   def from_dict(cls, values: dict[str, Any]) -> "ModelConfig":
-    """The inverse of `to_dict`; an unknown or missing key is a TypeError that names it."""
+    """The inverse of `to_dict`; reads dicts without `type` too, as they once were.
+
+    Raises:
+      TypeError: an unknown or missing key, or a tower of unknown type; the message names it.
+      ValueError: impossible sizes.
+    """
     values = dict(values)
     if missing := [key for key in ("vision", "text") if key not in values]:
       raise TypeError(f"the model's sizes lack {' and '.join(missing)}")
-    vision = dict(values.pop("vision"))
+    vision, text = dict(values.pop("vision")), values.pop("text")
     if "pixels" in vision:
       vision["pixels"] = PixelSpec(**vision["pixels"])
-    if "depths" in vision:
-      tower: VisionConfig | ResNetConfig = ResNetConfig(
-        **vision | {"depths": tuple(vision["depths"])}
-      )  # JSON has lists
-    else:
-      tower = VisionConfig(**vision)
-    return cls(vision=tower, text=TextConfig(**values.pop("text")), **values)
+    vision = {"type": "resnet" if "depths" in vision else "vit"} | vision  # `depths` told which before there was a type
+    return cls(
+      vision=_tower("vision", IMAGE_CONFIGS, vision),
+      text=_tower("text", TEXT_CONFIGS, {"type": "causal"} | text),
+      **values,
+    )
 
   def replace(self, *, vision: dict | None = None, text: dict | None = None, **changes) -> "ModelConfig":
     """A copy with fields of the towers or of the model changed."""
+    tower: Any = self.vision  # of a dataclass, whatever its type
     return dataclasses.replace(
       self,
-      vision=dataclasses.replace(self.vision, **(vision or {})),
+      vision=dataclasses.replace(tower, **(vision or {})),
       text=dataclasses.replace(self.text, **(text or {})),
       **changes,
     )
+
+
+def _tower(part: str, configs: dict[str, type], values: dict[str, Any]) -> Any:
+  """The config of a tower from its dict; JSON's lists become tuples."""
+  values = {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
+  if (name := values.pop("type")) not in configs:
+    raise TypeError(f"{part}.type {name!r} is unknown: there are {', '.join(configs)}")
+  return configs[name](**values)
 
 
 def _clip_vit(width, depth, patch_size, image_size, text_width, embedding_width) -> ModelConfig:

@@ -1,4 +1,4 @@
-"""FG-CLIP, the dual encoder: two towers, their projections, three temperatures (arXiv 2505.05071)."""
+"""The dual encoder: two towers, their projections and the temperatures, as FG-CLIP has them (arXiv 2505.05071)."""
 
 import itertools
 from typing import Any
@@ -9,12 +9,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Bool, Float, Int
 
-from fgclip_jax.models.config import ModelConfig, ResNetConfig
-from fgclip_jax.models.resnet import ResNetTower, Statistics
+from fgclip_jax.models.config import ModelConfig, TextKind
+from fgclip_jax.models.resnet import Statistics
 from fgclip_jax.models.roi_align import roi_align
-from fgclip_jax.models.text import TextTower
+from fgclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, ImageTower
 from fgclip_jax.models.transformer import Runtime, gradient_cached_map, linear
-from fgclip_jax.models.vit import VisionTower
 
 
 @flax.struct.dataclass
@@ -49,25 +48,22 @@ def unit_length(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
   return x * jnp.where(counts, jax.lax.rsqrt(jnp.where(counts, square, 1.0)), 0.0)
 
 
-class FGCLIP(nnx.Module):
+class DualEncoder(nnx.Module):
   """The model. Features are not normalised unless said; see `__call__` for what training compares."""
 
   def __init__(self, config: ModelConfig, runtime: Runtime = Runtime(), *, rngs: nnx.Rngs):
     self.config, self.runtime = config, runtime
-    resnet = isinstance(config.vision, ResNetConfig)
-    self.vision = (ResNetTower if resnet else VisionTower)(config.vision, runtime, rngs=rngs)
-    self.text = TextTower(config.text, runtime, rngs=rngs)
+    # the order in which modules are made decides which random numbers each of them draws
+    self.vision: ImageTower = IMAGE_TOWERS[config.vision.type](config.vision, runtime, rngs=rngs)
+    self.text = TEXT_TOWERS[config.text.type](config.text, runtime, rngs=rngs)
 
     def projection(width, use_bias=False):
       return linear(width, config.embedding_width, width**-0.5, runtime.dtype, rngs, use_bias)
 
-    self.vision_projection = projection(config.vision.output_width, use_bias=resnet)  # the last part of its pooling
-    self.short_projection = projection(config.text.width)
-    names = ["global"]
-    if config.fine_grained:
-      self.long_projection = projection(config.text.width)
-      names += ["regional", "hard_negative"]
-    first = dict.fromkeys(names, config.temperature_init)
+    self.vision_projection = projection(config.vision.output_width, use_bias=config.vision.pools_by_projection)
+    for name in dict.fromkeys(kind.projection for kind in config.text.kinds.values()):
+      setattr(self, name, projection(config.text.width))
+    first = dict.fromkeys(config.temperatures, config.temperature_init)
     if config.logit_bias is not None:
       first["bias"] = config.logit_bias
     self.temperature = nnx.Dict({name: nnx.Param(jnp.asarray(value, jnp.float32)) for name, value in first.items()})
@@ -85,12 +81,7 @@ class FGCLIP(nnx.Module):
   def _image_features(
     self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None, train: bool
   ) -> tuple[Float[Array, "B D"], Float[Array, "B h w D"] | None, Statistics]:
-    if not isinstance(self.config.vision, ResNetConfig):
-      (pooled, dense), statistics = self.vision(image, keep), {}
-    elif keep is None:
-      pooled, dense, statistics = self.vision(image, train)
-    else:
-      raise ValueError("patches are dropped for Vision Transformers only: this model's image tower is a ResNet")
+    pooled, dense, statistics = self.vision(image, keep, train)
     return self.vision_projection(pooled), None if dense is None else self.vision_projection(dense), statistics
 
   def text_features(
@@ -100,12 +91,22 @@ class FGCLIP(nnx.Module):
     position: Int[Array, "R L"],
     row: Int[Array, "N"],
     end: Int[Array, "N"],
-    long: bool = False,
+    kind: str | TextKind = "short",
   ) -> Float[Array, "N D"]:
-    """Features of N captions that end at `[row, end]` of packed rows, all of one kind."""
+    """Features of N captions that end at `[row, end]` of packed rows, all of one kind; not normalised.
+
+    Args:
+      tokens, segment, position: R rows of L slots, see `TextTower`.
+      row, end: where each caption's end-of-text token is.
+      kind: a name in `config.text.kinds`, or what is found there.
+    """
     hidden = self.text(tokens, segment, position)
-    projection = self.long_projection if long else self.short_projection
-    return projection(self.text.final_norm(hidden[row, end]))
+    return self.project_text(self.text.final_norm(hidden[row, end]), kind)
+
+  def project_text(self, vectors: Float[Array, "*B W"], kind: str | TextKind) -> Float[Array, "*B D"]:
+    """The text tower's vectors, read at the ends of captions of one kind, in the embedding space."""
+    path = self.config.text.kinds[kind] if isinstance(kind, str) else kind
+    return getattr(self, path.projection)(vectors)
 
   def __call__(
     self, batch: dict[str, Array], keep: Int[Array, "B N"] | None = None, running_statistics: bool = False
@@ -129,17 +130,17 @@ class FGCLIP(nnx.Module):
       encode_images, self.runtime.micro_batches, shards, *folded, keep
     )
     ends = {"short": batch["short_eot"]}
-    if self.config.fine_grained:
+    if "long" in self.config.text.kinds:
       ends["long"] = batch["long_eot"]
     if regions:
       ends["region"] = batch["region_eot"]
       ends["hard"] = batch["hard_eot"]
     read = self._read_ends(batch, ends)
-    embeddings = Embeddings(image=image, short=unit_length(self.short_projection(read["short"])))
+    embeddings = Embeddings(image=image, short=unit_length(self.project_text(read["short"], "short")))
     if statistics and not running_statistics:
       embeddings = embeddings.replace(statistics={"vision": jax.tree.map(lambda x: x.mean(0), statistics)})
-    if self.config.fine_grained:
-      embeddings = embeddings.replace(long=unit_length(self.long_projection(read["long"])))
+    if "long" in self.config.text.kinds:
+      embeddings = embeddings.replace(long=unit_length(self.project_text(read["long"], "long")))
     if not regions:
       return embeddings
 
@@ -147,10 +148,10 @@ class FGCLIP(nnx.Module):
     by_shard = region_image.reshape(shards, per_shard * regions, -1)
     hard_image = jnp.take_along_axis(by_shard, hard_box[..., None], axis=1)
     first_row = jnp.arange(shards, dtype=hard_box.dtype)[:, None] * (per_shard * regions)
-    hard_text = unit_length(self.short_projection(read["hard"]))
+    hard_text = unit_length(self.project_text(read["hard"], "region"))
     return embeddings.replace(
       region_image=region_image,
-      region_text=unit_length(self.short_projection(read["region"])).reshape(images, regions, -1),
+      region_text=unit_length(self.project_text(read["region"], "region")).reshape(images, regions, -1),
       region_valid=(batch["region_eot"] >= 0).reshape(images, regions),
       region_caption=batch["region_caption"].reshape(images, regions),
       hard_image=hard_image.reshape(-1, hard_image.shape[-1]),

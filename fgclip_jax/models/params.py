@@ -13,7 +13,7 @@ import jax
 from flax import nnx, traverse_util
 
 from fgclip_jax.models.config import ModelConfig
-from fgclip_jax.models.fgclip import FGCLIP
+from fgclip_jax.models.fgclip import DualEncoder
 from fgclip_jax.models.transformer import Runtime
 
 Params = Mapping[str, Any]
@@ -56,7 +56,7 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
   """Random parameters, float32; the same for the same key. Jit it to create them sharded."""
-  return nnx.to_pure_dict(nnx.state(FGCLIP(config, rngs=nnx.Rngs(key)), (nnx.Param, nnx.BatchStat)))
+  return nnx.to_pure_dict(nnx.state(DualEncoder(config, rngs=nnx.Rngs(key)), (nnx.Param, nnx.BatchStat)))
 
 
 def abstract_params(config: ModelConfig) -> Params:
@@ -64,9 +64,9 @@ def abstract_params(config: ModelConfig) -> Params:
   return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
-def build(config: ModelConfig, params: Params, runtime: Runtime = Runtime()) -> FGCLIP:
+def build(config: ModelConfig, params: Params, runtime: Runtime = Runtime()) -> DualEncoder:
   """A model that computes with these parameters; cheap, and free of side effects under jit."""
-  abstract = nnx.eval_shape(lambda: FGCLIP(config, runtime, rngs=nnx.Rngs(0)))
+  abstract = nnx.eval_shape(lambda: DualEncoder(config, runtime, rngs=nnx.Rngs(0)))
   graphdef, state = nnx.split(abstract)
   nnx.replace_by_pure_dict(state, params)
   return nnx.merge(graphdef, state)

@@ -198,12 +198,13 @@ class ResNetTower(nnx.Module):
     self.pool = AttentionPool(config, runtime, rngs=rngs)
 
   def __call__(
-    self, image: Float[Array, "B S S 3"], train: bool = False
+    self, image: Float[Array, "B S S 3"], keep: None = None, train: bool = False
   ) -> tuple[Float[Array, "B C"], Float[Array, "B h w C"], Statistics]:
     """Encodes normalised images.
 
     Args:
       image: normalised pixels.
+      keep: None: a ResNet has no patches that could be dropped.
       train: normalises by the batch's own statistics instead of the running averages.
 
     Returns:
@@ -211,8 +212,10 @@ class ResNetTower(nnx.Module):
       pooling saw it alone); and BatchNorm's running averages, moved towards this batch's if `train`.
 
     Raises:
-      ValueError: the images have another size than the model's.
+      ValueError: the images have another size than the model's, or there is a `keep`.
     """
+    if keep is not None:
+      raise ValueError("patches are dropped for Vision Transformers only: this model's image tower is a ResNet")
     size = self.config.image_size
     if image.shape[1:] != (size, size, 3):
       given = " x ".join(map(str, image.shape[1:]))

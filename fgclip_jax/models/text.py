@@ -18,9 +18,8 @@ class TextTower(nnx.Module):
       return nnx.Param(nnx.initializers.normal(std)(rngs.params(), (rows, config.width), jnp.float32))
 
     self.token_embedding = table(config.vocab_size, 0.02)
-    self.short_positions = table(config.short_length, 0.01)
-    if config.long_length is not None:
-      self.long_positions = table(config.long_length, 0.01)
+    for name, rows in config.position_tables.items():
+      setattr(self, name, table(rows, 0.01))
     self.transformer = Transformer(config, runtime, causal=True, rngs=rngs)
     self.final_norm = layer_norm(config.width, config.layer_norm_eps, rngs)
 
@@ -32,14 +31,12 @@ class TextTower(nnx.Module):
     Args:
       tokens: token ids.
       segment: which caption a token belongs to, any number but 0, which is empty space.
-      position: the row of the position tables: 0..76 in the short one, from 77 on in the long one.
+      position: the row in the position tables laid end to end: 0..76 in CLIP's short one, from 77 on in the long one.
 
     Returns:
       The last block's output, *before* the final LayerNorm: apply `final_norm` to what is read.
     """
-    tables = [self.short_positions[...]]
-    if self.config.long_length is not None:
-      tables.append(self.long_positions[...])
+    tables = [getattr(self, name)[...] for name in self.config.position_tables]
     # added in float32, however the tables are stored
     parts = (self.token_embedding[...][tokens], jnp.concatenate(tables)[position])
     embedded = sum(part.astype(jnp.float32) for part in parts)

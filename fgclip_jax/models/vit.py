@@ -29,18 +29,19 @@ class VisionTower(nnx.Module):
     self.post_norm = layer_norm(width, config.layer_norm_eps, rngs)
 
   def __call__(
-    self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None = None
-  ) -> tuple[Float[Array, "B W"], Float[Array, "B h w W"] | None]:
+    self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None = None, train: bool = False
+  ) -> tuple[Float[Array, "B W"], Float[Array, "B h w W"] | None, dict]:
     """Encodes normalised images.
 
     Args:
       image: normalised pixels.
       keep: the patches to look at, by number; the others are dropped (FLIP, arXiv 2212.00794) and there are no
         dense features.
+      train: changes nothing here; a tower with BatchNorm goes by the batch's own statistics.
 
     Returns:
       The class token after the last block, and the patches after the last block *without
-      attention mixing* (FG-CLIP's dense features); both after the final LayerNorm, in float32.
+      attention mixing* (FG-CLIP's dense features); both after the final LayerNorm, in float32. And no statistics.
 
     Raises:
       ValueError: the images have another size than the model's.
@@ -59,7 +60,7 @@ class VisionTower(nnx.Module):
     tokens = self.pre_norm(tokens).astype(dtype)
     tokens, penultimate = self.transformer(tokens)
     if keep is not None:
-      return self.post_norm(tokens[:, 0]), None
+      return self.post_norm(tokens[:, 0]), None, {}
     dense = self.transformer.last_block().without_mixing(penultimate[:, 1:])
     grid = self.config.grid
-    return self.post_norm(tokens[:, 0]), self.post_norm(dense).reshape(batch, grid, grid, -1)
+    return self.post_norm(tokens[:, 0]), self.post_norm(dense).reshape(batch, grid, grid, -1), {}

@@ -18,7 +18,7 @@ from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.packing import Layout
 from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.losses.objective import Objective
-from fgclip_jax.models.config import ModelConfig, ResNetConfig, preset
+from fgclip_jax.models.config import ModelConfig, preset
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.checkpoint import Keep
@@ -311,8 +311,10 @@ def _check_optimizer(config: OptimizerConfig, steps: int, model: ModelConfig) ->
     raise ValueError(f"config.optimizer.clip_norm must be positive (None never clips), got {config.clip_norm}")
   if not 0 < config.layer_decay <= 1:
     raise ValueError(f"config.optimizer.layer_decay must lie in 0..1 (0 excluded), got {config.layer_decay}")
-  if config.layer_decay != 1 and isinstance(model.vision, ResNetConfig):
-    raise ValueError("config.optimizer.layer_decay is for transformers, and the image tower is a ResNet: leave it at 1")
+  if config.layer_decay != 1 and not model.vision.supports_layer_decay:
+    raise ValueError(
+      f"config.optimizer.layer_decay is for transformers, and the image tower is a {model.vision.label}: leave it at 1"
+    )
   check_rules(config.rules, flatten(abstract_params(model)))
 
 
@@ -344,8 +346,11 @@ def _check_savings(run: RunConfig) -> None:
     raise ValueError(f"config.patch_dropout must lie in 0..1 (1 excluded), got {run.patch_dropout}")
   if run.patch_dropout and run.objective.needs_regions:
     raise ValueError("config.patch_dropout: region terms need every patch; it is for stage 1 and plain CLIP")
-  if run.patch_dropout and isinstance(run.model.vision, ResNetConfig):
-    raise ValueError("config.patch_dropout is for Vision Transformers, and the image tower is a ResNet: leave it at 0")
+  if run.patch_dropout and not run.model.vision.has_patches:
+    raise ValueError(
+      "config.patch_dropout is for Vision Transformers, and the image tower is a "
+      f"{run.model.vision.label}: leave it at 0"
+    )
   if run.profile and len(run.profile) != 2:
     raise ValueError(f"config.profile must be two steps, e.g. (10, 15), or (), got {run.profile}")
   if run.profile and not 1 <= run.profile[0] <= run.profile[1]:

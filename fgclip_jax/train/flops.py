@@ -7,12 +7,13 @@ counts rematerialisation, so that throughput in useful operations can be compare
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
 from fgclip_jax.losses.objective import Objective
-from fgclip_jax.models.config import ModelConfig, ResNetConfig, TowerConfig
+from fgclip_jax.models.config import ModelConfig, ResNetConfig, TowerConfig, VisionConfig
 
 # bfloat16 peak of one device in FLOP/s, by the beginning of JAX's `device_kind` (vendors' data sheets)
 PEAKS = {
@@ -31,27 +32,34 @@ def _block_per_token(tower: TowerConfig) -> int:
   return 2 * (4 * tower.width**2 + 2 * tower.width * tower.mlp_width)
 
 
-def image_forward(config: ModelConfig, image_size: int | None = None, keep: float = 1.0) -> int:
-  """The image tower's forward pass for one image, dense path aside.
+@dataclasses.dataclass(frozen=True)
+class ImageTowerFlops:
+  """How the operations of an image tower are counted, for one image of a side in pixels; projections aside.
 
-  Args:
-    config: the model.
-    image_size: pixels along a side; the config's by default.
-    keep: the share of patches that the blocks see (patch dropout).
+  Attributes:
+    forward: of the forward pass, from the config, the image size and the share of patches that the blocks see.
+    dense: of what the dense path adds to it, from the config and the image size.
   """
-  vision = config.vision
-  if isinstance(vision, ResNetConfig):
-    return _resnet_forward(vision, image_size or vision.image_size) + 2 * vision.output_width * config.embedding_width
-  patches = ((image_size or vision.image_size) // vision.patch_size) ** 2
+
+  forward: Callable[[Any, int, float], int]
+  dense: Callable[[Any, int], int]
+
+
+def _vit_forward(vision: VisionConfig, image_size: int, keep: float) -> int:
+  patches = (image_size // vision.patch_size) ** 2
   tokens = 1 + round(patches * keep)
   attention = 4 * vision.width * tokens  # scores and mixing, per token
   embedding = 2 * patches * vision.patch_size**2 * 3 * vision.width
-  blocks = vision.depth * tokens * (_block_per_token(vision) + attention)
-  return embedding + blocks + 2 * vision.width * config.embedding_width
+  return embedding + vision.depth * tokens * (_block_per_token(vision) + attention)
 
 
-def _resnet_forward(vision: ResNetConfig, image_size: int) -> int:
-  """A ResNet's convolutions and its attention pooling, without the projection."""
+def _vit_dense(vision: VisionConfig, image_size: int) -> int:
+  """The last block without attention mixing: two of the four attention projections, and the MLP."""
+  return (image_size // vision.patch_size) ** 2 * 2 * (2 * vision.width**2 + 2 * vision.width * vision.mlp_width)
+
+
+def _resnet_forward(vision: ResNetConfig, image_size: int, keep: float) -> int:
+  """Convolutions and attention pooling; `keep` is 1, since there are no patches to drop."""
   half, side, inputs = vision.width // 2, image_size // 4, vision.width
   total = (2 * side) ** 2 * 9 * (3 * half + half * half + half * vision.width)
   for stage, depth in enumerate(vision.depths):
@@ -65,17 +73,30 @@ def _resnet_forward(vision: ResNetConfig, image_size: int) -> int:
   return 2 * (total + (1 + 2 * tokens) * inputs**2 + 2 * tokens * inputs)  # query, keys, values; scores and mixing
 
 
-def dense_forward(config: ModelConfig, image_size: int | None = None) -> int:
-  """What the dense path adds for one image: the last block without mixing, and the projection of every patch.
+IMAGE_FLOPS: dict[str, ImageTowerFlops] = {
+  "vit": ImageTowerFlops(_vit_forward, _vit_dense),
+  "resnet": ImageTowerFlops(_resnet_forward, lambda vision, image_size: 0),  # its pooling has made the cells' values
+}
 
-  A ResNet's pooling has computed the patches' values already.
+
+def image_forward(config: ModelConfig, image_size: int | None = None, keep: float = 1.0) -> int:
+  """The image tower's forward pass for one image, dense path aside.
+
+  Args:
+    config: the model.
+    image_size: pixels along a side; the config's by default.
+    keep: the share of patches that the blocks see (patch dropout).
   """
   vision = config.vision
-  patches = ((image_size or vision.image_size) // vision.patch_size) ** 2
-  if isinstance(vision, ResNetConfig):
-    return 2 * patches * vision.output_width * config.embedding_width
-  block = 2 * (2 * vision.width**2 + 2 * vision.width * vision.mlp_width)
-  return patches * (block + 2 * vision.width * config.embedding_width)
+  tower = IMAGE_FLOPS[vision.type].forward(vision, image_size or vision.image_size, keep)
+  return tower + 2 * vision.output_width * config.embedding_width
+
+
+def dense_forward(config: ModelConfig, image_size: int | None = None) -> int:
+  """What the dense path adds for one image: the tower's part, and the projection of every patch."""
+  vision, size = config.vision, image_size or config.vision.image_size
+  cells = (size // vision.patch_size) ** 2
+  return IMAGE_FLOPS[vision.type].dense(vision, size) + cells * 2 * vision.output_width * config.embedding_width
 
 
 def text_forward(config: ModelConfig, tokens: int, attended: int) -> int:
@@ -137,7 +158,7 @@ def count_flops(
   slots_read = sum(batch[key].size for key in ("short_eot", "long_eot", "region_eot", "hard_eot"))
 
   width = config.embedding_width
-  pairs = 2 * images**2 * (bool(objective.global_long and config.fine_grained) + bool(objective.global_short))
+  pairs = 2 * images**2 * (bool(objective.global_long and "long" in config.text.kinds) + bool(objective.global_short))
   regions = int((batch["region_eot"] >= 0).sum())
   hard = int((batch["hard_eot"] >= 0).sum())
   useful_losses = 2 * width * (pairs + (2 * regions**2 + hard if boxes else 0))

@@ -7,6 +7,7 @@ import numpy as np
 
 from fgclip_jax.models.config import END_ID, ModelConfig
 from fgclip_jax.weights.huggingface_names import stretch_positions, stretched_length
+from fgclip_jax.weights.name_map import leaf_shapes
 
 CLIP_LENGTH = 77
 
@@ -33,8 +34,7 @@ def to_fgclip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[Mode
     "text/short_positions": positions[: made.text.short_length],
     "text/long_positions": positions if len(positions) > CLIP_LENGTH else stretch_positions(positions),
     "long_projection/kernel": flat["short_projection/kernel"],
-    "temperature/regional": flat["temperature/global"],
-    "temperature/hard_negative": flat["temperature/global"],
+    **{f"temperature/{name}": flat["temperature/global"] for name in made.temperatures},
   }
 
 
@@ -43,8 +43,8 @@ def to_clip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelC
 
   Pictures stay squashed, as FG-CLIP's are: cropping, plain CLIP's default, would give other embeddings.
   """
-  left_out = ("text/long_positions", "long_projection/kernel", "temperature/regional", "temperature/hard_negative")
   if config.fine_grained:
     pixels = dataclasses.replace(config.vision.pixels, resize="squash")
     config = config.replace(vision={"pixels": pixels}, text={"long_length": None})
-  return config, {k: v for k, v in flat.items() if k not in left_out}
+  kept = leaf_shapes(config)
+  return config, {name: leaf for name, leaf in flat.items() if name in kept}

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import safetensors.numpy
 
-from fgclip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from fgclip_jax.models.config import ModelConfig, TextConfig, VisionConfig
 from fgclip_jax.weights import huggingface_names, huggingface_processor
 from fgclip_jax.weights.name_map import leaf_shapes, read_rows, write_rows
 from fgclip_jax.weights.tensor_files import Tensors, find_file, open_tensors, read_json
@@ -238,8 +238,8 @@ def _check(config: ModelConfig) -> None:
       "the model has a logit bias (temperature/bias, of the sigmoid contrast), which transformers' CLIP has no place "
       "for: write it as jax or open_clip"
     )
-  if isinstance(config.vision, ResNetConfig):
-    raise ValueError("transformers' CLIP has no ResNet: write it as jax or open_clip")
+  if config.vision.type not in huggingface_names.IMAGE_ROWS:
+    raise ValueError(f"transformers' CLIP has no {config.vision.label}: write it as jax or open_clip")
 
 
 def common_dtype(arrays: Iterable[np.ndarray]) -> np.dtype:

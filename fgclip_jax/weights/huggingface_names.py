@@ -1,10 +1,10 @@
 """The name table of the PyTorch format of CLIP and FG-CLIP (transformers' names); Long-CLIP's stretched positions."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from fgclip_jax.models.config import ModelConfig, TowerConfig, VisionConfig
+from fgclip_jax.models.config import ModelConfig, TextConfig, TowerConfig, VisionConfig
 from fgclip_jax.weights.name_map import Row, linear, norm, patches, read_rows, same, transposed, write_rows
 
 KEPT_POSITIONS = 20  # rows of the short table that begin the long one (Long-CLIP's stretch)
@@ -31,7 +31,7 @@ def _blocks(ours: str, theirs: str, tower: TowerConfig) -> list[Row]:
 
 
 def vision_table(config: VisionConfig) -> list[Row]:
-  """The rows of an image tower of this size, without its projection: all that a `CLIPVisionModel` has."""
+  """The rows of a Vision Transformer of this size, without its projection: all that a `CLIPVisionModel` has."""
   embeddings = "vision_model.embeddings"
   return [
     patches("vision/patch_embedding/kernel", f"{embeddings}.patch_embedding.weight", config.patch_size),
@@ -43,28 +43,41 @@ def vision_table(config: VisionConfig) -> list[Row]:
   ]
 
 
-def table(config: ModelConfig) -> list[Row]:
-  """The rows for a model of this size."""
-  embeddings = "text_model.embeddings"
+def _text_rows(config: TextConfig) -> list[Row]:
+  positions = "text_model.embeddings.position_embedding"
   rows = [
-    *vision_table(config.vision),
-    transposed("vision_projection/kernel", "visual_projection.weight"),
-    same("text/token_embedding", f"{embeddings}.token_embedding.weight"),
-    same("text/short_positions", f"{embeddings}.position_embedding.weight"),
-    *_blocks("text", "text_model", config.text),
+    same("text/token_embedding", "text_model.embeddings.token_embedding.weight"),
+    same("text/short_positions", f"{positions}.weight"),
+    *_blocks("text", "text_model", config),
     *norm("text/final_norm", "text_model.final_layer_norm"),
     transposed("short_projection/kernel", "text_projection.weight"),
-    same("temperature/global", "logit_scale"),
   ]
-  if config.fine_grained:
-    position_embedding = f"{embeddings}.position_embedding"
+  if "long" in config.kinds:
     rows += [
-      long_positions("text/long_positions", f"{position_embedding}_ori.weight", f"{position_embedding}_res.weight"),
+      long_positions("text/long_positions", f"{positions}_ori.weight", f"{positions}_res.weight"),
       transposed("long_projection/kernel", "text_filip_projection.weight"),
-      same("temperature/regional", "logit_scale_finegraind"),  # their spelling
-      same("temperature/hard_negative", "logit_scale_hardneg"),
     ]
   return rows
+
+
+# the rows of a tower by its type: an image tower's without its projection, a text tower's with its projections
+IMAGE_ROWS: dict[str, Callable[..., list[Row]]] = {"vit": vision_table}
+TEXT_ROWS: dict[str, Callable[..., list[Row]]] = {"causal": _text_rows}
+_TEMPERATURES = {
+  "global": "logit_scale",
+  "regional": "logit_scale_finegraind",  # their spelling
+  "hard_negative": "logit_scale_hardneg",
+}
+
+
+def table(config: ModelConfig) -> list[Row]:
+  """The rows for a model of this size; its image tower must be one of `IMAGE_ROWS`."""
+  return [
+    *IMAGE_ROWS[config.vision.type](config.vision),
+    transposed("vision_projection/kernel", "visual_projection.weight"),
+    *TEXT_ROWS[config.text.type](config.text),
+    *(same(f"temperature/{name}", _TEMPERATURES[name]) for name in config.temperatures),
+  ]
 
 
 def from_theirs(

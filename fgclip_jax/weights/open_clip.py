@@ -7,7 +7,7 @@ those: attention heads have 64 channels, as in every published model; and the ac
 import math
 import os
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -197,21 +197,17 @@ def to_config_json(config: ModelConfig) -> dict[str, Any]:
   """The `open_clip_config.json` that open_clip loads this model with.
 
   Raises:
-    ValueError: the towers have different activations, of which open_clip has one.
+    ValueError: open_clip has no such image tower, or the towers have different activations, of which it has one.
   """
   vision, text = config.vision, config.text
-  resnet = isinstance(vision, ResNetConfig)
-  if not resnet and vision.activation != text.activation:
+  if vision.type not in _IMAGE_JSON:
+    raise ValueError(f"open_clip's CLIP has no {vision.label} of this kind: write it as jax")
+  if getattr(vision, "activation", text.activation) != text.activation:
     raise ValueError(
       f"open_clip has one activation for both towers; here the image tower has {vision.activation} and the text tower "
       f"{text.activation}"
     )
-  image = {"image_size": vision.image_size, "width": vision.width}
-  if resnet:
-    image |= {"layers": list(vision.depths), "patch_size": None}
-  else:
-    image |= {"layers": vision.depth, "patch_size": vision.patch_size, "head_width": vision.width // vision.heads}
-    image |= _ratio_and_norm(vision)
+  image = {"image_size": vision.image_size, "width": vision.width, **_IMAGE_JSON[vision.type](vision)}
   words = {
     "context_length": text.short_length, "vocab_size": text.vocab_size, "width": text.width, "heads": text.heads,
     "layers": text.depth, **_ratio_and_norm(text),
@@ -229,12 +225,24 @@ def to_config_json(config: ModelConfig) -> dict[str, Any]:
   return {"model_cfg": model, "preprocess_cfg": preprocess}
 
 
+def _vit_json(vision: VisionConfig) -> dict[str, Any]:
+  sizes = {"layers": vision.depth, "patch_size": vision.patch_size, "head_width": vision.width // vision.heads}
+  return sizes | _ratio_and_norm(vision)
+
+
+def _resnet_json(vision: ResNetConfig) -> dict[str, Any]:
+  return {"layers": list(vision.depths), "patch_size": None}
+
+
 def _ratio_and_norm(tower: VisionConfig | TextConfig) -> dict[str, Any]:
   ratio = tower.mlp_width / tower.width
   if int(tower.width * ratio) != tower.mlp_width:  # rounded down, as open_clip does
     ratio = (tower.mlp_width + 0.5) / tower.width
   values: dict[str, Any] = {} if ratio == 4 else {"mlp_ratio": ratio}
   return values if tower.layer_norm_eps == 1e-5 else values | {"norm_kwargs": {"eps": tower.layer_norm_eps}}
+
+
+_IMAGE_JSON: dict[str, Callable[[Any], dict[str, Any]]] = {"vit": _vit_json, "resnet": _resnet_json}  # by type
 
 
 def _open(

@@ -1,8 +1,10 @@
 """The name table of OpenAI's CLIP, which open_clip has kept, and of Long-CLIP, which came of it."""
 
+from collections.abc import Callable
+
 import numpy as np
 
-from fgclip_jax.models.config import ModelConfig, ResNetConfig, TowerConfig
+from fgclip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, TowerConfig, VisionConfig
 from fgclip_jax.weights.huggingface_names import long_positions
 from fgclip_jax.weights.name_map import Row, convolution, linear, norm, patches, same
 
@@ -60,6 +62,18 @@ def _convolutions(ours: str, theirs: str, layers: range | None = None) -> list[R
   return rows
 
 
+def _vit(config: VisionConfig) -> list[Row]:
+  return [
+    patches("vision/patch_embedding/kernel", "visual.conv1.weight", config.patch_size),
+    same("vision/class_embedding", "visual.class_embedding"),
+    same("vision/positions", "visual.positional_embedding"),
+    *norm("vision/pre_norm", "visual.ln_pre"),
+    *_blocks("vision", "visual.", config),
+    *norm("vision/post_norm", "visual.ln_post"),
+    same("vision_projection/kernel", "visual.proj"),
+  ]
+
+
 def _resnet(config: ResNetConfig) -> list[Row]:
   rows = [*_convolutions("vision/stem", "visual"), same("vision/positions", "visual.attnpool.positional_embedding")]
   for number, depth in enumerate(config.depths, 1):
@@ -74,6 +88,22 @@ def _resnet(config: ResNetConfig) -> list[Row]:
   return [*rows, *linear("vision_projection", "visual.attnpool.c_proj")]
 
 
+def _causal(config: TextConfig, text: str, split_positions: bool) -> list[Row]:
+  positions = ("text/short_positions", f"{text}positional_embedding")
+  return [
+    same("text/token_embedding", f"{text}token_embedding.weight"),
+    long_positions(*positions, f"{text}{LONG_REST}") if split_positions else same(*positions),
+    *_blocks("text", text, config),
+    *norm("text/final_norm", f"{text}ln_final"),
+    same("short_projection/kernel", f"{text}text_projection"),
+  ]
+
+
+# the rows of a tower and its projection, by its type
+IMAGE_ROWS: dict[str, Callable[..., list[Row]]] = {"vit": _vit, "resnet": _resnet}
+TEXT_ROWS: dict[str, Callable[..., list[Row]]] = {"causal": _causal}
+
+
 def table(config: ModelConfig, text: str = "", split_positions: bool = False) -> list[Row]:
   """The rows for a plain CLIP of this size.
 
@@ -82,27 +112,8 @@ def table(config: ModelConfig, text: str = "", split_positions: bool = False) ->
     text: what stands before the names of the text tower: `text.` in open_clip's newer layout, else nothing.
     split_positions: the positions lie in Long-CLIP's two tables.
   """
-  if isinstance(config.vision, ResNetConfig):
-    rows = _resnet(config.vision)
-  else:
-    rows = [
-      patches("vision/patch_embedding/kernel", "visual.conv1.weight", config.vision.patch_size),
-      same("vision/class_embedding", "visual.class_embedding"),
-      same("vision/positions", "visual.positional_embedding"),
-      *norm("vision/pre_norm", "visual.ln_pre"),
-      *_blocks("vision", "visual.", config.vision),
-      *norm("vision/post_norm", "visual.ln_post"),
-      same("vision_projection/kernel", "visual.proj"),
-    ]
-  positions = ("text/short_positions", f"{text}positional_embedding")
-  rows += [
-    same("text/token_embedding", f"{text}token_embedding.weight"),
-    long_positions(*positions, f"{text}{LONG_REST}") if split_positions else same(*positions),
-    *_blocks("text", text, config.text),
-    *norm("text/final_norm", f"{text}ln_final"),
-    same("short_projection/kernel", f"{text}text_projection"),
-    same("temperature/global", "logit_scale"),
-  ]
+  rows = IMAGE_ROWS[config.vision.type](config.vision) + TEXT_ROWS[config.text.type](config.text, text, split_positions)
+  rows.append(same("temperature/global", "logit_scale"))
   if config.logit_bias is not None:
     rows.append(same("temperature/bias", "logit_bias"))
   return rows
@@ -110,8 +121,6 @@ def table(config: ModelConfig, text: str = "", split_positions: bool = False) ->
 
 def counters(config: ModelConfig) -> list[str]:
   """The names of BatchNorm's counts of batches, which nothing reads and we do not keep."""
-  if not isinstance(config.vision, ResNetConfig):
-    return []
-  names = (name for row in _resnet(config.vision) for layer in row.names() for name in layer)
+  names = (name for row in IMAGE_ROWS[config.vision.type](config.vision) for layer in row.names() for name in layer)
   means = (name for name in names if name.endswith("running_mean"))
   return [name.replace("running_mean", "num_batches_tracked") for name in means]

@@ -60,9 +60,9 @@ def test_packed_texts_equal_padded_ones(model):
   """Every text alone in a padded row, as the reference computes it."""
   text = ["a", "", "a photograph of a red bicycle, leaning on a wall", "word " * 60, "😀 猫", "a"]
 
-  @functools.partial(jax.jit, static_argnames="long")
-  def encode(params, *rows, long):
-    return parameters.build(TINY, params).text_features(*rows, long)
+  @functools.partial(jax.jit, static_argnames="kind")
+  def encode(params, *rows, kind):
+    return parameters.build(TINY, params).text_features(*rows, kind)
 
   for kind, length in (("short", 77), ("long", 248)):
     tokens = jnp.asarray(model.tokenizer(text, length))
@@ -70,7 +70,7 @@ def test_packed_texts_equal_padded_ones(model):
     position = jnp.broadcast_to(jnp.arange(first, first + length), tokens.shape)
     end = jnp.argmax(tokens == 49407, axis=1)
     rows = tokens, jnp.ones_like(tokens), position, jnp.arange(len(text)), end
-    features = encode(model.params, *rows, long=kind == "long")
+    features = encode(model.params, *rows, kind=kind)
     np.testing.assert_allclose(model.encode_text(text, kind), unit(np.asarray(features)), atol=1e-5)
     np.testing.assert_allclose(model.encode_text(np.asarray(tokens), kind), unit(np.asarray(features)), atol=1e-5)
   assert not np.allclose(model.encode_text("a", "long"), model.encode_text("a", "short"), atol=1e-2)

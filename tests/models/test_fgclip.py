@@ -121,8 +121,8 @@ def test_embeddings_stand_where_the_examples_say():
   np.testing.assert_allclose(e.image, unit_length(images), atol=1e-6)
 
   @functools.partial(jax.jit, static_argnums=5)
-  def encode(tokens, segment, position, row, end, long):
-    return unit_length(build(TINY, params).text_features(tokens, segment, position, row, end, long))
+  def encode(tokens, segment, position, row, end, kind):
+    return unit_length(build(TINY, params).text_features(tokens, segment, position, row, end, kind))
 
   def text(captions):
     """Features of captions of one kind, each in a row of its own."""
@@ -133,7 +133,7 @@ def test_embeddings_stand_where_the_examples_say():
       ends[i] = len(caption.ids) - 1
     position = np.tile(np.arange(10, 24) if long else np.minimum(np.arange(14), 9), (rows, 1))
     arrays = (tokens, np.ones_like(tokens), position, np.arange(rows), ends)
-    return encode(*(jnp.asarray(x, jnp.int32) for x in arrays), long)[: len(captions)]
+    return encode(*(jnp.asarray(x, jnp.int32) for x in arrays), "long" if long else "short")[: len(captions)]
 
   np.testing.assert_allclose(e.short, text([x.short for x in examples]), atol=1e-5)
   np.testing.assert_allclose(e.long, text([x.long for x in examples]), atol=1e-5)

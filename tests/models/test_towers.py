@@ -46,7 +46,7 @@ _compile = functools.partial(jax.jit, static_argnames="runtime")
 def _outputs(params, inputs, runtime):
   """All outputs of both towers."""
   model = build(TINY, params, runtime)
-  pooled, dense = model.vision(inputs[0])
+  pooled, dense, _ = model.vision(inputs[0])
   return {"pooled": pooled, "dense": dense, "hidden": model.text(*inputs[1:])}
 
 

@@ -110,7 +110,7 @@ def test_a_step_moves_statistics_towards_the_batch_and_nothing_else_does(single)
   state, _ = single.updates(make_examples(), count=1)
   images = jnp.asarray(np.stack([example.image for example in make_examples()]))
   model = build(MODEL, unflatten(first_params()))
-  _, _, moved = jax.jit(lambda model, x: model.vision(normalize(x), True))(model, images)
+  _, _, moved = jax.jit(lambda model, x: model.vision(normalize(x), train=True))(model, images)
   after = flatten(split_statistics(state.params)[1])
   for name, leaf in flatten({"vision": moved}).items():
     np.testing.assert_allclose(after[name], leaf, rtol=1e-4, atol=1e-5, err_msg=name)

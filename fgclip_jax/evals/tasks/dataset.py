@@ -48,8 +48,8 @@ class Retrieval:
 
   def run(self, model: FGCLIP, examples: DatasetEmbeddings) -> tuple[dict[str, Metric], list[Prediction]]:
     """Metrics `KIND_image_to_text_rK` and `KIND_text_to_image_rK`."""
-    if self.kind == "long" and not model.config.fine_grained:
-      raise NothingToMeasureError("the model is a plain CLIP, which reads no long captions")
+    if self.kind not in model.config.text.kinds:
+      raise NothingToMeasureError(f"the model is a plain CLIP, which reads no {self.kind} captions")
     captions = {"short": examples.short, "long": examples.long}[self.kind]
     embeddings = {"short": examples.short_text, "long": examples.long_text}[self.kind]
     words = {"short": examples.short_words, "long": examples.long_words}[self.kind]
