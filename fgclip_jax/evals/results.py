@@ -80,7 +80,7 @@ def describe(
     "records": result.records,
     "skipped": dict(result.skipped),
     "notes": list(result.notes),
-    "model": {"fingerprint": fingerprint(model), "config": model.config.to_dict()},
+    "model": {"fingerprint": fingerprint(model), "config": model.config.identity()},
     "versions": {"fgclip_jax": fgclip_jax.__version__, "python": platform.python_version(), **versions},
     "device": {"kind": devices[0].device_kind, "count": len(devices)},
     "seconds": round(seconds, 2),
