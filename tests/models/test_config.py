@@ -4,8 +4,22 @@ import json
 
 import pytest
 
-from fgclip_jax.models.config import PRESETS, ModelConfig, ResNetConfig, TextConfig, VisionConfig, preset
+from fgclip_jax.models import towers
+from fgclip_jax.models.config import (
+  IMAGE_CONFIGS,
+  PRESETS,
+  TEXT_CONFIGS,
+  TEXT_KINDS,
+  ModelConfig,
+  ResNetConfig,
+  TextConfig,
+  TextKind,
+  VisionConfig,
+  preset,
+)
 from fgclip_jax.models.params import abstract_params, count, flatten
+from fgclip_jax.train import flops
+from fgclip_jax.weights import huggingface_names, openai_names
 
 # of OpenAI's checkpoints, without their BatchNorm statistics
 PUBLISHED = {
@@ -76,6 +90,43 @@ def test_sizes_go_through_json_and_back(name):
   assert ModelConfig.from_dict(json.loads(json.dumps(preset(name).to_dict()))) == preset(name)
 
 
+@pytest.mark.parametrize("name", ["tiny", "tiny_resnet"])
+def test_a_dict_names_its_towers_and_one_of_an_older_version_is_read(name):
+  values = preset(name).to_dict()
+  assert (values["vision"]["type"], values["text"]["type"]) == ("resnet" if name == "tiny_resnet" else "vit", "causal")
+  older = preset(name).identity()
+  assert "type" not in older["vision"] | older["text"] and older == values | {
+    tower: {key: value for key, value in values[tower].items() if key != "type"} for tower in ("vision", "text")
+  }
+  assert ModelConfig.from_dict(json.loads(json.dumps(older))) == preset(name)
+
+
+def test_each_type_of_tower_is_in_every_registry():
+  assert (
+    towers.IMAGE_TOWERS.keys() == IMAGE_CONFIGS.keys() == flops.IMAGE_FLOPS.keys() == openai_names.IMAGE_ROWS.keys()
+  )
+  assert huggingface_names.IMAGE_ROWS.keys() <= IMAGE_CONFIGS.keys()  # transformers has no ResNet
+  assert towers.TEXT_TOWERS.keys() == TEXT_CONFIGS.keys() == openai_names.TEXT_ROWS.keys()
+  assert huggingface_names.TEXT_ROWS.keys() <= TEXT_CONFIGS.keys()
+  assert all(config.type == name for name, config in (IMAGE_CONFIGS | TEXT_CONFIGS).items())
+
+
+def test_kinds_of_texts_and_their_paths():
+  kinds = preset("vit_b16").text.kinds
+  assert kinds == {
+    "short": TextKind("short_positions", 0, 77, "short_projection"),
+    "long": TextKind("long_positions", 77, 248, "long_projection"),
+    "region": TextKind("short_positions", 0, 77, "short_projection"),
+  }
+  assert tuple(kinds) == TEXT_KINDS
+  plain = preset("vit_b16").replace(text={"long_length": None})
+  assert set(plain.text.kinds) == {"short", "region"} and plain.temperatures == ("global",)
+  shapes = flatten(abstract_params(preset("tiny")))
+  for kind in preset("tiny").text.kinds.values():
+    assert shapes[f"text/{kind.positions}"].shape == (kind.length, 32)
+    assert shapes[f"{kind.projection}/kernel"].shape == (32, 16)
+
+
 def test_faults_of_a_dict_are_named():
   values = preset("tiny").to_dict()
   with pytest.raises(TypeError, match="lack vision"):
@@ -84,6 +135,8 @@ def test_faults_of_a_dict_are_named():
     ModelConfig.from_dict(values | {"wide": 3})
   with pytest.raises(TypeError, match="colour"):
     ModelConfig.from_dict(values | {"vision": values["vision"] | {"colour": 1}})
+  with pytest.raises(TypeError, match="vision.type 'swin' is unknown: there are vit, resnet"):
+    ModelConfig.from_dict(values | {"vision": values["vision"] | {"type": "swin"}})
 
 
 @pytest.mark.parametrize(
