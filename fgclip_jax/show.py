@@ -1,17 +1,18 @@
-"""Draws where in a picture texts fit.
+"""Draws heat maps: where in a picture texts fit.
 
 python -m fgclip_jax.show --model runs/stage2 --image photo.jpg --text "a red cup" "a blue cup" --output heat.png
 python -m fgclip_jax.show --model runs/stage2 --image photo.jpg --text "a red cup" "a blue cup" --boxes 4x3
 python -m fgclip_jax.show --model runs/stage2 --data data/scenes --index 3 --output heat.png
 
---boxes adds a table of scores, each caption with each box: of a file of boxes, x1 y1 x2 y2 as fractions of width and
-height (JSON [[x1, y1, x2, y2], ...] or [{"box": [...]}, ...], or CSV with the columns x1, y1, x2, y2), or of a grid.
+--boxes adds a table of scores, each caption with each box of a grid or a file. A file has x1 y1 x2 y2 as fractions of
+width and height: JSON [[x1, y1, x2, y2], ...] or [{"box": [...]}, ...], or CSV with the columns x1, y1, x2, y2.
 """
 
 import argparse
 import os
 import re
 import sys
+from typing import Any
 
 from PIL import Image
 
@@ -22,11 +23,11 @@ from fgclip_jax.inference.model import FGCLIP, load
 from fgclip_jax.inference.programs import use_compilation_cache
 from fgclip_jax.storage import streams
 from fgclip_jax.storage.errors import RecordError
-from fgclip_jax.viz import box_scores, drawing, fonts, heatmap
+from fgclip_jax.viz import box_scores, drawing, heatmap
 from fgclip_jax.viz.drawing import Box
 
 _NUMBER = re.compile(r"\s*-?\d*\.?\d+(e-?\d+)?\s*")
-MAX_REGIONS = 3  # of a record that are shown if none is chosen
+MAX_REGIONS = 3  # shown of a record if none is chosen
 
 
 def show(
@@ -37,22 +38,22 @@ def show(
   output: str,
   table: list[Box] | None = None,
 ) -> tuple[list[heatmap.Heat], box_scores.Scores | None, str]:
-  """Draws one map for each text, and a table of scores if it is asked for, and writes them as one picture.
+  """Draws a map for each text, and a table of scores for `table`, and writes them as one picture.
 
   Args:
     model: the model.
     picture: RGB, of any size.
     texts: short descriptions, as of regions.
     boxes: for each text, boxes x1 y1 x2 y2 in 0..1 to draw with their own similarity.
-    output: the picture to write; its ending tells the format.
+    output: the picture to write; its suffix decides the format.
     table: boxes to compare with every text.
 
   Returns:
-    What was drawn, and the characters that no font here could draw.
+    The maps, the scores, and the characters that no installed font has.
   """
   heats = heatmap.measure(model, picture, texts, boxes)
   found = box_scores.measure(model, picture, texts, table) if table else None
-  font, missing = fonts.find_font(texts, drawing.FONT_SIZE)
+  font, missing = drawing.find_font(texts, drawing.FONT_SIZE)
   below = [box_scores.draw(picture, found, font)] if found else []
   os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
   heatmap.draw(picture, heats, font, below).save(output)
@@ -102,7 +103,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(args: argparse.Namespace) -> None:
   if os.path.splitext(args.output)[1].lower() not in Image.registered_extensions():
-    raise ValueError(f"output {args.output!r} must end in .png, .jpg or .webp: the ending tells the format")
+    raise ValueError(f"output {args.output!r} must end in .png, .jpg or .webp, which decides the format")
   picture, texts, boxes = _from_record(args) if args.data else _from_file(args)
   table = _read_boxes(args.boxes) if args.boxes else None
   use_compilation_cache()
@@ -137,10 +138,10 @@ def _read_boxes(given: str) -> list[Box]:
     raise ValueError(f"--boxes {given!r} must be a grid such as 4x3, or end in one of {', '.join(streams.SUFFIXES)}")
   boxes = []
   for number, (_, raw) in enumerate(streams.scan(given), 1):
-    value = streams.load(raw)
+    value: Any = streams.load(raw)
     if isinstance(value, dict):
       value = value["box"] if "box" in value else [value.get(name) for name in ("x1", "y1", "x2", "y2")]
-    if isinstance(raw, tuple):  # of CSV, where all is text
+    if isinstance(raw, tuple):  # of CSV, where all values are texts
       value = [float(part) if part and _NUMBER.fullmatch(part) else part for part in value]
     boxes.append(record.check_box(value, f"{given}, box {number}"))
   if not boxes:
@@ -149,7 +150,7 @@ def _read_boxes(given: str) -> list[Box]:
 
 
 def _from_record(args: argparse.Namespace) -> tuple[Image.Image, list[str], list[list[Box]]]:
-  """The picture of a record and its region captions, each with its own box; texts of the user's get all the boxes."""
+  """The picture of a record and its region captions, each with its own box; texts of the user get all boxes."""
   name = f"record {args.index} of split {args.split!r} of {args.data!r}"
   try:
     found = Examples(args.data, args.split).read(args.index)

@@ -267,8 +267,10 @@ def test_a_damaged_chunk_of_a_shard_is_counted(model, records, tmp_path):
   path.write_bytes(content)
   examples = Examples(data, "validation", 32)
   assert [example.number for example in examples] == [0, 1, 2, 3, 5, 6, 7, 8, 9, 10, 11]
-  assert examples.skipped == {"record_corrupt": 1} and "record 4 of split 'validation'" in examples.first_fault
-  assert len(list(examples)) == 11 and examples.skipped == {"record_corrupt": 1}, "a second pass counts anew"
+  assert examples.skips.counts == {"record_corrupt": 1} and "record 4 of split 'validation'" in examples.skips.summary(
+    12
+  )
+  assert len(list(examples)) == 11 and examples.skips.counts == {"record_corrupt": 1}, "a second pass counts anew"
 
 
 def test_examples_are_the_records_in_order(records, data):

@@ -1,4 +1,4 @@
-"""Average precision of boxes, by COCO's or LVIS' rules; and which detections of a data set count for "Fixed AP"."""
+"""Average precision of boxes by COCO's or LVIS' rules, and the choice of detections for "Fixed AP"."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -9,18 +9,18 @@ from jaxtyping import Float32, Float64, Int32
 from fgclip_jax.evals.datasets import instances
 from fgclip_jax.evals.evaluator import Metric
 
-_CLASSES = 64  # that are measured at once: memory goes with pictures times classes
+_CLASSES = 64  # measured at once: memory grows with images times classes
 _THRESHOLDS = {"ap50": 0, "ap75": 5}  # places of overlaps 0.5 and 0.75 among 0.5, 0.55, ... 0.95
 
 
 @dataclasses.dataclass(frozen=True)
 class Detections:
-  """Boxes that were found.
+  """Detected boxes.
 
   Attributes:
-    image: the number of the picture of each.
-    box: x1 y1 x2 y2 as fractions of its width and height.
-    score, label: how sure, and the number of the class.
+    image: the number of each box's image.
+    box: x1 y1 x2 y2 as fractions of the image's width and height.
+    score, label: the score and the number of the class.
   """
 
   image: Int32[np.ndarray, "N"]
@@ -29,12 +29,12 @@ class Detections:
   label: Int32[np.ndarray, "N"]
 
   def take(self, rows: np.ndarray) -> "Detections":
-    """Some of them."""
+    """A selection of rows."""
     return Detections(self.image[rows], self.box[rows], self.score[rows], self.label[rows])
 
 
 def join(parts: Sequence[Detections]) -> Detections:
-  """All of some detections, in order."""
+  """Concatenates detections."""
   names = [field.name for field in dataclasses.fields(Detections)]
   return Detections(*(np.concatenate([getattr(part, name) for part in parts]) for name in names))
 
@@ -42,14 +42,14 @@ def join(parts: Sequence[Detections]) -> Detections:
 def average_precision(data: instances.Instances, used: Sequence[int], detections: Detections) -> dict[str, Metric]:
   """Metrics `detection_ap`, `_ap50`, `_ap75`, for LVIS also `_ap_rare`, `_ap_common`, `_ap_frequent`.
 
-  The mean over the classes that have a true box; a number of which no class has one is left out. LVIS' rules apply to
-  classes that have a frequency; those of `that_count` alone give the same numbers in less memory. How many detections
-  of a picture or of a class count is for the caller to decide.
+  Each is the mean over the classes that have a true box, and is left out if there is no such class. LVIS' rules apply
+  to classes with a frequency; detections reduced by `that_count` give the same numbers in less memory. The caller
+  limits the number of detections of an image or a class.
 
   Args:
     data: the true boxes.
-    used: numbers of the pictures.
-    detections: of some of them.
+    used: the numbers of the images that were measured.
+    detections: the detections in these images.
 
   Raises:
     ValueError: the package `faster-coco-eval` is not installed.
@@ -71,9 +71,9 @@ def average_precision(data: instances.Instances, used: Sequence[int], detections
 def best_of_class(
   detections: Detections, classes: int, most: int
 ) -> tuple[Detections, Float32[np.ndarray, "{classes}"]]:
-  """The `most` best detections of each class, of equal ones the first; and the score that another must exceed.
+  """The `most` best detections of each class, of equal ones the first; and the score that further ones must exceed.
 
-  That score is -inf for a class that has fewer.
+  That score is -inf for a class with fewer detections.
   """
   order = np.lexsort((-detections.score, detections.label))
   first = np.searchsorted(detections.label[order], np.arange(classes + 1))
@@ -85,7 +85,7 @@ def best_of_class(
 
 
 def that_count(data: instances.Instances, detections: Detections) -> Detections:
-  """Those that LVIS' rules look at: of classes that are known to be, or not to be, in their picture."""
+  """The detections that LVIS' rules count: of classes known to be, or not to be, in their image."""
   absent = [(row, data.class_number[each]) for row, image in enumerate(data.images) for each in image.absent]
   row, label = np.asarray(absent, np.int64).reshape(-1, 2).T
   known = np.concatenate([row, data.image]) * len(data.names) + np.concatenate([label, data.label])
@@ -104,7 +104,7 @@ def in_pixels(data: instances.Instances, detections: Detections) -> Float64[np.n
 def _precision(
   data: instances.Instances, images: list[dict], detections: Detections, first: int
 ) -> Float64[np.ndarray, "C 10"]:
-  """Of up to `_CLASSES` classes from the number `first` on, at each overlap; NaN for a class without a true box."""
+  """The precision of `_CLASSES` classes from number `first`, at each overlap; NaN for a class without a true box."""
   try:
     from faster_coco_eval import COCO, COCOeval_faster
   except ImportError as error:
@@ -112,7 +112,7 @@ def _precision(
   within = range(first, min(first + _CLASSES, len(data.names)))
   mine = detections.take((detections.label >= within.start) & (detections.label < within.stop))
   rows = zip(mine.image.tolist(), mine.label.tolist(), in_pixels(data, mine).tolist(), mine.score.tolist(), strict=True)
-  # an empty outline keeps the package from drawing one around each box
+  # an empty segmentation keeps the package from making one of each box
   found = [
     {"image_id": image, "category_id": label, "bbox": box, "score": score, "segmentation": []}
     for image, label, box, score in rows
@@ -128,11 +128,11 @@ def _precision(
 
 
 def _say_nothing(*_: object) -> None:
-  """Instead of printing."""
+  """Prints nothing."""
 
 
 def _image_layout(data: instances.Instances, used: Sequence[int]) -> list[dict]:
-  """The pictures, with numbers for ids."""
+  """The images in COCO's layout, with numbers for ids."""
   images = []
   for number in used:
     image = data.images[number]
@@ -143,12 +143,12 @@ def _image_layout(data: instances.Instances, used: Sequence[int]) -> list[dict]:
 
 
 def _coco_layout(data: instances.Instances, images: list[dict], within: range) -> dict[str, list[dict]]:
-  """The true boxes of some classes in these pictures, with numbers for ids."""
+  """The true boxes of some classes in these images in COCO's layout, with numbers for ids."""
   used = [image["id"] for image in images]
   rows = np.isin(data.image, used) & (data.label >= within.start) & (data.label < within.stop)
   annotations = [
     {
-      "id": row + 1,  # 0 would be no match
+      "id": row + 1,  # the package takes 0 for no match
       "image_id": int(data.image[row]),
       "category_id": int(data.label[row]),
       "bbox": data.box[row].tolist(),

@@ -1,4 +1,4 @@
-"""A split's images, regions and texts as embeddings, each encoded once, for all evaluators."""
+"""A data set's images, regions and texts as embeddings, each encoded once for all its metrics."""
 
 import dataclasses
 import itertools
@@ -24,21 +24,21 @@ class DatasetEmbeddings:
   """Unit-length embeddings of N images, M regions, T distinct short or region texts and U distinct long ones.
 
   Attributes:
-    image: of whole images.
-    short, long: the row of `short_text` or `long_text` that is an image's caption; -1: it has none.
-    region: of the regions that have a caption and a size.
-    region_caption: the row of `short_text` that is a region's caption.
-    negatives: the rows of `short_text` that are a region's hard negatives; -1: no more.
-    classes: the rows of `short_text` that regions are classified into.
-    short_text: of short captions, region captions, negatives and classes.
-    long_text: of long captions; empty for a plain CLIP.
-    ids: what the images are called.
+    image: whole images.
+    short, long: the row in `short_text` or `long_text` of each image's caption; -1: it has none.
+    region: the regions with a caption and a size.
+    region_caption: the row in `short_text` of each region's caption.
+    negatives: the rows in `short_text` of each region's hard negatives; -1: no more.
+    classes: the rows in `short_text` of the region classes.
+    short_text: short captions, region captions, negatives and classes.
+    long_text: long captions; empty for a plain CLIP.
+    ids: the images' ids.
     places: the image's id and the box of each region.
-    short_words, long_words: the texts of `short_text` and `long_text`. Texts that differ in what the tokenizer drops
-      (case, spacing) are one.
-    records: how many records were read, used or not.
-    skipped: how many of them could not be used, by kind of fault.
-    notes: what a reader of the results should know.
+    short_words, long_words: the texts of `short_text` and `long_text`. Texts that differ only in case or spacing, which
+      the tokenizer drops, are one.
+    records: the number of records that were read, used or not.
+    skipped: the number of records that could not be used, by kind.
+    notes: see `Result`.
   """
 
   image: Float32[np.ndarray, "N D"]
@@ -77,7 +77,7 @@ class _Texts:
     return number
 
   def encode(self, model: FGCLIP, kind: str, progress: bool) -> tuple[np.ndarray, list[str]]:
-    """The embeddings of all texts, and what was said about cut ones: they are cut as in training."""
+    """The embeddings of all texts, and notes; long texts are cut as in training."""
     if not self.words:
       return np.zeros((0, model.config.embedding_width), np.float32), []
     return guards.encode_texts(model, self.words, kind, ("cut_texts",), progress)
@@ -117,12 +117,20 @@ class _Labels:
 
 @runtime_checkable
 class DatasetMetric(Protocol):
-  """What is measured of the embeddings of a record folder."""
+  """A metric of a record folder's embeddings."""
 
-  name: str
+  @property
+  def name(self) -> str:
+    """The name in notes."""
+    ...
 
   def run(self, model: FGCLIP, examples: DatasetEmbeddings) -> tuple[dict[str, Metric], list[Prediction]]:
-    """Measures, or raises `NothingToMeasureError`; also gives each question that was asked."""
+    """Returns the numbers by name, and the prediction for each question.
+
+    Raises:
+      NothingToMeasureError: the records lack the labels, or the model the ability.
+    """
+    ...
 
 
 def embed(
@@ -133,15 +141,15 @@ def embed(
   Args:
     model: the model.
     folder, split: see `fgclip_jax.prepare`.
-    limit: the number of records to read, from the first; None for all.
+    limit: reads only the first so many records; None for all.
     progress: shows progress bars.
 
   Raises:
-    FileNotFoundError, ValueError: the split is not there, or holds no usable record; an embedding is not finite.
+    FileNotFoundError, ValueError: the split is missing, or holds no usable record; an embedding is not finite.
   """
   examples = Examples(folder, split, model.config.vision.image_size, limit)
   labels = _Labels(read_long="long" in model.config.text.kinds)
-  # a last batch is filled up, so that it needs no program of its own
+  # the last batch is filled up, so that no program is compiled for its size
   size = model.batch_size if len(examples) >= model.batch_size else None
   images, regions = [], []
   with tqdm.tqdm(total=len(examples), desc="images", unit="image", disable=not progress) as bar:
@@ -154,7 +162,7 @@ def embed(
     bar.update(len(examples) - bar.n)
   notes = _notes(examples, labels.unusable)
   if not images:
-    raise ValueError(f"no record of split {split!r} in {folder!r} can be used: {'; '.join(notes)}")
+    raise ValueError(f"no record of split {split!r} in {folder!r} can be used: {'; '.join(filter(None, notes))}")
   classes = labels.classes(read_info(folder).get("region_classes"))
   short_text, short_notes = labels.short_texts.encode(model, "short", progress)
   long_text, long_notes = labels.long_texts.encode(model, "long", progress)
@@ -176,7 +184,7 @@ def embed(
     short_words=labels.short_texts.words,
     long_words=labels.long_texts.words,
     records=len(examples),
-    skipped=dict(examples.skipped),
+    skipped=dict(examples.skips.counts),
     notes=(*notes, *short_notes, *long_notes),
   )
 
@@ -190,25 +198,19 @@ def _batches(examples: Iterable[Example], size: int) -> Iterable[list[Example]]:
 def _encode(model: FGCLIP, pixels: list[np.ndarray], boxes: list[list], size: int) -> tuple[np.ndarray, np.ndarray]:
   """Embeds a batch's images [n, D], and its regions [m, D] in the order of the images, as a batch of `size`."""
   count = len(pixels)
-  pixels = np.stack(pixels + [pixels[-1]] * (size - count))
+  filled = np.stack(pixels + [pixels[-1]] * (size - count))
   if not any(boxes):
-    return model.encode_image(pixels)[:count], np.zeros((0, model.config.embedding_width), np.float32)
-  padded = np.zeros((len(pixels), max(len(each) for each in boxes), 4), np.float32)
+    return model.encode_image(filled)[:count], np.zeros((0, model.config.embedding_width), np.float32)
+  padded = np.zeros((size, max(len(each) for each in boxes), 4), np.float32)
   for row, each in zip(padded, boxes, strict=False):
     row[: len(each)] = np.asarray(each, np.float32).reshape(-1, 4)
-  image, region = model.encode_image_and_regions(pixels, padded)
+  image, region = model.encode_image_and_regions(filled, padded)
   return image[:count], np.concatenate([row[: len(each)] for row, each in zip(region, boxes, strict=False)])
 
 
 def _notes(examples: Examples, unusable: int) -> list[str]:
   notes = list(examples.damage)
-  if examples.skipped:
-    kinds = ", ".join(f"{kind} {count}" for kind, count in examples.skipped.most_common())
-    total = sum(examples.skipped.values())
-    notes.append(
-      f"{total} of {len(examples)} records could not be used and were skipped ({kinds}); the first: "
-      f"{examples.first_fault}"
-    )
+  notes.append(examples.skips.summary(len(examples), "records"))
   if unusable:
     notes.append(f"{unusable} regions without a caption or without a size were left out")
   return notes

@@ -1,15 +1,15 @@
-"""What every benchmark is: settings and a run of a model; and what comes out of it.
+"""The protocol of all benchmarks: an evaluator, which runs a model, and its result.
 
 An evaluator is a frozen dataclass of its paths and options. It is used from Python, by the command
-`python -m fgclip_jax.evaluate`, and by the train loop, which gives it a model of the live parameters:
+`python -m fgclip_jax.evaluate`, and by the train loop, on a model of the live parameters:
 
   result = fgclip_jax.evals.Records("data/scenes").run(fgclip_jax.load("runs/stage2"))
 
-One whose protocol can go wrong in a way that `fgclip_jax.evals.guards` knows has an attribute `allow`, the names of the
-guards that are switched off.
+Evaluators that a guard of `fgclip_jax.evals.guards` can stop have a field `allow`, the names of guards to switch off.
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -24,8 +24,8 @@ class Metric:
 
   Attributes:
     value: the share.
-    chance: what guessing would give; None where that is no number.
-    count: the number of questions asked.
+    chance: the expected share of random guesses; None where it is not defined.
+    count: the number of questions.
   """
 
   value: float
@@ -34,14 +34,15 @@ class Metric:
 
 
 class Prediction(NamedTuple):
-  """What was asked and found.
+  """The model's answer to one question.
 
   Attributes:
-    task: what was asked for, e.g. `long_image_to_text`.
-    query: a caption, the id of an image, or that with the box of a region.
-    right, predicted: a right answer (where one scored highest, that one), and the one that scored highest.
-    rank: how many wrong answers score at least as high as the right one; 0 is a hit.
-    score: the cosine of the answer that scored highest.
+    task: the kind of question, e.g. `long_image_to_text`.
+    query: a caption, the id of an image, or the id of an image and the box of a region.
+    right: a right answer; the predicted one if that is right.
+    predicted: the answer that scored highest.
+    rank: the number of wrong answers that score at least as high as the right one; 0 is a hit.
+    score: the cosine of the predicted answer.
   """
 
   task: str
@@ -58,24 +59,27 @@ class NothingToMeasureError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-  """What a model was measured at.
+  """The result of an evaluator.
 
   Attributes:
     metrics: by name.
-    examples: columns of equal length with a row for each question: which it was, what was right, what was predicted,
-      a rank or a score. Arrays have one axis.
-    records: how many records were read, used or not.
-    skipped: how many of them could not be used, by kind of fault.
-    notes: what a reader of the results should know: metrics left out and why, the first fault, cut texts.
+    examples: columns of equal length with a row for each question: the question, the right answer, the prediction, its
+      rank or score. Arrays have one axis.
+    records: the number of records that were read, used or not.
+    skipped: the number of records that could not be used, by kind.
+    notes: facts that a reader of the numbers needs: metrics left out and why, records skipped, texts cut. Empty notes
+      are dropped.
   """
 
-  metrics: dict[str, Metric]
-  examples: dict[str, np.ndarray | list]
+  metrics: Mapping[str, Metric]
+  examples: Mapping[str, np.ndarray | Sequence]
   records: int
-  skipped: dict[str, int] = dataclasses.field(default_factory=dict)
-  notes: tuple[str, ...] = ()
+  skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+  notes: Sequence[str] = ()
 
   def __post_init__(self):
+    object.__setattr__(self, "skipped", dict(self.skipped))
+    object.__setattr__(self, "notes", tuple(filter(None, self.notes)))
     lengths = {name: len(column) for name, column in self.examples.items()}
     if len(set(lengths.values())) > 1:
       raise ValueError(f"the columns of examples differ in length: {lengths}")
@@ -87,18 +91,22 @@ class Evaluator(Protocol):
 
   @property
   def name(self) -> str:
-    """What it is called, e.g. `fgovd hard`."""
+    """The name of the benchmark in results, e.g. `classify imagenet`."""
+    ...
 
   def settings(self) -> dict[str, Any]:
-    """What decides its numbers, as JSON: paths, prompts, limits."""
+    """The settings that decide its numbers, as JSON: paths, prompts, limits."""
+    ...
 
   def files(self) -> list[str | tuple[str, str]]:
-    """The files and folders that it reads; a pair is a record folder and its split."""
+    """The files and folders that it reads; a pair is a record folder and a split."""
+    ...
 
   def run(self, model: "FGCLIP", progress: bool = False) -> Result:
     """Measures a model; with `progress`, shows progress bars.
 
     Raises:
-      OSError: a file of the data set, other than a picture, is missing or cannot be read.
+      OSError: a file of the data set, other than an image, is missing or cannot be read.
       ValueError: nothing can be measured, or a guard objects; the message says what to do.
     """
+    ...

@@ -1,4 +1,4 @@
-"""Features of labelled pictures as frozen models give them, for classifiers that are trained on top; their files."""
+"""Features of labelled images from a frozen model, for classifiers trained on top; files of features."""
 
 import dataclasses
 import os
@@ -9,23 +9,24 @@ import numpy as np
 from jaxtyping import Float32, Int
 
 from fgclip_jax.data.image import Mode
-from fgclip_jax.evals.datasets import images
 from fgclip_jax.evals.datasets.image_folders import Labelled
+from fgclip_jax.evals.encoding import encode_images
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.inference.programs import find_mesh
 from fgclip_jax.models import params
+from fgclip_jax.storage.skip_report import SkipReport
 
 LAYERS = ("tower", "embedding")
 
 
 @dataclasses.dataclass(frozen=True)
 class Features:
-  """Features of pictures that could be used, of any length, and the pictures' classes.
+  """Features of the pictures that could be used, not normalized, and the pictures' classes.
 
   Attributes:
     values: the features.
     labels: the class of each, as a number.
-    ids: what each is called in reports.
+    ids: the name of each in reports.
   """
 
   values: Float32[np.ndarray, "N W"]
@@ -33,19 +34,19 @@ class Features:
   ids: Sequence[str]
 
   def take(self, rows: Int[np.ndarray, "n"]) -> "Features":
-    """Some of them."""
-    return Features(self.values[rows], self.labels[rows], [self.ids[row] for row in rows])
+    """A selection of rows."""
+    return Features(self.values[rows], self.labels[rows], [self.ids[row] for row in rows.tolist()])
 
   def join(self, other: "Features") -> "Features":
-    """These and others."""
+    """Concatenates two sets of features."""
     values, labels = (np.concatenate(pair) for pair in ((self.values, other.values), (self.labels, other.labels)))
     return Features(values, labels, [*self.ids, *other.ids])
 
 
 def tower_of(model: FGCLIP) -> FGCLIP:
-  """A model whose `encode_image(..., normalize=False)` gives what its image tower gives, before the projection.
+  """A model whose `encode_image(..., normalize=False)` returns the image tower's output before the projection.
 
-  Where the projection is part of the pooling, as in a ResNet, the model is returned as it is.
+  A model whose projection is part of the pooling, as in a ResNet, is returned as it is.
   """
   vision = model.config.vision
   if vision.pools_by_projection:
@@ -62,7 +63,7 @@ def tower_of(model: FGCLIP) -> FGCLIP:
 
 
 def extract(
-  model: FGCLIP, data: Labelled, layer: str, faults: images.Faults, mode: Mode | None = None, progress: bool = False
+  model: FGCLIP, data: Labelled, layer: str, skips: SkipReport, mode: Mode | None = None, progress: bool = False
 ) -> Features:
   """The features of pictures, read as a stream.
 
@@ -70,25 +71,25 @@ def extract(
     model: the model.
     data: the pictures.
     layer: `tower`, before the projection into the embedding space, or `embedding`, after it; neither of unit length.
-    faults: where pictures that cannot be used are counted.
-    mode: how they are made square; None: the model's own way.
+    skips: counts pictures that cannot be used.
+    mode: how images are made square; None: the model's own way.
     progress: shows a progress bar.
 
   Raises:
     ValueError: no picture can be used.
   """
   encoder = tower_of(model) if layer == "tower" else model
-  values, kept = images.encode_pictures(encoder, data.pictures, faults, mode, progress, normalize=False)
+  values, kept = encode_images(encoder, data.pictures, skips, mode, progress, normalize=False)
   if not len(kept):
-    raise ValueError(f"no picture can be used: {'; '.join(faults.notes(len(data.pictures)))}")
-  return Features(values, data.labels[kept], [data.ids[number] for number in kept])
+    raise ValueError(f"no picture can be used: {skips.summary(len(data.pictures))}")
+  return Features(values, data.labels[kept], [data.ids[number] for number in kept.tolist()])
 
 
 def read_npz(path: str) -> Features:
   """Features of a `.npz` file with `features` [N, W], finite numbers, and `labels` [N], whole numbers.
 
   Raises:
-    FileNotFoundError, ValueError: there is no such file, or it holds something else.
+    FileNotFoundError, ValueError: the file is missing, or holds something else.
   """
   try:
     with np.load(path, allow_pickle=False) as file:

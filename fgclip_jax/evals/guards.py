@@ -1,10 +1,10 @@
-"""What makes a benchmark's numbers worthless without a word: refused here, unless asked for by name.
+"""Refuses conditions that silently make a benchmark's numbers worthless, unless they are allowed by name.
 
 - `resolution`: the model reads images of another size than it was trained on.
-- `cut_texts`: a text is longer than the model, or the path that is taken, reads.
+- `cut_texts`: a text is longer than the model, or the chosen path of the model, reads.
 
-A third one cannot be asked for: pixels that were normalised before. Pictures are uint8 levels, which the model
-normalises itself, and `fgclip_jax.data.image.to_levels` refuses anything else.
+A third one cannot be allowed: pixels that are already normalized. Images are uint8 levels, which the model normalizes
+itself, and `fgclip_jax.data.image.to_levels` refuses anything else.
 """
 
 import warnings
@@ -20,7 +20,7 @@ GUARDS = ("resolution", "cut_texts")
 
 
 def check_names(allow: Sequence[str]) -> tuple[str, ...]:
-  """The names of guards to switch off; a ValueError for a name that is none."""
+  """The names of guards to switch off; raises a ValueError for any other name."""
   wrong = [name for name in allow if name not in GUARDS]
   if wrong:
     raise ValueError(f"allow takes {', '.join(GUARDS)}, got {wrong[0]!r}")
@@ -28,7 +28,7 @@ def check_names(allow: Sequence[str]) -> tuple[str, ...]:
 
 
 def check_resolution(model: FGCLIP, allow: Sequence[str] = ()) -> list[str]:
-  """Notes on the model's image size; a ValueError where it is not the trained one and `resolution` not allowed."""
+  """Notes on the model's image size; raises a ValueError if it is not the trained one and `resolution` not allowed."""
   size, trained = model.config.vision.image_size, model.trained_image_size
   if size == trained:
     return []
@@ -41,20 +41,20 @@ def check_resolution(model: FGCLIP, allow: Sequence[str] = ()) -> list[str]:
 def encode_texts(
   model: FGCLIP, texts: Sequence[str], kind: str = "short", allow: Sequence[str] = (), progress: bool = False
 ) -> tuple[Float32[np.ndarray, "N D"], list[str]]:
-  """Embeds texts, equal ones once, and says which were cut.
+  """Embeds texts, equal ones once.
 
   Args:
-    model: the model. A plain CLIP reads long texts by its short path, where they are not longer than that.
-    texts: at least one.
+    model: the model. A plain CLIP reads long texts on its short path, if they fit.
+    texts: one or more.
     kind: see `FGCLIP.encode_text`.
     allow: with `cut_texts`, longer texts are cut.
     progress: shows a progress bar.
 
   Returns:
-    Unit-length embeddings in the order of the texts, and notes.
+    Unit-length embeddings in the order of the texts, and notes on texts that were cut.
 
   Raises:
-    ValueError: a text is too long and `cut_texts` not allowed, or an embedding is not finite.
+    ValueError: a text is too long and `cut_texts` is not allowed, or an embedding is not finite.
   """
   number: dict[str, int] = {}
   rows = [number.setdefault(text, len(number)) for text in texts]
@@ -72,7 +72,7 @@ def encode_texts(
 
 
 def check_finite(embeddings: Float32[np.ndarray, "N D"], things: str) -> None:
-  """A ValueError where embeddings are no numbers, as those of a training that went wrong: they would score 0 % only."""
+  """Raises a ValueError for embeddings that are not finite: those of a diverged training would just score 0 %."""
   wrong = int((~np.isfinite(embeddings)).any(1).sum())
   if wrong:
     raise ValueError(f"the embeddings of {wrong:,} of {len(embeddings):,} {things} are not finite: the model is broken")

@@ -19,6 +19,13 @@ def add_allow(parser: argparse._ActionsContainer) -> None:
   )
 
 
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+  """Adds `--data_dir`."""
+  parser.add_argument(
+    "--data_dir", metavar="DIR", help="of tfds, the folder of data sets (default: ~/tensorflow_datasets)"
+  )
+
+
 def add_limit(parser: argparse.ArgumentParser, things: str = "pictures") -> None:
   """Adds `--limit`."""
   parser.add_argument("--limit", type=positive, metavar="N", help=f"read only the first N {things}")

@@ -1,4 +1,4 @@
-"""What evaluators measure and what they share: ranks computed in blocks, and chance levels."""
+"""Ranks of right answers, computed in blocks; recalls, and their chance levels."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,10 +10,10 @@ from jaxtyping import Array, Bool, Float, Float32, Int
 
 from fgclip_jax.evals.evaluator import Metric
 
-# Scores closer than this are a tie: float32 cosines are rounded to about a tenth of it.
+# Scores closer than this are a tie. The rounding of float32 cosines is about a tenth of it.
 TIE = 1e-6
 BLOCK = 1024
-NONE = -1  # a text that is not there
+NONE = -1  # in place of the number of a text: there is none
 
 
 def search(
@@ -24,13 +24,13 @@ def search(
 ) -> tuple[Int[np.ndarray, "Q"], Int[np.ndarray, "Q"], Float32[np.ndarray, "Q"]]:
   """The rank of each query's right answer, the answer that scores highest, and its score.
 
-  A rank is how many wrong answers score at least as high as the best right one; 0 is a hit at 1. A tie counts against
-  the model, and so does a score that is not a number: a model that gives the same embedding for everything has no hit.
-  Scores are computed on JAX's default device, which holds the gallery.
+  A rank is the number of wrong answers that score at least as high as the best right one; 0 is a hit at 1. Ties and
+  NaN count against the model: a model that embeds everything alike has no hit. Scores are computed on JAX's default
+  device, which holds the gallery.
 
   Args:
     queries, gallery: unit-length embeddings.
-    pairs: (query, right answer) numbers; every query needs one at least.
+    pairs: (query, right answer) numbers; every query needs at least one.
     block: at most block x block scores are held at a time.
   """
   pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
@@ -72,7 +72,7 @@ def _look(
   first: Int[Array, "B"],
   highest: Float[Array, "B"],
 ) -> tuple[Int[Array, "B"], Int[Array, "B"], Float[Array, "B"]]:
-  """What `search` knows after one more block of answers, of which the first is number `start` of `total`."""
+  """Updates `search`'s results with one more block of answers; its first is number `start` of `total`."""
   scores = jnp.matmul(part, some.T, precision=jax.lax.Precision.HIGHEST)
   column = jnp.arange(len(some))
   real = column < total - start
@@ -94,15 +94,15 @@ def beaten_by(
   wrong: Int[np.ndarray, "Q N"],
   block: int = BLOCK,
 ) -> tuple[Bool[np.ndarray, "Q N"], Float32[np.ndarray, "Q"], Int[np.ndarray, "Q"]]:
-  """Of queries with wrong answers of their own: which of these score at least as high as the right one, the right
-  one's score, and the answer that scores highest.
-
-  A tie counts against the model, and so does a score that is not a number.
+  """Compares each query's right answer with its own wrong ones. Ties and NaN count against the model.
 
   Args:
     queries, answers: unit-length embeddings.
     right, wrong: numbers of answers; `NONE` in `wrong`: no more.
-    block: at most so many queries are looked at at a time.
+    block: the number of queries compared at a time.
+
+  Returns:
+    Which wrong answers score at least as high as the right one; the right one's score; the answer that scores highest.
   """
   beaten, score, first = np.zeros(wrong.shape, bool), np.zeros(len(queries), np.float32), right.copy()
   for start in range(0, len(queries), block):
@@ -118,14 +118,14 @@ def beaten_by(
 
 
 def _pad(rows: np.ndarray, most: int | None = None, fill: int = 0) -> np.ndarray:
-  """The rows and more, up to a power of two (or `most`): few sizes to compile."""
+  """Appends rows up to a power of two, or `most`, so that few sizes are compiled."""
   size = 1 << max(len(rows) - 1, 0).bit_length()
   size = size if most is None else min(size, most)
   return np.concatenate([rows, np.full((size - len(rows), *rows.shape[1:]), fill, rows.dtype)])
 
 
 def top_k(rank: Int[np.ndarray, "Q"], pairs: Int[np.ndarray, "P 2"], gallery: int, k: int) -> Metric:
-  """The share of queries with a right answer among the first `k` of `gallery` answers."""
+  """The share of queries with a right answer among the best `k` of `gallery` answers."""
   right = np.bincount(pairs[:, 0], minlength=len(rank))
   missed = np.ones(len(rank))  # the chance that k answers drawn without replacement are all wrong
   for drawn in range(min(k, gallery)):
@@ -135,13 +135,7 @@ def top_k(rank: Int[np.ndarray, "Q"], pairs: Int[np.ndarray, "P 2"], gallery: in
 
 @dataclasses.dataclass(frozen=True)
 class Found:
-  """What was found for each question of one way.
-
-  Attributes:
-    rank: how many wrong answers score at least as high as the best right one.
-    first: the answer that scores highest.
-    score: its cosine.
-  """
+  """The results of `search` for queries in one direction: rank, best answer, its cosine."""
 
   rank: Int[np.ndarray, "Q"]
   first: Int[np.ndarray, "Q"]
@@ -155,13 +149,13 @@ def recalls(
   ks: Sequence[int] = (1, 5, 10),
   repeats: Int[np.ndarray, "T"] | None = None,
 ) -> tuple[dict[str, Metric], dict[str, Found]]:
-  """Metrics `image_to_text_rK` and `text_to_image_rK`, and what was found each way.
+  """Metrics `image_to_text_rK` and `text_to_image_rK`, and the results of both directions.
 
   Args:
     image, text: unit-length embeddings of images and of distinct texts.
-    pairs: numbers of images and of texts that belong to them.
-    ks: how many answers are looked at.
-    repeats: how often each text is asked for; None: once.
+    pairs: (image, text) numbers that belong together.
+    ks: the K of each R@K.
+    repeats: how often each text counts as a query; None: once.
   """
   result, found = {}, {}
   for way, queries, gallery, right in (

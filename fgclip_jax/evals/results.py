@@ -44,7 +44,7 @@ _LABELS = {
   },
 }
 
-Metrics = Mapping[str, Mapping[str, float | int | None]]
+Metrics = Mapping[str, Mapping[str, Any]]  # by name: value, chance and count
 
 
 def fingerprint(model: FGCLIP) -> str:
@@ -109,7 +109,7 @@ def write_examples(path: str, result: Result) -> int:
   with open(path, "w", encoding="utf-8") as file:
     for first in range(0, count, _ROWS):
       block = [column[first : first + _ROWS] for column in columns.values()]
-      for row in zip(*(part.tolist() if hasattr(part, "tolist") else part for part in block), strict=True):
+      for row in zip(*(part.tolist() if isinstance(part, np.ndarray) else part for part in block), strict=True):
         file.write(json.dumps(dict(zip(columns, row, strict=True)), ensure_ascii=False) + "\n")
   return count
 

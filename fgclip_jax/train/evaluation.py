@@ -106,7 +106,7 @@ def measure(
       heartbeat(f"the other processes, after {name} failed on this one")
     # all processes keep or drop the numbers together, so that they choose the same best checkpoint
     failures = agree(int(result is None), sum)
-    if failures:
+    if failures or result is None:
       if result:
         log(f"{failed} on {failures} of {processes} processes, which print why")
       continue

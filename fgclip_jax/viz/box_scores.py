@@ -1,4 +1,4 @@
-"""How well captions fit the boxes of a picture: a table of cosines, drawn and as text."""
+"""A table of the cosines of captions with boxes of a picture, drawn and as text."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,8 +10,7 @@ from PIL import Image, ImageDraw
 from fgclip_jax.data import image as images
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.viz import drawing
-from fgclip_jax.viz.drawing import Box
-from fgclip_jax.viz.fonts import Font
+from fgclip_jax.viz.drawing import Box, Font
 
 _PICTURE_SIDE, _CELL, _NUMBER_WIDTH = 420, (130, 26), 40
 _TITLE_WIDTH = 28  # characters of a caption over a column of text
@@ -24,7 +23,7 @@ class Scores:
   Attributes:
     texts: N captions.
     boxes: K boxes, x1 y1 x2 y2 in 0..1.
-    cosines: of each box with each caption.
+    cosines: the cosine of each box with each caption.
   """
 
   texts: tuple[str, ...]
@@ -74,8 +73,8 @@ def draw(picture: Image.Image, scores: Scores, font: Font) -> Image.Image:
   sheet = Image.new("RGB", size, drawing.BACKGROUND)
   sheet.paste(picture, (0, 0))
   pen = ImageDraw.Draw(sheet)
-  for number, box in enumerate(scores.boxes, 1):
-    drawing.draw_box(pen, box, str(number), picture.size, 0, font, inside=True)
+  numbers = [str(number) for number in range(1, len(scores.boxes) + 1)]
+  drawing.draw_boxes(pen, picture.size, scores.boxes, numbers, font, inside=True)
   low, high = float(scores.cosines.min()), float(scores.cosines.max())
   colours = drawing.colours((scores.cosines - low) / max(high - low, 1e-9))
   for column, lines in enumerate(titles):
@@ -88,7 +87,7 @@ def draw(picture: Image.Image, scores: Scores, font: Font) -> Image.Image:
       pen.rectangle(
         (x, y, x + _CELL[0] - 3, y + _CELL[1] - 3), colour, drawing.FRAME if best else colour, width=3 if best else 1
       )
-      light = np.dot(colour, (0.299, 0.587, 0.114)) > 128
+      light = np.dot(colour, (0.299, 0.587, 0.114)) > 128  # the luma of BT.601
       ink = drawing.INK if light else drawing.BACKGROUND
       pen.text((x + 8, y + 2), f"{cosines[column]:.3f}", ink, font)
   for row in range(len(scores.boxes)):

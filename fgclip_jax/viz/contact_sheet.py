@@ -1,20 +1,21 @@
-"""Pictures of a few records, to look at: boxes drawn where they lie, with their captions."""
+"""Contact sheets: a few records as one picture, with their boxes and captions."""
 
 import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from fgclip_jax.data import image, record
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.data.shards import Records
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.viz import drawing
 
-COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # told apart by colour-blind readers too
-MAX_REGIONS = 12  # of a record that are drawn
+COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")  # distinct to colour-blind readers too
+MAX_REGIONS = 12  # drawn of a record
 _SIDE, _GAP, _MARGIN, _FONT_SIZE = 300, 24, 24, 13
-_LINES = {"short": 3, "long": 5, "region": 2}  # of text, the rest is cut
+_LINES = {"short": 3, "long": 5, "region": 2}  # of each text; the rest is cut
 _INK, _PALE, _PAPER = "#222222", "#777777", "#ffffff"
 
 
@@ -36,13 +37,13 @@ class Sample:
 
 
 def take(records: Records, count: int, seed: int = 0) -> list[Sample]:
-  """Samples of a split, drawn without replacement, in the order in which they lie; the same ones for the same seed."""
+  """Samples of a split, drawn without replacement, in the order of the split; the same ones for the same seed."""
   numbers = np.random.default_rng(seed).choice(len(records), min(count, len(records)), replace=False)
   return [_take(records, int(number)) for number in np.sort(numbers)]
 
 
 def _take(records: Records, number: int) -> Sample:
-  place, found = records.where(number).rpartition("/")[2], None  # the shard's name says enough, wherever it lies
+  place, found = records.where(number).rpartition("/")[2], None  # the name of the shard without its folder
   try:
     found = record.decode(records[number])
     picture = image.open_image(found.image)
@@ -56,17 +57,10 @@ def draw_boxes(picture: Image.Image, regions: Sequence[Region], side: int = _SID
   scale = side / max(picture.size)
   width, height = (max(round(length * scale), 1) for length in picture.size)
   canvas = picture.convert("RGB").resize((width, height), Image.Resampling.BICUBIC)
-  pen, font = ImageDraw.Draw(canvas), ImageFont.load_default(_FONT_SIZE)
-  for index, region in enumerate(regions[:MAX_REGIONS]):
-    x1, y1, x2, y2 = (round(value * (side - 1)) for value, side in zip(region.box, (width, height) * 2, strict=True))
-    pen.rectangle((x1, y1, x2, y2), outline=COLOURS[index % len(COLOURS)], width=2)
-  for index, region in enumerate(regions[:MAX_REGIONS]):  # after all boxes, so that none crosses a number
-    label = str(index + 1)
-    length, high = font.getlength(label) + 6, _FONT_SIZE + 3
-    x = min(round(region.box[0] * (width - 1)), width - length)
-    y = min(round(region.box[1] * (height - 1)), height - high)
-    pen.rectangle((x, y, x + length, y + high), fill=COLOURS[index % len(COLOURS)])
-    pen.text((x + 3, y), label, _PAPER, font)
+  boxes = [region.box for region in regions[:MAX_REGIONS]]
+  numbers = [str(number) for number in range(1, len(boxes) + 1)]
+  font = drawing.default_font(_FONT_SIZE)
+  drawing.draw_boxes(ImageDraw.Draw(canvas), canvas.size, boxes, numbers, font, inside=True, colours=COLOURS, width=2)
   return canvas
 
 
@@ -86,12 +80,12 @@ def draw(samples: Sequence[Sample], columns: int = 4) -> Image.Image:
 
 
 def _draw_tile(sample: Sample) -> Image.Image:
-  font = ImageFont.load_default(_FONT_SIZE)
+  font = drawing.default_font(_FONT_SIZE)
   found = sample.record
   lines: list[tuple[str, str]] = []  # text and colour
 
   def add(text: str, colour: str, most: int) -> None:
-    lines.extend((line, colour) for line in _wrap(text, _SIDE, most, font))
+    lines.extend((line, colour) for line in drawing.wrap(text, _SIDE, font, most))
 
   add(found.id if found else sample.place, _PALE, 1)
   if sample.fault:
@@ -118,22 +112,3 @@ def describe(region: Region) -> str:
   if not region.negatives:
     return region.short
   return f"{region.short} (not: {region.negatives[0]}; {len(region.negatives)} negatives)"
-
-
-def _wrap(text: str, width: int, most: int, font) -> list[str]:
-  """At most `most` lines no wider than `width`; what is over is cut, with a mark."""
-  lines: list[str] = []
-  for word in text.split():
-    while font.getlength(word) > width:  # a text without spaces, or a long path
-      word = word[: len(word) * 9 // 10]
-    longer = f"{lines[-1]} {word}" if lines else word
-    if lines and font.getlength(longer) <= width:
-      lines[-1] = longer
-    else:
-      lines.append(word)
-  if len(lines) > most:
-    last = lines[most - 1]
-    while last and font.getlength(f"{last} ...") > width:
-      last = last[:-1]
-    lines = [*lines[: most - 1], f"{last} ..."]
-  return lines

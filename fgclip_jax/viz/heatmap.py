@@ -1,4 +1,4 @@
-"""Where in a picture a text fits: the dense features' similarity with it, drawn over the picture."""
+"""Heat maps: the similarity of a text with a picture's dense features, drawn over the picture."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -10,10 +10,9 @@ from PIL import Image, ImageDraw, ImageOps
 from fgclip_jax.data import image as images
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.viz import drawing
-from fgclip_jax.viz.drawing import Box
-from fgclip_jax.viz.fonts import Font
+from fgclip_jax.viz.drawing import Box, Font
 
-_PANEL_SIDES = (220, 340)  # the smallest width, and the size that a picture is scaled to fit
+_PANEL_SIDES = (220, 340)  # the smallest width, and the longer side of a picture
 _BAR = 12
 _OPACITY = 0.7
 _PANELS_PER_ROW = 4
@@ -21,12 +20,12 @@ _PANELS_PER_ROW = 4
 
 @dataclasses.dataclass(frozen=True)
 class Heat:
-  """A text and where it fits.
+  """A text and its similarity with a picture.
 
   Attributes:
     text: the text.
     similarity: its cosine with each patch.
-    boxes: boxes to draw, x1 y1 x2 y2 in 0..1, each with its own cosine.
+    boxes: boxes to draw, x1 y1 x2 y2 in 0..1, each with its cosine with the text.
   """
 
   text: str
@@ -51,7 +50,7 @@ def measure(model: FGCLIP, picture: Image.Image, texts: Sequence[str], boxes: Se
 
 
 def overlay(picture: Image.Image, similarity: Float32[np.ndarray, "h w"]) -> Image.Image:
-  """The picture in grey under the map in colour, from the map's own minimum to its maximum."""
+  """The picture in grey under the map in colour. Colours run from the map's minimum to its maximum."""
   low, high = float(similarity.min()), float(similarity.max())
   scaled = (similarity - low) / max(high - low, 1e-9)
   smooth = np.asarray(Image.fromarray(scaled.astype(np.float32)).resize(picture.size, Image.Resampling.BICUBIC))
@@ -64,13 +63,13 @@ def draw(picture: Image.Image, heats: Sequence[Heat], font: Font, below: Sequenc
 
   Args:
     picture: RGB, of any size.
-    heats: what was measured.
-    font: one of `drawing.FONT_SIZE`.
+    heats: the maps.
+    font: a font of `drawing.FONT_SIZE`.
     below: further pictures for the sheet.
   """
   picture = drawing.fit(picture, _PANEL_SIDES[1])
   width = max(picture.width, _PANEL_SIDES[0])
-  panels = [_panel(picture, width, "", None, [box for heat in heats for box, _ in heat.boxes], font)]
+  panels = [_panel(picture, width, "", None, [entry for heat in heats for entry in heat.boxes], font)]
   panels += [_panel(overlay(picture, h.similarity), width, h.text, h.similarity, h.boxes, font) for h in heats]
   rows = [panels[i : i + _PANELS_PER_ROW] for i in range(0, len(panels), _PANELS_PER_ROW)]
   return drawing.stack([*(_beside(row) for row in rows), *below])
@@ -85,17 +84,23 @@ def _beside(panels: list[Image.Image]) -> Image.Image:
   return row
 
 
-def _panel(picture, width, text, similarity, boxes, font) -> Image.Image:
-  """A picture with boxes; below it the text and the colour scale of a map."""
+def _panel(
+  picture: Image.Image,
+  width: int,
+  text: str,
+  similarity: Float32[np.ndarray, "h w"] | None,
+  boxes: Sequence[tuple[Box, float]],
+  font: Font,
+) -> Image.Image:
+  """A picture with boxes; with a map also the boxes' cosines, and below the picture the text and the colour scale."""
   lines = drawing.wrap(text, width, font)
   height = picture.height + (8 + drawing.LINE * (len(lines) + 1) + _BAR + 8 if similarity is not None else 0)
   panel = Image.new("RGB", (width, height), drawing.BACKGROUND)
   left = (width - picture.width) // 2
   panel.paste(picture, (left, 0))
   pen = ImageDraw.Draw(panel)
-  for entry in boxes:
-    box, label = (entry, "") if similarity is None else (entry[0], f"{entry[1]:.2f}")
-    drawing.draw_box(pen, box, label, picture.size, left, font)
+  labels = ["" if similarity is None else f"{score:.2f}" for _, score in boxes]
+  drawing.draw_boxes(pen, picture.size, [box for box, _ in boxes], labels, font, left=left)
   if similarity is None:
     return panel
   top = picture.height + 8

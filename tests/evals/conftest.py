@@ -44,3 +44,13 @@ def draw():
     return str(path)
 
   return write
+
+
+@pytest.fixture
+def files(tmp_path, draw):
+  """Nine sources, three of which cannot be used."""
+  made = [draw(tmp_path / f"{seed}.png", seed) for seed in range(6)]
+  (tmp_path / "broken.png").write_bytes(b"no picture")
+  array = np.asarray(Image.open(made[4]))
+  lazy = lambda: Image.open(made[5])  # noqa: E731
+  return [made[0], str(tmp_path / "none.png"), *made[1:3], str(tmp_path / "broken.png"), str(tmp_path), array, lazy]

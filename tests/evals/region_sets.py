@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from fgclip_jax.evals import average_precision
-from fgclip_jax.inference import model
+from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.models import config as presets
 from tests.helpers.toy_models import init
 
@@ -18,9 +18,9 @@ CLASSES = ["cat", "dog", "cup", "boat"]
 
 
 @functools.cache
-def model() -> model.FGCLIP:
+def model() -> FGCLIP:
   config = presets.preset("tiny")
-  return model.FGCLIP(config, init(config, 0))
+  return FGCLIP(config, init(config, 0))
 
 
 def picture(seed: int, width: int = 40, height: int = 30) -> Image.Image:

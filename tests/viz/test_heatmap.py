@@ -8,7 +8,7 @@ from PIL import Image, ImageFont
 from fgclip_jax.inference import model as api
 from fgclip_jax.models import config
 from fgclip_jax.models import params as parameters
-from fgclip_jax.viz import box_scores, drawing, fonts, heatmap
+from fgclip_jax.viz import box_scores, drawing, heatmap
 
 TINY = config.preset("tiny")
 FONT = ImageFont.load_default(drawing.FONT_SIZE)
@@ -95,10 +95,10 @@ def test_text_without_spaces_wraps_anywhere():
 
 
 def test_a_font_is_looked_for_where_pillows_own_is_not_enough():
-  assert fonts.find_font(["a cat", "two dogs, 3 + 4!"], 16, names=())[1] == ""
-  font, missing = fonts.find_font(["a 猫", "狗"], 16, names=("no-such-font.ttf",))
+  assert drawing.find_font(["a cat", "two dogs, 3 + 4!"], 16, names=())[1] == ""
+  font, missing = drawing.find_font(["a 猫", "狗"], 16, names=("no-such-font.ttf",))
   assert missing == "狗猫" and font.getname() == FONT.getname()
-  font, missing = fonts.find_font(["кот"], 16)
+  font, missing = drawing.find_font(["кот"], 16)
   if missing:
     pytest.skip("there is no font with Cyrillic letters here")
   assert font.getname() != FONT.getname() and font.size == 16

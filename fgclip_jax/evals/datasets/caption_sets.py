@@ -1,4 +1,4 @@
-"""Sets of pictures with captions, in the forms that retrieval benchmarks come in."""
+"""Reads pictures with captions from the files of retrieval benchmarks."""
 
 import itertools
 import json
@@ -7,50 +7,50 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fgclip_jax.evals.datasets.image_folders import SUFFIXES
-from fgclip_jax.evals.datasets.images import Faults
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Skip, SkipReport
 
-CAPTIONS = 5  # of an image, in the short benchmarks
-SHAREGPT4V = 1000  # entries, from the first
+CAPTIONS = 5  # of an image are used in the benchmarks of short captions
+SHAREGPT4V = 1000  # entries, from the first, are the benchmark ShareGPT4V-1K
 
 
 class Entry(NamedTuple):
-  """A picture's path under the folder of the images, and its captions."""
+  """A picture's path below the folder of the images, and its captions."""
 
   image: str
   captions: tuple[str, ...]
 
 
 def read(
-  dataset: str, annotations: str, split: str, limit: int | None, faults: Faults, skip_empty: bool = True
+  dataset: str, annotations: str, split: str, limit: int | None, skips: SkipReport, skip_empty: bool = True
 ) -> list[Entry]:
-  """Entries of a set, in the order of its file.
+  """Reads the entries of a set, in the order of its file.
 
   Args:
     dataset: a key of `READERS`.
     annotations: its file or folder.
     split: for `flickr30k` and files of the same form, the split to take.
-    limit: takes only so many entries, the first ones.
-    faults: where entries that cannot be used are counted, as `caption_missing` (no caption, or an empty one), or by
-      the kind of what is wrong with their record.
-    skip_empty: leaves out captions that are empty, and pictures without another; else they are captions like others.
+    limit: takes only the first so many entries.
+    skips: counts entries that cannot be used, as `caption_missing` (no caption, or an empty one) or by the kind of
+      their record's error.
+    skip_empty: leaves out empty captions, and pictures without another one; else they are captions like others.
 
   Raises:
-    OSError, ValueError: there is no such file, it is broken, or holds no usable entry.
+    OSError, ValueError: the file is missing or broken, or holds no usable entry.
   """
   if limit is not None and limit < 1:
     raise ValueError(f"limit must be at least 1, got {limit}")
   entries = []
   for found in itertools.islice(READERS[dataset](annotations, split), limit):
     if isinstance(found, RecordError):
-      faults.add(found.kind, f"{annotations}: {found}")
+      skips.add(Skip.of(found, annotations))
       continue
     captions = tuple(text.strip() for text in found.captions if text.strip() or not skip_empty)
     if captions:
       entries.append(Entry(found.image, captions))
     else:
-      faults.add("caption_missing", f"{annotations}: {found.image}")
+      skips.add(Skip("caption_missing", found.image, place=annotations))
   if not any(text for entry in entries for text in entry.captions):
     raise ValueError(f"{annotations!r} holds no picture with a caption{f' of split {split!r}' if split else ''}")
   return entries
@@ -114,7 +114,7 @@ def _read_urban1k(path: str, split: str) -> Iterator[Entry]:
 
 
 def _read_pairs(path: str, split: str) -> Iterator[Entry | RecordError]:
-  """Objects or rows with `image` and `caption` or `captions`, a text or a list of texts; equal images are one."""
+  """Objects or rows with `image` and `caption` or `captions`, text or list; rows of one image are joined."""
   del split
   captions: dict[str, list[str]] = {}
   for place, row in enumerate(_rows(path)):
@@ -139,7 +139,7 @@ READERS: dict[str, Callable[[str, str], Iterator[Entry | RecordError]]] = {
   "urban1k": _read_urban1k,
   "pairs": _read_pairs,
 }
-LONG = ("sharegpt4v", "dci", "urban1k")  # those whose captions are long
+LONG = ("sharegpt4v", "dci", "urban1k")  # sets with long captions
 
 
 def _load(path: str) -> Any:

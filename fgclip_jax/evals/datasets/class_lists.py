@@ -1,8 +1,8 @@
 """The classes of segmentation benchmarks, in the order of the numbers in their label maps.
 
-The lists are in `segmentation_classes.json`, each with its source; names are as there. `voc21_sclip` has the wording
-that training-free methods since SCLIP (arXiv 2312.01597) report: more names for a class, among them things that stand
-for the background.
+The lists are in `segmentation_classes.json`, each with its source; names are as in the source. `voc21_sclip` has the
+wording of training-free methods since SCLIP (arXiv 2312.01597): several names for a class, and things that make up the
+background.
 """
 
 import dataclasses
@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from fgclip_jax.storage import paths
 
-MOST = 65_535  # classes: label maps have 16 bits at most
+MOST = 65_535  # classes, since label maps have at most 16 bits
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,9 +21,9 @@ class ClassList:
   """Classes.
 
   Attributes:
-    names: of each class its names, of which the best counts.
-    zero: what level 0 of the benchmark's label maps is: `ignored` (level 1 is the first class), `background` (the first
-      class is what none of the others is), or `class` (the first class is one like the others).
+    names: one or more names of each class; the best-scoring one counts.
+    zero: the meaning of level 0 in the benchmark's label maps: `ignored` (level 1 is the first class), `background`
+      (the first class is anything outside the others), or `class` (the first class is like the others).
   """
 
   names: tuple[tuple[str, ...], ...]
@@ -32,15 +32,15 @@ class ClassList:
 
 @functools.cache
 def lists() -> dict[str, dict[str, Any]]:
-  """The content of the file: by name, `source`, `zero` and `classes` (more names of one are parted by `; `)."""
+  """The content of the file: by name, `source`, `zero` and `classes` (several names of one are separated by `; `)."""
   file = importlib.resources.files("fgclip_jax.evals") / "segmentation_classes.json"
   return json.loads(file.read_text(encoding="utf-8"))
 
 
 def read(source: str) -> ClassList:
-  """A list by name, or from a text file with a class on each line; more names of one are parted by semicolons.
+  """A list by name, or from a text file with a class on each line; several names of one are separated by semicolons.
 
-  A file whose first class is called `background` has one; its label maps are taken to have a class for level 0.
+  The label maps of a file are taken to have a class for level 0, the background if the first class is `background`.
 
   Raises:
     FileNotFoundError, ValueError: there is no such list or file, or a line of the file is empty.

@@ -1,5 +1,4 @@
-"""Pictures with a class each: folders named by class, a folder with a file of labels, ImageNet and its variants, data
-sets of TensorFlow Datasets."""
+"""Reads labelled images: folders named by class, a folder with a file of labels, ImageNet, TensorFlow Datasets."""
 
 import dataclasses
 import functools
@@ -7,6 +6,7 @@ import importlib.resources
 import json
 import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -24,11 +24,11 @@ class Labelled:
   """Pictures and their classes.
 
   Attributes:
-    pictures: what `fgclip_jax.evals.datasets.images` reads.
-    ids: what each is called in reports.
-    labels: the class of each, as a number.
-    names: of the classes; some may have no picture.
-    notes: what a reader of the results should know.
+    pictures: sources that `fgclip_jax.evals.datasets.images` reads.
+    ids: the name of each picture in reports.
+    labels: the number of each picture's class.
+    names: the names of the classes; some may have no picture.
+    notes: see `Result`.
   """
 
   pictures: Sequence[Source]
@@ -46,7 +46,7 @@ class Labelled:
 
 @functools.cache
 def imagenet_classes() -> dict[str, str]:
-  """ImageNet-1K: WordNet numbers, in the order of the classes, and the names that CLIP's authors gave them."""
+  """ImageNet-1K: WordNet numbers in the order of the classes, and the names from CLIP's authors."""
   return json.loads((importlib.resources.files("fgclip_jax.evals") / "imagenet.json").read_text(encoding="utf-8"))
 
 
@@ -54,7 +54,7 @@ def read_classes(path: str) -> dict[str, str] | list[str]:
   """Class names of a file: by folder (a JSON object, or lines `FOLDER<tab>NAME`) or in order (a JSON list, or lines).
 
   Raises:
-    FileNotFoundError, ValueError: there is no such file, or it holds no names.
+    FileNotFoundError, ValueError: the file is missing, or holds no names.
   """
   text = paths.read(path).decode()
   if path.lower().endswith(".json"):
@@ -80,21 +80,21 @@ def list_classes(folder: str) -> list[str]:
 
 
 def read_folder(folder: str, classes: Mapping[str, str] | Sequence[str] | None = None) -> Labelled:
-  """Pictures that lie in sub-folders named by class, in the order of their names.
+  """Reads pictures in sub-folders named by class, in the order of their names.
 
   Args:
-    folder: the folder. Files beside the sub-folders, and those without the ending of a picture, are not looked at.
+    folder: the folder. Files beside the sub-folders, and files without the suffix of an image, are ignored.
     classes: names by sub-folder, or in order; None: a sub-folder's name is its class's, with spaces for `_`.
-      With names in order, sub-folders named by number are the classes of these numbers (`10` is class 10, though it
-      sorts before `2`), those named as classes are these, and others are the classes in the order of their names.
+      With names in order, sub-folders named by numbers have the classes of these numbers (`10` is class 10, though it
+      sorts before `2`), sub-folders named like classes have these, and others are taken in the order of their names.
 
   Raises:
-    FileNotFoundError, ValueError: there is no such folder, no picture in it, or a sub-folder that is no class.
+    FileNotFoundError, ValueError: the folder is missing, has no picture, or has a sub-folder that is no class.
   """
   found = list_classes(folder)
   if not found:
     raise ValueError(f"{folder!r} has no sub-folders: it needs one for each class, with its pictures")
-  number, names = _number(folder, found, classes)
+  number, names = _number_classes(folder, found, classes)
   pictures, labels = [], []
   for name in found:
     files = _list_pictures(paths.join(folder, name))
@@ -106,15 +106,15 @@ def read_folder(folder: str, classes: Mapping[str, str] | Sequence[str] | None =
 
 
 def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[str] | None = None) -> Labelled:
-  """Pictures of one folder, whose classes are in a file.
+  """Reads pictures of one folder, with their classes in a file.
 
   Args:
     folder: the folder.
-    labels: a text file. Lines `FILE CLASS`, parted by a tab, a comma or a space (the suffix of FILE may lack; of a
-      CLASS field with more words that is no class, the first word counts, as in Kaggle's `LOC_val_solution.csv`); or a
-      class on each line, for the pictures of the folder in the order of their names.
-    classes: names by key (of ImageNet: WordNet numbers), or in order; None: the distinct classes of the file, sorted,
-      with spaces for `_`. A class is written as its key, its name, or, in lines with a FILE, its number from 0 on.
+    labels: a text file. Either lines `FILE CLASS`, separated by a tab, a comma or a space: the suffix of FILE may be
+      missing, and if CLASS is several words and no class, its first word counts, as in Kaggle's `LOC_val_solution.csv`;
+      or a class on each line, for the pictures of the folder in the order of their names.
+    classes: names by key (for ImageNet, WordNet numbers), or in order; None: the distinct classes of the file, sorted,
+      with spaces for `_`. A class is written as its key, its name, or, in lines with a FILE, its number from 0.
 
   Raises:
     FileNotFoundError, ValueError: a file is missing, or a line of `labels` cannot be used; the message names it.
@@ -128,7 +128,7 @@ def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[st
     classes = {label: label.replace("_", " ") for label in sorted({label for _, _, label in rows})}
   keys, names = (list(classes), tuple(classes.values())) if isinstance(classes, Mapping) else ([], tuple(classes))
   known = {name: place for each in (names, keys) for place, name in enumerate(each)}
-  # numbers alone may count the classes in another order, as those of ImageNet's development kit do
+  # Numbers on lines without a file are refused: in ImageNet's development kit they count classes in another order.
   if not (alone and keys):
     known = {str(place): place for place in range(len(names))} | known
   found = []
@@ -151,21 +151,21 @@ def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[st
 
 
 def read_tfds(name: str, split: str = "test", data_dir: str | None = None) -> Labelled:
-  """A data set of TensorFlow Datasets that lies on this machine in random-access files; needs no TensorFlow.
+  """Reads a data set of TensorFlow Datasets from local random-access files, without TensorFlow.
 
   Args:
     name: its name, e.g. `imagenet_v2` or `cifar10:3.0.2`, or its folder (with `features.json`).
-    split: of it.
-    data_dir: where data sets lie; None: `~/tensorflow_datasets`.
+    split: its split.
+    data_dir: the folder of data sets; None: `~/tensorflow_datasets`.
 
   Raises:
-    FileNotFoundError, ValueError: it is not there, has no `image` with a `label` that is a class, or lies in files
-      other than ArrayRecord.
+    FileNotFoundError, ValueError: it is missing, has no `image` with a `label` that is a class, or its files are not
+      ArrayRecord files.
   """
   import tensorflow_datasets as tfds
 
   folder = tfds_source.find(name, data_dir, split, "image", "label", None).folder
-  builder = tfds.builder_from_directory(folder)
+  builder: Any = tfds.builder_from_directory(folder)
   label = builder.info.features["label"]
   if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:
     raise ValueError(f"field `label` of {folder} must be a class, and is {label!r}")
@@ -183,7 +183,7 @@ def _list_pictures(folder: str) -> list[str]:
 
 
 def _read_rows(path: str, files: list[str], by_name: Mapping[str, str]) -> tuple[list[tuple[int, str, str]], bool]:
-  """The number of each line of a file of labels, a picture, and its class; and whether lines have the class alone."""
+  """The number, picture and class of each line of a file of labels, and whether lines have only the class."""
   lines = enumerate(paths.read(path).decode("utf-8-sig").splitlines(), 1)
   lines = [(number, line.strip()) for number, line in lines if line.strip()]
   rows = [(number, *_split_row(line)) for number, line in lines]
@@ -194,7 +194,7 @@ def _read_rows(path: str, files: list[str], by_name: Mapping[str, str]) -> tuple
 
 
 def _split_row(line: str) -> tuple[str, str]:
-  """The first field of a line, and the second; empty: there is none."""
+  """The first field of a line, and the second, which may be empty."""
   mark = next((mark for mark in "\t," if mark in line), None)
   first, *rest = line.split(mark, 1)
   return first.strip(), rest[0].strip() if rest else ""
@@ -205,7 +205,7 @@ def _get_image(source: Sequence[dict], place: int) -> bytes | np.ndarray:
   return image.item() if isinstance(image, np.ndarray) and not image.ndim else image
 
 
-def _number(folder: str, found: list[str], classes: Mapping[str, str] | Sequence[str] | None):
+def _number_classes(folder: str, found: list[str], classes: Mapping[str, str] | Sequence[str] | None):
   """The number of each sub-folder's class, and the names of all classes."""
   if classes is None:
     return {name: place for place, name in enumerate(found)}, tuple(name.replace("_", " ") for name in found)

@@ -1,4 +1,4 @@
-"""Boxes with classes: files in the layout of COCO and LVIS (JSON) and of Open Images (CSV)."""
+"""Reads boxes with classes from files in the layout of COCO and LVIS (JSON) and of Open Images (CSV)."""
 
 import csv
 import dataclasses
@@ -14,19 +14,18 @@ from jaxtyping import Bool, Float32, Float64, Int
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.streams import get_size, named, read_entries
 
-FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # LVIS: in up to 10, up to 100, more training images
+FREQUENCIES = {"r": "rare", "c": "common", "f": "frequent"}  # LVIS: in at most 10, at most 100, more training images
 
 
 @dataclasses.dataclass(frozen=True)
 class Image:
-  """A picture.
+  """An image.
 
   Attributes:
     identity: its id in the file.
-    path: of the image file, below the folder of images.
-    width, height: the unit of its boxes: pixels, or 1 where boxes are fractions.
-    absent, incomplete: LVIS: ids of the classes that are known not to be in it, and of those of which not every
-      instance is marked.
+    path: the path of the image file, below the folder of images.
+    width, height: its size in the unit of its boxes: in pixels, or 1 where boxes are fractions.
+    absent, incomplete: for LVIS, the ids of the classes known to be absent, and of those not annotated completely.
   """
 
   identity: int | str
@@ -39,16 +38,16 @@ class Image:
 
 @dataclasses.dataclass(frozen=True)
 class Instances:
-  """N pictures with M boxes of C classes.
+  """N images with M boxes of C classes.
 
   Attributes:
-    names, categories, frequencies: of each class its name, its id, and for LVIS `r`, `c` or `f` (else empty).
-    images: the pictures.
+    names, categories, frequencies: the name and id of each class, and for LVIS `r`, `c` or `f` (else empty).
+    images: the images.
     identity: the id of each box.
-    image, label: of each box, the number of its picture and its class.
-    box: left, top, width, height in the picture's unit, as the file has it.
-    area: of each instance.
-    crowd: whether a box is around several instances.
+    image, label: the numbers of each box's image and class.
+    box: left, top, width, height in the image's unit, as in the file.
+    area: the area of each instance.
+    crowd: whether a box contains a group of instances.
   """
 
   names: tuple[str, ...]
@@ -68,7 +67,7 @@ class Instances:
     return {identity: number for number, identity in enumerate(self.categories)}
 
   def limit(self, images: int | None) -> "Instances":
-    """The first so many pictures and their boxes; all of them for None."""
+    """The first `images` images and their boxes; all for None."""
     if images is None or images >= len(self.images):
       return self
     kept = np.flatnonzero(self.image < images)
@@ -80,15 +79,19 @@ class Instances:
     )
 
   def fractions(self) -> Float32[np.ndarray, "M 4"]:
-    """The boxes as x1 y1 x2 y2, fractions of their pictures' width and height, cut at the edges."""
+    """The boxes as x1 y1 x2 y2, fractions of their images' width and height, cut at the edges."""
     sizes = np.asarray([(image.width, image.height) for image in self.images]).reshape(-1, 2)[self.image]
     return to_fractions(self.box, sizes)
 
 
 def to_fractions(box: Float64[np.ndarray, "M 4"], size: Float64[np.ndarray, "M 2"]) -> Float32[np.ndarray, "M 4"]:
-  """Boxes left, top, width, height in a unit, as fractions x1 y1 x2 y2 of the width and height `size` in that unit.
+  """Converts boxes left, top, width, height to fractions x1 y1 x2 y2 of the image's width and height.
 
-  Boxes are cut at the edges; one that lies outside, or has a side that is no positive number, has no size after that.
+  Boxes are cut at the edges; a box outside the image, or with a side that is no positive number, has no size then.
+
+  Args:
+    box: boxes in any unit.
+    size: width and height of each box's image in the same unit.
   """
   sides = np.where(box[:, 2:] > 0, box[:, 2:], 0)
   corners = np.concatenate([box[:, :2], box[:, :2] + sides], axis=1) / np.tile(size, 2)
@@ -97,7 +100,21 @@ def to_fractions(box: Float64[np.ndarray, "M 4"], size: Float64[np.ndarray, "M 2
 
 def have_size(fractions: Float32[np.ndarray, "M 4"]) -> Bool[np.ndarray, "M"]:
   """Whether boxes have a width and a height."""
-  return (fractions[:, :2] < fractions[:, 2:]).all(1)
+  return np.all(fractions[:, :2] < fractions[:, 2:], axis=1)
+
+
+def group_by_image(
+  image: Int[np.ndarray, "M"], rows: Int[np.ndarray, "m"]
+) -> tuple[Int[np.ndarray, "N"], list[np.ndarray]]:
+  """Groups rows by image; returns the numbers of the images, ascending, and the rows of each.
+
+  Args:
+    image: the number of the image that each of M rows belongs to.
+    rows: some of the M.
+  """
+  rows = rows[np.argsort(image[rows], kind="stable")]
+  numbers, first = np.unique(image[rows], return_index=True)
+  return numbers, np.split(rows, first[1:])
 
 
 def read(path: str, classes: str | None = None) -> Instances:
@@ -161,7 +178,7 @@ def _read_open_images(path: str, classes: str) -> Instances:
 
 
 def _make(path: str, images: Sequence[Image], categories: dict[Any, tuple[str, str]], boxes: list[tuple]) -> Instances:
-  """Puts numbers for ids."""
+  """Joins the tables; numbers replace ids."""
   image_number = {image.identity: number for number, image in enumerate(images)}
   class_number = {identity: number for number, identity in enumerate(categories)}
   for identity, image, category, *_ in boxes:

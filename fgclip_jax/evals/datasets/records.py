@@ -1,6 +1,5 @@
-"""The records of a split, read and decoded in order; those that cannot be used are counted, not lost in silence."""
+"""Reads and decodes the records of a split in order; those that cannot be used are counted."""
 
-import collections
 import dataclasses
 from collections.abc import Iterator
 
@@ -10,6 +9,7 @@ from jaxtyping import UInt8
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record, shards
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Skip, SkipReport
 from fgclip_jax.storage.threads import in_threads
 
 
@@ -19,7 +19,7 @@ class Example:
 
   Attributes:
     number: the record's place in its split.
-    pixels: squashed to a square.
+    pixels: RGB levels, squashed to a square.
     record: the record.
   """
 
@@ -32,8 +32,7 @@ class Examples:
   """A split of a record folder. Iterating gives its examples in order; each pass reads them again.
 
   Attributes:
-    skipped: how many records of each kind of fault the last pass left out.
-    first_fault: the first of them, in words.
+    skips: the records that the last pass left out.
   """
 
   def __init__(self, folder: str, split: str, image_size: int = 224, limit: int | None = None):
@@ -43,7 +42,7 @@ class Examples:
       folder: as `python -m fgclip_jax.prepare` writes it, on this machine or in object storage.
       split: e.g. `validation`.
       image_size: the side that images are squashed to.
-      limit: reads only so many records, the first ones.
+      limit: reads only the first so many records.
 
     Raises:
       FileNotFoundError, ValueError: there is no such folder or split, a shard is missing, no record can be read, or
@@ -54,7 +53,7 @@ class Examples:
     self.folder, self.split, self.image_size = folder, split, image_size
     self._source = shards.Records(folder, split)
     self._count = min(len(self._source), limit or len(self._source))
-    self._reset()
+    self.skips = SkipReport()
 
   @property
   def damage(self) -> list[str]:
@@ -66,23 +65,18 @@ class Examples:
     return self._count
 
   def read(self, number: int) -> record.Record:
-    """One record as it lies in its shard; a `RecordError` says why it cannot be used."""
+    """One record as its shard has it; a `RecordError` says why it cannot be used."""
     if not 0 <= number < len(self):
       raise IndexError(f"no record {number} in split {self.split!r} of {self.folder!r}: it has {len(self)}")
     return record.decode(self._source[number])
 
   def __iter__(self) -> Iterator[Example]:
-    self._reset()
+    self.skips = SkipReport()
     for number, result in enumerate(in_threads(self._try, range(len(self)))):
       if isinstance(result, Example):
         yield result
       else:
-        self.skipped[result.kind] += 1
-        self.first_fault = self.first_fault or f"record {number} of split {self.split!r}: {result}"
-
-  def _reset(self) -> None:
-    self.skipped: collections.Counter = collections.Counter()
-    self.first_fault: str | None = None
+        self.skips.add(Skip.of(result, f"record {number} of split {self.split!r}"))
 
   def _try(self, number: int) -> Example | RecordError:
     try:
@@ -90,6 +84,6 @@ class Examples:
       pixels = images.to_square(images.open_image(found.image), self.image_size)
     except RecordError as error:
       if isinstance(error.__cause__, OSError) and error.kind == "shard_lost":
-        raise OSError(f"{self.folder}, record {number}: {error}") from error  # the network's fault, not the record's
+        raise OSError(f"{self.folder}, record {number}: {error}") from error  # the network failed, and not the record
       return error
     return Example(number, pixels, dataclasses.replace(found, image=b""))

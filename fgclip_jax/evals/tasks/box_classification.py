@@ -1,91 +1,23 @@
-"""Boxes of pictures, embedded; and which class the model sees in them."""
+"""Zero-shot classification of boxes: COCO, LVIS, Open Images."""
 
 import argparse
-import concurrent.futures
 import dataclasses
-from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float32, Int
 
 from fgclip_jax.evals import guards, options, ranking, templates
-from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.datasets import instances
+from fgclip_jax.evals.encoding import encode_boxes
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths
+from fgclip_jax.storage.skip_report import SkipReport
 
 SHORT = "classification of boxes: COCO's 80 classes, LVIS' 1,203, Open Images"
 TEXT = """Which of all classes is in each box of the annotations: top-1 and top-5, for LVIS also by the classes'
 frequency. Boxes around crowds and boxes without a size are left out and counted."""
 EXAMPLE = "--model M --annotations lvis_v1_val.json --images coco --output lvis.json"
-
-_NO_BOX = np.zeros((0, 4), np.float32)
-_END = object()
-_AT_ONCE = 1 << 16  # pictures of a call times the most boxes of one: with padding at most 256 MiB, of 512 numbers each
-
-
-def encode_boxes(
-  model: FGCLIP,
-  images: Sequence[pictures.Source],
-  boxes: Sequence[Float32[np.ndarray, "_ 4"]],
-  faults: pictures.Faults,
-  progress: bool = False,
-) -> Iterator[tuple[int, Float32[np.ndarray, "K D"]]]:
-  """Yields the number and the boxes' unit-length embeddings of each picture that can be used, in order.
-
-  A picture is squashed and encoded once, however many boxes it has. The next batch is computed while the caller works
-  with this one.
-
-  Args:
-    model: the model.
-    images: the pictures.
-    boxes: of each picture [K, 4], x1 y1 x2 y2 as fractions of its width and height.
-    faults: where pictures that cannot be used are counted.
-    progress: shows a progress bar.
-
-  Raises:
-    ValueError: an embedding is not finite.
-  """
-
-  def batches():
-    for batch in pictures.read_batches(model, images, faults, "squash", progress):
-      rows = [boxes[number] for number in batch.numbers]
-      rows += [_NO_BOX] * (len(batch.pixels) - len(rows))
-      size, longest = model.batch_size, max(map(len, rows))
-      while size > 1 and size * longest > _AT_ONCE:
-        size = max(size // 4, 1)  # near the sizes that programs are compiled for
-      for first in range(0, len(batch.numbers), size):
-        some = slice(first, first + size)
-        found = model.encode_regions(batch.pixels[some], rows[some])
-        yield list(zip(batch.numbers[some].tolist(), found, strict=False))
-
-  for batch in ahead(batches()):
-    for number, found in batch:
-      guards.check_finite(found, "boxes")
-      yield number, found
-
-
-def by_image(image: Int[np.ndarray, "M"], rows: Int[np.ndarray, "m"]) -> tuple[Int[np.ndarray, "N"], list[np.ndarray]]:
-  """The numbers of the images that have some of the rows, ascending, and the rows of each.
-
-  Args:
-    image: the number of the image that each of M rows belongs to.
-    rows: some of the M.
-  """
-  rows = rows[np.argsort(image[rows], kind="stable")]
-  numbers, first = np.unique(image[rows], return_index=True)
-  return numbers, np.split(rows, first[1:])
-
-
-def ahead(items: Iterator) -> Iterator:
-  """The same items; a thread computes the next one meanwhile."""
-  with concurrent.futures.ThreadPoolExecutor(1) as pool:
-    pending = pool.submit(next, items, _END)
-    while (item := pending.result()) is not _END:
-      pending = pool.submit(next, items, _END)
-      yield item
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -108,19 +40,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BoxClassification:
-  """Which of all classes is in a box: COCO's 80, LVIS' 1,203, those of Open Images.
+  """The class of each annotated box among all classes: COCO's 80, LVIS' 1,203, those of Open Images.
 
-  The boxes are those of the annotations; their RoIAlign features are compared with the mean embedding of each class'
-  prompts. Boxes around crowds (groups, in Open Images) and boxes without a size are left out and counted. The features
-  are held in memory: 100,000 boxes of a ViT-B/16 take 200 MB.
+  The boxes' RoIAlign features are compared with the mean embedding of each class' prompts. Boxes around crowds (groups,
+  in Open Images) and boxes without a size are left out and counted. The features are held in memory: 100,000 boxes of
+  a ViT-B/16 take 200 MB.
 
   Attributes:
     annotations: the file of boxes, see `instances.read`.
-    images: the folder of images. LVIS' files lie in its folders train2017 and val2017.
+    images: the folder of images; for LVIS the one that holds train2017 and val2017.
     classes: for Open Images, the file of the classes' names.
-    templates: which prompts, a name in `templates.TEMPLATES`.
-    limit: reads only so many images, the first ones by id; None for all.
+    templates: the prompts, a name in `templates.TEMPLATES`.
+    limit: reads only so many images, the first by id; None for all.
     allow: guards that are switched off.
+    ks: the K of each top-K.
   """
 
   annotations: str
@@ -151,16 +84,16 @@ class BoxClassification:
     if not len(usable):
       raise ValueError(f"{self.annotations}: none of the {len(data.label)} boxes can be used: all are crowds or empty")
     classes = templates.class_embeddings(model, data.names, templates.TEMPLATES[self.templates], progress)
-    numbers, rows = by_image(data.image, usable)
+    numbers, rows = instances.group_by_image(data.image, usable)
     files = [paths.join(self.images, data.images[number].path) for number in numbers]
-    faults = pictures.Faults()
+    skips = SkipReport()
     features = np.zeros((len(data.label), classes.shape[1]), np.float32)
     encoded = np.zeros(len(data.label), bool)
-    for number, found in encode_boxes(model, files, [fractions[each] for each in rows], faults, progress):
+    for number, found in encode_boxes(model, files, [fractions[each] for each in rows], skips, progress):
       features[rows[number]], encoded[rows[number]] = found, True
     asked = np.flatnonzero(encoded)
     if not len(asked):
-      raise ValueError(f"none of {len(files)} images could be used: {'; '.join(faults.notes(len(files)))}")
+      raise ValueError(f"none of {len(files)} images could be used: {skips.summary(len(files))}")
     features, label = features[asked], data.label[asked]
     rank, predicted, _ = ranking.search(features, classes, np.stack([np.arange(len(asked)), label], axis=1))
     skipped = {
@@ -181,7 +114,7 @@ class BoxClassification:
       examples,
       len(data.label),
       {kind: count for kind, count in skipped.items() if count},
-      (*notes, *faults.notes(len(files))),
+      [*notes, skips.summary(len(files))],
     )
 
   def _metrics(self, data: instances.Instances, rank: np.ndarray, label: np.ndarray) -> dict[str, Metric]:

@@ -11,11 +11,12 @@ from jaxtyping import Float32, Int
 from fgclip_jax.data.image import Mode
 from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.datasets import image_folders
-from fgclip_jax.evals.datasets import images as pictures
+from fgclip_jax.evals.encoding import encode_images
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.evals.templates import TEMPLATES, class_embeddings
 from fgclip_jax.inference import inputs
 from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.storage.skip_report import SkipReport
 
 SHORT = "zero-shot classification: ImageNet, ImageNet-v2, any folder of folders, TensorFlow Datasets"
 TEXT = """Top-1, top-5 and mean accuracy per class of pictures among class names, each the mean of its prompts."""
@@ -33,10 +34,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--labels",
     metavar="FILE",
-    help="lines `FILE CLASS`, or a class on each line, for pictures that lie in one folder (default: in sub-folders)",
+    help="lines `FILE CLASS`, or a class on each line, for pictures in one folder (default: in sub-folders)",
   )
   parser.add_argument("--split", default="test", help="of tfds (default: %(default)s)")
-  parser.add_argument("--data_dir", metavar="DIR", help="of tfds, where data sets lie (default: ~/tensorflow_datasets)")
+  options.add_data_dir(parser)
   options.add_templates(parser)
   options.add_mode(parser)
   options.add_limit(parser)
@@ -50,13 +51,14 @@ class Classification:
     dataset: `imagenet` or `imagenetv2`: sub-folders named by WordNet number (`n01440764`) or class number (0 to 999);
       `folder`: sub-folders named by class; `tfds`: a data set of TensorFlow Datasets.
     images: the folder; for `tfds` the data set's name or folder.
-    classes: for `folder`, a file of class names, see `labelled.read_classes`; None: those of the sub-folders or labels.
-    labels: a file with the class of each picture, see `labelled.read_flat`, for pictures that lie in one folder, as
-      ImageNet's do when they are downloaded; None: they lie in sub-folders.
-    split, data_dir: for `tfds`, the split, and where named data sets lie.
+    classes: for `folder`, a file of class names, see `image_folders.read_classes`; None: the names of the
+      sub-folders or labels.
+    labels: a file with the class of each picture, see `image_folders.read_flat`, for pictures in one folder, as
+      ImageNet's are when downloaded; None: they are in sub-folders.
+    split, data_dir: for `tfds`, the split, and the folder of named data sets.
     templates: a key of `templates.TEMPLATES`.
     mode: how pictures are made square; None: the model's own way, `squash` for an FG-CLIP, `center_crop` for a CLIP.
-    limit: takes only so many pictures, the first ones.
+    limit: takes only the first so many pictures.
     allow: see `guards`.
   """
 
@@ -91,7 +93,7 @@ class Classification:
     return values if self.dataset == "tfds" else {k: v for k, v in values.items() if k not in ("split", "data_dir")}
 
   def read(self) -> image_folders.Labelled:
-    """The pictures and their classes; errors as in `labelled`."""
+    """The pictures and their classes; errors as in `image_folders`."""
     if self.dataset == "tfds":
       found = image_folders.read_tfds(self.images, self.split, self.data_dir)
     else:
@@ -110,20 +112,20 @@ class Classification:
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `top1`, `top5` and `mean_per_class` (of top-1, over the classes that have pictures).
 
-    Classes of the same name are one answer in these. Published scripts take the first of the highest cosines: that is
-    `top1_argmax`, for data sets with such classes, as ImageNet has.
+    Classes of the same name count as one answer. Published scripts take the first of equal cosines: where classes share
+    a name, as in ImageNet, `top1_argmax` counts like them.
     """
     notes = guards.check_resolution(model, self.allow)
-    data, faults = self.read(), pictures.Faults()
+    data, skips = self.read(), SkipReport()
     classes = class_embeddings(model, data.names, TEMPLATES[self.templates], progress)
-    image, kept = pictures.encode_pictures(model, data.pictures, faults, self.mode, progress)
-    notes += faults.notes(len(data.pictures))
+    image, kept = encode_images(model, data.pictures, skips, self.mode, progress)
+    notes.append(skips.summary(len(data.pictures)))
     if not len(kept):
-      raise ValueError(f"no picture of {self.images!r} can be used: {'; '.join(notes)}")
+      raise ValueError(f"no picture of {self.images!r} can be used: {'; '.join(filter(None, notes))}")
     notes += [*data.notes, *_notes(data)]
     mode = self.mode or inputs.default_mode(model.config)
     notes.append(f"pictures are made square by {mode}, classes by the templates {self.templates}")
-    return _score(image, data.labels[kept], [data.ids[number] for number in kept], classes, data, faults, notes)
+    return _score(image, data.labels[kept], [data.ids[number] for number in kept.tolist()], classes, data, skips, notes)
 
 
 def _score(
@@ -132,10 +134,10 @@ def _score(
   ids: list[str],
   classes: Float32[np.ndarray, "C D"],
   data: image_folders.Labelled,
-  faults: pictures.Faults,
+  skips: SkipReport,
   notes: list[str],
 ) -> Result:
-  # classes of the same name are one answer, whichever of them is found
+  # classes of the same name are one answer: each of them is right for a picture of any
   same = collections.defaultdict(list)
   for number, name in enumerate(data.names):
     same[name].append(number)
@@ -161,7 +163,7 @@ def _score(
     "rank": rank,
     "score": score,
   }
-  return Result(found, examples, len(data.pictures), dict(faults.skipped), tuple(notes))
+  return Result(found, examples, len(data.pictures), skips.counts, notes)
 
 
 def _notes(data: image_folders.Labelled) -> list[str]:

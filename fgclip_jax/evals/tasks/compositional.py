@@ -1,63 +1,30 @@
-"""Compositional sets: does a picture fit its caption better than one with the same words in another order or role?
-
-- SugarCrepe (https://github.com/RAIVNLab/sugar-crepe): a picture, its caption, a fluent wrong one.
-- ARO (https://github.com/mertyg/vision-language-models-are-bows): relations and attributes in a box, order of words.
-- Winoground (https://huggingface.co/datasets/facebook/winoground) and sets like it: two pictures, two captions.
-"""
+"""Compositional sets: does a picture fit its caption better than one with the same words in another order or role?"""
 
 import argparse
 import collections
 import dataclasses
-import functools
 import itertools
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int
-from PIL import Image
 
 from fgclip_jax.data import image as image_files
 from fgclip_jax.evals import guards, options, ranking
-from fgclip_jax.evals.datasets import images as pictures
-from fgclip_jax.evals.datasets.image_folders import SUFFIXES
+from fgclip_jax.evals.datasets.compositional_sets import READERS, Question, name_of, picture_source, read_questions
+from fgclip_jax.evals.encoding import encode_images
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.inference.model import FGCLIP
-from fgclip_jax.storage import paths, streams
-from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import SkipReport
 
 SHORT = "compositional sets: SugarCrepe, ARO, Winoground and sets of their forms"
 TEXT = """Whether a picture fits its caption better than a caption with the same words in other roles. Of Winoground,
 which has two pictures and two captions a question: text, image and group score."""
 EXAMPLE = "sugarcrepe --model M --annotations sugarcrepe/*.json --images coco/val2017 --output sugarcrepe.json"
 
-BLOCK = 65_536  # pairs of a picture and a caption scored at a time
+_BLOCK = 65_536  # pairs of a picture and a caption scored at a time
 ATTRIBUTES_LEAST = 25  # questions about a pair of attributes for it to count in the mean over pairs: the authors' rule
-
-Box = tuple[float, float, float, float]  # left, top, right, bottom in pixels
-Picture = tuple[str, Box | None]  # a path below the folder of images, and what is cut out of it
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-  """One picture whose first caption is right, the others wrong; or two pictures with a caption each.
-
-  Attributes:
-    file: the stem of the annotation file, e.g. `swap_obj`.
-    id: its place or name in the file.
-    pictures: one or two.
-    captions: of one picture two at least, of two pictures two.
-    group: what the question is about, e.g. the relation; empty where the file does not say.
-    least: how many questions there must be about it for it to count in the mean over groups.
-  """
-
-  file: str
-  id: str
-  pictures: tuple[Picture, ...]
-  captions: tuple[str, ...]
-  group: str = ""
-  least: int = 1
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -76,8 +43,8 @@ class Compositional:
 
   Attributes:
     dataset: `sugarcrepe`, `aro` (relation, attribution and order alike) or `winoground`.
-    annotations: JSON files; each is a category of its own, e.g. SugarCrepe's seven.
-    images: the folder under which the pictures lie.
+    annotations: JSON files, one for each category, e.g. SugarCrepe's seven.
+    images: the folder of the pictures.
     mode, limit, allow: see `Classification`; the limit is of questions of each file.
   """
 
@@ -92,8 +59,8 @@ class Compositional:
     if self.dataset not in READERS:
       raise ValueError(f"dataset must be one of {', '.join(READERS)}, got {self.dataset!r}")
     if not self.annotations:
-      raise ValueError("annotations: needs one file at least")
-    stems = [_stem(path) for path in self.annotations]
+      raise ValueError("annotations: needs at least one file")
+    stems = [name_of(path) for path in self.annotations]
     twice = [stem for stem, count in collections.Counter(stems).items() if count > 1]
     if twice:
       raise ValueError(f"annotations: two files are called {twice[0]!r}, by which results are named: rename one")
@@ -109,35 +76,35 @@ class Compositional:
     return [*self.annotations, self.images]
 
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
-    """Metrics of one picture and its captions: `FILE_top1`, the share of pictures whose caption scores highest, and,
-    where questions are of groups, `FILE_mean_per_group`; of several files, `mean_of_files`.
+    """Metrics of a picture and its captions: `FILE_top1`, the share of pictures whose own caption scores highest;
+    `FILE_mean_per_group` where the questions have groups; `mean_of_files` of several files.
 
-    Metrics of two pictures and two captions: `FILE_text` (each picture finds its caption), `FILE_image` (each caption
-    finds its picture), `FILE_group` (both).
+    Metrics of two pictures and two captions: `FILE_text` (each picture scores its own caption higher), `FILE_image`
+    (each caption scores its own picture higher), `FILE_group` (both).
     """
     notes = guards.check_resolution(model, self.allow)
-    faults = pictures.Faults()
+    skips = SkipReport()
     questions: list[Question] = []
     records = 0
     for path in self.annotations:
-      found, read, note = read_questions(self.dataset, path, faults, self.limit)
+      found, read, note = read_questions(self.dataset, path, skips, self.limit)
       questions, records, notes = questions + found, records + read, notes + note
     if not questions:
-      told = "; ".join(faults.notes(records, "questions"))
-      raise ValueError(f"no question of {', '.join(self.annotations)} can be used: {told or 'they hold none'}")
+      reason = skips.summary(records, "questions") or "they hold none"
+      raise ValueError(f"no question of {', '.join(self.annotations)} can be used: {reason}")
     texts = [caption for question in questions for caption in question.captions]
     embeddings, cut = guards.encode_texts(model, texts, "short", self.allow, progress)
     where = {text: place for place, text in enumerate(texts)}
     distinct = list(dict.fromkeys(picture for question in questions for picture in question.pictures))
-    lost = pictures.Faults()
-    sources = [_source(self.images, picture) for picture in distinct]
-    image, kept = pictures.encode_pictures(model, sources, lost, self.mode, progress)
+    lost = SkipReport()  # pictures
+    sources = [picture_source(self.images, picture) for picture in distinct]
+    image, kept = encode_images(model, sources, lost, self.mode, progress)
     row = {distinct[number]: place for place, number in enumerate(kept)}
     asked = [question for question in questions if all(picture in row for picture in question.pictures)]
-    notes += [*cut, *faults.notes(records, "questions"), *lost.notes(len(distinct), "pictures")]
+    notes += [*cut, skips.summary(records, "questions"), lost.summary(len(distinct), "pictures")]
     if not asked:
       raise ValueError(f"no picture of {', '.join(self.annotations)} under {self.images!r} can be used: {notes[-1]}")
-    skipped = dict(faults.skipped)
+    skipped = dict(skips.counts)
     if len(asked) < len(questions):
       skipped["question_without_picture"] = len(questions) - len(asked)
     numbers = [
@@ -147,132 +114,7 @@ class Compositional:
     scores = _scores(image, embeddings, numbers)
     measure = _measure_pairs if self.dataset == "winoground" else _measure_choices
     values, examples = measure(asked, scores)
-    return Result(values, examples, records, skipped, tuple(notes))
-
-
-def read_questions(
-  dataset: str, path: str, faults: pictures.Faults, limit: int | None = None
-) -> tuple[list[Question], int, list[str]]:
-  """Reads a file; returns the questions that can be used, how many were read, and notes.
-
-  A wrong caption that is the right one's equal (shuffling can give that) is left out of the question.
-
-  Args:
-    dataset: a key of `READERS`.
-    path: a file of JSON or JSON lines.
-    faults: where the others are counted: `question_broken` (not the expected fields), `box_without_size`,
-      `negatives_missing` (no wrong caption).
-    limit: reads only so many.
-
-  Raises:
-    FileNotFoundError, ValueError: the file is missing, or broken.
-  """
-  if limit is not None and limit < 1:
-    raise ValueError(f"limit must be at least 1, got {limit}")
-  found: list[Question] = []
-  read = equal = 0
-  try:
-    for number, raw in enumerate(itertools.islice(_rows(dataset, path), limit)):
-      read += 1
-      where = f"{path}, question {number}"
-      try:
-        question = READERS[dataset](streams.load(raw), _stem(path), str(number))
-      except RecordError as error:
-        faults.add(error.kind, f"{where}: {error}")
-        continue
-      except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        faults.add("question_broken", f"{where}: not the expected fields ({error!r})")
-        continue
-      if len(question.pictures) == 1:
-        right, *wrong = question.captions
-        different = [caption for caption in wrong if caption != right]
-        equal += len(wrong) - len(different)
-        question = dataclasses.replace(question, captions=(right, *different))
-      if len(set(question.captions)) < 2:
-        faults.add("negatives_missing", f"{where}: has no caption that differs from {question.captions[0]!r}")
-      else:
-        found.append(question)
-  except RecordError as error:
-    raise ValueError(f"{path} is broken at {error}; get it anew") from error
-  notes = [f"{path}: {equal} wrong captions equal the right one and were left out"] if equal else []
-  return found, read, notes
-
-
-def _rows(dataset: str, path: str) -> Iterator[bytes]:
-  """The records of a file: SugarCrepe's is an object of objects, or a list; the others a list or lines."""
-  if dataset == "sugarcrepe":
-    return (raw for _, raw in streams.walk(path))
-  return (raw for _, raw in streams.scan(path))
-
-
-def _read_sugarcrepe(entry: dict, file: str, number: str) -> Question:
-  captions = _texts(entry["caption"], entry["negative_caption"])
-  return Question(file, number, ((_text(entry["filename"]), None),), captions)
-
-
-def _read_aro(entry: dict, file: str, number: str) -> Question:
-  """Relation and attribution: true and false caption, box; order: the right caption first in `caption_options`."""
-  picture = _text(entry["image_path"] if "image_path" in entry else entry["image"])
-  if "caption_options" in entry:
-    return Question(file, number, ((picture, None),), _texts(*entry["caption_options"]))
-  box = None
-  if "bbox_x" in entry:
-    left, top, width, height = (float(entry[f"bbox_{key}"]) for key in "xywh")
-    if not (width > 0 and height > 0):
-      raise RecordError("box_without_size", "bbox_w, bbox_h", f"the box is {width:g} x {height:g} pixels")
-    box = (left, top, left + width, top + height)
-  captions = _texts(entry["true_caption"], entry["false_caption"])
-  if "attributes" in entry:
-    return Question(file, number, ((picture, box),), captions, "_".join(entry["attributes"]), ATTRIBUTES_LEAST)
-  return Question(file, number, ((picture, box),), captions, entry.get("relation_name", ""))
-
-
-def _read_winoground(entry: dict, file: str, number: str) -> Question:
-  names = [_text(entry[key]) for key in ("image_0", "image_1")]
-  files = [name if name.lower().endswith(SUFFIXES) else f"{name}.png" for name in names]  # the set's lack their ending
-  captions = _texts(entry["caption_0"], entry["caption_1"])
-  return Question(file, str(entry.get("id", number)), tuple((name, None) for name in files), captions)
-
-
-READERS = {"sugarcrepe": _read_sugarcrepe, "aro": _read_aro, "winoground": _read_winoground}
-
-
-def _texts(*values: object) -> tuple[str, ...]:
-  return tuple(_text(value) for value in values)
-
-
-def _text(value: object) -> str:
-  if not isinstance(value, str) or not value.strip():
-    raise ValueError(f"{value!r} is empty or no text")
-  return value
-
-
-def _stem(path: str) -> str:
-  return os.path.basename(path).partition(".")[0]
-
-
-def _source(folder: str, picture: Picture) -> pictures.Source:
-  name, box = picture
-  path = paths.join(folder, name)
-  return path if box is None else functools.partial(_crop, path, box)
-
-
-def _crop(path: str, box: Box) -> Image.Image:
-  """A part of a picture, to whole pixels; what of the box lies outside the picture is black, as Pillow gives it."""
-  try:
-    data = paths.read(path)
-  except (FileNotFoundError, IsADirectoryError) as error:
-    raise RecordError("image_missing", path, "there is no such file") from error
-  try:
-    picture = image_files.open_image(data)
-  except image_files.ImageError as error:
-    raise RecordError(error.kind, path, error.message) from error
-  left, top, right, bottom = (round(edge) for edge in box)
-  if right <= 0 or bottom <= 0 or left >= picture.width or top >= picture.height:
-    raise RecordError(
-      "box_outside", path, f"the box {list(box)} lies outside of its {picture.width} x {picture.height}"
-    )
-  return picture.crop((left, top, right, bottom))
+    return Result(values, examples, records, skipped, notes)
 
 
 def _scores(
@@ -282,18 +124,16 @@ def _scores(
 ) -> list[Float32[np.ndarray, "_ _"]]:
   """The cosines of each question's pictures with each of its captions."""
   pairs = np.asarray([pair for images, texts in numbers for pair in itertools.product(images, texts)], np.int64)
-  blocks = [pairs[start : start + BLOCK] for start in range(0, len(pairs), BLOCK)]
+  blocks = [pairs[start : start + _BLOCK] for start in range(0, len(pairs), _BLOCK)]
   flat = np.concatenate([np.einsum("nd,nd->n", image[block[:, 0]], text[block[:, 1]]) for block in blocks])
   ends = np.cumsum([len(images) * len(texts) for images, texts in numbers])[:-1]
   tables = zip(np.split(flat, ends), numbers, strict=True)
   return [table.reshape(len(images), len(texts)) for table, (images, texts) in tables]
 
 
-def _above(
-  right: Float32[np.ndarray, "*n"], wrong: Float32[np.ndarray, "*n"]
-) -> Bool[np.ndarray, "*n"] | np.bool_ | bool:
-  """Whether a score is above another by more than a tie; never of what is no number."""
-  return wrong < right - ranking.TIE
+def _above(right: Float32[np.ndarray, "*n"], wrong: Float32[np.ndarray, "*n"]) -> Bool[np.ndarray, "*n"]:
+  """Whether a score exceeds another by more than a tie; False where one is NaN."""
+  return np.asarray(wrong < right - ranking.TIE)
 
 
 def _measure_choices(
@@ -336,7 +176,7 @@ def _measure_pairs(
   first, second, cross, back = table[:, 0, 0], table[:, 1, 1], table[:, 0, 1], table[:, 1, 0]
   text = _above(first, cross) & _above(second, back)
   image = _above(first, back) & _above(second, cross)
-  # of four cosines in random order the two right ones are the highest in 4 of 24 cases
+  # `group` needs both right cosines above both wrong ones: 4 of the 24 orders of four cosines
   found = {"text": (text, 1 / 4), "image": (image, 1 / 4), "group": (text & image, 1 / 6)}
   values = {}
   for file, rows in _by(question.file for question in questions).items():
@@ -351,8 +191,8 @@ def _measure_pairs(
   return values, examples
 
 
-def _by(keys: Iterator[str]) -> dict[str, Int[np.ndarray, "n"]]:
-  """The places of each key, in the order of their first."""
+def _by(keys: Iterable[str]) -> dict[str, Int[np.ndarray, "n"]]:
+  """The places of each key, keys in the order of first meeting them."""
   places: dict[str, list[int]] = {}
   for place, key in enumerate(keys):
     places.setdefault(key, []).append(place)

@@ -1,58 +1,37 @@
-"""Open-vocabulary detection without training: boxes that something else proposed, named by the model."""
+"""Open-vocabulary detection without training: the proposals of a detector, classified by the model."""
 
 import argparse
-import array
 import dataclasses
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jaxtyping import Array, Bool, Float, Float32, Float64, Int
 
 from fgclip_jax.cli import positive
 from fgclip_jax.evals import guards, options, templates
 from fgclip_jax.evals.average_precision import Detections, average_precision, best_of_class, in_pixels, join, that_count
-from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.datasets import instances
+from fgclip_jax.evals.datasets.proposals import Proposals, grid, read_proposals
+from fgclip_jax.evals.encoding import encode_boxes
 from fgclip_jax.evals.evaluator import Result
-from fgclip_jax.evals.tasks import box_classification
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths
-from fgclip_jax.storage.streams import named, read_entries
+from fgclip_jax.storage.skip_report import SkipReport
 
 SHORT = "open-vocabulary detection without training: proposals of a detector, named by the model"
 TEXT = """Average precision by COCO's or LVIS' rules (needs faster-coco-eval: pip install -r requirements-evals.txt). A
 proposal's score for a class is the geometric mean of its own score and the softmax of its feature over all classes."""
 EXAMPLE = "--model M --annotations lvis_v1_val.json --images coco --proposals boxes.json --output detection.json"
 
-_CANDIDATES = 10  # pairs of a proposal and a class that are looked at first, for each detection that is wanted
+_CANDIDATES = 10  # pairs of a proposal and a class that are tried first, for each detection that is wanted
 _STEP = 64  # scores are computed for multiples of so many proposals: few sizes to compile
 _ROWS = 1024  # boxes whose overlaps are computed at once
-_OF_CLASS = 10_000  # detections of a class that Fixed AP counts
-_GRID_SIDES = (1.0, 0.5, 0.25)
-_GRID_ASPECTS = (0.5, 1.0, 2.0)  # width to height
-# A picture's, by whether it is LVIS. 300 is LVIS' rule. COCO counts 100 of each class of a picture; 100 of a picture,
-# as detectors are built to give, are fewer, and a fraction of the memory.
+_FIXED_AP = 10_000  # detections of a class that Fixed AP counts
+# Detections of an image, by whether the data set is LVIS. 300 is LVIS' rule. COCO counts 100 of each class of an image;
+# 100 of an image, as detectors give, take a fraction of the memory.
 _MAX_DETECTIONS = {False: 100, True: 300}
-_FIELDS = 6  # numbers of a proposal while the file is read: left, top, width, height, score, class
-
-
-@dataclasses.dataclass(frozen=True)
-class Proposals:
-  """Boxes that may hold an object.
-
-  Attributes:
-    box: x1 y1 x2 y2 as fractions of the picture's width and height.
-    score: how sure the proposer is, 0 to 1.
-    label: the number of the proposer's class; -1: it names none.
-  """
-
-  box: Float32[np.ndarray, "P 4"]
-  score: Float32[np.ndarray, "P"]
-  label: Int[np.ndarray, "P"]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -100,30 +79,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Detection:
-  """The average precision of proposals that are scored with the model, by COCO's or LVIS' rules.
+  """The average precision of proposals that the model scores, by COCO's or LVIS' rules.
 
   A proposal's score for a class is the geometric mean of its own score and the softmax over the classes of its RoIAlign
   feature's cosines with their prompts' mean embeddings, times `scale`. Of the boxes of a class that overlap by more
-  than `nms`, the one with the highest score is kept; then the 100 best of a picture (LVIS: 300). LVIS' rules apply to
-  files whose classes have a frequency. Pictures that cannot be used are left out of the measurement. The proposals that
-  are used are held in memory: some 80 bytes each, up to twice that while a file that has more is read.
+  than `nms`, the one with the highest score is kept; then the 100 best of an image (LVIS: 300). LVIS' rules apply to
+  files whose classes have a frequency. Images that cannot be used are left out of the measurement. The proposals that
+  are used are held in memory: about 80 bytes each, up to twice that while a file that has more is read.
 
-  With `fixed_ap` no class pushes another's detections out: not the best of a picture are counted, but the 10,000 best
-  of each class over all pictures ("Fixed AP", Dave et al., arXiv 2102.01066).
+  With `fixed_ap` no class pushes another's detections out: the 10,000 best of each class over all images are counted,
+  instead of the best of an image ("Fixed AP", Dave et al., arXiv 2102.01066).
 
   Attributes:
     annotations: the file of true boxes, `instances_val2017.json` or `lvis_v1_val.json`.
-    images: the folder of images. LVIS' files lie in its folders train2017 and val2017.
+    images: the folder of images; for LVIS the one that holds train2017 and val2017.
     proposals: a JSON list in the layout of COCO's results: `image_id`, `bbox` (left, top, width, height in pixels) and
       `score` (with `keep_classes`, `category_id` too). None takes a grid of boxes of three sizes and three shapes,
-      which finds what lies right and little more.
-    max_proposals: the proposals of a picture that are used, those with the highest scores.
+      which finds few objects.
+    max_proposals: the number of an image's proposals that are used, those with the highest scores.
     keep_classes: scores each proposal for its own class alone, for proposals of an open-vocabulary detector.
-    templates: which prompts, a name in `templates.TEMPLATES`.
-    scale: what cosines are multiplied by; None is the model's learned one for regions.
+    templates: the prompts, a name in `templates.TEMPLATES`.
+    scale: the factor of the cosines; None is the model's learned one for regions.
     nms: the overlap (intersection over union) above which the worse of two boxes of a class is dropped; 1 drops none.
-    fixed_ap: counts detections by class, not by picture.
-    limit: reads only so many images, the first ones by id; None for all.
+    fixed_ap: counts detections by class, not by image.
+    limit: reads only so many images, the first by id; None for all.
     allow: guards that are switched off.
   """
 
@@ -152,7 +131,7 @@ class Detection:
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `detection_ap`, `_ap50`, `_ap75`, and for LVIS `_ap_rare`, `_ap_common`, `_ap_frequent`.
 
-    Examples are a row for each detection that counts: the ids of its picture and class, `left`, `top`, `width` and
+    Examples are a row for each detection that counts: the ids of its image and class, `left`, `top`, `width` and
     `height` in pixels, and its score.
     """
     notes = guards.check_resolution(model, self.allow)
@@ -160,9 +139,9 @@ class Detection:
       raise ValueError("keep_classes needs proposals that name classes: give a file of proposals")
     data = instances.read(self.annotations).limit(self.limit)
     lvis = bool(data.frequencies)
-    faults = pictures.Faults()
+    skips = SkipReport()  # proposals
     if self.proposals:
-      proposals, read = read_proposals(self.proposals, data, self.max_proposals, self.keep_classes, faults, progress)
+      proposals, read = read_proposals(self.proposals, data, self.max_proposals, self.keep_classes, skips, progress)
     else:
       proposals, read = [grid()] * len(data.images), len(grid().box) * len(data.images)
       notes.append(f"proposals are a grid of {len(grid().box)} boxes: what fits none of them cannot be found")
@@ -172,106 +151,29 @@ class Detection:
     files = [paths.join(self.images, image.path) for image in data.images]
     most = None if self.fixed_ap else _MAX_DETECTIONS[lvis]
     found, used, floor, held = [], [], None, 0
-    lost = pictures.Faults()
-    encoded = box_classification.encode_boxes(model, files, [each.box for each in proposals], lost, progress)
+    lost = SkipReport()  # images
+    encoded = encode_boxes(model, files, [each.box for each in proposals], lost, progress)
     for number, features in encoded:
       used.append(number)
       found.append(name_boxes(number, proposals[number], features, classes, scale, self.nms, most, floor))
       held += len(found[-1].label)
-      if self.fixed_ap and held > 2 * _OF_CLASS * len(classes):  # no more than these are held in memory
-        best, floor = best_of_class(join(found), len(classes), _OF_CLASS)
+      if self.fixed_ap and held > 2 * _FIXED_AP * len(classes):  # bounds what is held in memory
+        best, floor = best_of_class(join(found), len(classes), _FIXED_AP)
         found, held = [best], len(best.label)
     if not used:
-      raise ValueError(f"none of {len(files)} images could be used: {'; '.join(lost.notes(len(files)))}")
+      raise ValueError(f"none of {len(files)} images could be used: {lost.summary(len(files))}")
     detections = join(found)
     if self.fixed_ap:
-      detections, _ = best_of_class(detections, len(classes), _OF_CLASS)
+      detections, _ = best_of_class(detections, len(classes), _FIXED_AP)
     if lvis:
       detections = that_count(data, detections)
     values = average_precision(data, used, detections)
-    notes += [*faults.notes(read, "proposals"), *lost.notes(len(files))]
-    return Result(values, _examples(data, detections), len(files), dict(lost.skipped), tuple(notes))
-
-
-def grid() -> Proposals:
-  """Boxes of three sizes and three shapes, each kind half a box apart, with the score 1."""
-  found = [(0.0, 0.0, 1.0, 1.0)]
-  for side in _GRID_SIDES:
-    for aspect in _GRID_ASPECTS:
-      width, height = side * math.sqrt(aspect), side / math.sqrt(aspect)
-      if width < 1 and height < 1:
-        columns, rows = (math.ceil(2 * (1 - each) / each) + 1 for each in (width, height))
-        for left in np.linspace(0, 1 - width, columns):
-          found += [(left, top, left + width, top + height) for top in np.linspace(0, 1 - height, rows)]
-  box = np.asarray(found, np.float32).clip(0, 1)
-  return Proposals(box, np.ones(len(box), np.float32), np.full(len(box), -1))
-
-
-def read_proposals(
-  path: str,
-  data: instances.Instances,
-  most: int,
-  classes: bool,
-  faults: pictures.Faults,
-  progress: bool = False,
-) -> tuple[list[Proposals], int]:
-  """Reads the proposals of each picture, best first, and how many there were.
-
-  Args:
-    path: see `Detection`.
-    data: the pictures and the classes.
-    most: how many of a picture's proposals are kept.
-    classes: reads their classes, too.
-    faults: where those that cannot be used are counted: `proposal_without_size`; those of pictures that are not in
-      `data` are `proposal_elsewhere`.
-    progress: shows a progress bar.
-
-  Raises:
-    FileNotFoundError, ValueError: the file is missing or broken; the message names the entry.
-  """
-  image_number = {image.identity: number for number, image in enumerate(data.images)}
-
-  def best(rows: array.array, image: instances.Image) -> tuple[np.ndarray, np.ndarray]:
-    """Of some rows those that are kept, best first, of equal ones the first; and their boxes as fractions."""
-    table = np.asarray(rows).reshape(-1, _FIELDS)
-    box = instances.to_fractions(table[:, :4], np.tile([[image.width, image.height]], (len(table), 1)))
-    sized = instances.have_size(box)
-    for row in table[~sized]:
-      faults.add("proposal_without_size", f"{path}: box {row[:4].tolist()} of image {image.identity}")
-    kept = np.flatnonzero(sized)
-    kept = kept[np.argsort(-table[kept, 4], kind="stable")][:most]
-    return table[kept], box[kept]
-
-  found = [array.array("d") for _ in data.images]
-  read = 0
-  for _, entry in tqdm.tqdm(read_entries(path, ("",)), desc="proposals", unit="box", disable=not progress):
-    read += 1
-    try:
-      left, top, width, height = map(float, entry["bbox"])
-      score = float(entry["score"])
-      label = data.class_number[entry["category_id"]] if classes else -1
-      if not 0 <= score <= 1:
-        raise ValueError(f"score {score} is not in 0..1")
-      number = image_number.get(entry["image_id"])
-    except Exception:
-      with named(path, entry):  # entered for a broken entry alone: there are millions of them
-        raise
-    if number is None:
-      faults.add("proposal_elsewhere", f"{path}: image {entry['image_id']} is not among those that are measured")
-    else:
-      found[number].extend((left, top, width, height, score, label))
-      if len(found[number]) > 2 * most * _FIELDS:
-        found[number] = array.array("d", best(found[number], data.images[number])[0].tobytes())
-  result = []
-  found.reverse()
-  for image in data.images:
-    table, box = best(found.pop(), image)  # what was read of a picture is freed as its proposals are made
-    result.append(Proposals(box, table[:, 4].astype(np.float32), table[:, 5].astype(np.int32)))
-  return result, read
+    notes += [skips.summary(read, "proposals"), lost.summary(len(files))]
+    return Result(values, _examples(data, detections), len(files), lost.counts, notes)
 
 
 def learned_scale(model: FGCLIP) -> float:
-  """What the model multiplies the cosines of regions with texts by: its regional temperature, else the global one."""
+  """The model's learned factor of cosines of regions with texts: its regional temperature, else the global one."""
   temperature = model.params["temperature"]
   return float(np.exp(np.asarray(temperature["regional" if "regional" in temperature else "global"])))
 
@@ -286,16 +188,19 @@ def name_boxes(
   most: int | None,
   floor: Float32[np.ndarray, "C"] | None = None,
 ) -> Detections:
-  """Up to `most` detections, best first.
+  """The best pairs of a proposal and a class of one image, after suppression of overlapping boxes of a class.
 
   Args:
-    image: the number of the picture.
+    image: the number of the image.
     proposals: its proposals.
     features: their unit-length embeddings.
     classes: unit-length embeddings of the classes.
     scale, nms: see `Detection`.
-    most: how many at most; None for all.
+    most: the number of detections to return; None for all.
     floor: the score of each class that its detections must exceed.
+
+  Returns:
+    Up to `most` detections, best first.
   """
   more = -len(features) % _STEP
   padded = np.pad(features, ((0, more), (0, 0))), np.pad(proposals.score, (0, more))
@@ -310,33 +215,36 @@ def name_boxes(
   for first in range(0, len(overlap) if nms < 1 else 0, _ROWS):
     rows = slice(first, first + _ROWS)
     overlap[rows] = overlaps(proposals.box[rows], proposals.box) > nms
-  few = _CANDIDATES * most if most else len(flat)
-  for candidates in [few, len(flat)] if few < len(flat) else [len(flat)]:
+
+  def best(candidates: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The box, class and score of what suppression keeps of the best pairs."""
     lowest = np.partition(flat, -candidates)[-candidates] if candidates < len(flat) else 0
     place = np.flatnonzero(flat >= max(lowest, 0))
+    place = place[np.argsort(-flat[place], kind="stable")]
     row, label = np.divmod(place, scores.shape[1])
     if own:
       label = proposals.label[row]
-    order = np.argsort(-flat[place], kind="stable")
-    row, label = row[order], label[order]
     kept = suppress(overlap, row, label, most)
-    if len(kept) == most:
-      break
-  score = flat[place[order[kept]]]
-  return Detections(np.full(len(kept), image, np.int32), proposals.box[row[kept]], score, label[kept].astype(np.int32))
+    return row[kept], label[kept], flat[place[kept]]
+
+  few = min(_CANDIDATES * most, len(flat)) if most else len(flat)
+  row, label, score = best(few)
+  if len(row) != most and few < len(flat):  # suppression dropped too many of them
+    row, label, score = best(len(flat))
+  return Detections(np.full(len(row), image, np.int32), proposals.box[row], score, label.astype(np.int32))
 
 
 @jax.jit
 def _score(
   features: Float[Array, "P D"], score: Float[Array, "P"], classes: Float[Array, "C D"], scale: Float[Array, ""]
 ) -> Float[Array, "P C"]:
-  """Of each proposal for each class."""
+  """The score of each proposal for each class."""
   cosines = jnp.matmul(features, classes.T, precision=jax.lax.Precision.HIGHEST)
   return jnp.sqrt(score[:, None] * jax.nn.softmax(cosines * scale, axis=1))
 
 
 def overlaps(box: Float32[np.ndarray, "P 4"], other: Float32[np.ndarray, "Q 4"]) -> Float64[np.ndarray, "P Q"]:
-  """The intersection over union of boxes x1 y1 x2 y2 with others; of boxes that have a size."""
+  """The intersection over union of boxes x1 y1 x2 y2 with others. All boxes have a size."""
   one, two = box.astype(np.float64), other.astype(np.float64)
   sides = []
   for low in (0, 1):
@@ -353,14 +261,14 @@ def overlaps(box: Float32[np.ndarray, "P 4"], other: Float32[np.ndarray, "Q 4"])
 def suppress(
   overlap: Bool[np.ndarray, "P P"], row: Int[np.ndarray, "N"], label: Int[np.ndarray, "N"], most: int | None
 ) -> list[int]:
-  """Class-wise non-maximum suppression: which of N candidates are kept, up to `most`, or all for None.
+  """Class-wise non-maximum suppression; returns the places of the candidates that are kept.
 
   Args:
     overlap: whether two boxes overlap too much.
     row, label: the box and the class of each candidate, best first.
-    most: how many are kept at most.
+    most: the number of candidates to keep; None for all.
   """
-  gone: dict[int, np.ndarray] = {}
+  gone: dict[int, np.ndarray] = {}  # by class, the boxes that overlap with one that is kept
   kept = []
   for place, (box, name) in enumerate(zip(row.tolist(), label.tolist(), strict=True)):
     seen = gone.get(name)

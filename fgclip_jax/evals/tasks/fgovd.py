@@ -12,22 +12,22 @@ import numpy as np
 from jaxtyping import Float32
 
 from fgclip_jax.evals import guards, options, ranking
-from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.datasets import instances
+from fgclip_jax.evals.encoding import encode_boxes
 from fgclip_jax.evals.evaluator import Metric, Result
-from fgclip_jax.evals.tasks import box_classification
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Skip, SkipReport
 
 SHORT = "FG-OVD: a box's description among ten that differ in attributes"
 TEXT = """Top-1 for each level (hard, medium, easy, trivial), and by the kind of attribute that was changed."""
 EXAMPLE = "--model M --annotations fgovd/*.jsonl --images coco --output fgovd.json"
 
-# what a file's rows say of themselves, and what the benchmark calls it
+# `test_type` of a file's rows, and the benchmark's name of the level
 LEVELS = {"1_attributes": "hard", "2_attributes": "medium", "3_attributes": "easy", "shuffle_negatives": "trivial"}
 
-# The words that the benchmark's negatives exchange.
+# The attributes that the benchmark's negatives exchange, a word each.
 KINDS = {
   "colour": "black blue brown green grey orange pink purple red white yellow dark light",
   "material": (
@@ -45,10 +45,10 @@ class Row:
   """A question: a box, its description, and wrong ones.
 
   Attributes:
-    level: `hard`, `medium`, `easy`, `trivial`, or what else the file calls it.
+    level: `hard`, `medium`, `easy`, `trivial`, or the file's `test_type` if it is another one.
     number: its place in the file, from 0.
-    image: the path of the picture, below the folder of images.
-    box: x1 y1 x2 y2 as fractions of the picture's width and height.
+    image: the path of the image, below the folder of images.
+    box: x1 y1 x2 y2 as fractions of the image's width and height.
     positive, negatives: the texts.
   """
 
@@ -61,11 +61,11 @@ class Row:
 
 
 def attribute_kind(positive: str, negative: str) -> str:
-  """Which kind of attribute a wrong text has changed: a key of `KINDS`, `several` or `other`.
+  """The kind of attribute that a wrong text changes: a key of `KINDS`, `several` or `other`.
 
-  It is the kind of the words (of three letters at least: not `a` or `an`) that the right text has and the wrong one
-  lacks, or, if none, of those that the wrong one has besides. A word that is none of `KINDS` is of the kind of the
-  longest of these that it contains: `newspaper` is a material.
+  It is the kind of the words (of at least three letters: not `a` or `an`) that only the right text has, or, if there
+  are none, of those that only the wrong one has. A word that is not in `KINDS` has the kind of the longest word of
+  `KINDS` that it contains: `newspaper` is a material.
   """
   has, lacks = (collections.Counter(re.findall(r"[a-z]{3,}", text.lower())) for text in (positive, negative))
   kinds = {_kind_of_word(word) for word in (has - lacks or lacks - has)}
@@ -87,14 +87,14 @@ class FgOvd:
   """The share of boxes whose description scores higher than every wrong one, for each level of difficulty.
 
   Each picture is encoded once for all files, each text once. `fgovd_LEVEL_top1` is the published number;
-  `fgovd_LEVEL_KIND_top1` asks for the right text among itself and the negatives that changed attributes of that kind
-  only (`attribute_kind`), of the rows that have any. Rows may have any number of negatives; those equal to the right
-  text are left out.
+  `fgovd_LEVEL_KIND_top1` compares the right text only with the negatives that change attributes of that kind
+  (`attribute_kind`), over the rows that have any. Rows may have any number of negatives; those equal to the right text
+  are left out.
 
   Attributes:
     annotations: JSON-lines files of FG-OVD, one for each level.
     images: the folder that holds COCO's train2017 and val2017: rows point into both.
-    limit: reads only so many rows of each file; None for all.
+    limit: reads only the first so many rows of each file; None for all.
     allow: guards that are switched off.
   """
 
@@ -116,16 +116,14 @@ class FgOvd:
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `fgovd_LEVEL_top1` and `fgovd_LEVEL_KIND_top1`."""
     notes = guards.check_resolution(model, self.allow)
-    faults = pictures.Faults()
+    skips = SkipReport()
     rows: list[Row] = []
     records = 0
     for path in self.annotations:
-      found, read = read_rows(path, faults, self.limit)
+      found, read = read_rows(path, skips, self.limit)
       rows, records = rows + found, records + read
     if not rows:
-      raise ValueError(
-        f"no row of {', '.join(self.annotations)} can be used: {'; '.join(faults.notes(records, 'rows'))}"
-      )
+      raise ValueError(f"no row of {', '.join(self.annotations)} can be used: {skips.summary(records, 'rows')}")
     texts: dict[str, int] = {}
     positive = np.asarray([texts.setdefault(row.positive, len(texts)) for row in rows], np.int64)
     negatives = np.full((len(rows), max(len(row.negatives) for row in rows)), ranking.NONE)
@@ -134,19 +132,19 @@ class FgOvd:
     text, cut = guards.encode_texts(model, list(texts), "region", self.allow, progress)
     images: dict[str, int] = {}
     image = np.asarray([images.setdefault(row.image, len(images)) for row in rows], np.int64)
-    _, of_image = box_classification.by_image(image, np.arange(len(rows)))
+    _, of_image = instances.group_by_image(image, np.arange(len(rows)))
     files = [paths.join(self.images, name) for name in images]
     box = np.stack([row.box for row in rows])
     beaten, asked = np.zeros(negatives.shape, bool), np.zeros(len(rows), bool)
     score, predicted = np.zeros(len(rows), np.float32), np.zeros(len(rows), np.int64)
-    lost = pictures.Faults()
-    encoded = box_classification.encode_boxes(model, files, [box[mine] for mine in of_image], lost, progress)
+    lost = SkipReport()  # images
+    encoded = encode_boxes(model, files, [box[mine] for mine in of_image], lost, progress)
     for number, features in encoded:
       mine = of_image[number]
       asked[mine] = True
       beaten[mine], score[mine], predicted[mine] = ranking.beaten_by(features, text, positive[mine], negatives[mine])
     if not asked.any():
-      raise ValueError(f"none of {len(files)} images could be used: {'; '.join(lost.notes(len(files)))}")
+      raise ValueError(f"none of {len(files)} images could be used: {lost.summary(len(files))}")
     number_to_text = list(texts)
     kept = np.flatnonzero(asked)
     examples = {
@@ -158,26 +156,26 @@ class FgOvd:
       "rank": beaten[kept].sum(1),
       "score": score[kept],
     }
-    skipped = dict(faults.skipped)
+    skipped = dict(skips.counts)
     if len(kept) < len(rows):
       skipped["row_without_image"] = len(rows) - len(kept)
-    notes += [*cut, *faults.notes(records, "rows"), *lost.notes(len(files))]
+    notes += [*cut, skips.summary(records, "rows"), lost.summary(len(files))]
     kinds = _kinds([rows[row] for row in kept], negatives.shape[1])
     levels = np.asarray([rows[row].level for row in kept])
     values = _measure(levels, kinds, beaten[kept], negatives[kept] != ranking.NONE)
-    return Result(values, examples, records, skipped, tuple(notes))
+    return Result(values, examples, records, skipped, notes)
 
 
-def read_rows(path: str, faults: pictures.Faults, limit: int | None = None) -> tuple[list[Row], int]:
-  """Reads a file of FG-OVD; returns the rows that can be used, and how many were read.
+def read_rows(path: str, skips: SkipReport, limit: int | None = None) -> tuple[list[Row], int]:
+  """Reads a file of FG-OVD; returns the rows that can be used, and the number of all rows.
 
   Args:
     path: a file of JSON lines.
-    faults: where the others are counted: `row_broken`, `row_without_negatives`, `box_without_size`.
-    limit: reads only so many.
+    skips: counts the others: `row_broken`, `row_without_negatives`, `box_without_size`.
+    limit: reads only the first so many.
 
   Raises:
-    FileNotFoundError, ValueError: the file is missing, or is none of JSON lines.
+    FileNotFoundError, ValueError: the file is missing, or does not hold JSON lines.
   """
   rows, read = [], 0
   try:
@@ -189,20 +187,20 @@ def read_rows(path: str, faults: pictures.Faults, limit: int | None = None) -> t
       try:
         row = _make_row(streams.load(raw), number)
       except (KeyError, TypeError, ValueError, IndexError) as error:
-        faults.add("row_broken", f"{where}: not the expected fields ({error!r})")
+        skips.add(Skip("row_broken", f"not the expected fields ({error!r})", place=where))
         continue
       if not instances.have_size(row.box[None])[0]:
-        faults.add("box_without_size", f"{where}: the box has no size within the picture")
+        skips.add(Skip("box_without_size", "the box has no size within the picture", place=where))
       elif not row.negatives:
-        faults.add("row_without_negatives", f"{where}: needs one negative at least")
+        skips.add(Skip("row_without_negatives", "needs one negative at least", place=where))
       else:
         rows.append(row)
   except RecordError as error:
-    raise ValueError(f"{path} is broken at {error}; get it anew") from error
+    raise ValueError(f"{path} is broken at {error}; download it again") from error
   return rows, read
 
 
-def _make_row(entry: dict, number: int) -> Row:
+def _make_row(entry: Any, number: int) -> Row:
   size = np.asarray([[float(entry["width"]), float(entry["height"])]])
   if not (size > 0).all():
     raise ValueError(f"{size[0].tolist()} is no size of an image")

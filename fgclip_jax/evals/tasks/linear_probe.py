@@ -18,10 +18,10 @@ from fgclip_jax.cli import positive
 from fgclip_jax.data.image import Mode
 from fgclip_jax.evals import features, guards, options
 from fgclip_jax.evals.datasets import image_folders
-from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.evals.features import Features
 from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.storage.skip_report import SkipReport
 
 SHORT = "linear probe and few-shot classification on frozen features"
 TEXT = """Logistic regression on the features of the image tower, its decay chosen on a validation split as in CLIP's
@@ -47,7 +47,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--validation", metavar="PLACE", help="the same for choosing the decay (default: a fifth of the training split)"
   )
   parser.add_argument("--images", metavar="NAME", help="of tfds, the data set's name")
-  parser.add_argument("--data_dir", metavar="DIR", help="of tfds, where data sets lie (default: ~/tensorflow_datasets)")
+  options.add_data_dir(parser)
   parser.add_argument(
     "--layer",
     choices=features.LAYERS,
@@ -73,12 +73,13 @@ class LinearProbe:
   Attributes:
     dataset: `folder`: folders with a sub-folder for each class; `tfds`: splits of a data set of TensorFlow Datasets;
       `npz`: files of features, see `features.read_npz`, for which the model is not used.
-    train, test, validation: a folder, a split or a file each; without `validation`, a fifth of each class of `train`.
+    train, test, validation: a folder, a split or a file each; without `validation`, a fifth of each class of `train` is
+      held out.
     images: of `tfds`, the data set's name or folder.
-    data_dir: of `tfds`, where named data sets lie.
+    data_dir: of `tfds`, the folder of named data sets.
     layer: features of the image `tower`, as in CLIP's paper, or the `embedding` after its projection.
     shots: numbers of pictures of a class, e.g. `(1, 2, 4, 8, 16)`; empty: the whole training split.
-    seeds: how many draws of few pictures; results are means over them.
+    seeds: the number of draws of few pictures; results are means over them.
     mode, allow: see `Classification`.
   """
 
@@ -120,11 +121,11 @@ class LinearProbe:
     """Metrics `top1` and `mean_per_class`; of few-shot learning `K_shot_top1` and `K_shot_mean_per_class`."""
     _need_sklearn()
     notes = [] if self.dataset == "npz" else guards.check_resolution(model, self.allow)
-    faults = pictures.Faults()
-    splits, names, records = self._read(model, faults, progress)
-    notes += faults.notes(records)
+    skips = SkipReport()
+    splits, names, records = self._read(model, skips, progress)
+    notes.append(skips.summary(records))
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
-    # the validation split joins the training split, unless a few pictures of each class are learnt from
+    # the validation split joins the training split, except in few-shot learning
     joins = () if self.shots or validation is None else validation.labels
     learnt = np.union1d(train.labels, joins).astype(np.int64)
     unknown = np.setdiff1d(test.labels, learnt)
@@ -161,12 +162,12 @@ class LinearProbe:
       known, share = (float(np.mean(np.isin(labels, learnt))) for labels in (test.labels, tested))
       values[f"{prefix}top1"] = Metric(top1, known / len(learnt), len(test.labels))
       values[f"{prefix}mean_per_class"] = Metric(mean, share / len(learnt), len(tested))
-    return Result(values, examples, records, dict(faults.skipped), tuple(notes))
+    return Result(values, examples, records, skips.counts, notes)
 
   def _read(
-    self, model: FGCLIP, faults: pictures.Faults, progress: bool
+    self, model: FGCLIP, skips: SkipReport, progress: bool
   ) -> tuple[dict[str, Features], Callable[[int], str], int]:
-    """The features of each split, the names of classes, and how many pictures were read."""
+    """The features of each split, the names of classes, and the number of pictures that were read."""
     given = {"train": self.train, "test": self.test, "validation": self.validation}
     given = {split: place for split, place in given.items() if place is not None}
     if self.dataset == "npz":
@@ -177,15 +178,16 @@ class LinearProbe:
       return splits, str, sum(len(each.labels) for each in splits.values())
     data = self._labelled(given)
     splits = {
-      split: features.extract(model, each, self.layer, faults, self.mode, progress) for split, each in data.items()
+      split: features.extract(model, each, self.layer, skips, self.mode, progress) for split, each in data.items()
     }
     class_names = data["train"].names
     return splits, lambda label: class_names[label], sum(len(each.pictures) for each in data.values())
 
   def _labelled(self, given: dict[str, str]) -> dict[str, image_folders.Labelled]:
     if self.dataset == "tfds":
+      assert self.images is not None  # by __post_init__
       return {split: image_folders.read_tfds(self.images, place, self.data_dir) for split, place in given.items()}
-    # a class has the same number in all splits, also one that a split lacks
+    # classes are numbered over all splits together, so that a class has the same number in each
     names = sorted({name for place in given.values() for name in image_folders.list_classes(place)})
     classes = {name: name.replace("_", " ") for name in names}
     return {split: image_folders.read_folder(place, classes) for split, place in given.items()}
@@ -197,8 +199,8 @@ class Fit:
 
   Attributes:
     classifier: scikit-learn's.
-    count: the pictures that it learnt from.
-    converged: within `ITERATIONS`.
+    count: the number of pictures it was fitted to.
+    converged: whether it converged within `ITERATIONS`.
   """
 
   classifier: Any
@@ -207,7 +209,7 @@ class Fit:
 
   @classmethod
   def on(cls, data: Features, decay: float) -> "Fit":
-    """Fits one; minimises the sum of losses and half the decay times the squared weights, biases left out.
+    """Fits one: minimises the sum of losses plus half the decay times the sum of squared weights, without biases.
 
     Raises:
       ValueError: all pictures are of one class.
@@ -228,23 +230,23 @@ class Fit:
     return cls(classifier, len(data.labels), not late)
 
   def score(self, data: Features) -> tuple[Bool[np.ndarray, "N"], Int[np.ndarray, "N"]]:
-    """Which pictures are right, ties being wrong, and what is predicted."""
+    """Which pictures are right, counting ties as wrong, and the predicted classes."""
     scores = self.classifier.decision_function(data.values.astype(np.float64))
     if scores.ndim == 1:  # of two classes, the second's over the first's
       scores = np.stack([np.zeros_like(scores), scores], axis=1)
     classes = self.classifier.classes_
     predicted = classes[scores.argmax(1)]
-    # no margin as between cosines: a large decay makes all scores small
+    # no margin for ties as between cosines, since a large decay makes all scores small
     tied = (scores == scores.max(1, keepdims=True)).sum(1) > 1
     return (predicted == data.labels) & ~tied, predicted
 
 
 def choose_decay(learn: Features, judge: Features) -> tuple[float, Fit]:
-  """The decay of `DECAYS` that a coarse-to-fine search finds best on `judge`, of equal ones the largest; and its fit.
+  """The decay of `DECAYS` that a coarse-to-fine search finds best, of equal ones the largest; and its fit.
 
   Args:
-    learn: what is fitted.
-    judge: what decays are judged by: the share of right pictures.
+    learn: the features to fit.
+    judge: the features whose share of right pictures decides.
   """
   found: dict[int, tuple[float, Fit]] = {}
 
@@ -264,14 +266,14 @@ def choose_decay(learn: Features, judge: Features) -> tuple[float, Fit]:
 
 
 def _draw(train: Features, validation: Features | None, shots: int | None, seed: int) -> tuple[Features, Features]:
-  """What to fit, and what to choose the decay with: all of the splits, or a few pictures of each class."""
+  """The features to fit and those to choose the decay with: the whole splits, or a few pictures of each class."""
   rng = np.random.default_rng(seed)
   if shots is None and validation is not None:
     return train, validation
   learn, judge = [], []
   for label in np.unique(train.labels):
     rows = rng.permutation(np.flatnonzero(train.labels == label))
-    # a class of one picture is learnt from, not judged by
+    # the only picture of a class is used to learn
     count = shots or len(rows) - max(round(HELD_OUT * len(rows)), int(len(rows) > 1))
     learn.append(rows[:count])
     judge.append(rows[count : count + min(shots, FEW_SHOT_HELD_OUT)] if shots else rows[count:])

@@ -1,4 +1,4 @@
-"""Retrieval benchmarks: pictures and captions of files, each way."""
+"""Retrieval benchmarks: the captions of a picture, and the picture of a caption."""
 
 import argparse
 import dataclasses
@@ -12,10 +12,11 @@ from fgclip_jax.data.image import Mode
 from fgclip_jax.data.tokenizers.clip import clean
 from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.datasets import caption_sets
-from fgclip_jax.evals.datasets import images as pictures
+from fgclip_jax.evals.encoding import encode_images
 from fgclip_jax.evals.evaluator import Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths
+from fgclip_jax.storage.skip_report import SkipReport
 
 SHORT = "retrieval of pictures and captions, each way: COCO, Flickr30k, ShareGPT4V-1K, DCI, Urban1k, your own pairs"
 TEXT = """R@1, R@5 and R@10: a picture's captions among all captions, and a caption's picture among all pictures."""
@@ -41,19 +42,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 class ImageTextRetrieval:
   """The evaluator.
 
-  A picture is looked for by each of its captions, and any of its captions is right for it. Equal captions are one
+  Each caption is a query for its picture, and each picture a query for any of its captions. Equal captions are one
   answer, right for all of their pictures; case and spacing, which the tokenizer drops, make no difference. Ties count
   against the model.
 
   Attributes:
     dataset: `coco`, `flickr30k`, `sharegpt4v`, `dci`, `urban1k` or `pairs`.
     annotations: its file, or its folder (`dci`, `urban1k`).
-    images: the folder under which the pictures lie; None: the annotations' folder, of `urban1k` the folder `image`
-      in it.
+    images: the folder of the pictures; None: the annotations' folder, or for `urban1k` the folder `image` in it.
     kind: the model's path for the captions, `short` or `long`; None: `long` for the sets of long captions.
     split: for `flickr30k`.
     skip_empty: for `dci`, leaves out the pictures (203 of 7,805) whose caption is empty. FG-CLIP's published numbers
-      have them among the questions and answers, where they are almost never found; some other papers' have not.
+      count them among the questions and answers, where they are almost never found; some other papers do not.
     mode, limit, allow: see `Classification`; the limit is of pictures.
   """
 
@@ -100,22 +100,24 @@ class ImageTextRetrieval:
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `image_to_text_rK` and `text_to_image_rK` for K of 1, 5 and 10."""
     notes = guards.check_resolution(model, self.allow)
-    faults = pictures.Faults()
-    skip = self.skip_empty or self.dataset != "dci"
-    entries = caption_sets.read(self.dataset, self.annotations, self.split, self.limit, faults, skip)
-    records = len(entries) + sum(faults.skipped.values())
+    skips = SkipReport()
+    skip_empty = self.skip_empty or self.dataset != "dci"
+    entries = caption_sets.read(self.dataset, self.annotations, self.split, self.limit, skips, skip_empty)
+    records = len(entries) + len(skips)
     texts = [text for entry in entries for text in entry.captions]
     embeddings, cut = guards.encode_texts(model, texts, self._kind, self.allow, progress)
-    image, kept = pictures.encode_pictures(model, self._files(entries), faults, self.mode, progress)
-    notes += [*faults.notes(records, "pictures"), *cut]
+    image, kept = encode_images(model, self._files(entries), skips, self.mode, progress)
+    notes += [skips.summary(records, "pictures"), *cut]
     if not len(kept):
-      raise ValueError(f"no picture of {self.annotations!r} under {self._images!r} can be used: {'; '.join(notes)}")
+      raise ValueError(
+        f"no picture of {self.annotations!r} under {self._images!r} can be used: {'; '.join(filter(None, notes))}"
+      )
     where = {text: place for place, text in enumerate(texts)}
     distinct: dict[str | tuple[str, int], int] = {}
     words, owner, caption = [], [], []
     for row, number in enumerate(kept):
       for text in entries[number].captions:
-        key = clean(text) or ("empty", row)  # empty captions are no answers to each other's questions
+        key = clean(text) or ("empty", row)  # an empty caption is no answer to another one's question
         if key not in distinct:
           words.append(text)
         owner.append(row)
@@ -137,10 +139,10 @@ class ImageTextRetrieval:
       "rank": np.concatenate([there.rank, back.rank]),
       "score": np.concatenate([there.score, back.score]),
     }
-    return Result(found, examples, records, dict(faults.skipped), tuple(notes))
+    return Result(found, examples, records, skips.counts, notes)
 
   def _files(self, entries: Sequence[caption_sets.Entry]) -> list[str]:
-    """The pictures' paths; those of ShareGPT4V may lie flat in the folder, without the folders of their names."""
+    """The pictures' paths; those of ShareGPT4V may be directly in the folder, without the folders of their names."""
     names = [entry.image for entry in entries]
     flat = os.path.basename(names[0])
     if self.dataset == "sharegpt4v" and not paths.exists(paths.join(self._images, names[0])):

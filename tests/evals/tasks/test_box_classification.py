@@ -8,12 +8,12 @@ import pytest
 from PIL import Image
 
 from fgclip_jax.data import image as images
-from fgclip_jax.evals import templates
-from fgclip_jax.evals.datasets import images as pictures
+from fgclip_jax.evals import encoding, templates
 from fgclip_jax.evals.datasets import instances
 from fgclip_jax.evals.tasks import box_classification, detection, fgovd, segmentation
 from fgclip_jax.inference import model as api
 from fgclip_jax.models import params
+from fgclip_jax.storage.skip_report import SkipReport
 from tests.evals.region_sets import SIDE, model, picture, write_coco, write_pictures
 
 CLASSES = ["cat", "dog", "stop_sign", "cup", "tree", "hat", "boat"]  # the last has no box
@@ -106,8 +106,8 @@ def test_many_boxes_are_encoded_some_pictures_at_a_time(monkeypatch, data, bound
   files = [str(folder / name) for name in NAMES]
   seen, encode = [], api.FGCLIP.encode_regions
   monkeypatch.setattr(api.FGCLIP, "encode_regions", lambda self, *args: seen.append(args) or encode(self, *args))
-  monkeypatch.setattr(box_classification, "_AT_ONCE", bound)
-  found = dict(box_classification.encode_boxes(model(), files, rows, pictures.Faults()))
+  monkeypatch.setattr(encoding, "_MAX_BOXES", bound)
+  found = dict(encoding.encode_boxes(model(), files, rows, SkipReport()))
   assert list(found) == [0, 1, 4, 5, 6]
   assert [len(pixels) for pixels, _ in seen] == sizes
   for number, features in found.items():
@@ -154,19 +154,6 @@ def test_a_broken_image_tower_is_told(tmp_path, evaluator, files, things):
     made.run(broken)
 
 
-def test_an_iterator_that_is_worked_ahead():
-  assert list(box_classification.ahead(iter(range(5)))) == list(range(5))
-
-  def broken():
-    yield 1
-    raise KeyError("two")
-
-  found = box_classification.ahead(broken())
-  assert next(found) == 1
-  with pytest.raises(KeyError, match="two"):
-    next(found)
-
-
 def test_boxes_of_no_picture():
-  faults = pictures.Faults()
-  assert list(box_classification.encode_boxes(model(), [], [], faults)) == [] and not faults.skipped
+  skips = SkipReport()
+  assert list(encoding.encode_boxes(model(), [], [], skips)) == [] and not skips.counts

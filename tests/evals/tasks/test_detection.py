@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.evals import average_precision, registry, results, templates
-from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.datasets import instances
 from fgclip_jax.evals.tasks import detection
+from fgclip_jax.storage.skip_report import SkipReport
 from tests.evals.region_sets import CLASSES, coco_stats, model, pack, write_coco, write_pictures
 
 NAMES = [f"{number}.png" for number in range(4)]
@@ -155,13 +155,13 @@ def test_without_classes_the_model_names_the_boxes(files, capsys):
   folder, annotations, proposals = files
   result = detection.Detection(annotations, str(folder), proposals, templates="name", scale=None).run(model())
   data = instances.read(annotations)
-  read, count = detection.read_proposals(proposals, data, 300, False, pictures.Faults(), progress=True)
+  read, count = detection.read_proposals(proposals, data, 300, False, SkipReport(), progress=True)
   assert "proposals: 18box" in capsys.readouterr().err
   assert count == 18 and [len(each.box) for each in read] == [4] * 4 and all((each.label == -1).all() for each in read)
   assert (np.diff(read[0].score) <= 0).all()
   assert len(result.examples["score"]) == 3 * 4 * len(CLASSES)  # no two boxes overlap
   assert 0 <= result.metrics["detection_ap"].value < 1
-  few = detection.read_proposals(proposals, data, 2, False, pictures.Faults())[0]
+  few = detection.read_proposals(proposals, data, 2, False, SkipReport())[0]
   assert [each.box.tolist() for each in few] == [each.box[:2].tolist() for each in read]
 
 
@@ -182,8 +182,8 @@ def test_the_best_proposals_of_each_picture_are_read(tmp_path_factory, rows, mos
   ]
   path = tmp_path_factory.mktemp("proposals") / "p.json"
   path.write_text(json.dumps(entries))
-  faults = pictures.Faults()
-  found, read = detection.read_proposals(str(path), truth, most, True, faults)
+  skips = SkipReport()
+  found, read = detection.read_proposals(str(path), truth, most, True, skips)
   assert read == len(rows) and len(found) == 3
   for image, each in enumerate(found):
     mine = [place for place, row in enumerate(rows) if row[0] == image and row[2]]
@@ -192,7 +192,7 @@ def test_the_best_proposals_of_each_picture_are_read(tmp_path_factory, rows, mos
     assert each.score.tolist() == [rows[place][1] / 4 for place in mine]
     assert each.label.tolist() == [rows[place][3] - 1 for place in mine]
   elsewhere, flat = sum(row[0] == 3 for row in rows), sum(row[0] < 3 and not row[2] for row in rows)
-  assert faults.skipped["proposal_elsewhere"] == elsewhere and faults.skipped["proposal_without_size"] == flat
+  assert skips.counts["proposal_elsewhere"] == elsewhere and skips.counts["proposal_without_size"] == flat
 
 
 def test_a_grid_where_there_are_no_proposals(files):
@@ -240,7 +240,7 @@ def crowded(tmp_path_factory):
 def all_pairs(evaluator, model):
   """Every proposal as a detection of every class, scored one by one."""
   data = instances.read(evaluator.annotations)
-  proposals, _ = detection.read_proposals(evaluator.proposals, data, 300, False, pictures.Faults())
+  proposals, _ = detection.read_proposals(evaluator.proposals, data, 300, False, SkipReport())
   classes = templates.class_embeddings(model, data.names, ["{}"])
   found = []
   for number, each in enumerate(proposals):
@@ -272,7 +272,7 @@ def test_fixed_ap_counts_more_than_the_best_of_a_picture(crowded, model):
 def test_fixed_ap_counts_so_many_of_a_class_over_all_pictures(crowded, model, monkeypatch, most):
   """Also where they are sorted out as the pictures come."""
   data, pairs = all_pairs(crowded, model)
-  monkeypatch.setattr(detection, "_OF_CLASS", most)
+  monkeypatch.setattr(detection, "_FIXED_AP", most)
   result = dataclasses.replace(crowded, fixed_ap=True).run(model)
   rows = np.concatenate(
     [np.flatnonzero(pairs.label == n)[np.argsort(-pairs.score[pairs.label == n])][:most] for n in range(4)]

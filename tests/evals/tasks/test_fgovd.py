@@ -11,8 +11,8 @@ from PIL import Image
 
 import fgclip_jax
 from fgclip_jax.evals import guards, ranking
-from fgclip_jax.evals.datasets import images as pictures
 from fgclip_jax.evals.tasks import fgovd
+from fgclip_jax.storage.skip_report import SkipReport
 from tests.evals.region_sets import model, write_pictures
 
 # rows, and those with fewer than ten different wrong texts
@@ -110,9 +110,9 @@ def test_predictions_are_those_of_the_recorded_features(oracle):
 @pytest.mark.parametrize("name", FILES)
 def test_every_row_of_the_published_files_can_be_asked(shared, name):
   level, count, fewer = FILES[name]
-  faults = pictures.Faults()
-  rows, read = fgovd.read_rows(str(shared / "data" / "fgovd" / f"{name}.jsonl"), faults)
-  assert len(rows) == read == count and not faults.skipped and {each.level for each in rows} == {level}
+  skips = SkipReport()
+  rows, read = fgovd.read_rows(str(shared / "data" / "fgovd" / f"{name}.jsonl"), skips)
+  assert len(rows) == read == count and not skips.counts and {each.level for each in rows} == {level}
   assert sum(len(each.negatives) < 10 for each in rows) == fewer
 
 

@@ -8,10 +8,11 @@ import pytest
 from hypothesis import strategies
 
 from fgclip_jax.evals import LinearProbe, features
-from fgclip_jax.evals.datasets import image_folders, images
+from fgclip_jax.evals.datasets import image_folders
 from fgclip_jax.evals.features import Features
 from fgclip_jax.evals.tasks import linear_probe
 from fgclip_jax.inference.programs import Setup
+from fgclip_jax.storage.skip_report import SkipReport
 
 pytest.importorskip("sklearn", reason="needs scikit-learn, see requirements-evals.txt")
 
@@ -148,16 +149,16 @@ def test_folders(model, folders):
 
 def test_features_are_those_before_or_after_the_projection(model, spread_model, folders, monkeypatch):
   data = image_folders.read_folder(folders[0])
-  tower = features.extract(model, data, "tower", images.Faults())
-  embedding = features.extract(model, data, "embedding", images.Faults())
+  tower = features.extract(model, data, "tower", SkipReport())
+  embedding = features.extract(model, data, "embedding", SkipReport())
   kernel = np.asarray(model.params["vision_projection"]["kernel"])
   np.testing.assert_allclose(tower.values @ kernel, embedding.values, atol=1e-5)
   np.testing.assert_allclose(embedding.values, model.encode_image(list(data.pictures), normalize=False), atol=1e-5)
   assert abs(np.linalg.norm(embedding.values, axis=1) - 1).max() > 0.01
-  several = features.extract(spread_model, data, "tower", images.Faults())
+  several = features.extract(spread_model, data, "tower", SkipReport())
   np.testing.assert_allclose(several.values, tower.values, atol=1e-5)
   monkeypatch.setattr(Setup, "sizes", (1,))
-  single = features.extract(model, data, "tower", images.Faults())
+  single = features.extract(model, data, "tower", SkipReport())
   np.testing.assert_allclose(single.values, tower.values, atol=1e-5)
 
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fgclip_jax.evals import registry, templates
-from fgclip_jax.evals.datasets import class_lists
+from fgclip_jax.evals.datasets import class_lists, label_maps
 from fgclip_jax.evals.tasks import segmentation
 from tests.evals.region_sets import model, write_pictures
 
@@ -59,15 +59,15 @@ def test_the_best_class_of_each_pixel(seed, shape):
   owner = np.asarray([0, 1, 1, 2, 4])
   rows, columns = (segmentation.interpolation(side, 4)[:side].astype(np.float64) for side in shape)
   wide = np.einsum("Hh,Ww,hwd,td->HWt", rows, columns, dense, texts)
-  maps = segmentation.label_maps(dense, texts, owner, shape, background=True)
+  maps = segmentation.predict(dense, texts, owner, shape, background=True)
   for first, found in enumerate(maps):
     mine = wide[..., first:]
     clear = np.ptp(np.sort(mine, -1)[..., -2:], axis=-1) > 1e-5
     assert found.shape == shape and found.dtype == np.uint8 and clear.mean() > 0.9
     np.testing.assert_array_equal(found[clear], owner[first:][mine.argmax(-1)][clear])
-  (alone,) = segmentation.label_maps(dense, texts, owner, shape)
+  (alone,) = segmentation.predict(dense, texts, owner, shape)
   np.testing.assert_array_equal(alone, maps[0])
-  (many,) = segmentation.label_maps(dense, texts, owner * 200, shape)
+  (many,) = segmentation.predict(dense, texts, owner * 200, shape)
   np.testing.assert_array_equal(many, maps[0].astype(int) * 200)
 
 
@@ -167,8 +167,8 @@ def test_batches_and_devices_and_order_change_nothing(files, model, spread_model
   for other in (model, spread_model):
     found = files[2].run(other)
     assert found.metrics == expected.metrics and found.notes == expected.notes and found.examples == expected.examples
-  find = segmentation.Segmentation._find
-  monkeypatch.setattr(segmentation.Segmentation, "_find", lambda *arguments: find(*arguments)[::-1])
+  find = label_maps.find
+  monkeypatch.setattr(label_maps, "find", lambda *arguments: find(*arguments)[::-1])
   turned = files[2].run(model)
   assert turned.metrics == expected.metrics and turned.notes == expected.notes
   assert turned.examples == {name: column[::-1] for name, column in expected.examples.items()}
@@ -183,7 +183,7 @@ def test_more_than_255_classes(files, tmp_path, form, suffix):
     levels = np.where(labels[stem] == 255, 65535, 299 - 22 * labels[stem]).astype(np.uint16)
     assert set(np.unique(levels)) <= {255, 277, 299, 65535}
     Image.fromarray(levels).save(tmp_path / f"{stem}{suffix}", form)
-    np.testing.assert_array_equal(segmentation.decode_labels((tmp_path / f"{stem}{suffix}").read_bytes()), levels)
+    np.testing.assert_array_equal(label_maps.decode((tmp_path / f"{stem}{suffix}").read_bytes()), levels)
   many = dataclasses.replace(evaluator, labels=str(tmp_path), classes=str(tmp_path / "many.txt"), label_suffix=suffix)
   with pytest.raises(ValueError, match="300 classes, and level 255 .* give --ignore_label"):
     many.run(model())
@@ -196,7 +196,7 @@ def test_levels_of_more_than_16_bits_are_refused():
   file = io.BytesIO()
   Image.fromarray(np.full((3, 3), 70_000, np.int32)).save(file, "TIFF")
   with pytest.raises(ValueError, match="has numbers from 70000 to 70000"):
-    segmentation.decode_labels(file.getvalue())
+    label_maps.decode(file.getvalue())
 
 
 def test_a_label_map_without_a_counted_pixel_has_no_accuracy(files, tmp_path):
