@@ -35,7 +35,7 @@ class Features:
 
   def take(self, rows: Int[np.ndarray, "n"]) -> "Features":
     """A selection of rows."""
-    return Features(self.values[rows], self.labels[rows], [self.ids[row] for row in rows.tolist()])
+    return Features(self.values[rows], self.labels[rows], [self.ids[int(row)] for row in rows])
 
   def join(self, other: "Features") -> "Features":
     """Concatenates two sets of features."""
@@ -82,7 +82,7 @@ def extract(
   values, kept = encode_images(encoder, data.pictures, skips, mode, progress, normalize=False)
   if not len(kept):
     raise ValueError(f"no picture can be used: {skips.summary(len(data.pictures))}")
-  return Features(values, data.labels[kept], [data.ids[number] for number in kept.tolist()])
+  return Features(values, data.labels[kept], [data.ids[int(number)] for number in kept])
 
 
 def read_npz(path: str) -> Features:

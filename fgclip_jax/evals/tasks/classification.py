@@ -125,7 +125,7 @@ class Classification:
     notes += [*data.notes, *_notes(data)]
     mode = self.mode or inputs.default_mode(model.config)
     notes.append(f"pictures are made square by {mode}, classes by the templates {self.templates}")
-    return _score(image, data.labels[kept], [data.ids[number] for number in kept.tolist()], classes, data, skips, notes)
+    return _score(image, data.labels[kept], [data.ids[int(number)] for number in kept], classes, data, skips, notes)
 
 
 def _score(

@@ -209,7 +209,8 @@ def _make_row(entry: Any, number: int) -> Row:
   negatives = tuple(text for text in dict.fromkeys(entry["neg_expression"]) if text != positive)
   if not all(isinstance(text, str) and text.strip() for text in (positive, *negatives)):
     raise ValueError("an expression is empty or no text")
-  level = LEVELS.get(entry["test_type"], entry["test_type"])
+  level: str = entry["test_type"]
+  level = LEVELS.get(level, level)
   return Row(level, number, entry["img_path"], instances.to_fractions(box, size)[0], positive, negatives)
 
 
