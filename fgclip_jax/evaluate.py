@@ -1,4 +1,4 @@
-"""Measures a model at a benchmark, and compares results.
+"""Measures a model on a benchmark, and compares results.
 
 python -m fgclip_jax.evaluate --model runs/stage2 --data data/scenes --output stage2.json
 python -m fgclip_jax.evaluate classify imagenet --model M --images imagenet/val --output in1k.json
@@ -20,7 +20,7 @@ from fgclip_jax.evals.evaluator import Evaluator, Result
 from fgclip_jax.evals.tasks.dataset import Records
 from fgclip_jax.inference import programs
 from fgclip_jax.inference.model import DTYPES, FGCLIP, load
-from fgclip_jax.weights import formats as folders
+from fgclip_jax.weights import formats
 
 compare, table = results.compare, results.table
 
@@ -30,15 +30,15 @@ def evaluate(
 ) -> dict[str, dict[str, float | int | None]]:
   """All metrics of a model on a split of a record folder: `{name: {"value": share, "chance": share, "count": n}}`.
 
-  A metric without labels is left out. That, records that could not be used, and cut texts are warned of.
+  Metrics without labels are left out. Warnings name them, records that could not be used, and texts that were cut.
 
   Args:
     model: the model.
     data, split: the record folder and its split.
-    limit: reads only so many records, the first ones.
+    limit: the number of records to read, from the first; None for all.
 
   Raises:
-    FileNotFoundError, ValueError: the split is not there, or holds no usable record.
+    FileNotFoundError, ValueError: the split is missing, or holds no usable record.
   """
   result = Records(data, split, limit).run(model)
   for note in result.notes:
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _compare(args: argparse.Namespace) -> None:
-  """Prints result files side by side; without files, what is published."""
+  """Prints result files side by side; without files, published numbers."""
   if args.compare:
     print(compare(args.compare, args.published))
     return
@@ -97,8 +97,8 @@ def _parse(argv: list[str]) -> argparse.Namespace:
     "python -m fgclip_jax.evaluate [COMMAND]",
     __doc__,
     "\n".join(["commands (each with --help; without one the options are those of `records`):", *lines])
-    + "\n\n--compare FILE ... [--published MODEL] prints result files side by side; --published MODEL alone prints all"
-    "\nthat is published of a model",
+    + "\n\n--compare FILE ... [--published MODEL] prints result files side by side; --published MODEL alone prints a"
+    "\nmodel's published numbers",
   )
   _add_model(parser)
   registry.add_to(parser, "records")
@@ -117,11 +117,11 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
   group = parser.add_argument_group("model and results")
   group.add_argument("--model", required=True, metavar="DIR", help="a PyTorch-format, model or run folder")
   group.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="compute in (default: %(default)s)")
-  group.add_argument("--raw_weights", action="store_true", help="of a run, the last step's weights, not their average")
+  group.add_argument("--raw_weights", action="store_true", help="take a run's last weights, not their average")
   group.add_argument("--image_size", type=positive, metavar="N", help="another size of images than the model's")
-  group.add_argument("--name", help="what the results are called in a comparison (default: the model folder's name)")
+  group.add_argument("--name", help="the name of the results in a comparison (default: that of the model folder)")
   group.add_argument("--output", metavar="FILE", help="write the results to this JSON file")
-  group.add_argument("--examples", metavar="FILE", help="write what was found for each question, as JSON lines")
+  group.add_argument("--examples", metavar="FILE", help="write the prediction for each question, as JSON lines")
   options.add_allow(group)
   _add_published(group)
 
@@ -143,14 +143,14 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
     model = model.with_image_size(args.image_size)
   guards.check_resolution(model, args.allow)
   print(f"{args.model}: {model}")
-  if not args.raw_weights and folders.is_averaged(args.model):
+  if not args.raw_weights and formats.is_averaged(args.model):
     print("Weights averaged over the run's steps (--raw_weights: those of its last step)")
   devices = f"{jax.local_device_count()} x {jax.devices()[0].device_kind}"
   print(f"Evaluating {evaluator.name} on {devices}")
   result = evaluator.run(model, progress=True)
   seconds = time.perf_counter() - start
   name = args.name or os.path.basename(os.path.normpath(args.model))
-  _tell(args, evaluator, result, name, seconds)
+  _report(args, evaluator, result, name, seconds)
   if args.output:
     settings = {key: getattr(args, key) for key in ("model", "dtype", "raw_weights", "image_size")}
     settings["image_size"] = model.config.vision.image_size
@@ -164,7 +164,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
     )
 
 
-def _tell(args: argparse.Namespace, evaluator: Evaluator, result: Result, name: str, seconds: float) -> None:
+def _report(args: argparse.Namespace, evaluator: Evaluator, result: Result, name: str, seconds: float) -> None:
   """Prints the table and the notes, and writes the examples."""
   mine = {name: results.as_json(result)}
   beside, sources = results.published_columns(evaluator.name, evaluator.settings(), mine.values(), args.published)

@@ -141,7 +141,7 @@ def embed(
   Args:
     model: the model.
     folder, split: see `fgclip_jax.prepare`.
-    limit: reads only the first so many records; None for all.
+    limit: the number of records to read, from the first; None for all.
     progress: shows progress bars.
 
   Raises:

@@ -71,8 +71,8 @@ def parse(text: str) -> Evaluator:
 
 
 def _make(evaluator: type[Any], options: argparse.Namespace) -> Evaluator:
-  values = {field.name: getattr(options, field.name, None) for field in dataclasses.fields(evaluator)}
-  values = {name: value for name, value in values.items() if hasattr(options, name)}
+  fields = {field.name for field in dataclasses.fields(evaluator)}
+  values = {name: value for name, value in vars(options).items() if name in fields}
   return evaluator(**{name: tuple(value) if isinstance(value, list) else value for name, value in values.items()})
 
 

@@ -46,7 +46,7 @@ FONTS = (
   "NotoSans-Regular.ttf",
   "DejaVuSans.ttf",
 )
-_NO_CHARACTER = "\U0010ffff"  # no font has it, so that it is drawn as the sign for what is missing
+_NO_CHARACTER = "\U0010ffff"  # no font has it, so that it is drawn as the sign of a missing character
 
 
 def colours(values: Float[np.ndarray, "*B"]) -> UInt8[np.ndarray, "*B 3"]:

@@ -31,7 +31,7 @@ def read(
     dataset: a key of `READERS`.
     annotations: its file or folder.
     split: for `flickr30k` and files of the same form, the split to take.
-    limit: takes only the first so many entries.
+    limit: the number of entries to read, from the first; None for all.
     skips: counts entries that cannot be used, as `caption_missing` (no caption, or an empty one) or by the kind of
       their record's error.
     skip_empty: leaves out empty captions, and pictures without another one; else they are captions like others.

@@ -1,4 +1,4 @@
-"""Questions of compositional benchmarks: images with captions of which one is right.
+"""Questions of compositional benchmarks: images with right and wrong captions.
 
 - SugarCrepe (https://github.com/RAIVNLab/sugar-crepe): an image, its caption, a fluent wrong one.
 - ARO (https://github.com/mertyg/vision-language-models-are-bows): relations and attributes in a box, order of words.
@@ -60,7 +60,7 @@ def read_questions(
     path: a file of JSON or JSON lines.
     skips: counts the others: `question_broken` (not the expected fields), `box_without_size`, `negatives_missing` (no
       wrong caption).
-    limit: reads only the first so many.
+    limit: the number to read, from the first; None for all.
 
   Raises:
     FileNotFoundError, ValueError: the file is missing, or broken.
@@ -174,7 +174,5 @@ def _crop(path: str, box: Box) -> Image.Image:
     raise RecordError(error.kind, path, error.message) from error
   left, top, right, bottom = (round(edge) for edge in box)
   if right <= 0 or bottom <= 0 or left >= picture.width or top >= picture.height:
-    raise RecordError(
-      "box_outside", path, f"the box {list(box)} lies outside of its {picture.width} x {picture.height}"
-    )
+    raise RecordError("box_outside", path, f"the box {list(box)} is outside of its {picture.width} x {picture.height}")
   return picture.crop((left, top, right, bottom))

@@ -24,7 +24,7 @@ def find(
     images, labels: their folders.
     label_suffix: the end of a label map's name, after the name of its image.
     split: a text file with the name (without suffix) of an image on each line; None: all label maps, by name.
-    limit: only the first so many.
+    limit: the number to read, from the first; None for all.
 
   Raises:
     FileNotFoundError, ValueError: a folder or file is missing, or there are no label maps.

@@ -42,7 +42,7 @@ class Examples:
       folder: as `python -m fgclip_jax.prepare` writes it, on this machine or in object storage.
       split: e.g. `validation`.
       image_size: the side that images are squashed to.
-      limit: reads only the first so many records.
+      limit: the number of records to read, from the first; None for all.
 
     Raises:
       FileNotFoundError, ValueError: there is no such folder or split, a shard is missing, no record can be read, or

@@ -21,6 +21,7 @@ EXAMPLE = "--model M --annotations lvis_v1_val.json --images coco --output lvis.
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of the command."""
   parser.add_argument(
     "--annotations",
     required=True,
@@ -51,7 +52,7 @@ class BoxClassification:
     images: the folder of images; for LVIS the one that holds train2017 and val2017.
     classes: for Open Images, the file of the classes' names.
     templates: the prompts, a name in `templates.TEMPLATES`.
-    limit: reads only so many images, the first by id; None for all.
+    limit: the number of images to read, the first by id; None for all.
     allow: guards that are switched off.
     ks: the K of each top-K.
   """

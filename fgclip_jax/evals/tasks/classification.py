@@ -26,6 +26,7 @@ SETS = ("imagenet", "imagenetv2", "folder", "tfds")
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of the command."""
   parser.add_argument("dataset", choices=SETS, help="the kind of data set")
   parser.add_argument(
     "--images", required=True, metavar="DIR", help="a folder with a sub-folder for each class; of tfds: its name"
@@ -58,7 +59,7 @@ class Classification:
     split, data_dir: for `tfds`, the split, and the folder of named data sets.
     templates: a key of `templates.TEMPLATES`.
     mode: how pictures are made square; None: the model's own way, `squash` for an FG-CLIP, `center_crop` for a CLIP.
-    limit: takes only the first so many pictures.
+    limit: the number of pictures to read, from the first; None for all.
     allow: see `guards`.
   """
 

@@ -28,6 +28,7 @@ ATTRIBUTES_LEAST = 25  # questions about a pair of attributes for it to count in
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of the command."""
   parser.add_argument("dataset", choices=tuple(READERS), help="the form of the annotations")
   parser.add_argument(
     "--annotations", required=True, nargs="+", metavar="FILE", help="their files, one for each category"

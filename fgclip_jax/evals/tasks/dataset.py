@@ -20,7 +20,7 @@ EXAMPLE = "--model runs/stage2 --data data/scenes --output stage2.json"
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-  """Adds this command's options to a parser."""
+  """Adds the options of the command."""
   parser.add_argument(
     "--data", required=True, metavar="DIR", help="a record folder, as `python -m fgclip_jax.prepare` writes it"
   )
@@ -148,7 +148,7 @@ class Records:
 
   Attributes:
     data, split: a record folder and its split.
-    limit: reads only the first so many records.
+    limit: the number of records to read, from the first; None for all.
     allow: see `guards`.
     parts: the metrics to compute.
   """

@@ -26,7 +26,7 @@ proposal's score for a class is the geometric mean of its own score and the soft
 EXAMPLE = "--model M --annotations lvis_v1_val.json --images coco --proposals boxes.json --output detection.json"
 
 _CANDIDATES = 10  # pairs of a proposal and a class that are tried first, for each detection that is wanted
-_STEP = 64  # scores are computed for multiples of so many proposals: few sizes to compile
+_STEP = 64  # proposals are padded to multiples of it: few sizes to compile
 _ROWS = 1024  # boxes whose overlaps are computed at once
 _FIXED_AP = 10_000  # detections of a class that Fixed AP counts
 # Detections of an image, by whether the data set is LVIS. 300 is LVIS' rule. COCO counts 100 of each class of an image;
@@ -35,6 +35,7 @@ _MAX_DETECTIONS = {False: 100, True: 300}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of the command."""
   parser.add_argument(
     "--annotations", required=True, metavar="FILE", help="the true boxes: instances_val2017.json or lvis_v1_val.json"
   )
@@ -102,7 +103,7 @@ class Detection:
     scale: the factor of the cosines; None is the model's learned one for regions.
     nms: the overlap (intersection over union) above which the worse of two boxes of a class is dropped; 1 drops none.
     fixed_ap: counts detections by class, not by image.
-    limit: reads only so many images, the first by id; None for all.
+    limit: the number of images to read, the first by id; None for all.
     allow: guards that are switched off.
   """
 

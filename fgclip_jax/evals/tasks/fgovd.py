@@ -73,6 +73,7 @@ def attribute_kind(positive: str, negative: str) -> str:
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of the command."""
   parser.add_argument(
     "--annotations", required=True, nargs="+", metavar="FILE", help="files of FG-OVD (JSON lines), one for each level"
   )
@@ -94,7 +95,7 @@ class FgOvd:
   Attributes:
     annotations: JSON-lines files of FG-OVD, one for each level.
     images: the folder that holds COCO's train2017 and val2017: rows point into both.
-    limit: reads only the first so many rows of each file; None for all.
+    limit: the number of rows to read of each file, from the first; None for all.
     allow: guards that are switched off.
   """
 
@@ -172,7 +173,7 @@ def read_rows(path: str, skips: SkipReport, limit: int | None = None) -> tuple[l
   Args:
     path: a file of JSON lines.
     skips: counts the others: `row_broken`, `row_without_negatives`, `box_without_size`.
-    limit: reads only the first so many.
+    limit: the number to read, from the first; None for all.
 
   Raises:
     FileNotFoundError, ValueError: the file is missing, or does not hold JSON lines.
@@ -242,7 +243,7 @@ def _measure(levels: np.ndarray, kinds: np.ndarray, beaten: np.ndarray, valid: n
 
 
 def _top1(beaten: np.ndarray, counted: np.ndarray) -> Metric:
-  """The share of rows in which no counted negative wins, of those that have any."""
+  """The share of rows that no counted negative wins, of those that have any."""
   has = counted.any(1)
   hits = ~(beaten[has] & counted[has]).any(1)
   chance = float(np.mean(1 / (1 + counted[has].sum(1))))

@@ -38,6 +38,7 @@ FEW_SHOT_HELD_OUT = 4  # validation pictures of a class, at most
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of the command."""
   parser.add_argument("dataset", choices=SETS, help="the kind of data set")
   parser.add_argument(
     "--train", required=True, metavar="PLACE", help="a folder with a sub-folder for each class, a split, or a .npz file"

@@ -24,6 +24,7 @@ EXAMPLE = "coco --model M --annotations captions_val2017.json --images coco/val2
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of the command."""
   parser.add_argument("dataset", choices=tuple(caption_sets.READERS), help="the form of the annotations")
   parser.add_argument("--annotations", required=True, metavar="PATH", help="their file; of dci and urban1k the folder")
   parser.add_argument("--images", metavar="DIR", help="the folder of the pictures (default: that of the annotations)")

@@ -28,6 +28,7 @@ _STEP = 128  # sides of computed label maps are multiples of it: few sizes to co
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the options of the command."""
   parser.add_argument("--images", required=True, metavar="DIR", help="the folder of the images")
   parser.add_argument(
     "--labels", required=True, metavar="DIR", help="the folder of label maps: PNG or TIFF files of class numbers"
@@ -80,7 +81,7 @@ class Segmentation:
     ignore_label: the level of pixels that are not counted; 65535 in the usual files of more than 255 classes.
     label_suffix: the end of a label map's name, e.g. `_labelTrainIds.png`.
     templates: the prompts, a name in `templates.TEMPLATES`.
-    limit: reads only so many label maps, the first by name; None for all.
+    limit: the number of label maps to read, the first by name; None for all.
     allow: guards that are switched off.
   """
 
@@ -171,7 +172,7 @@ class Segmentation:
     if reduce <= self.ignore_label < reduce + count:
       raise ValueError(
         f"{self.classes} has {count} classes, and level {self.ignore_label} of a label map cannot be one of them and "
-        "stand for pixels that are not counted: give --ignore_label (65535 in most files of 16 bits)"
+        "mark pixels that are not counted: give --ignore_label (65535 in most files of 16 bits)"
       )
     numbers = np.full(label_maps.LEVELS, _NO_CLASS)
     numbers[[0, self.ignore_label]] = _NOT_COUNTED
@@ -180,7 +181,7 @@ class Segmentation:
 
   def _refuse(self, path: str, level: int, classes: class_lists.ClassList) -> NoReturn:
     reduce = self._reduces(classes)
-    advice = "" if reduce else "; if 0 stands for no class, use --reduce_zero_label"
+    advice = "" if reduce else "; if 0 is no class, use --reduce_zero_label"
     raise ValueError(
       f"{path} has a pixel of level {level}, and the {len(classes.names)} classes of {self.classes} are levels "
       f"{int(reduce)} to {len(classes.names) - 1 + reduce}, beside {self.ignore_label} where nothing is counted{advice}"
