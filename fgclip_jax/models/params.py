@@ -6,6 +6,7 @@ BatchNorm has gathered are among them, so that they go wherever a model goes; th
 optimizer sees them and they are not counted.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -61,6 +62,12 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 
 def abstract_params(config: ModelConfig) -> Params:
   """The shapes and dtypes of the parameters, without making them."""
+  return jax.tree.map(lambda leaf: leaf, _abstract_params(config))  # a tree of the caller's own
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_params(config: ModelConfig) -> Params:
+  """Traced once for each model: a run asks several times, and tracing takes longer than reading the weights."""
   return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
 
 
