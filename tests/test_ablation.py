@@ -10,6 +10,8 @@ import pytest
 from benchmarks import ablation
 from fgclip_jax.prepare.sources import scenes
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = argparse.Namespace(workdir="runs", data="data/scenes", stage1_steps=20, steps=10, batch=64)
 
 

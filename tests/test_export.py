@@ -18,6 +18,8 @@ from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.weights import native
 from tests.helpers.toy_models import init
 
+pytestmark = pytest.mark.slow
+
 TINY = presets.preset("tiny").replace(text={"vocab_size": 49408, "short_length": 24, "long_length": 40})
 PLAIN = TINY.replace(text={"long_length": None})
 BOX = np.asarray([[[0.1, 0.2, 0.7, 0.6], [0.0, 0.0, 1.0, 1.0]]], np.float32)

@@ -52,6 +52,7 @@ def run(begin):
   return run
 
 
+@pytest.mark.slow
 def test_a_run_from_end_to_end(run, root, data, tmp_path):
   arguments = [
     f"--config={root}/configs/stage2.py:tiny",
@@ -107,6 +108,7 @@ def test_a_run_from_end_to_end(run, root, data, tmp_path):
   assert "Traceback" not in err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "arguments, message",
   [
@@ -131,6 +133,7 @@ def test_mistakes_end_the_command_before_anything_is_compiled(run, root, data, t
   assert not out and not os.listdir(tmp_path)
 
 
+@pytest.mark.slow
 def test_one_of_two_processes_that_cannot_begin_ends_the_other(begin, root, data):
   with socket.socket() as free:
     free.bind(("localhost", 0))
@@ -147,6 +150,7 @@ def test_one_of_two_processes_that_cannot_begin_ends_the_other(begin, root, data
   assert other_err.startswith("error: no data set folder at 'nowhere'") and "Traceback" not in err + other_err
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "arguments, message",
   [

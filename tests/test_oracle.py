@@ -13,6 +13,8 @@ import safetensors.numpy
 
 from fgclip_jax.train.mesh import make_mesh
 
+pytestmark = pytest.mark.slow
+
 FOLDERS = ("common", "fgclip_p14", "fgclip_p16", "fgclip_p16_world2")
 
 

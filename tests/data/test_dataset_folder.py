@@ -37,6 +37,7 @@ def folder(request, tmp_path):
   return str(tmp_path) if request.param == "local" else standin.remote(tmp_path)
 
 
+@pytest.mark.slow
 def test_tensorflow_datasets_reads_the_folder_without_tensorflow(tmp_path, root):
   folder = tmp_path / "toy" / dataset_folder.VERSION
   folder.mkdir(parents=True)

@@ -163,6 +163,7 @@ def test_a_very_wide_picture():
   assert caught.value.kind == "image_too_thin"
 
 
+@pytest.mark.slow
 def test_no_warning_comes_through(root):
   """In a process of its own, since pytest sets warning filters anew for each test."""
   code = """if True:

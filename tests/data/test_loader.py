@@ -113,6 +113,7 @@ def test_a_batch_that_does_not_divide(toy):
     make_loader(toy, shards=3)
 
 
+@pytest.mark.slow
 def test_workers_load_nothing_but_data():
   code = (
     "import sys, fgclip_jax.main, fgclip_jax.data.loader\n"  # a worker process imports the command and the loader

@@ -42,6 +42,7 @@ def unit(x):
   return x / np.linalg.norm(x, axis=-1, keepdims=True)
 
 
+@pytest.mark.slow
 def test_importing_the_package_or_its_data_does_not_load_jax():
   code = "import sys, fgclip_jax, fgclip_jax.data.packing; assert 'jax' not in sys.modules; print(fgclip_jax.Tokenizer)"
   code += "; assert 'jax' not in sys.modules, 'tokenizer'"

@@ -9,6 +9,8 @@ import kubernetes_validate
 import pytest
 import yaml
 
+pytestmark = pytest.mark.slow
+
 JOB = ["--name=night", "--image=registry.example/fgclip:1", "--claim=shared"]
 V5E = ["--accelerator=tpu-v5-lite-podslice", "--topology=16x16"]
 

@@ -11,6 +11,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 PREEMPTED = 75
 JOB = ["--name=night", "--image=image", "--claim=shared"]
 

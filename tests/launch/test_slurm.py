@@ -5,6 +5,8 @@ import shutil
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 SRUN = ["srun", "--kill-on-bad-exit=0", "--wait=300"]
 TRAIN = ["env", "JAX_PLATFORMS=cuda,cpu", ".venv/bin/python", "-m", "fgclip_jax.main"]
 

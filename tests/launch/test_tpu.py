@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 POD = ["--name=night", "--zone=us-west4-a"]
 
 

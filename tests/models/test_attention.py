@@ -146,6 +146,7 @@ def tower_loss(runtime, config, length=LENGTH):
   return params, loss
 
 
+@pytest.mark.slow
 def test_text_tower_with_splash_equals_xla():
   config = TextConfig(32, 2, 2, 64, vocab_size=50)
   tokens = jax.random.randint(jax.random.key(1), (2, LENGTH), 0, 50)
@@ -242,6 +243,7 @@ def print_text_towers():
   print(BETWEEN.join(programs))
 
 
+@pytest.mark.slow
 def test_text_tower_compiles_for_a_tpu():
   programs = compiling.printed(print_text_towers).split(BETWEEN)
   assert [text.count('custom_call_target="tpu_custom_call"') for text in programs] == list(REMATS.values())

@@ -76,6 +76,7 @@ def print_for_tpus():
   print(known_program(make_mesh({"fsdp": 4}, compiling.tpus("v5e:2x2"))).as_text())
 
 
+@pytest.mark.slow
 def test_known_collectives_on_a_tpu():
   check_known(Program(compiling.printed(print_for_tpus), 4))
 

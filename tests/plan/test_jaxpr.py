@@ -62,6 +62,7 @@ def test_convolutions():
   assert count(function, image, kernel) == {"other": 2 * (2 * 2 * 2 * 5) * (4 * 4 * 3)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("boxes", [0, 3])
 def test_a_step_computes_what_the_formula_says_and_more_with_recomputation(boxes):
   model = preset("tiny")

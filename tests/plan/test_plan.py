@@ -32,6 +32,7 @@ def libtpu():
   compiling.need_libtpu()
 
 
+@pytest.mark.slow
 def test_a_plan_from_end_to_end(plan, root, tmp_path, libtpu):
   config = f"--config={root}/configs/stage2.py:tiny"
   keys = [f"--config.data.batch_size={BATCH}", "--config.data.boxes=3", "--config.mesh=data=2,fsdp=2"]
@@ -72,6 +73,7 @@ def check_step(found: dict):
   assert checks["output_bytes"] - checks["donated_bytes"] < 1e5
 
 
+@pytest.mark.slow
 def test_a_batch_that_is_too_large(plan, root, libtpu):
   arguments = [f"--config={root}/configs/stage1.py:tiny", "--topology=v5e:2x2", "--config.data.batch_size=400000"]
   code, out, err = plan(*arguments, "--config.runtime.remat=none")
@@ -81,6 +83,7 @@ def test_a_batch_that_is_too_large(plan, root, libtpu):
   assert out.endswith("more devices\n")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
   "arguments, message",
   [
@@ -96,6 +99,7 @@ def test_mistakes(plan, root, arguments, message):
   assert code == 1 and err.startswith(message) and "Traceback" not in err and not out
 
 
+@pytest.mark.slow
 def test_a_shape_that_does_not_exist(libtpu):
   hardware.prepare_environment("v5e")
   with pytest.raises(ValueError, match="'v5e:3x3' is no shape that v5e comes in"):

@@ -64,6 +64,7 @@ def test_the_same_command_continues_what_another_engine_began(given, capsys):
   assert read_files(given.output) == before
 
 
+@pytest.mark.slow
 @needs_beam
 def test_killed_midway_the_same_command_continues(given, root):
   given.add("a.json", [f"{index}.png" for index in range(8)])

@@ -127,6 +127,7 @@ def test_the_same_command_continues(given, capsys):
   assert "4 of 4 shards are finished already" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_midway_the_same_command_continues(given, workers, root):
   given.add("a.json", [f"{index}.png" for index in range(8)])

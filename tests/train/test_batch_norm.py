@@ -18,6 +18,8 @@ from fgclip_jax.train.optimizer import NAMES, OptimizerConfig, check_rules, make
 from fgclip_jax.train.state import state_from
 from fgclip_jax.train.step import make_step, normalize
 
+pytestmark = pytest.mark.slow
+
 IMAGES = 16
 MODEL = preset("tiny_resnet").replace(
   vision={"depths": (1, 1, 1, 2), "image_size": 32},

@@ -58,6 +58,7 @@ def by_flags(processes: int) -> list[dict]:
   return [{"coordinator": coordinator, "processes": processes, "process": index} for index in range(processes)]
 
 
+@pytest.mark.slow
 def test_processes_agree(run):
   """Every round gives all of them the same, and leaves nothing behind but its own. The environment names the places."""
   body = """
@@ -84,6 +85,7 @@ peers.close()
   assert others == [[str(expected)]] * 2
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_run(run):
   body = """
 agree(0)
@@ -99,6 +101,7 @@ agree(0)
     assert "the same command continues from the newest checkpoint" in errors
 
 
+@pytest.mark.slow
 def test_a_first_process_that_hangs_ends_the_run(run):
   body = """
 agree(0)
@@ -114,6 +117,7 @@ agree(0)
   assert "error: process 0 of 2 has been silent for 3.5 s: it was killed or stopped, or has lost the net" in one[2]
 
 
+@pytest.mark.slow
 def test_a_killed_first_process_ends_the_run(run):
   body = """
 agree(0)
@@ -128,6 +132,7 @@ agree(0)
   assert said[one[0]] in one[2]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("failing", [0, 1])
 def test_a_process_that_fails_ends_the_run(run, failing):
   body = f"""
@@ -143,6 +148,7 @@ agree(0)
   assert f"error: process {failing} of 2 ended: the disk is full; the same command continues" in errors
 
 
+@pytest.mark.slow
 def test_one_that_is_done_is_not_missed(run):
   body = f"""
 agree(0)
@@ -154,6 +160,7 @@ peers.close()
   assert [result[0] for result in run(body, by_flags(2))] == [0, 0]
 
 
+@pytest.mark.slow
 def test_a_benchmark_that_fails_on_one_process_has_no_numbers_on_any(run):
   body = """
 import numpy as np
@@ -189,6 +196,7 @@ peers.close()
   ]
 
 
+@pytest.mark.slow
 def test_places_from_slurm(run):
   job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_NODELIST": "localhost", "SLURM_NTASKS": "2"}
   environments = [job | {"SLURM_PROCID": str(index), "SLURM_LOCALID": str(index)} for index in range(2)]
@@ -206,6 +214,7 @@ def test_a_process_alone(monkeypatch):
   assert start(processes=1, process=0, coordinator="localhost:1") is None
 
 
+@pytest.mark.slow
 def test_a_process_without_a_launcher_is_alone(run):
   ((code, out, errors),) = run("print(peers, agree(5))", [{}])
   assert (code, out) == (0, "None 5\n"), errors

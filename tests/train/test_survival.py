@@ -14,6 +14,8 @@ from fgclip_jax.train.step import make_step
 from fgclip_jax.weights.native import FOLDER
 from tests.train.test_loop import assert_close, assert_same, make_run, read_metrics
 
+pytestmark = pytest.mark.slow
+
 EVERY, STEPS = 2, 6
 
 

@@ -137,6 +137,7 @@ def _no_distribution(name):
   raise importlib.metadata.PackageNotFoundError(name)
 
 
+@pytest.mark.slow
 def test_imports_neither_jax_nor_pytorch(root):
   code = "import sys; from fgclip_jax.data.tokenizers.clip import Tokenizer; Tokenizer(); "
   code += "sys.exit(bool({'jax', 'torch'} & set(sys.modules)))"
