@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from fgclip_jax.evals import average_precision
 from fgclip_jax.evals.datasets import instances
-from tests.evals.region_sets import CLASSES, coco_stats, pack
+from tests.helpers.region_sets import CLASSES, coco_stats, pack
 
 
 def make_data(seed=0, images=6, lvis=False, crowds=0):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fgclip_jax.evals import BoxClassification, Compositional, FgOvd, LinearProbe
-from tests.evals.region_sets import write_coco
+from tests.helpers.region_sets import write_coco
 
 COUNT = 7  # of pictures: with batches of four, the last batch is filled up
 COLOURS, THINGS = ("red", "dark blue"), ("cup", "dog on a mat", "horse", "hat")

@@ -24,7 +24,7 @@ from fgclip_jax.models.params import (
   unflatten,
 )
 from fgclip_jax.models.transformer import Runtime
-from tests.models.openai_resnet import clip_resnet, resnet_tower
+from tests.helpers.openai_resnet import clip_resnet, resnet_tower
 
 TINY = preset("tiny_resnet").replace(text={"vocab_size": 64})
 

@@ -11,7 +11,7 @@ from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.weights import clip_to_fgclip, native
 from fgclip_jax.weights import formats as folders
-from tests.weights.features import assert_close, features, images, texts
+from tests.helpers.features import assert_close, features, images, texts
 
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 4, "layers": 2}
 VIT = {"image_size": 32, "patch_size": 8, "width": 48, "head_width": 16, "layers": 3}

@@ -11,7 +11,7 @@ from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import huggingface, open_clip
 from fgclip_jax.weights.name_map import leaf_shapes, write_rows
 from fgclip_jax.weights.openai_names import counters, table
-from tests.weights.features import assert_close, features
+from tests.helpers.features import assert_close, features
 from tests.weights.test_torch_pickle import save
 
 CLIP = preset("tiny").replace(text={"long_length": None, "end_id": 2, "vocab_size": 60})

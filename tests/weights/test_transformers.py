@@ -18,7 +18,7 @@ from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.models.vit import VisionTower
 from fgclip_jax.weights import clip_to_fgclip, huggingface, native
 from fgclip_jax.weights import formats as folders
-from tests.weights.features import assert_close, features, images, texts
+from tests.helpers.features import assert_close, features, images, texts
 
 
 def _ours(folder, pixels, ids):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.evals.datasets import instances
-from tests.evals.region_sets import write_coco
+from tests.helpers.region_sets import write_coco
 
 
 def test_cocos_layout(tmp_path):

@@ -14,7 +14,7 @@ from fgclip_jax.evals.tasks import box_classification, detection, fgovd, segment
 from fgclip_jax.inference import model as api
 from fgclip_jax.models import params
 from fgclip_jax.storage.skip_report import SkipReport
-from tests.evals.region_sets import SIDE, model, picture, write_coco, write_pictures
+from tests.helpers.region_sets import SIDE, model, picture, write_coco, write_pictures
 
 CLASSES = ["cat", "dog", "stop_sign", "cup", "tree", "hat", "boat"]  # the last has no box
 NAMES = [f"{number}.png" for number in range(7)]

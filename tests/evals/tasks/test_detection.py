@@ -14,7 +14,7 @@ from fgclip_jax.evals import average_precision, registry, results, templates
 from fgclip_jax.evals.datasets import instances
 from fgclip_jax.evals.tasks import detection
 from fgclip_jax.storage.skip_report import SkipReport
-from tests.evals.region_sets import CLASSES, coco_stats, model, pack, write_coco, write_pictures
+from tests.helpers.region_sets import CLASSES, coco_stats, model, pack, write_coco, write_pictures
 
 NAMES = [f"{number}.png" for number in range(4)]
 

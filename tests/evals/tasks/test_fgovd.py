@@ -13,7 +13,7 @@ import fgclip_jax
 from fgclip_jax.evals import guards, ranking
 from fgclip_jax.evals.tasks import fgovd
 from fgclip_jax.storage.skip_report import SkipReport
-from tests.evals.region_sets import model, write_pictures
+from tests.helpers.region_sets import model, write_pictures
 
 # rows, and those with fewer than ten different wrong texts
 FILES = {

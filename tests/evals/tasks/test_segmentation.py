@@ -13,7 +13,7 @@ from PIL import Image
 from fgclip_jax.evals import registry, templates
 from fgclip_jax.evals.datasets import class_lists, label_maps
 from fgclip_jax.evals.tasks import segmentation
-from tests.evals.region_sets import model, write_pictures
+from tests.helpers.region_sets import model, write_pictures
 
 CLASSES = ["background; sky", "cat", "dog; hound", "boat"]  # nothing is labelled as the last
 
