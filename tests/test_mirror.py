@@ -1,0 +1,83 @@
+"""Tests are where the code is: `fgclip_jax/a/b.py` is tested in `tests/a/test_b.py`, or where it says here."""
+
+import pathlib
+
+import pytest
+
+TESTS = pathlib.Path(__file__).resolve().parent
+PACKAGE = TESTS.parent / "fgclip_jax"
+# modules that are tested through others: {module: the test file}, without `fgclip_jax/`, `tests/`, `test_` and `.py`
+ELSEWHERE = {
+  "cli": "evals/registry",
+  "data/annotation_fields": "prepare/sources/finehard",
+  "data/config": "data/loader",
+  "data/shard_writer": "data/dataset_folder",
+  "data/tokenizers/token_ids": "data/record",
+  "evals/datasets/caption_sets": "evals/tasks/retrieval",
+  "evals/datasets/class_lists": "evals/tasks/segmentation",
+  "evals/datasets/image_folders": "evals/tasks/classification",
+  "evals/datasets/records": "evaluate",
+  "evals/embeddings": "evals/tasks/dataset",
+  "evals/evaluator": "evals/registry",
+  "evals/features": "evals/tasks/linear_probe",
+  "evals/guards": "evals/datasets/images",
+  "evals/options": "evals/registry",
+  "evals/templates": "evals/tasks/classification",
+  "inference/bulk_inputs": "embed",
+  "inference/bulk_outputs": "embed",
+  "inference/inputs": "inference/model",
+  "losses/contrastive": "losses/losses",
+  "losses/objective": "losses/losses",
+  "losses/pairs": "losses/blockwise",
+  "models/params": "train/state",
+  "models/text": "models/towers",
+  "models/transformer": "models/towers",
+  "models/vit": "models/towers",
+  "plan/__main__": "plan/plan",
+  "plan/hardware": "plan/estimate",
+  "prepare/__main__": "prepare/main",
+  "prepare/cli": "prepare/prepare",
+  "prepare/conversion": "prepare/pipeline",
+  "prepare/inspect": "prepare/prepare",
+  "prepare/job": "prepare/pipeline",
+  "prepare/loader_timing": "prepare/benchmark",
+  "prepare/source": "prepare/sources/sources",
+  "prepare/sources/coco": "prepare/sources/joins",
+  "prepare/sources/flickr30k": "prepare/sources/joins",
+  "prepare/sources/scene_shapes": "prepare/sources/scenes",
+  "prepare/sources/visual_genome": "prepare/sources/joins",
+  "prepare/verify": "prepare/prepare",
+  "storage/errors": "data/record",
+  "storage/riegeli": "storage/remote_shard",
+  "storage/threads": "inference/programs",
+  "train/config_flags": "main",
+  "train/preemption": "train/loop",
+  "viz/box_scores": "viz/heatmap",
+  "viz/contact_sheet": "prepare/report",
+  "viz/drawing": "viz/heatmap",
+  "viz/fonts": "viz/heatmap",
+  "weights/formats": "convert",
+  "weights/huggingface_processor": "weights/huggingface",
+  "weights/name_map": "weights/openai",
+  "weights/open_clip": "weights/openai",
+  "weights/openai_names": "weights/openai",
+  "weights/tensor_files": "weights/torch_pickle",
+}
+MODULES = [
+  path.relative_to(PACKAGE).with_suffix("").as_posix()
+  for path in sorted(PACKAGE.rglob("*.py"))
+  if path.stem != "__init__"
+]
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_module_is_tested_at_its_place_or_where_it_says_here(name):
+  folder, _, stem = ELSEWHERE.get(name, name).rpartition("/")
+  assert (TESTS / folder / f"test_{stem}.py").is_file()
+  if name in ELSEWHERE:
+    folder, _, stem = name.rpartition("/")
+    assert not (TESTS / folder / f"test_{stem}.py").is_file(), f"{name} has a test file of its own now"
+
+
+def test_no_module_is_said_that_is_not_there():
+  assert set(ELSEWHERE) <= set(MODULES)
