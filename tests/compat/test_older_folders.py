@@ -46,6 +46,7 @@ def test_the_data_set_is_as_it_was_written(older, capsys):
   assert dataset_folder.find_shards("data", "train") and dataset_folder.find_shards("data", "validation")
 
 
+@pytest.mark.slow
 def test_the_run_goes_on(older, capsys):
   """The command that began it, with two more steps."""
   config = quickstart.get_config("stage2")
