@@ -23,6 +23,7 @@ import tqdm
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
+from fgclip_jax.cli import shipped_file
 from fgclip_jax.data import image as images
 from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.inference.inputs import default_mode
@@ -304,7 +305,8 @@ def main(argv: list[str] | None = None) -> int:
     return 1
   for path in paths:
     print(f"wrote {path} ({os.path.getsize(path) / 2**20:.1f} MiB)")
-  print(f'next: python examples/run_{args.format}.py {args.output} --image photo.jpg --text "a cat" "a dog"')
+  example = shipped_file("examples", f"run_{args.format}.py")
+  print(f'next: python {example} {args.output} --image photo.jpg --text "a cat" "a dog"')
   return 0
 
 

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
-# Makes .venv in the repository and installs what the program needs: for a CPU, with --tpu or --gpu for these, and
-# with --dev what its tests need, too. Runs again at no cost: it installs only when a requirements file has changed.
+# Makes .venv in the repository and installs the program there (editable, so that .venv/bin/python and .venv/bin/fgclip
+# run it from any folder) with what it needs: for a CPU, with --tpu or --gpu for these, and with --dev what its tests
+# need, too. Runs again at no cost: it installs only when a requirements file, the build or the folder has changed.
 #
 #   bash launch/setup.sh [--tpu | --gpu] [--dev]     PYTHON=python3.12 bash launch/setup.sh    picks the Python
 set -euo pipefail
@@ -35,12 +36,14 @@ if ! { [[ -e .venv/bin/python ]] && .venv/bin/python -m pip --version; } >/dev/n
   "$python" -m venv --clear .venv
 fi
 
-# The stamp: for each requirements file that is installed, a line with its hash and name.
+# The stamp: for each file that is installed from, a line with its hash and name, and one for the folder, to which an
+# editable installation points.
 stamp() {
-  .venv/bin/python -c 'import hashlib, sys
-for path in sys.argv[1:]: print(hashlib.sha256(open(path, "rb").read()).hexdigest(), path)' "$@"
+  .venv/bin/python -c 'import hashlib, os, sys
+for path in sys.argv[1:]: print(hashlib.sha256(open(path, "rb").read()).hexdigest(), path)
+print(hashlib.sha256(os.getcwd().encode()).hexdigest(), "folder")' "$@"
 }
-wanted="$(stamp "${files[@]}")"
+wanted="$(stamp "${files[@]}" pyproject.toml setup.py)"
 installed="$(cat .venv/installed.sha256 2>/dev/null || true)"
 missing="$(echo "$wanted" | grep -vxF "$installed" || true)"
 if [[ -z "$missing" ]]; then
@@ -49,7 +52,7 @@ if [[ -z "$missing" ]]; then
 fi
 
 echo "setup: installing ${files[*]} into .venv (a few minutes the first time)"
-.venv/bin/python -m pip install --quiet --disable-pip-version-check "${files[@]/#/--requirement=}"
-others="$(echo "$installed" | grep -vE " ($(IFS="|"; echo "${files[*]}"))\$" || true)"
+.venv/bin/python -m pip install --quiet --disable-pip-version-check "${files[@]/#/--requirement=}" --editable .
+others="$(echo "$installed" | grep -vE " ($(IFS="|"; echo "${files[*]}")|pyproject.toml|setup.py|folder)\$" || true)"
 printf "%s\n" "$others" "$wanted" > .venv/installed.sha256
 echo "setup: done"

@@ -192,3 +192,26 @@ def test_the_config_argument_in_both_forms():
   assert config_flags.flag_value(["main", "--config=a.py:b", "--workdir=w"], "config") == "a.py:b"
   assert config_flags.flag_value(["main", "--workdir=w", "--config", "a.py"], "config") == "a.py"
   assert config_flags.flag_value(["main", "--config.steps=3"], "config") == ""
+
+
+def test_a_config_by_path_or_by_name(root, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  assert config_flags._find_config("stage2") == str(root / "configs" / "stage2.py")
+  (tmp_path / "stage2").touch()
+  assert config_flags._find_config("stage2") == "stage2"
+  for unknown in ("stage3", "", "../fgclip_jax/main"):
+    with pytest.raises(SystemExit):
+      config_flags._find_config(unknown)
+    assert capsys.readouterr().err.endswith("there are clip, common, quickstart, stage1, stage2\n")
+
+
+def test_a_config_of_ones_own_imports_its_neighbours_and_ours(root, tmp_path):
+  (tmp_path / "base.py").write_text("from configs import common\nget_config = common.get_config\n")
+  (tmp_path / "mine.py").write_text("from configs.base import get_config\n")
+  code = "import sys; from fgclip_jax.train.config_flags import *; parse_flags(sys.argv); print(CONFIG.value.steps)"
+  for config in (["--config=mine.py"], ["--config", "mine.py"], ["--config", "common"], ["-config=common"]):
+    process = subprocess.run(
+      [sys.executable, "-c", code, *config, "--config.steps=7"],
+      cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert process.stdout == "7\n", process.stderr

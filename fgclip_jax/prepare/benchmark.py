@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 
-from fgclip_jax.cli import positive
+from fgclip_jax.cli import positive, shipped_file
 
 SHORT = "measure how quickly a data set is read here"
 TEXT = """
@@ -81,7 +81,7 @@ def run(options: argparse.Namespace) -> None:
   else:
     print("To compare with what a mesh needs, give --config and --topology, or --batch and --step_seconds")
   keys = f"--config.data.path={options.folder} --config.data.workers={workers} --config.data.threads={threads}"
-  config = options.config or "configs/stage2.py"
+  config = options.config or shipped_file("configs", "stage2.py")
   print(f"Next: python -m fgclip_jax.main --config={config} {keys} --workdir=DIR")
 
 

@@ -5,7 +5,7 @@ Heavy modules are imported inside functions, so that `--help` comes at once.
 
 import argparse
 
-from fgclip_jax.cli import add_workers, positive
+from fgclip_jax.cli import add_workers, positive, shipped_file
 from fgclip_jax.prepare.source import Source
 from fgclip_jax.prepare.stats import DatasetStats
 from fgclip_jax.storage import paths
@@ -140,5 +140,7 @@ def choose_config(stats: DatasetStats) -> str:
 
 def print_next(config: str, output: str) -> None:
   """Prints the command that trains on a data set."""
-  command = f"python -m fgclip_jax.main --config=configs/{config}.py --config.data.path={output}"
-  print(f"Next: {command} --workdir=runs/{config}")
+  name, colon, argument = config.partition(":")
+  file = shipped_file("configs", f"{name}.py")
+  command = f"python -m fgclip_jax.main --config={file}{colon}{argument} --config.data.path={output}"
+  print(f"Next: {command} --workdir=runs/{config.replace(':', '/')}")

@@ -1,5 +1,10 @@
-"""The command line of a run: `--config=FILE` and `--config.KEY=VALUE`, with mistakes told in a line."""
+"""The command line of a run: `--config=FILE` and `--config.KEY=VALUE`, with each mistake reported in one line.
 
+A config is a path or a name of a config that comes with the package: `--config=stage2:vit_l14_336`.
+"""
+
+import importlib.machinery
+import importlib.util
 import os
 import runpy
 import sys
@@ -8,7 +13,11 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "The config file; an argument may follow a colon.")
+from fgclip_jax.cli import shipped
+
+CONFIG = config_flags.DEFINE_config_file(
+  "config", None, "A config file, or the name of one that comes with the package; an argument may follow a colon."
+)
 
 
 def wrong_usage(argv: list[str], needed: dict[str, object], usage: str) -> str:
@@ -20,11 +29,13 @@ def wrong_usage(argv: list[str], needed: dict[str, object], usage: str) -> str:
 
 def parse_flags(argv: list[str]) -> list[str]:
   """absl's parser, with a mistake in the command or the config file as an error of one line."""
-  path, _, argument = flag_value(argv, "config").partition(":")
-  if path and not os.path.isfile(path):
-    _stop(f"no config file at {path!r}")
-  # a config imports its neighbours, wherever the command is typed
-  sys.path.append(os.path.dirname(os.path.dirname(os.path.abspath(path))))
+  place = _flag_place(argv, "config")
+  given, colon, argument = flag_value(argv, "config").partition(":")
+  path = _find_config(given) if given else ""
+  if path != given:
+    flag = "--config=" if argv[place].startswith("-") else ""
+    argv = [*argv[:place], f"{flag}{path}{colon}{argument}", *argv[place + 1 :]]
+  _let_configs_import(os.path.dirname(os.path.abspath(path)))
   try:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:
@@ -39,13 +50,38 @@ def _stop(message: str) -> NoReturn:
   sys.exit(1)
 
 
+def _find_config(given: str) -> str:
+  """The path of a config: a file as given, or one of the package's by its name."""
+  named = shipped("configs") / f"{given}.py"
+  if os.path.isfile(given):
+    return given
+  if named.is_file() and named.parent == shipped("configs"):
+    return str(named)
+  names = sorted(path.stem for path in shipped("configs").glob("*.py"))
+  _stop(f"no config file at {given!r}, and no config has this name; there are {', '.join(names)}")
+
+
+def _let_configs_import(folder: str) -> None:
+  """Lets a config import its neighbours, and the package's configs, as `configs.NAME` from any folder."""
+  sys.path.append(os.path.dirname(folder))  # and as FOLDER.NAME
+  spec = importlib.machinery.ModuleSpec("configs", None, is_package=True)
+  spec.submodule_search_locations = [folder, str(shipped("configs"))]
+  sys.modules["configs"] = importlib.util.module_from_spec(spec)
+
+
+def _flag_place(argv: list[str], name: str) -> int:
+  """The index of the argument that holds a flag's value; that of no argument if the flag is not given."""
+  for place, flag in enumerate(argv):
+    found, equals, _ = flag.lstrip("-").partition("=")
+    if flag.startswith("-") and found == name:
+      return place if equals else place + 1
+  return len(argv)
+
+
 def flag_value(argv: list[str], name: str) -> str:
   """The value of a flag before flags are parsed, in either of its forms; empty if it is not given."""
-  for place, flag in enumerate(argv):
-    found, equals, value = flag.lstrip("-").partition("=")
-    if flag.startswith("-") and found == name:
-      return value if equals else "".join(argv[place + 1 : place + 2])
-  return ""
+  value = "".join(argv[(place := _flag_place(argv, name)) : place + 1])
+  return value.partition("=")[2] if value.startswith("-") else value
 
 
 def _unknown_key(argv: list[str], path: str, argument: str) -> str | None:

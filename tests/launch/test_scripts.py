@@ -56,7 +56,7 @@ def test_setup_installs_what_has_changed(machine, root, tmp_path):
   here = machine()
   copy = tmp_path / "repository"
   shutil.copytree(root / "launch", copy / "launch")
-  for path in root.glob("requirements*.txt"):
+  for path in (*root.glob("requirements*.txt"), root / "pyproject.toml", root / "setup.py"):
     shutil.copy(path, copy)
   (copy / ".venv/bin").mkdir(parents=True)
   here.fake(tmp_path / "pip")
@@ -71,6 +71,7 @@ def test_setup_installs_what_has_changed(machine, root, tmp_path):
     before = len(here.calls())
     here.bash(str(copy / "launch/setup.sh"), *flags)
     calls = [call for call in here.calls()[before:] if "install" in call]
+    assert all(call[-2:] == ["--editable", "."] for call in calls)
     return [arg.removeprefix("--requirement=") for call in calls for arg in call if arg.startswith("--requirement")]
 
   assert installed() == ["requirements.txt"]
@@ -82,6 +83,8 @@ def test_setup_installs_what_has_changed(machine, root, tmp_path):
     (copy / "requirements-tpu.txt").write_text(changed)
     assert installed() == installed("--dev") == []
     assert installed("--tpu") == ["requirements.txt", "requirements-tpu.txt"]
+  (copy / "pyproject.toml").write_text((copy / "pyproject.toml").read_text() + "# changed\n")
+  assert installed() == ["requirements.txt"] and installed("--tpu") == []
   here.ends_with("pip", 0, 1)
   (copy / "requirements.txt").write_text("six\n")
   here.bash(str(copy / "launch/setup.sh"), code=1)

@@ -354,4 +354,4 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
   """Runs the command."""
   write(options.output, options.train, options.validation, options.seed, options.workers)
-  cli.print_next("quickstart", options.output)
+  cli.print_next("quickstart:stage1", options.output)
