@@ -110,6 +110,7 @@ def _write_parts(model: FGCLIP, source: bulk_inputs.Input, target: Output, what:
   if not total:
     target.clear()
     raise ValueError(f"{source.name!r} holds none of the {what}")
+  parts = 0
   with tqdm.tqdm(total=total, desc=what, unit="item", disable=not progress) as bar:
     for number, items in enumerate(inputs.batches(_items(source), PART)):
       if target.part(number) is None:
@@ -118,7 +119,8 @@ def _write_parts(model: FGCLIP, source: bulk_inputs.Input, target: Output, what:
         target.write_part(number, features, part.ids, part.left_out, items=len(items), texts_cut=cut)
       else:
         bar.update(len(items))
-  return number + 1
+      parts = number + 1
+  return parts
 
 
 def _items(source: bulk_inputs.Input) -> Iterator[Any]:
@@ -177,7 +179,7 @@ def _encode_images(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, i
 
 
 def _encode_regions(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, int]:
-  loaded = _peek(each for each in part if len(each.boxes))
+  loaded = _peek(each for each in part if each.boxes is not None and len(each.boxes))
   if loaded is None:
     return _nothing(model), 0
   # The model reads both iterators in step, so that `tee` keeps one batch of images at most.
@@ -194,6 +196,7 @@ def _encode_texts(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, in
   with warnings.catch_warnings():
     warnings.simplefilter("ignore")  # cut texts are counted below and reported at the end
     features = model.encode_text(texts, kind)
+  assert length is not None  # a model without a long table has refused to encode long texts
   return features, sum(len(ids) > length for ids in model.tokenizer.encode_batch(texts))
 
 

@@ -51,17 +51,23 @@ class Input(Protocol):
     fingerprint: a JSON value that changes when the items change.
   """
 
-  name: str
-  fingerprint: Any
+  @property
+  def name(self) -> str: ...
+
+  @property
+  def fingerprint(self) -> Any: ...
 
   def __iter__(self) -> Iterator[Any]:
     """Yields the items without loading them; raises `RecordError` where a file breaks off."""
+    ...
 
   def describe(self, item: Any) -> str:
     """Returns the name of an item in reports."""
+    ...
 
   def load(self, item: Any) -> Loaded:
     """Returns the item's rows; raises `RecordError` if it cannot be used."""
+    ...
 
 
 @dataclasses.dataclass(frozen=True)

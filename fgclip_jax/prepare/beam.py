@@ -96,7 +96,7 @@ class Beam:
     try:
       with apache_beam.Pipeline(options=PipelineOptions(list(self.flags))) as pipeline:
         numbers = pipeline | "tasks" >> apache_beam.Create(range(count)) | "spread" >> apache_beam.Reshuffle()
-        numbers | label >> apache_beam.Map(functools.partial(_run_task, folder))
+        _ = numbers | label >> apache_beam.Map(functools.partial(_run_task, folder))
     except BaseException as error:
       failure.append(error)
 

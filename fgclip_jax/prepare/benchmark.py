@@ -81,8 +81,8 @@ def run(options: argparse.Namespace) -> None:
   else:
     print("To compare with what a mesh needs, give --config and --topology, or --batch and --step_seconds")
   keys = f"--config.data.path={options.folder} --config.data.workers={workers} --config.data.threads={threads}"
-  config = options.config or shipped_file("configs", "stage2.py")
-  print(f"Next: python -m fgclip_jax.main --config={config} {keys} --workdir=DIR")
+  path = options.config or shipped_file("configs", "stage2.py")
+  print(f"Next: python -m fgclip_jax.main --config={path} {keys} --workdir=DIR")
 
 
 def describe(stages, size: int) -> str:

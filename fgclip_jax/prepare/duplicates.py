@@ -226,7 +226,7 @@ def _find(task: tuple[Search, int, int]) -> None:
   group = sum(1 << search.leading_bits(earlier) for earlier in range(table)) + partition
   dtype = _NEAR if table else _EXACT
   rows = np.concatenate([_load(search.hashes_path(shard), group, dtype) for shard in range(len(search.starts) - 1)])
-  found = _find_near(rows, *search.bands[table - 1], search.near) if table else _find_equal(rows, ("key", "rest"))
+  found = _find_near(rows, *search.bands[table - 1], search.near or 0) if table else _find_equal(rows, ("key", "rest"))
   found = found[np.argsort(found["number"])]
   ends = np.searchsorted(found["number"], search.starts)
   _save(search.found_path(table, partition), [found[a:b] for a, b in itertools.pairwise(ends)])

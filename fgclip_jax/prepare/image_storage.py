@@ -57,7 +57,7 @@ def store(record: Record, storing: Storing) -> tuple[Record, tuple[int, int] | N
     picture = image.open_image(record.image)
     came = picture.size
     if storing.max_side is not None and not _fits(record.image, storing.max_side):
-      record, picture = _encode(record, picture, storing)
+      record, picture = _encode(record, picture, storing.max_side, storing.quality)
     return _with_size(record, picture.size), came
   except RecordError as error:
     raise RecordError(error.kind, error.field, f"{record.id!r} {error.message}") from error
@@ -79,13 +79,13 @@ def _fits(data: bytes, max_side: int) -> bool:
     return picture.format == "JPEG" and picture.mode in ("RGB", "L") and max(picture.size) <= max_side
 
 
-def _encode(record: Record, picture: Image.Image, storing: Storing) -> tuple[Record, Image.Image]:
-  scale = min(1.0, storing.max_side / max(picture.size))
+def _encode(record: Record, picture: Image.Image, max_side: int, quality: int) -> tuple[Record, Image.Image]:
+  scale = min(1.0, max_side / max(picture.size))
   if scale < 1:
     width, height = (max(image.MIN_SIDE, round(side * scale)) for side in picture.size)
     picture = picture.resize((width, height), Image.Resampling.BICUBIC)
   file = io.BytesIO()
-  picture.save(file, "JPEG", quality=storing.quality)
+  picture.save(file, "JPEG", quality=quality)
   return dataclasses.replace(record, image=file.getvalue()), picture
 
 

@@ -27,8 +27,11 @@ class Source(Protocol):
     files: the files to read, in order; a shard is made of ranges of their records.
   """
 
-  form: str
-  files: tuple[str, ...]
+  @property
+  def form(self) -> str: ...
+
+  @property
+  def files(self) -> tuple[str, ...]: ...
 
   def arguments(self) -> dict[str, Any]:
     """Returns what else decides what is written, as JSON, e.g. the folder of the images.

@@ -108,7 +108,9 @@ def _make(
     "broken": [*itertools.chain(*broken)],
   }
   paths.write(paths.join(folder, _INFO), json.dumps({"table": info, "arguments": arguments}).encode())
-  return _open(folder, arguments)
+  made = _open(folder, arguments)
+  assert made is not None  # it has just been written
+  return made
 
 
 def _open(folder: str, arguments: dict) -> Table | None:

@@ -35,7 +35,8 @@ def repeat(function: Callable[..., Result], path: str, *arguments) -> Result:
     OSError: there is no such file, or all tries failed.
     ValueError: the path names no storage that can be read here.
   """
-  for attempt in itertools.count():
+  attempt = 0
+  while True:
     try:
       return function(path, *arguments)
     except _FINAL:
@@ -46,6 +47,7 @@ def repeat(function: Callable[..., Result], path: str, *arguments) -> Result:
       if attempt == RETRIES:
         raise OSError(f"{path}: {attempt + 1} requests failed, the last with {error!r}") from error
     time.sleep(FIRST_WAIT * 2**attempt * random.uniform(0.5, 1.0))  # at random: not all at once
+    attempt += 1
 
 
 class RemoteShard:

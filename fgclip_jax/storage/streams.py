@@ -7,14 +7,13 @@ earlier, so that processes can share a file. `walk` goes through the lists insid
 import contextlib
 import csv
 import gzip
-import io
 import json
 import math
 import os
 import sqlite3
 import zlib
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any, cast
 
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
@@ -93,21 +92,21 @@ def load(raw: Raw) -> object:
 
 
 @contextlib.contextmanager
-def _open(path: str) -> Iterator[io.IOBase]:
+def _open(path: str) -> Iterator[IO[bytes]]:
   with paths.open(path) as file:
     if not path.lower().endswith(".gz"):
       yield file
       return
     try:
       with gzip.open(file) as text:
-        yield text
+        yield cast(IO[bytes], text)
     except EOFError as error:
       raise RecordError("annotation_truncated", f"byte {file.tell()}", "the compressed file ends too early") from error
     except (gzip.BadGzipFile, zlib.error) as error:
       raise RecordError("annotation_not_gzip", f"byte {file.tell()}", f"cannot be unpacked ({error})") from error
 
 
-def _find_text(file: io.IOBase) -> int:
+def _find_text(file: IO[bytes]) -> int:
   """Returns the offset at which the text starts, after a byte-order mark, and leaves the file there."""
   mark = file.read(3)
   if mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -115,7 +114,7 @@ def _find_text(file: io.IOBase) -> int:
   return file.seek(3 if mark == b"\xef\xbb\xbf" else 0)
 
 
-def _find_list(file: io.IOBase, lines: bool) -> int | None:
+def _find_list(file: IO[bytes], lines: bool) -> int | None:
   """Returns the offset of the `[` that opens the list, or None for JSON lines; leaves the file at its text's start."""
   start = _find_text(file)
   while (head := file.read(1)) and head in _SPACE.encode():
@@ -136,7 +135,7 @@ def _find_list(file: io.IOBase, lines: bool) -> int | None:
   return None
 
 
-def _scan_lines(file: io.IOBase, offset: int) -> Iterator[tuple[int, bytes]]:
+def _scan_lines(file: IO[bytes], offset: int) -> Iterator[tuple[int, bytes]]:
   if offset:
     file.seek(offset)
   place = file.tell()
@@ -148,7 +147,7 @@ def _scan_lines(file: io.IOBase, offset: int) -> Iterator[tuple[int, bytes]]:
     place += len(line)
 
 
-def _scan_list(file: io.IOBase, start: int, offset: int) -> Iterator[tuple[int, bytes]]:
+def _scan_list(file: IO[bytes], start: int, offset: int) -> Iterator[tuple[int, bytes]]:
   window = _Window(file, offset or start + 1)
   yield from _take_elements(window)
   _check_end(window)
@@ -203,7 +202,7 @@ def _check_end(window: "_Window") -> None:
 class _Window:
   """The part of a file in memory, as text of one character per byte (latin-1): a position is a byte offset."""
 
-  def __init__(self, file: io.IOBase, offset: int):
+  def __init__(self, file: IO[bytes], offset: int):
     file.seek(offset)
     self.file, self.offset = file, offset
     self.text, self.position = "", 0
@@ -252,7 +251,7 @@ class _Window:
         raise RecordError("annotation_not_json", f"byte {self.place}", "is nested too deeply") from error
 
 
-def _scan_csv(file: io.IOBase, offset: int, delimiter: str) -> Iterator[tuple[int, Raw]]:
+def _scan_csv(file: IO[bytes], offset: int, delimiter: str) -> Iterator[tuple[int, Raw]]:
   place = 0
 
   def lines():

@@ -66,7 +66,7 @@ def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Sample]]:
     OSError: the file cannot be read.
   """
   with paths.open(path) as file:
-    start, key, parts = offset, None, {}
+    start, key, parts = offset, "", {}
     for member in _scan_members(file, offset):
       stem, _, suffix = posixpath.basename(member.name).partition(".")
       if not member.isreg() or not stem or not suffix:  # folders, hidden files
@@ -87,7 +87,8 @@ def _scan_members(file: IO, offset: int) -> Iterator[tarfile.TarInfo]:
   try:
     with tarfile.open(fileobj=file, mode="r:", errors="replace") as archive:
       while (member := archive.next()) is not None:
-        archive.members.clear()  # tarfile keeps all members, which would grow with the file
+        # tarfile keeps all members, which would grow with the file
+        archive.members.clear()  # pyright: ignore[reportAttributeAccessIssue]
         place = member.offset
         yield member
       place = archive.offset

@@ -14,7 +14,8 @@ from typing import Protocol, TypeVar, runtime_checkable
 
 import tqdm
 
-Task, Result = TypeVar("Task"), TypeVar("Result")
+Task = TypeVar("Task")
+Result = TypeVar("Result")
 
 
 def count_processors() -> int:
@@ -28,6 +29,7 @@ class Engine(Protocol):
 
   def run(self, function: Callable[[Task], Result], tasks: list[Task], *, label: str) -> Iterator[Result]:
     """Yields the results of `function` in any order; an error in a task stops the others and is raised."""
+    ...
 
 
 class StoppedError(Exception):

@@ -90,22 +90,22 @@ def write_tfds(folder, split, features, shards):
 
 
 def load_all(source, broken=False):
-  """The records of a source and the kinds of what cannot be used, in order; and what was told.
+  """The records of a source and the kinds of what cannot be used, in order; and what was reported.
 
   What is read is pickled on its way, as on the way to another process. Where files may be `broken`, one that breaks off
   ends with the kind of its fault.
   """
-  found, told = [], []
+  found, reported = [], []
   for file in source.files:
     try:
       for _, raw in source.scan(file):
         raw = pickle.loads(pickle.dumps(raw))
         try:
-          found.append(source.load(raw, lambda loss, error: told.append((loss, error.kind))))
+          found.append(source.load(raw, lambda scope, error: reported.append((scope, error.kind))))
         except RecordError as error:
           found.append(error.kind)
     except RecordError as error:
       if not broken:
         raise
       found.append(error.kind)
-  return found, told
+  return found, reported

@@ -19,13 +19,15 @@ def make_record(short="two dogs", long="Two dogs play in a park.", regions=()):
 
 
 def run(record, size=(640, 480), **limits):
-  """The record that is left, and the classes told with their losses; None for a record left out."""
-  told = []
+  """The record that is left, and the scopes and classes reported; None for a record left out."""
+  reported = []
   try:
-    left = checks.check(record, size, checks.Checks(**limits), lambda loss, error: told.append((loss, error.kind)))
+    left = checks.check(
+      record, size, checks.Checks(**limits), lambda scope, error: reported.append((scope, error.kind))
+    )
   except RecordError as error:
     return None, [("record", error.kind)]
-  return left, told
+  return left, reported
 
 
 def test_a_usual_record_stays_as_it_is():
@@ -92,8 +94,8 @@ def test_captions_that_say_nothing(text, fault):
   good = Region(WHOLE, "a dog")
   expected = [("region", f"region_caption_{fault}")] if fault else []
   for region in (Region(WHOLE, text), Region(WHOLE, "a dog", text, ("a cat",))):
-    left, told = run(make_record(regions=[good, region]))
-    assert told == expected
+    left, reported = run(make_record(regions=[good, region]))
+    assert reported == expected
     assert left.regions == ((good,) if fault else (good, region))
 
 
@@ -114,10 +116,10 @@ def test_different_words_never_repeat(words):
 
 def test_negatives_that_are_the_positive_or_come_twice_are_left_out():
   negatives = ("a red dog", "A  dog.", "A red dog.", "a ｄog", "a cat", " a dog", "a Cat ")
-  left, told = run(make_record(regions=[Region(WHOLE, "a dog", "", negatives)]))
+  left, reported = run(make_record(regions=[Region(WHOLE, "a dog", "", negatives)]))
   assert left.regions[0].negatives == ("a red dog", "a cat")
   kinds = ["negative_equals_positive", "negative_twice", "negative_equals_positive", "negative_equals_positive"]
-  assert told == [("negative", kind) for kind in [*kinds, "negative_twice"]]
+  assert reported == [("negative", kind) for kind in [*kinds, "negative_twice"]]
 
 
 def test_of_a_region_given_twice_the_one_with_negatives_stays_in_the_place_of_the_first():
@@ -129,18 +131,18 @@ def test_of_a_region_given_twice_the_one_with_negatives_stays_in_the_place_of_th
     ((rich, other, plain), (rich, other)),
     ((plain, plain, other, plain), (plain, other)),
   ):
-    left, told = run(make_record(regions=given_regions))
+    left, reported = run(make_record(regions=given_regions))
     assert left.regions == expected
-    assert told == [("region", "region_twice")] * (len(given_regions) - 2)
+    assert reported == [("region", "region_twice")] * (len(given_regions) - 2)
 
 
 @given(st.lists(st.tuples(WORDS, WORDS, st.lists(WORDS, max_size=10))))
 def test_what_is_left_has_nothing_more_to_find(texts):
   regions = [Region(WHOLE, short, long, tuple(negatives)) for short, long, negatives in texts]
-  left, told = run(make_record(regions=regions))
+  left, reported = run(make_record(regions=regions))
   again, told_again = run(left)
   assert (again, told_again) == (left, [])
-  assert len(left.regions) == len(regions) - sum(loss == "region" for loss, _ in told)
+  assert len(left.regions) == len(regions) - sum(scope == "region" for scope, _ in reported)
 
 
 def test_other_languages_are_left_out_where_they_are_plain():

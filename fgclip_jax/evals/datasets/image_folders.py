@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from fgclip_jax.data import tfds_reader
 from fgclip_jax.evals.datasets.images import Source
-from fgclip_jax.prepare.sources import tfds as tfds_source
 from fgclip_jax.storage import paths
 
 _HEADINGS = ("imageid", "image_id", "image", "filename", "file", "name", "path")  # of the first column of a CSV file
@@ -164,7 +164,7 @@ def read_tfds(name: str, split: str = "test", data_dir: str | None = None) -> La
   """
   import tensorflow_datasets as tfds
 
-  folder = tfds_source.find(name, data_dir, split, "image", "label", None).folder
+  folder, _ = tfds_reader.find_files(name, data_dir, split, ("image", "label"))
   builder: Any = tfds.builder_from_directory(folder)
   label = builder.info.features["label"]
   if not isinstance(label, tfds.features.ClassLabel) or not label.num_classes:

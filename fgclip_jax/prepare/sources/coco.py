@@ -87,7 +87,7 @@ def _make_line(database: sqlite3.Connection, identity: int, name: str, width: fl
     if crowd:
       found.append(["region", "box_of_crowd", f"instances of image {identity}", f"a crowd of class {caption!r}"])
     else:
-      regions.append({"box": joins.make_box(*box, (width, height)), "short": caption})
+      regions.append({"box": joins.make_box(box, (width, height)), "short": caption})
   return {"image": name, "short": texts[0][0] if texts else None, "regions": regions, joins.FOUND: found}
 
 

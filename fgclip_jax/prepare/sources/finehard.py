@@ -12,7 +12,6 @@ import dataclasses
 import os
 import re
 from collections.abc import Iterator
-from typing import ClassVar
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, Region
@@ -50,7 +49,7 @@ _DOWNLOAD = re.compile(r"(?P<folder>[^/]+/(?P<shard>\d{5}))/00000/00000(?P<numbe
 class FineHard:
   """The source: annotation `files`, and the place of their images."""
 
-  form: ClassVar[str] = "finehard"
+  form = "finehard"
   files: tuple[str, ...]
   images: image_store.Folder | image_store.Archives
 

@@ -68,7 +68,7 @@ def _make_line(name: str, sentences: str, annotation: str) -> dict:
   for thing, phrase in phrases.items():
     if thing in boxes:
       x1, y1, x2, y2 = boxes[thing]
-      regions.append({"box": joins.make_box(x1, y1, x2 - x1, y2 - y1, size), "short": phrase})
+      regions.append({"box": joins.make_box((x1, y1, x2 - x1, y2 - y1), size), "short": phrase})
     else:
       found.append(["note", "phrase_without_box", f"entity {thing}", f"{phrase!r} has no box"])
   if len(lines) > 1:
@@ -85,16 +85,21 @@ def _read_boxes(path: str) -> tuple[tuple[float, float], dict[str, tuple[float, 
     raise ValueError(f"{path} is broken: {error}; get it again") from error
   boxes: dict[str, tuple[float, ...]] = {}
   with named(path, "annotation"):
-    size = (float(root.find("size/width").text), float(root.find("size/height").text))
+    size = _get_number(root, "size/width"), _get_number(root, "size/height")
     for item in root.iter("object"):
       box = item.find("bndbox")
       if box is None:
         continue
-      x1, y1, x2, y2 = (float(box.find(side).text) for side in ("xmin", "ymin", "xmax", "ymax"))
-      for thing in (name.text for name in item.findall("name")):
+      x1, y1, x2, y2 = (_get_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
+      for thing in (name.text or "" for name in item.findall("name")):
         a1, b1, a2, b2 = boxes.get(thing, (x1, y1, x2, y2))
         boxes[thing] = (min(a1, x1), min(b1, y1), max(a2, x2), max(b2, y2))
   return size, boxes
+
+
+def _get_number(element: ElementTree.Element, path: str) -> float:
+  """Returns the number in an element's descendant; raises `ValueError` if there is none."""
+  return float(element.findtext(path, ""))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

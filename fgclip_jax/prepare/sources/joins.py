@@ -17,6 +17,7 @@ from typing import Any
 
 import tqdm
 
+from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import Record
 from fgclip_jax.prepare.sources import image_store, pairs
 from fgclip_jax.storage import locks, paths, streams
@@ -44,7 +45,7 @@ class Joined:
     return streams.scan(file, offset)
 
   def load(self, raw: streams.Raw, report: Report) -> Record:
-    line = streams.load(raw)
+    line = annotation_fields.get_mapping(streams.load(raw), "record")
     if NOT_LISTED in line:
       message = f"annotations of image {line[NOT_LISTED]!r}, which is not among the images that the files list"
       raise RecordError("image_not_listed", "image", message)
@@ -111,13 +112,11 @@ def find_unlisted(database: sqlite3.Connection, *tables: str) -> Iterator[dict]:
   yield from ({NOT_LISTED: image} for (image,) in database.execute(f"{unlisted} ORDER BY image"))
 
 
-def make_box(
-  left: float | None, top: float | None, width: float | None, height: float | None, size: tuple[float, float]
-) -> list[float]:
-  """Converts a box in pixels to x1, y1, x2, y2 as fractions of the image's width and height.
+def make_box(box: Sequence[float | None], size: tuple[float, float]) -> list[float]:
+  """Converts a box in pixels (left, top, width, height) to x1, y1, x2, y2 as fractions of the image's `size`.
 
   sqlite stores NaN as None; it becomes NaN again, and the box is refused where it is read.
   """
-  left, top, width, height = (math.nan if value is None else value for value in (left, top, width, height))
+  left, top, width, height = (math.nan if value is None else value for value in box)
   across, down = size
   return [left / across, top / down, (left + width) / across, (top + height) / down]

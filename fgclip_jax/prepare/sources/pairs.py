@@ -11,7 +11,6 @@ height. A CSV file has the columns image, short (or caption) and long, named in 
 import argparse
 import dataclasses
 from collections.abc import Iterator
-from typing import ClassVar
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, Region
@@ -42,7 +41,7 @@ FIELDS = ("image", "short", "caption", "long", "regions")
 class Pairs:
   """The source: `files` of captions, and the folder of their images."""
 
-  form: ClassVar[str] = "pairs"
+  form = "pairs"
   files: tuple[str, ...]
   images: image_store.Folder
 

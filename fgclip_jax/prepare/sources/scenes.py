@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import functools
 import io
+import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -80,29 +81,26 @@ class SceneObject(NamedTuple):
     return left / IMAGE_SIZE, top / IMAGE_SIZE, (left + side) / IMAGE_SIZE, (top + side) / IMAGE_SIZE
 
 
-ATTRIBUTES = Description(
-  tuple(scene_shapes.SIZES), tuple(scene_shapes.COLOURS), scene_shapes.PATTERNS, scene_shapes.SHAPES
-)
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+  "size": tuple(scene_shapes.SIZES),
+  "colour": tuple(scene_shapes.COLOURS),
+  "pattern": scene_shapes.PATTERNS,
+  "shape": scene_shapes.SHAPES,
+}
 
 
 @functools.cache
 def descriptions() -> tuple[Description, ...]:
   """All 432 descriptions."""
-  return tuple(
-    Description(size, colour, pattern, shape)
-    for size in ATTRIBUTES.size
-    for colour in ATTRIBUTES.colour
-    for pattern in ATTRIBUTES.pattern
-    for shape in ATTRIBUTES.shape
-  )
+  return tuple(Description(*values) for values in itertools.product(*ATTRIBUTES.values()))
 
 
 @functools.cache
 def is_held_out(description: Description) -> bool:
   """Whether colour + pattern + shape is one of the 43 of 216 combinations never trained on."""
-  colour = ATTRIBUTES.colour.index(description.colour)
-  pattern = ATTRIBUTES.pattern.index(description.pattern)
-  shape = ATTRIBUTES.shape.index(description.shape)
+  colour = ATTRIBUTES["colour"].index(description.colour)
+  pattern = ATTRIBUTES["pattern"].index(description.pattern)
+  shape = ATTRIBUTES["shape"].index(description.shape)
   return (colour + 2 * pattern + 3 * shape) % 5 == 0
 
 
@@ -111,7 +109,7 @@ def negatives(description: Description) -> tuple[Description, ...]:
   """The 17 descriptions that differ from `description` in exactly one attribute."""
   return tuple(
     description._replace(**{field: value})
-    for field, values in ATTRIBUTES._asdict().items()
+    for field, values in ATTRIBUTES.items()
     for value in values
     if value != getattr(description, field)
   )

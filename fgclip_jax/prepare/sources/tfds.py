@@ -10,9 +10,9 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Any
 
-from fgclip_jax.data import annotation_fields
+from fgclip_jax.data import annotation_fields, tfds_reader
 from fgclip_jax.data.record import Record
 from fgclip_jax.prepare import cli
 from fgclip_jax.storage import paths
@@ -40,7 +40,7 @@ class Tfds:
     long_field: the field of the long caption; None: there is none.
   """
 
-  form: ClassVar[str] = "tfds"
+  form = "tfds"
   files: tuple[str, ...]
   folder: str
   image_field: str
@@ -73,53 +73,6 @@ class Tfds:
     return Record(id=f"{os.path.basename(file)}/{number}", image=image, short=short, long=long)
 
 
-def find(
-  dataset: str, data_dir: str | None, split: str, image_field: str, caption_field: str, long_field: str | None
-) -> Tfds:
-  """Finds a data set on this machine.
-
-  Args:
-    dataset: its folder (with `features.json`), or its name, such as `coco_captions`.
-    data_dir: the folder of named data sets; None: `~/tensorflow_datasets`.
-    split: the split to read.
-    image_field, caption_field, long_field: see `Tfds`.
-
-  Raises:
-    FileNotFoundError: there is no such data set or split on this machine.
-    ValueError: it has no such fields, or its files are no ArrayRecord files.
-  """
-  import tensorflow_datasets as tfds
-
-  try:
-    if os.path.isfile(os.path.join(dataset, "features.json")):
-      builder = tfds.builder_from_directory(dataset)
-    else:
-      builder = tfds.builder(dataset, data_dir=data_dir)
-  except (tfds.core.registered.DatasetNotFoundError, AssertionError, FileNotFoundError) as error:
-    raise FileNotFoundError(f"no data set {dataset!r} of TensorFlow Datasets: {str(error).strip()}") from error
-  folder = str(builder.data_path)
-  if split not in builder.info.splits:
-    known = ", ".join(builder.info.splits) or "none: it has to be made first, see `tfds build`"
-    raise FileNotFoundError(f"no split {split!r} in {folder}; there are {known}")
-  files = tuple(str(path) for path in builder.info.splits[split].filepaths)
-  if not all(".array_record" in os.path.basename(file) for file in files):
-    advice = f"make it again with `tfds build {builder.name} --file_format=array_record`"
-    raise ValueError(f"{folder} does not lie in ArrayRecord files, which need no TensorFlow: {advice}")
-  flat = sorted(_flatten(builder.info.features))
-  for name in filter(None, (image_field, caption_field, long_field)):
-    if name not in flat:
-      raise ValueError(f"{folder} has no field {name!r}; there are {', '.join(flat)}")
-  return Tfds(files, folder, image_field, caption_field, long_field)
-
-
-def _flatten(features: Any, prefix: str = "") -> list[str]:
-  """Lists the names of all fields."""
-  inner = getattr(features, "feature", features)  # a sequence has the feature of its elements
-  if not hasattr(inner, "keys"):
-    return [prefix.removesuffix("/")]
-  return [name for key in inner.keys() for name in _flatten(inner[key], f"{prefix}{key}/")]
-
-
 @functools.lru_cache(maxsize=8)
 def _open(file: str):
   from array_record.python.array_record_data_source import ArrayRecordDataSource
@@ -128,7 +81,7 @@ def _open(file: str):
 
 
 @functools.lru_cache(maxsize=2)
-def _load_features(folder: str):
+def _load_features(folder: str) -> Any:
   import tensorflow_datasets as tfds
 
   return tfds.features.FeaturesDict.from_config(folder)
@@ -179,6 +132,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
   """Runs the command."""
-  names = options.image_field, options.caption_field, options.long_field
+  fields = options.image_field, options.caption_field, options.long_field
   dataset = os.path.expanduser(options.dataset)
-  cli.convert(options, find(dataset, options.data_dir, options.from_split, *names))
+  folder, files = tfds_reader.find_files(dataset, options.data_dir, options.from_split, [*filter(None, fields)])
+  cli.convert(options, Tfds(files, folder, *fields))

@@ -56,7 +56,7 @@ def _make_line(database: sqlite3.Connection, identity: int, name: str, width: fl
   query = "SELECT phrase, x, y, width, height FROM boxes WHERE image = ? ORDER BY place"
   boxes = database.execute(query, (identity,)).fetchall()
   largest = max((box for box in boxes if box[0]), key=lambda box: (box[3] or 0) * (box[4] or 0), default=(None,))
-  regions = [{"box": joins.make_box(*box, (width, height)), "short": phrase} for phrase, *box in boxes]
+  regions = [{"box": joins.make_box(box, (width, height)), "short": phrase} for phrase, *box in boxes]
   return {"image": name, "short": largest[0], "regions": regions}
 
 

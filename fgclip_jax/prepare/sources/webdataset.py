@@ -10,7 +10,7 @@ import argparse
 import dataclasses
 import posixpath
 from collections.abc import Iterator
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import Record
@@ -53,7 +53,7 @@ class WebDataset:
     by: the field that the table is looked up by.
   """
 
-  form: ClassVar[str] = "webdataset"
+  form = "webdataset"
   files: tuple[str, ...]
   short_field: str | None = None
   long_field: str | None = None
@@ -101,7 +101,7 @@ def _read_sample(sample: tars.Sample) -> tuple[str, bytes | None, dict[str, Any]
   if "txt" in sample.parts:
     values["txt"] = sample.read("txt").decode("utf-8", "surrogateescape")  # what is not UTF-8 is found by its field
   suffix = sample.find_image()
-  return sample.key, suffix and sample.read(suffix), values
+  return sample.key, sample.read(suffix) if suffix else None, values
 
 
 def _read_row(row: parquet.Row) -> tuple[str, bytes | None, dict[str, Any]]:

@@ -40,17 +40,17 @@ def make_region(**changes):
 
 
 def parse(value):
-  """Parses, and returns the record and what was told: (loss, kind, field)."""
-  told = []
-  record, _ = finehard.parse(value, lambda loss, error: told.append((loss, error.kind, error.field)))
-  return record, told
+  """Parses, and returns the record and what was reported: (scope, kind, field)."""
+  reported = []
+  record, _ = finehard.parse(value, lambda scope, error: reported.append((scope, error.kind, error.field)))
+  return record, reported
 
 
 def test_a_faultless_annotation_becomes_a_record_and_nothing_is_told():
   annotation = make_annotation()
   before = copy.deepcopy(annotation)
-  record, told = parse(annotation)
-  assert told == []
+  record, reported = parse(annotation)
+  assert reported == []
   assert annotation == before
   assert (record.id, record.image) == ("coyo_image_0/00069/000699825.jpg", b"")
   assert (record.short, record.long) == ("a dog on a lawn", "a brown dog runs over a wide green lawn")
@@ -135,16 +135,16 @@ def test_a_record_that_cannot_be_used_is_refused(value, kind, field):
   ],
 )
 def test_a_bad_region_is_left_out_and_the_others_are_kept(region, kind, field):
-  record, told = parse(make_annotation(bbox_info=[make_region(), region, make_region()]))
+  record, reported = parse(make_annotation(bbox_info=[make_region(), region, make_region()]))
   assert len(record.regions) == 2
-  assert told == [("region", kind, f"bbox_info[1]{field}")]
+  assert reported == [("region", kind, f"bbox_info[1]{field}")]
 
 
 def test_four_numbers_are_a_box_and_the_fifth_may_be_anything():
   for bbox in ([0.1, 0.2, 0.5, 0.75], [0.1, 0.2, 0.5, 0.75, math.nan], [0.1, 0.2, 0.5, 0.75, None]):
-    record, told = parse(make_annotation(bbox_info=[make_region(bbox=bbox)]))
+    record, reported = parse(make_annotation(bbox_info=[make_region(bbox=bbox)]))
     assert record.regions[0].box == (0.1, 0.2, 0.5, 0.75)
-    assert told == []
+    assert reported == []
 
 
 @pytest.mark.parametrize(
@@ -160,8 +160,8 @@ def test_four_numbers_are_a_box_and_the_fifth_may_be_anything():
   ],
 )
 def test_any_number_of_boxes_is_kept(bbox_info, count, expected):
-  record, told = parse(make_annotation(bbox_info=bbox_info))
-  assert (len(record.regions), told) == (count, expected)
+  record, reported = parse(make_annotation(bbox_info=bbox_info))
+  assert (len(record.regions), reported) == (count, expected)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_any_number_of_boxes_is_kept(bbox_info, count, expected):
 def test_any_number_of_negatives_is_kept_up_to_ten(flag, values, kept, expected):
   negatives = {f"key {index}": value for index, value in enumerate(values)}
   region = make_region(flag_short_neg=flag, short_expr_negs=negatives)
-  record, told = parse(make_annotation(bbox_info=[region]))
+  record, reported = parse(make_annotation(bbox_info=[region]))
   assert record.regions[0].negatives == tuple(kept)
-  assert told == [(loss, kind, f"bbox_info[0].short_expr_negs{field}") for loss, kind, field in expected]
+  assert reported == [(scope, kind, f"bbox_info[0].short_expr_negs{field}") for scope, kind, field in expected]
 
 
 @pytest.mark.parametrize(
@@ -202,25 +202,25 @@ def test_any_number_of_negatives_is_kept_up_to_ten(flag, values, kept, expected)
   ],
 )
 def test_negatives_of_a_wrong_kind_cost_the_negatives_only(changes, expected):
-  record, told = parse(make_annotation(bbox_info=[make_region(**changes)]))
+  record, reported = parse(make_annotation(bbox_info=[make_region(**changes)]))
   assert record.regions[0].short == "a brown dog"
   assert record.regions[0].negatives == ()
-  assert told == expected
+  assert reported == expected
 
 
 def test_odd_captions_are_kept_as_they_are():
   long = " ".join(["word"] * 5000)
-  record, told = parse(make_annotation(caption=long, short_caption="一只猫 🐈\u200d⬛ on a mat"))
+  record, reported = parse(make_annotation(caption=long, short_caption="一只猫 🐈\u200d⬛ on a mat"))
   assert record.long == long
   assert record.short == "一只猫 🐈\u200d⬛ on a mat"
-  assert told == [("note", "caption_long", "caption")]
+  assert reported == [("note", "caption_long", "caption")]
   assert annotation_fields.LONG_CAPTION_WORDS < 5000
 
 
 def test_a_region_without_long_caption_or_area_is_worth_a_note():
-  record, told = parse(make_annotation(bbox_info=[make_region(long_expr="", bbox=[0.5, 0, 0.5, 1])]))
+  record, reported = parse(make_annotation(bbox_info=[make_region(long_expr="", bbox=[0.5, 0, 0.5, 1])]))
   assert record.regions[0].long == ""
-  assert [(loss, kind) for loss, kind, _ in told] == [("note", "box_without_area"), ("note", "long_expr_empty")]
+  assert [(scope, kind) for scope, kind, _ in reported] == [("note", "box_without_area"), ("note", "long_expr_empty")]
 
 
 def test_annotations_are_found_in_a_folder_a_list_or_a_file(tmp_path):
@@ -250,8 +250,8 @@ def test_real_annotations_are_faultless(shared):
   for path in finehard.find_annotations(str(folder / "jsonfiles")):
     with open(path, encoding="utf-8") as file:
       for value in json.load(file):
-        record, told = parse(value)
-        assert {loss for loss, _, _ in told} <= {"note"}
+        record, reported = parse(value)
+        assert {scope for scope, _, _ in reported} <= {"note"}
         assert len(record.regions) == len(value["bbox_info"])
         assert (folder / "images" / record.id).is_file()
         count += 1

@@ -55,13 +55,13 @@ def write_coco(folder, **changes):
 
 def test_coco_gives_its_first_captions_and_its_boxes(tmp_path, pictures):
   source = coco.make(str(tmp_path / "state"), *write_coco(tmp_path), pictures)
-  found, told = load_all(source)
+  found, reported = load_all(source)
   first, second, *rest = found
   assert (first.id, first.short, first.long, first.image) == ("1.jpg", "a dog runs", "", b"bytes of 1.jpg")
   assert first.regions == (Region((0.1, 0.1, 0.6, 0.6), "dog"),)
   assert (second.id, second.short, second.regions) == ("2.jpg", "a cat", ())
   assert rest == ["short_missing", "image_not_listed"]
-  assert told == [
+  assert reported == [
     ("region", "box_outside"),
     ("region", "box_not_finite"),
     ("note", "captions_unused"),
@@ -131,12 +131,12 @@ def test_visual_genome_gives_its_phrases_and_the_largest_one_for_the_image(tmp_p
     {"id": 3, "regions": [{"phrase": "a cat", "x": 0, "y": 0, "width": 10, "height": 10}]},
   ]
   files = write(tmp_path / "image_data.json", data), write(tmp_path / "region_descriptions.json", regions)
-  (first, *rest), told = load_all(visual_genome.make(str(tmp_path / "state"), *files, pictures))
+  (first, *rest), reported = load_all(visual_genome.make(str(tmp_path / "state"), *files, pictures))
   assert (first.id, first.short, first.image) == ("VG_100K/1.jpg", "a wide lawn", b"bytes of VG_100K/1.jpg")
   expected = (Region((0.0, 0.0, 0.1, 0.2), "a small dog"), Region((0.0, 0.5, 1.0, 1.0), "a wide lawn"))
   assert first.regions == expected
   assert rest == ["short_missing", "image_not_listed"]
-  assert told == [("region", "region_short_empty")]
+  assert reported == [("region", "region_short_empty")]
 
 
 SENTENCES = (
@@ -162,7 +162,7 @@ def write_entities(folder):
 
 def test_flickr30k_gives_one_region_for_each_thing(tmp_path, pictures):
   entities = write_entities(tmp_path / "entities")
-  (first, second), told = load_all(flickr30k.make(str(tmp_path / "state"), entities, None, pictures))
+  (first, second), reported = load_all(flickr30k.make(str(tmp_path / "state"), entities, None, pictures))
   assert (first.id, first.short) == ("1.jpg", "Two young guys sit on a bench in the park .")
   assert first.regions == (
     Region((0.1, 0.1, 0.5, 1.0), "Two young guys"),
@@ -170,7 +170,7 @@ def test_flickr30k_gives_one_region_for_each_thing(tmp_path, pictures):
     Region((0.3, 0.2, 0.5, 1.0), "a dog"),
   )
   assert (second.id, second.regions) == ("2.jpg", first.regions)
-  assert told == [("note", "phrase_without_box"), ("note", "captions_unused")] * 2
+  assert reported == [("note", "phrase_without_box"), ("note", "captions_unused")] * 2
   ids = write(tmp_path / "train.txt", "2\n")
   found, _ = load_all(flickr30k.make(str(tmp_path / "state"), entities, ids, pictures))
   assert [record.id for record in found] == ["2.jpg"]

@@ -8,11 +8,11 @@ from fgclip_jax.storage.errors import RecordError
 
 
 def parse(value):
-  """Parses, and returns the record and what was told: (loss, kind, field)."""
-  told = []
-  record, paths = pairs.parse(value, lambda loss, error: told.append((loss, error.kind, error.field)))
+  """Parses, and returns the record and what was reported: (scope, kind, field)."""
+  reported = []
+  record, paths = pairs.parse(value, lambda scope, error: reported.append((scope, error.kind, error.field)))
   assert paths == (record.id,)
-  return record, told
+  return record, reported
 
 
 @pytest.mark.parametrize(
@@ -35,8 +35,8 @@ def test_regions_are_kept():
     {"box": [0, 0, 0.5, 1], "short": "a dog", "long": "a dog runs", "negatives": negatives},
     {"box": [0, 0, 0.5, 1, 0.9], "short": "a lawn"},
   ]
-  record, told = parse({"image": "1.jpg", "short": "a dog", "regions": regions})
-  assert told == []
+  record, reported = parse({"image": "1.jpg", "short": "a dog", "regions": regions})
+  assert reported == []
   assert record.regions == (
     Region((0.0, 0.0, 0.5, 1.0), "a dog", "a dog runs", tuple(negatives)),
     Region((0.0, 0.0, 0.5, 1.0), "a lawn"),
@@ -76,15 +76,15 @@ def test_a_record_that_cannot_be_used_is_refused(value, kind):
   ],
 )
 def test_a_bad_region_is_left_out_and_the_record_kept(regions, expected):
-  record, told = parse({"image": "1.jpg", "short": "a dog", "regions": regions})
-  assert (record.regions, told) == ((), expected)
+  record, reported = parse({"image": "1.jpg", "short": "a dog", "regions": regions})
+  assert (record.regions, reported) == ((), expected)
 
 
 def test_bad_negatives_and_unknown_fields_are_told():
   region = {"box": [0, 0, 1, 1], "short": "a dog", "negatives": ["a cat", "a dog", 3]}
-  record, told = parse({"image": "1.jpg", "short": "a dog", "regions": [region], "long_caption": "a dog runs"})
+  record, reported = parse({"image": "1.jpg", "short": "a dog", "regions": [region], "long_caption": "a dog runs"})
   assert record.regions[0].negatives == ("a cat",)
-  assert told == [
+  assert reported == [
     ("note", "field_unknown", "long_caption"),
     ("negative", "negative_equals_positive", "regions[0].negatives[1]"),
     ("negative", "negative_wrong_type", "regions[0].negatives[2]"),

@@ -6,6 +6,7 @@ import pytest
 import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
+from fgclip_jax.data import tfds_reader
 from fgclip_jax.prepare.sources import tfds as tfds_source
 from fgclip_jax.storage.errors import RecordError
 from tests.helpers import trees
@@ -38,16 +39,18 @@ def folder(tmp_path):
 
 
 def find(folder, split="train", image="image", caption="captions/text", long=None):
-  return tfds_source.find(folder, None, split, image, caption, long)
+  fields = [field for field in (image, caption, long) if field]
+  folder, files = tfds_reader.find_files(folder, None, split, fields)
+  return tfds_source.Tfds(files, folder, image, caption, long)
 
 
 def test_first_captions_and_encoded_images_are_taken(folder):
-  found, told = load_all(find(folder, long="extra/long"))
+  found, reported = load_all(find(folder, long="extra/long"))
   first, second, third, fourth = found
   assert (first.image, first.short, first.long) == (PICTURE, "one", "long one")
   assert first.id == "pets-train.array_record-00000-of-00002/0"
   assert (second.short, third, fourth.short) == ("three", "short_missing", "four")
-  assert told == [("note", "captions_unused")]
+  assert reported == [("note", "captions_unused")]
 
 
 def test_records_are_read_from_any_one_on(folder):
@@ -58,14 +61,14 @@ def test_records_are_read_from_any_one_on(folder):
 
 
 def test_a_caption_may_be_a_single_text(folder):
-  found, told = load_all(find(folder, caption="extra/long"))
+  found, reported = load_all(find(folder, caption="extra/long"))
   assert [record if isinstance(record, str) else record.short for record in found] == [
     "long one",
     "long three",
     "short_empty",
     "long four",
   ]
-  assert told == []
+  assert reported == []
 
 
 def test_what_is_not_there_is_named(folder, tmp_path):
@@ -92,5 +95,5 @@ def test_damaged_files_and_records_are_named(folder):
   writer.close()
   ((_, raw),) = source.scan(source.files[1])
   with pytest.raises(RecordError) as caught:
-    source.load(raw, lambda loss, error: None)
+    source.load(raw, lambda scope, error: None)
   assert caught.value.kind == "record_unreadable"

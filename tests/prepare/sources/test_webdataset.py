@@ -27,13 +27,13 @@ def test_samples_become_records(tmp_path, form, where):
     trees.make_sample("000000001", long=None, short="another"),
   ]
   path = where(write(tmp_path / f"00007.{form}", samples))
-  (first, second), told = load_all(webdataset.WebDataset((path,), long_field="long"))
+  (first, second), reported = load_all(webdataset.WebDataset((path,), long_field="long"))
   assert (first.id, first.image) == ("00007/000000000", b"image")
   assert (first.short, first.long) == ("short 000000000", "a long caption")
   assert (second.id, second.short, second.long) == ("00007/000000001", "short 000000001", "")
-  assert told == [("note", "long_caption_none")]
-  (first, _), told = load_all(webdataset.WebDataset((path,), short_field="short"))
-  assert (first.short, first.long, told) == ("another", "", [])
+  assert reported == [("note", "long_caption_none")]
+  (first, _), reported = load_all(webdataset.WebDataset((path,), short_field="short"))
+  assert (first.short, first.long, reported) == ("another", "", [])
 
 
 @pytest.mark.parametrize("form", ["tar", "parquet"])
@@ -44,8 +44,8 @@ def test_what_cannot_be_used_is_named(tmp_path, form):
     trees.make_sample("2", caption=" "),
     trees.make_sample("3"),
   ]
-  found, told = load_all(webdataset.WebDataset((write(tmp_path / f"a.{form}", samples),)))
-  assert (found[:3], told) == (["image_not_downloaded", "image_missing", "short_empty"], [])
+  found, reported = load_all(webdataset.WebDataset((write(tmp_path / f"a.{form}", samples),)))
+  assert (found[:3], reported) == (["image_not_downloaded", "image_missing", "short_empty"], [])
   assert found[3].short == "short 3"
 
 
@@ -126,9 +126,9 @@ def test_long_captions_come_from_files_of_any_form(tmp_path, name, by, capsys):
   assert f"Found {count} long captions in 1 files" in out
   assert f"{count} entries have no {by} or no long" in out
   path = write(tmp_path / "0.tar", [trees.make_sample(key) for key in "012"])
-  found, told = load_all(webdataset.WebDataset((path,), long_captions=table, by=by))
+  found, reported = load_all(webdataset.WebDataset((path,), long_captions=table, by=by))
   assert [record.long for record in found] == ["long 0", "", ""]
-  assert told == [("note", "long_caption_none")] * 2
+  assert reported == [("note", "long_caption_none")] * 2
 
 
 def test_files_of_long_captions_that_cannot_be_read_are_named(tmp_path):
