@@ -140,6 +140,20 @@ EVERY_OPTION = {
 ELSEWHERE = {"records": {"parts"}, "boxes": {"ks"}, "classify": {"classes", "labels"}}
 
 
+# what the evaluators of these lines read
+FILES = {
+  "records": [("D", "train")],
+  "classify": [],  # of TensorFlow Datasets
+  "retrieve": ["A", "I"],
+  "boxes": ["A", "C", "I"],
+  "fgovd": ["A", "B", "I"],
+  "detect": ["A", "P", "I"],
+  "segment": ["L", "C", "I", "S"],
+  "compositional": ["A", "B", "I"],
+  "probe": [],  # of TensorFlow Datasets
+}
+
+
 def make(arguments):
   """The evaluator that the command makes of its arguments."""
   args = evaluate._parse(shlex.split(arguments))
@@ -183,6 +197,36 @@ def test_every_option_reaches_its_setting(command):
   fields = dataclasses.fields(expected)
   default = {field.name for field in fields if getattr(expected, field.name) == field.default}
   assert default == ELSEWHERE.get(command, set())
+
+
+@pytest.mark.parametrize("command", registry.EVALUATORS)
+def test_the_files_that_are_read(command):
+  assert EVERY_OPTION[command][1].files() == FILES[command]
+
+
+@pytest.mark.parametrize(
+  ("evaluator", "files"),
+  [
+    (IMAGENET, ["ILSVRC2012/val"]),
+    (evals.Classification("folder", "I", "C", "L"), ["L", "C", "I"]),
+    (evals.ImageTextRetrieval("urban1k", "U"), ["U", "U/image"]),
+    (evals.Segmentation("I", "L", "voc21"), ["L", "I"]),
+    (evals.LinearProbe("npz", "A", "B", "C"), ["A", "B", "C"]),
+    (evals.LinearProbe("folder", "A", "B"), ["A", "B"]),
+  ],
+)
+def test_the_files_that_are_read_by_kind_of_data_set(evaluator, files):
+  assert evaluator.files() == files
+
+
+def test_one_line_registers_an_evaluator(root):
+  modules = {path.stem for path in (root / "fgclip_jax" / "evals" / "tasks").glob("*.py")} - {"__init__"}
+  assert {place.partition(":")[0] for place in registry.EVALUATORS.values()} == modules
+  for command in registry.EVALUATORS:
+    found = registry.get_class(command)
+    assert getattr(evals, found.__name__) is found and found.__name__ in dir(evals)
+  with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+    _ = evals.Nothing
 
 
 def test_without_a_command_the_options_are_those_of_records():

@@ -41,13 +41,6 @@ def test_the_map_is_the_similarity_of_patches_and_boxes(model):
       assert score == pytest.approx(float(model.encode_regions(pixels, [[box]])[0][0] @ text[i]), abs=1e-5)
 
 
-def test_colours_run_from_dark_to_light_and_stay_within_the_ends():
-  ramp = drawing.colours(np.linspace(0, 1, 200))
-  light = ramp.astype(float) @ (0.299, 0.587, 0.114)
-  assert ramp.dtype == np.uint8 and (np.diff(light) > -1).all() and light[-1] - light[0] > 180
-  np.testing.assert_array_equal(drawing.colours(np.asarray([-5.0, 7.0])), ramp[[0, -1]])
-
-
 def test_the_warmest_place_of_the_overlay_is_that_of_the_map():
   similarity = np.zeros((4, 4), np.float32)
   similarity[1, 3] = 0.3
@@ -78,30 +71,6 @@ def test_the_sheet_has_a_panel_for_the_picture_and_one_for_each_text(size):
   assert (pixels[-16:] == 255).all(), "nothing runs over the edge"
   alone = heatmap.draw(Image.new("RGB", size), heats[:1], FONT)
   assert alone.width < sheet.width and alone.height < sheet.height, "a long text takes more lines"
-
-
-def test_texts_wrap_at_words():
-  text = "a big red striped circle beside a " + "W" * 80 + " and more"
-  lines = drawing.wrap(text, 200, FONT)
-  assert " ".join(lines) == text and "W" * 80 in lines
-  assert all(FONT.getlength(line) <= 200 for line in lines if "W" not in line)
-  assert drawing.wrap("", 200, FONT) == []
-
-
-def test_text_without_spaces_wraps_anywhere():
-  lines = drawing.wrap("一只灰色的猫睡在窗边的椅子上 and a dog", 60, FONT)
-  assert "".join(lines).replace(" ", "") == "一只灰色的猫睡在窗边的椅子上andadog"
-  assert len(lines) > 2 and all(FONT.getlength(line) <= 60 for line in lines)
-
-
-def test_a_font_is_looked_for_where_pillows_own_is_not_enough():
-  assert drawing.find_font(["a cat", "two dogs, 3 + 4!"], 16, names=())[1] == ""
-  font, missing = drawing.find_font(["a 猫", "狗"], 16, names=("no-such-font.ttf",))
-  assert missing == "狗猫" and font.getname() == FONT.getname()
-  font, missing = drawing.find_font(["кот"], 16)
-  if missing:
-    pytest.skip("there is no font with Cyrillic letters here")
-  assert font.getname() != FONT.getname() and font.size == 16
 
 
 def test_scores_are_the_cosines_of_boxes_and_texts(model):
