@@ -12,6 +12,7 @@ import onnxruntime
 
 from fgclip_jax.data.image import to_levels
 from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.models.config import PixelSpec
 
 
 def main():
@@ -26,7 +27,8 @@ def main():
     return onnxruntime.InferenceSession(args.folder / parts[part]["file"]).run(None, arrays)[0]
 
   wanted = parts["image"]["preprocessing"]
-  pixels = to_levels(args.image, wanted["size"], wanted["resize"])[None]  # [1, S, S, 3], uint8
+  spec = PixelSpec(interpolation=wanted["resample"], fill=wanted["fill"])
+  pixels = to_levels(args.image, wanted["size"], wanted["resize"], pixels=spec)[None]  # [1, S, S, 3], uint8
   tokens = Tokenizer()(args.text, parts["text"]["preprocessing"]["longest"])  # [N, L], int32
   cosines = run("image", pixels=pixels) @ run("text", tokens=tokens).T
   for text, cosine in zip(args.text, cosines[0], strict=True):

@@ -12,6 +12,7 @@ import jax
 
 from fgclip_jax.data.image import to_levels
 from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.models.config import PixelSpec
 
 
 def main():
@@ -28,7 +29,8 @@ def main():
 
   encode_image, encode_text = load("image"), load("text")
   wanted = parts["image"]["preprocessing"]
-  pixels = to_levels(args.image, wanted["size"], wanted["resize"])[None]  # [1, S, S, 3], uint8
+  spec = PixelSpec(interpolation=wanted["resample"], fill=wanted["fill"])
+  pixels = to_levels(args.image, wanted["size"], wanted["resize"], pixels=spec)[None]  # [1, S, S, 3], uint8
   tokens = Tokenizer()(args.text, parts["text"]["preprocessing"]["longest"])  # [N, L], int32
   cosines = encode_image(pixels) @ encode_text(tokens).T
   for text, cosine in zip(args.text, cosines[0], strict=True):

@@ -78,8 +78,8 @@ def embed(
   with target.locked():
     if overwrite:
       target.clear()
-    regular = inputs.default_mode(model.config) if what == "images" else "squash"
-    reading = bulk_inputs.Reading(model.config.vision.image_size, regular, what, kind, field, root)
+    mode, vision = model.config.resize if what == "images" else "squash", model.config.vision
+    reading = bulk_inputs.Reading(vision.image_size, mode, what, kind, field, root, vision.pixels)
     source = bulk_inputs.find(what, given, split, target.state, reading)
     settings = {
       "what": what,

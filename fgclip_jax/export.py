@@ -24,13 +24,12 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from fgclip_jax.cli import shipped_file
-from fgclip_jax.data import image as images
 from fgclip_jax.data.tokenizers.clip import Tokenizer
-from fgclip_jax.inference.inputs import default_mode
 from fgclip_jax.inference.model import DTYPES, FGCLIP, load
 from fgclip_jax.models import params as parameters
 from fgclip_jax.models.config import TextKind
 from fgclip_jax.models.fgclip import DualEncoder, unit_length
+from fgclip_jax.models.pixels import normalize
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime, Transformer
 
@@ -93,6 +92,7 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
     ValueError: there is no such part, or this model does not have it.
   """
   config = model.config
+  spec = config.vision.pixels
   if what not in PARTS:
     raise ValueError(f"there is no part {what!r}: choose of {', '.join(PARTS)}")
   if what in TEXT_PARTS and TEXT_PARTS[what] not in config.text.kinds:
@@ -113,13 +113,13 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
     return built
 
   def image(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
-    return unit_length(network().image_features(_normalize(pixels))[0])
+    return unit_length(network().image_features(normalize(pixels, spec))[0])
 
   def dense(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B h w D"]:
-    return unit_length(network().image_features(_normalize(pixels))[1])
+    return unit_length(network().image_features(normalize(pixels, spec))[1])
 
   def regions(pixels: UInt8[Array, "B S S 3"], boxes: Float[Array, "B K 4"]) -> Float[Array, "B K D"]:
-    return unit_length(roi_align(network().image_features(_normalize(pixels))[1], boxes))
+    return unit_length(roi_align(network().image_features(normalize(pixels, spec))[1], boxes))
 
   def text(tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
     return _encode_text(network(), tokens, config.text.kinds[TEXT_PARTS[what]])
@@ -136,11 +136,14 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
       "rule": "start_id, the text, end_id, then padding; of a text that is too long keep the first ids and end_id",
     }
     return Part(text, {"tokens": (("batch", longest), "int32")}, "text_embedding", preparation)
-  preparation = {
+  preparation: dict[str, Any] = {
     "color": "RGB",
     "size": side,
-    "resize": default_mode(config) if what == "image" else "squash",
-    "resample": "bicubic",
+    "resize": config.resize if what == "image" else "squash",
+    "resample": spec.interpolation,
+    "mean": spec.mean,
+    "std": spec.std,
+    "fill": spec.fill,
     "rule": "levels 0..255; the graph normalises them",
   }
   pixels = {"pixels": (("batch", side, side, 3), "uint8")}
@@ -148,11 +151,6 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
     return Part(image if what == "image" else dense, pixels, f"{what}_embedding", preparation)
   preparation["boxes"] = "x1 y1 x2 y2 as fractions of the picture's width and height; padding is 0 0 0 0"
   return Part(regions, pixels | {"boxes": (("batch", "boxes", 4), "float32")}, "region_embedding", preparation)
-
-
-def _normalize(pixels):
-  mean, std = (jnp.asarray(values, jnp.float32) for values in (images.MEAN, images.STD))
-  return (pixels.astype(jnp.float32) / 255 - mean) / std
 
 
 def _encode_text(network: DualEncoder, tokens: Int[Array, "B L"], kind: TextKind) -> Float[Array, "B D"]:

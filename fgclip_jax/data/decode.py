@@ -1,7 +1,7 @@
 """Image files to the squares of a batch, by one of two modes, whole or a part of each.
 
-  exact  decoded and resized by Pillow, as `image.to_square` does: the pixels of the published implementations
-  fast   the same bicubic filter over the same decoded pixels by SIMD code (simplejpeg, cykooz_resizer); 1.6 to 2.5
+  exact  decoded and resized by Pillow, as `image.make_square` does: the pixels of the published implementations
+  fast   the same filter over the same decoded pixels by SIMD code (simplejpeg, cykooz_resizer); 1.6 to 2.5
          times as many images per second of a core (512 and 256 px)
 
 A level (0..255) of `fast` differs from that of `exact` by at most 2, and by 0.004 on average over photographs: both
@@ -22,7 +22,8 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from fgclip_jax.data.image import MAX_PIXELS, MIN_SIDE, open_image, to_square
+from fgclip_jax.data.image import MAX_PIXELS, MIN_SIDE, fit, make_square, open_image
+from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
 
 try:
   import cykooz_resizer
@@ -35,34 +36,43 @@ Part = tuple[int, int, int, int]  # left, top, right, bottom of a part of an ima
 Choose = Callable[[int, int], Part]  # of an image's width and height
 
 _COLORS = ("YCbCr", "RGB", "Gray")  # of JPEGs; CMYK and its like are left to Pillow
+_FILTERS = {"box": "box", "bilinear": "bilinear", "bicubic": "catmull_rom", "lanczos": "lanczos3"}  # of cykooz_resizer
 _thread = threading.local()
 
 
 def decode_square(
-  data: bytes, size: int, mode: Mode, choose: Choose | None = None
+  data: bytes, size: int, mode: Mode, choose: Choose | None = None, pixels: PixelSpec = CLIP_PIXELS
 ) -> tuple[UInt8[np.ndarray, "{size} {size} 3"], tuple[float, float, float, float]]:
-  """An image file, squashed to size x size RGB, and the part of it that is seen, xyxy in 0..1.
+  """An image file as size x size RGB, and the part of it that is seen, xyxy in 0..1.
 
   Args:
     data: an image file.
     size: the side of the result, in pixels.
     mode: `exact` or `fast`.
     choose: gives the part to take, at least one pixel, from width and height; None: the whole image.
+    pixels: how what is taken becomes a square; squashed if its `resize` is None. Of what is padded, the part
+      reaches beyond 0..1.
 
   Raises:
     ImageError: the image cannot be used; the same ones in both modes.
   """
-  if mode == "exact":
-    image = open_image(data)
-    width, height = image.size
-    part = choose(width, height) if choose else (0, 0, width, height)
-    pixels = to_square(image.crop(part) if choose else image, size)
+  whole = open_image(data) if mode == "exact" else _decode_fast(data)
+  width, height = whole.size if isinstance(whole, Image.Image) else whole.shape[1::-1]
+  part = left, top, right, bottom = choose(width, height) if choose else (0, 0, width, height)
+  resize = pixels.resize or "squash"
+  if isinstance(whole, Image.Image):
+    square = make_square(whole.crop(part) if choose else whole, size, resize, pixels)
   else:
-    whole = _decode_fast(data)
-    height, width = whole.shape[:2]
-    part = left, top, right, bottom = choose(width, height) if choose else (0, 0, width, height)
-    pixels = resize_fast(whole[top:bottom, left:right], size)
-  return pixels, (part[0] / width, part[1] / height, part[2] / width, part[3] / height)
+    square = resize_fast(whole[top:bottom, left:right], size, pixels)
+  if resize != "squash":
+    wide, high, x, y = fit((right - left, bottom - top), size, resize)
+    part = (
+      left + x / wide * (right - left),
+      top + y / high * (bottom - top),
+      left + (x + size) / wide * (right - left),
+      top + (y + size) / high * (bottom - top),
+    )
+  return square, (part[0] / width, part[1] / height, part[2] / width, part[3] / height)
 
 
 def _decode_fast(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
@@ -76,18 +86,34 @@ def _decode_fast(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
   return np.asarray(open_image(data))
 
 
-def resize_fast(pixels: UInt8[np.ndarray, "H W 3"], size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-  """Squashes or stretches to size x size, bicubic: `image.to_square` but for 2 levels. Threads may call it at once."""
+def resize_fast(
+  pixels: UInt8[np.ndarray, "H W 3"], size: int, spec: PixelSpec = CLIP_PIXELS
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """`image.make_square` but for 2 levels, squashing if `spec.resize` is None. Threads may call it at once."""
   height, width = pixels.shape[:2]
-  if cykooz_resizer is None:
-    return to_square(Image.fromarray(pixels), size)
+  resize = spec.resize or "squash"
+  if cykooz_resizer is None or spec.interpolation not in _FILTERS:
+    return make_square(Image.fromarray(pixels), size, resize, spec)
+  wide, high, left, top = fit((width, height), size, resize)
+  scaled = _resize_fast(pixels, wide, high, _FILTERS[spec.interpolation])
+  if left < 0 or top < 0 or min(wide, high) < size:
+    square = np.full((size, size, 3), spec.fill, np.uint8)
+    square[-top : high - top, -left : wide - left] = scaled
+    return square
+  return scaled[top : top + size, left : left + size]
+
+
+def _resize_fast(
+  pixels: UInt8[np.ndarray, "H W 3"], wide: int, high: int, name: str
+) -> UInt8[np.ndarray, "{high} {wide} 3"]:
   if not hasattr(_thread, "resizer"):  # it holds buffers of its own
-    bicubic = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType.catmull_rom)
-    _thread.resizer, _thread.options = cykooz_resizer.Resizer(), cykooz_resizer.ResizeOptions(resize_alg=bicubic)
-  rgb = cykooz_resizer.PixelType.U8x3
+    _thread.resizer = cykooz_resizer.Resizer()
+  algorithm = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType[name])
+  options, rgb = cykooz_resizer.ResizeOptions(resize_alg=algorithm), cykooz_resizer.PixelType.U8x3
+  height, width = pixels.shape[:2]
   image = cykooz_resizer.ImageData(width, height, rgb, pixels.tobytes())
-  steps = [(size, height), (size, size)] if size * height <= MAX_PIXELS else [(size, size)]
-  for step in steps:  # rows, then columns, as `image.to_square`
+  steps = [(wide, height), (wide, high)] if wide * height <= MAX_PIXELS else [(wide, high)]
+  for step in steps:  # rows, then columns, as `image.make_square`
     image, before = cykooz_resizer.ImageData(*step, rgb), image
-    _thread.resizer.resize(before, image, _thread.options)
-  return np.frombuffer(image.get_buffer(), np.uint8).reshape(size, size, 3)
+    _thread.resizer.resize(before, image, options)
+  return np.frombuffer(image.get_buffer(), np.uint8).reshape(high, wide, 3)

@@ -15,6 +15,7 @@ from fgclip_jax.data.packing import Caption, Example, Layout, assemble, row_buck
 from fgclip_jax.data.record import Ids, Inputs
 from fgclip_jax.data.tokenizers import token_ids
 from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip
 
@@ -37,8 +38,16 @@ class LoadExample:
   Without an `image_size` images are left unread, which is quick.
   """
 
-  def __init__(self, source: Mixture, config: DataConfig, layout: Layout, image_size: int | None):
+  def __init__(
+    self,
+    source: Mixture,
+    config: DataConfig,
+    layout: Layout,
+    image_size: int | None,
+    pixels: PixelSpec = CLIP_PIXELS,
+  ):
     self.source, self.config, self.layout, self.image_size = source, config, layout, image_size
+    self._pixels = pixels
     self._tokenizer = Tokenizer()
     self._lengths = [layout.max_length(long) for long in (False, True)]
     self._prefix = Prefix(config.short_prefix, self._tokenizer)
@@ -110,12 +119,12 @@ class LoadExample:
       image = _NO_IMAGE
     else:
       choose = choose_part(config.crop, config.crop_area, rng)
-      pixels, part = decode_square(inputs.image, self.image_size, config.decode, choose)
+      pixels, part = decode_square(inputs.image, self.image_size, config.decode, choose, self._pixels)
       if image is None:
         image = pixels
       else:
         image[...] = pixels
-      if choose:
+      if choose or self._pixels.resize not in (None, "squash"):
         boxes, places = move_boxes(boxes, part, config.crop_keep)
         kept = places.tolist()
     lost = min(len(inputs.boxes), layout.boxes) - min(len(kept), layout.boxes)

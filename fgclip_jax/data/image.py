@@ -1,7 +1,7 @@
-"""Encoded image files to what the model takes: square RGB arrays, normalised with CLIP's mean and deviation.
+"""Encoded image files to what a model takes: square RGB arrays, normalised as its `PixelSpec` says.
 
-As in FG-CLIP, an image is squashed to a square without keeping its aspect ratio (`to_square`); `center_crop` is
-plain CLIP's way. Both give the published implementations' pixels exactly.
+FG-CLIP squashes an image to a square without keeping its aspect ratio (`to_square`); plain CLIP cuts out the middle
+(`center_crop`). Both give the published implementations' pixels exactly.
 """
 
 import io
@@ -14,10 +14,9 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
+from fgclip_jax.models.config import CLIP_PIXELS, RESIZE_MODES, PixelSpec
 from fgclip_jax.storage.errors import RecordError
 
-MEAN = (0.48145466, 0.4578275, 0.40821073)  # of red, green, blue in 0..1
-STD = (0.26862954, 0.26130258, 0.27577711)
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs; half a gigabyte once decoded
 MIN_SIDE = 2
 
@@ -25,7 +24,7 @@ MIN_SIDE = 2
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
 Picture = Image.Image | bytes | str | os.PathLike | np.ndarray
-Mode = Literal["squash", "center_crop"]
+Mode = Literal["squash", "center_crop", "pad"]  # see `PixelSpec.resize`
 
 # Once here and not around each call: warnings.catch_warnings is not safe in the threads that decode images.
 for _category in (UserWarning, Image.DecompressionBombWarning):
@@ -66,32 +65,70 @@ def open_image(data: bytes) -> Image.Image:
     raise ImageError(kind, "image", f"cannot be decoded ({type(error).__name__}: {error})") from error
 
 
-def to_square(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-  """Squashes or stretches an RGB image to size x size, bicubic."""
-  return np.asarray(_bicubic(image, size, size))
+def fit(image_size: tuple[int, int], size: int, mode: str) -> tuple[int, int, int, int]:
+  """How an image becomes a square of side `size`.
+
+  Args:
+    image_size: its width and height.
+    size: the side of the square, in pixels.
+    mode: see `PixelSpec.resize`.
+
+  Returns:
+    The width and the height that it is scaled to, and where in the scaled image the square begins: left and top,
+    negative where the square is larger.
+
+  Raises:
+    ImageError: it is so thin that the scaled image has more than `MAX_PIXELS`.
+    ValueError: there is no such mode.
+  """
+  if mode not in RESIZE_MODES:
+    raise ValueError(f"mode must be one of {', '.join(RESIZE_MODES)}, got {mode!r}")
+  if mode == "squash":
+    return size, size, 0, 0
+  if mode == "center_crop":
+    width, height = (int(size * side / min(image_size)) for side in image_size)  # rounded down, as in transformers
+    if width * height > MAX_PIXELS:
+      sides = f"{image_size[0]} x {image_size[1]}"
+      raise ImageError("image_too_thin", "image", f"has {sides} pixels: too long to crop; squash it")
+    return width, height, (width - size) // 2, (height - size) // 2
+  width, height = (max(round(side / (max(image_size) / size)), 1) for side in image_size)  # as in open_clip
+  return width, height, -((size - width) // 2), -((size - height) // 2)
 
 
-def center_crop(image: Image.Image, size: int) -> UInt8[np.ndarray, "{size} {size} 3"]:
-  """Scales an RGB image so that its shorter side is `size`, bicubic, and cuts the middle size x size out."""
-  short = min(image.size)
-  width, height = (int(size * side / short) for side in image.size)  # rounded down, as in transformers
-  if width * height > MAX_PIXELS:
-    raise ImageError(
-      "image_too_thin", "image", f"has {image.width} x {image.height} pixels: too long to crop; squash it"
-    )
-  left, top = (width - size) // 2, (height - size) // 2
-  scaled = _bicubic(image, width, height)
+def make_square(
+  image: Image.Image, size: int, mode: str = "squash", pixels: PixelSpec = CLIP_PIXELS
+) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Scales an RGB image and cuts or pads it to size x size; see `fit` for arguments and errors."""
+  width, height, left, top = fit(image.size, size, mode)
+  scaled = _resize(image, width, height, pixels.interpolation)
+  if left < 0 or top < 0 or min(width, height) < size:
+    square = Image.new("RGB", (size, size), pixels.fill)
+    square.paste(scaled, (-left, -top))
+    return np.asarray(square)
   return np.asarray(scaled.crop((left, top, left + size, top + size)))
 
 
-def normalize(pixels: UInt8[np.ndarray, "*B 3"]) -> Float32[np.ndarray, "*B 3"]:
-  """RGB levels 0..255 to the values that CLIP's towers were trained on: about -1.8 to 2.1."""
-  scaled = pixels.astype(np.float32) / np.float32(255)
-  return (scaled - np.asarray(MEAN, np.float32)) / np.asarray(STD, np.float32)
+def to_square(image: Image.Image, size: int, pixels: PixelSpec = CLIP_PIXELS) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Squashes or stretches an RGB image to size x size."""
+  return make_square(image, size, "squash", pixels)
+
+
+def center_crop(image: Image.Image, size: int, pixels: PixelSpec = CLIP_PIXELS) -> UInt8[np.ndarray, "{size} {size} 3"]:
+  """Scales an RGB image so that its shorter side is `size`, and cuts the middle size x size out."""
+  return make_square(image, size, "center_crop", pixels)
+
+
+def normalize(levels: UInt8[np.ndarray, "*B 3"], pixels: PixelSpec = CLIP_PIXELS) -> Float32[np.ndarray, "*B 3"]:
+  """RGB levels 0..255 to the values that an image tower reads: about -1.8 to 2.1 in CLIP.
+
+  On devices, `models.pixels.normalize` does the same.
+  """
+  scaled = levels.astype(np.float32) / np.float32(255)
+  return (scaled - np.asarray(pixels.mean, np.float32)) / np.asarray(pixels.std, np.float32)
 
 
 def preprocess(
-  images: Picture | Sequence[Picture], size: int, mode: Mode = "squash"
+  images: Picture | Sequence[Picture], size: int, mode: str = "squash", pixels: PixelSpec = CLIP_PIXELS
 ) -> Float32[np.ndarray, "B {size} {size} 3"]:
   """Images as the model takes them.
 
@@ -99,7 +136,8 @@ def preprocess(
     images: a PIL image, the path or the bytes of an image file, a uint8 array [H, W, 3], or a sequence of those.
       A single image makes a batch of one.
     size: the side S of the model's input, in pixels.
-    mode: `squash` (FG-CLIP) or `center_crop` (plain CLIP).
+    mode: how an image becomes a square: `squash` (FG-CLIP), `center_crop` (plain CLIP), or `pad`.
+    pixels: the model's; its own `resize` is not looked at.
 
   Raises:
     ImageError: an image cannot be used; its field names the path or the place in the sequence.
@@ -110,32 +148,30 @@ def preprocess(
   rows = []
   for index, picture in enumerate([images] if single else images):
     name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else "image" if single else f"images[{index}]"
-    rows.append(to_levels(picture, size, mode, name))
-  return normalize(np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8))
+    rows.append(to_levels(picture, size, mode, name, pixels))
+  return normalize(np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8), pixels)
 
 
 def to_levels(
-  picture: Picture, size: int, mode: Mode = "squash", name: str = "image"
+  picture: Picture, size: int, mode: str = "squash", name: str = "image", pixels: PixelSpec = CLIP_PIXELS
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
   """One image as `preprocess` takes it, not yet normalised; errors call it `name`."""
-  shapers = {"squash": to_square, "center_crop": center_crop}
-  if mode not in shapers:
-    raise ValueError(f"mode must be one of {', '.join(shapers)}, got {mode!r}")
   try:
-    return shapers[mode](_to_image(picture, name), size)
+    return make_square(_to_image(picture, name), size, mode, pixels)
   except ImageError as error:
     raise ImageError(error.kind, name, error.message) from error
 
 
-def _bicubic(image: Image.Image, width: int, height: int) -> Image.Image:
+def _resize(image: Image.Image, width: int, height: int, interpolation: str) -> Image.Image:
   """Resizes to rows of `width` first, then to columns of `height`, rounding to 8 bits between the two.
 
   So did Pillow until version 13, with which the published numbers were made; it takes tall images the other way
   round, which differs by some levels.
   """
-  if width * image.height <= MAX_PIXELS:  # what lies between is large for very tall images
-    image = image.resize((width, image.height), Image.Resampling.BICUBIC)
-  return image.resize((width, height), Image.Resampling.BICUBIC)
+  filter = Image.Resampling[interpolation.upper()]
+  if width * image.height <= MAX_PIXELS:  # the image between the two steps is large for very tall images
+    image = image.resize((width, image.height), filter)
+  return image.resize((width, height), filter)
 
 
 def _to_image(picture: Picture, name: str) -> Image.Image:

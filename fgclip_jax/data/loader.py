@@ -20,6 +20,7 @@ from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.examples import LoadExample, measure_row_buckets
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Layout, assemble
+from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.skip_report import SkipReport
 from fgclip_jax.storage.workers import count_processors
@@ -71,6 +72,7 @@ class Loader:
     shards: G, the data shards of the whole run; divides the batch.
     local_shards: which of them this process feeds; all by default.
     start: the first step.
+    pixels: the model's: how pictures become squares; squashed if its `resize` is None.
 
   Attributes:
     layout: the static shapes, row buckets included.
@@ -98,6 +100,7 @@ class Loader:
     shards: int = 1,
     local_shards: Sequence[int] | None = None,
     start: int = 0,
+    pixels: PixelSpec = CLIP_PIXELS,
   ):
     if config.batch_size % shards:
       raise ValueError(f"data.batch_size {config.batch_size} must divide over {shards} data shards")
@@ -122,7 +125,7 @@ class Loader:
     self._bad_by_source = dict.fromkeys(source.names, 0)
     self.seen, self.boxes_lost, self.waited, self._config = 0, 0, 0.0, config
     order = source.order(seed, config.shuffle)
-    load = LoadExample(source, config, layout, image_size)
+    load = LoadExample(source, config, layout, image_size, pixels)
     batches = _Batches(order, load, config.batch_size, seed, shards, local_shards)[start:]
     workers, threads = choose_workers(config)
     pipeline = batches.to_iter_dataset(

@@ -147,7 +147,7 @@ def embed(
   Raises:
     FileNotFoundError, ValueError: the split is missing, or holds no usable record; an embedding is not finite.
   """
-  examples = Examples(folder, split, model.config.vision.image_size, limit)
+  examples = Examples(folder, split, model.config.vision.image_size, limit, model.config.vision.pixels)
   labels = _Labels(read_long="long" in model.config.text.kinds)
   # the last batch is filled up, so that no program is compiled for its size
   size = model.batch_size if len(examples) >= model.batch_size else None

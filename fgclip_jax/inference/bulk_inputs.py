@@ -19,6 +19,7 @@ from PIL import Image
 from fgclip_jax.data import annotation_fields, shards
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record as records
+from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
 
@@ -81,14 +82,16 @@ class Reading:
     kind: the kind of texts: `short`, `long` or `region`.
     field: the field of texts in JSON or CSV.
     root: the folder that paths of images are relative to; empty: the current one.
+    pixels: the model's.
   """
 
   size: int
-  mode: images.Mode
+  mode: str
   what: str
   kind: str
   field: str
   root: str
+  pixels: PixelSpec = CLIP_PIXELS
 
   def image(self, data: bytes | str, name: str) -> np.ndarray:
     """Returns the pixels, uint8 [S, S, 3], of an image file given as its bytes or its path.
@@ -102,7 +105,7 @@ class Reading:
       raise RecordError("image_missing", name, "there is no such file") from error
     except OSError as error:
       raise RecordError("image_unreadable", name, f"cannot be read ({error})") from error
-    return images.to_levels(data, self.size, self.mode, name)
+    return images.to_levels(data, self.size, self.mode, name, self.pixels)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from numpy.typing import ArrayLike
 from fgclip_jax.data import image as images
 from fgclip_jax.data import packing
 from fgclip_jax.data.tokenizers.clip import Tokenizer
-from fgclip_jax.models.config import ModelConfig, TextConfig
+from fgclip_jax.models.config import ModelConfig, PixelSpec, TextConfig
 from fgclip_jax.storage.threads import Item, in_threads
 
 Pictures = ArrayLike | images.Picture | Iterable[images.Picture | ArrayLike]
@@ -28,12 +28,7 @@ class TextTooLongError(ValueError):
   """A text is longer than the model reads, and may not be cut."""
 
 
-def default_mode(config: ModelConfig) -> images.Mode:
-  """How a model's pictures are made square: FG-CLIP's are squashed, plain CLIP's are cropped."""
-  return "squash" if config.fine_grained else "center_crop"
-
-
-def to_pixels(given: Pictures, config: ModelConfig, mode: images.Mode) -> np.ndarray | Iterator[np.ndarray]:
+def to_pixels(given: Pictures, config: ModelConfig, mode: str) -> np.ndarray | Iterator[np.ndarray]:
   """Images as [B, S, S, 3], or one by one as [S, S, 3], decoded ahead; uint8, or normalised float32.
 
   Raises:
@@ -66,7 +61,7 @@ def to_pixels(given: Pictures, config: ModelConfig, mode: images.Mode) -> np.nda
   return in_threads(read, enumerate(pictures)) if several else map(read, enumerate(pictures))
 
 
-def _read_picture(numbered: tuple[int, Any], config: ModelConfig, mode: images.Mode) -> np.ndarray:
+def _read_picture(numbered: tuple[int, Any], config: ModelConfig, mode: str) -> np.ndarray:
   number, picture = numbered
   side = config.vision.image_size
   if hasattr(picture, "ndim"):
@@ -76,7 +71,7 @@ def _read_picture(numbered: tuple[int, Any], config: ModelConfig, mode: images.M
         raise ValueError(f"images[{number}] must be [{side}, {side}, 3], got {list(picture.shape)}")
       return _check_pixels(picture[None], config)[0]
   name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"images[{number}]"
-  return images.to_levels(picture, side, mode, str(name))
+  return images.to_levels(picture, side, mode, str(name), config.vision.pixels)
 
 
 def _check_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
@@ -96,13 +91,21 @@ def _check_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
     return pixels
   if not jnp.issubdtype(pixels.dtype, jnp.floating):
     raise ValueError(f"pixels must be normalised floats or uint8, got {pixels.dtype}")
+  low, high = _range(config)
   largest = float(np.abs(pixels).max())
-  if largest > 10:
+  if largest > max(10, 4 * max(-low, high)):
     raise ValueError(
-      f"float pixels must be normalised (about -1.8 to 2.2), got values up to {largest:g}: use model.preprocess, "
-      "or give levels 0..255 as uint8"
+      f"float pixels must be normalised (about {low:.1f} to {high:.1f}), got values up to {largest:g}: use "
+      "model.preprocess, or give levels 0..255 as uint8"
     )
   return pixels.astype(np.float32, copy=False)
+
+
+def _range(config: ModelConfig) -> tuple[float, float]:
+  """The values that black and white become, over all three colours."""
+  pixels = config.vision.pixels
+  ends = [(level - mean) / std for level in (0, 1) for mean, std in zip(pixels.mean, pixels.std, strict=True)]
+  return min(ends), max(ends)
 
 
 def _fits(config: ModelConfig, width: int, height: int) -> bool:
@@ -110,10 +113,10 @@ def _fits(config: ModelConfig, width: int, height: int) -> bool:
   return width == height and width % config.vision.patch_size == 0
 
 
-def stack_pixels(rows: Sequence[np.ndarray]) -> np.ndarray:
-  """A batch of images; where some are normalised already, all are."""
+def stack_pixels(rows: Sequence[np.ndarray], pixels: PixelSpec) -> np.ndarray:
+  """A batch of images; where some are normalised already, all are, as the model's `PixelSpec` says."""
   if len({row.dtype for row in rows}) > 1:
-    rows = [images.normalize(row) if row.dtype == np.uint8 else row for row in rows]
+    rows = [images.normalize(row, pixels) if row.dtype == np.uint8 else row for row in rows]
   return np.stack(rows)
 
 

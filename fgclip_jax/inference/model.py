@@ -78,7 +78,7 @@ def list_presets() -> list[str]:
 
 
 def preprocess(
-  pictures: images.Picture | Sequence[images.Picture], config: ModelConfig, mode: images.Mode | None = None
+  pictures: images.Picture | Sequence[images.Picture], config: ModelConfig, mode: str | None = None
 ) -> Float32[np.ndarray, "B S S 3"]:
   """Images as a model of this size takes them: squared, scaled to its resolution and normalised.
 
@@ -86,13 +86,13 @@ def preprocess(
     pictures: a PIL image, the path or the bytes of an image file, a uint8 array [H, W, 3], or a sequence of those.
       A single image makes a batch of one.
     config: the model's.
-    mode: `squash` (boxes stay fractions of the whole picture) or `center_crop`. None: as the published code does,
-      `squash` for an FG-CLIP and `center_crop` for a plain CLIP.
+    mode: `squash` (boxes stay fractions of the whole picture), `center_crop` or `pad`. None: as the model's folder
+      says, else `squash` for an FG-CLIP and `center_crop` for a plain CLIP, as the published code does.
 
   Raises:
     ImageError, FileNotFoundError, TypeError, ValueError: see `fgclip_jax.data.image.preprocess`.
   """
-  return images.preprocess(pictures, config.vision.image_size, mode or inputs.default_mode(config))
+  return images.preprocess(pictures, config.vision.image_size, mode or config.resize, config.vision.pixels)
 
 
 class FGCLIP:
@@ -148,7 +148,7 @@ class FGCLIP:
     return self._setup.sizes[-1]
 
   def preprocess(
-    self, pictures: images.Picture | Sequence[images.Picture], mode: images.Mode | None = None
+    self, pictures: images.Picture | Sequence[images.Picture], mode: str | None = None
   ) -> Float32[np.ndarray, "B S S 3"]:
     """Images as this model takes them; see `fgclip_jax.preprocess`."""
     return preprocess(pictures, self.config, mode)
@@ -168,13 +168,12 @@ class FGCLIP:
     """Embeds whole images, at least one.
 
     Args:
-      pictures: the images; see the class. A plain CLIP sees the middle square of a picture, an FG-CLIP all of it,
-        squashed: for another way, use `preprocess`.
+      pictures: the images; see the class. A plain CLIP sees the middle square of a picture unless its folder says
+        otherwise, an FG-CLIP all of it, squashed: for another way, use `preprocess`.
       normalize: False gives the features as they are, of any length.
     """
     encode = functools.partial(self._encode_pixels, dense=False, normalize=normalize)
-    mode = inputs.default_mode(self.config)
-    return np.concatenate([image for image, _ in self._in_chunks(encode, pictures, mode)])
+    return np.concatenate([image for image, _ in self._in_chunks(encode, pictures, self.config.resize)])
 
   def encode_dense(self, pictures: inputs.Pictures, normalize: bool = True) -> Float32[np.ndarray, "B h w D"]:
     """Embeds the patches of images, for comparison with region (or short) texts.
@@ -266,7 +265,7 @@ class FGCLIP:
     return programs.encode_pixels(self.params, pixels, setup=self._setup, dense=dense, normalize=normalize)
 
   def _in_chunks(
-    self, function: Callable, pictures: inputs.Pictures, mode: images.Mode, boxes: inputs.Boxes | None = None
+    self, function: Callable, pictures: inputs.Pictures, mode: str, boxes: inputs.Boxes | None = None
   ) -> Iterator:
     """Applies a function to chunks of images, and of boxes, of few sizes; yields its results without the padding.
 
@@ -284,13 +283,14 @@ class FGCLIP:
         for size in programs.split(len(batch), self._setup.sizes):
           chunk, batch = batch[:size], batch[size:]
           filled = chunk + [chunk[-1]] * (size - len(chunk))
+          spec = self.config.vision.pixels
           if boxes is None:
             kept.append((len(chunk), None))
-            yield function(inputs.stack_pixels(filled))
+            yield function(inputs.stack_pixels(filled, spec))
           else:
             kept.append((len(chunk), [len(each) for _, each in chunk]))
             columns = list(zip(*filled, strict=True))
-            yield function(inputs.stack_pixels(columns[0]), inputs.pad_boxes(columns[1]))
+            yield function(inputs.stack_pixels(columns[0], spec), inputs.pad_boxes(columns[1]))
 
     for result in programs.run_ahead(start()):
       count, box_counts = kept.pop(0)

@@ -11,9 +11,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from fgclip_jax.data import image as images
 from fgclip_jax.models import fgclip
 from fgclip_jax.models import params as parameters
+from fgclip_jax.models import pixels as levels
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime
@@ -42,8 +42,8 @@ class Setup:
     devices = self.mesh.size if self.mesh else 1
     return tuple(sorted({-(-chunk * min(devices, 8) // devices) * devices for chunk in CHUNKS}))
 
-  def spread(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
-    """Rows of a batch spread over all devices of the mesh."""
+  def shard_batch(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
+    """Rows of a batch, divided over all devices of the mesh."""
     return self._constrain(arrays, lambda mesh: jax.P(mesh.axis_names))
 
   def gather(self, *arrays: jax.Array) -> tuple[jax.Array, ...]:
@@ -137,10 +137,9 @@ def use_compilation_cache(folder: str = "auto") -> None:
 @functools.partial(jax.jit, static_argnames=("setup", "dense", "normalize"))
 def encode_pixels(params, pixels, *, setup, dense, normalize):
   """Embeddings [B, D] of images, of unit length or raw; with `dense`, also raw patch features [B, h, w, D]."""
-  (pixels,) = setup.spread(pixels)
+  (pixels,) = setup.shard_batch(pixels)
   if pixels.dtype == jnp.uint8:
-    mean, std = (jnp.asarray(values, jnp.float32) for values in (images.MEAN, images.STD))
-    pixels = (pixels.astype(jnp.float32) / 255 - mean) / std
+    pixels = levels.normalize(pixels, setup.config.vision.pixels)
   image, patches = parameters.build(setup.config, params, setup.runtime).image_features(pixels)
   (image,) = setup.gather(_finish(image, normalize))
   return image, setup.gather(patches)[0] if dense else None
@@ -149,7 +148,7 @@ def encode_pixels(params, pixels, *, setup, dense, normalize):
 @functools.partial(jax.jit, static_argnames=("setup", "kind", "normalize"))
 def encode_rows(params, tokens, segment, position, row, end, *, setup, kind, normalize):
   """Embeddings [N, D] of captions of one `TextKind` that end at `[row, end]` of packed rows."""
-  tokens, segment, position = setup.spread(tokens, segment, position)
+  tokens, segment, position = setup.shard_batch(tokens, segment, position)
   model = parameters.build(setup.config, params, setup.runtime)
   return setup.gather(_finish(model.text_features(tokens, segment, position, row, end, kind), normalize))[0]
 

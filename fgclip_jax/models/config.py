@@ -9,10 +9,12 @@ All other code asks a config what the tower can do (`has_patches`, `kinds`, ...)
 import dataclasses
 import itertools
 import math
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 END_ID = 49407  # CLIP's end-of-text token
 RESIZE_MODES = ("squash", "center_crop", "pad")
+Colours = Sequence[Any]  # three numbers, for red, green and blue; they come from files, and are checked
 INTERPOLATIONS = ("nearest", "box", "bilinear", "hamming", "bicubic", "lanczos")
 
 
@@ -29,11 +31,11 @@ class PixelSpec:
     fill: the RGB level, 0..255, that `pad` adds.
   """
 
-  mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
-  std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
+  mean: Colours = (0.48145466, 0.4578275, 0.40821073)
+  std: Colours = (0.26862954, 0.26130258, 0.27577711)
   resize: str | None = None
   interpolation: str = "bicubic"
-  fill: tuple[int, int, int] = (0, 0, 0)
+  fill: Colours = (0, 0, 0)
 
   def __post_init__(self):
     for name in ("mean", "std", "fill"):
@@ -54,6 +56,8 @@ class PixelSpec:
 def _is_number(value: Any) -> bool:
   return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
+
+CLIP_PIXELS = PixelSpec()  # what CLIP and FG-CLIP were published with
 
 # Each kind of text: the text tower's table of positions and the model's projection that it goes through.
 _TEXT_PATHS = {
@@ -115,7 +119,7 @@ class ImageTowerConfig:
   patch_size: int
   width: int
   depth: int
-  pixels: PixelSpec = PixelSpec()
+  pixels: PixelSpec = CLIP_PIXELS
 
   @property
   def grid(self) -> int:
@@ -144,7 +148,7 @@ class VisionConfig(ImageTowerConfig, TowerConfig):
   supports_layer_decay: ClassVar[bool] = True
   image_size: int = 224
   patch_size: int = 16
-  pixels: PixelSpec = PixelSpec()
+  pixels: PixelSpec = CLIP_PIXELS
 
   def __post_init__(self):
     super().__post_init__()
@@ -170,7 +174,7 @@ class ResNetConfig(ImageTowerConfig):
   width: int = 64
   depths: tuple[int, ...] = (3, 4, 6, 3)
   image_size: int = 224
-  pixels: PixelSpec = PixelSpec()
+  pixels: PixelSpec = CLIP_PIXELS
 
   def __post_init__(self):
     if self.width < 2 or self.width % 2:
@@ -301,7 +305,7 @@ class ModelConfig:
     Defaults of `vision.pixels` and `text.tokenizer` are left out: earlier versions did not have them.
     """
     values = dataclasses.asdict(self)
-    if self.vision.pixels == PixelSpec():
+    if self.vision.pixels == CLIP_PIXELS:
       values["vision"].pop("pixels", None)
     if self.text.tokenizer == TextConfig.tokenizer:
       values["text"].pop("tokenizer", None)
@@ -328,7 +332,8 @@ class ModelConfig:
     values = dict(values)
     if missing := [key for key in ("vision", "text") if key not in values]:
       raise TypeError(f"the model's sizes lack {' and '.join(missing)}")
-    vision, text = dict(values.pop("vision")), values.pop("text")
+    vision: dict[str, Any] = dict(values.pop("vision"))
+    text = values.pop("text")
     if "pixels" in vision:
       vision["pixels"] = PixelSpec(**vision["pixels"])
     vision = {"type": "resnet" if "depths" in vision else "vit"} | vision  # `depths` told which before there was a type

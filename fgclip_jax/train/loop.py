@@ -88,6 +88,7 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     shards=data_shards(mesh),
     local_shards=local_shards(mesh),
     start=begin,
+    pixels=model.vision.pixels,
   )
   say(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
   for line in loader.sources if run.data.mixture else ():

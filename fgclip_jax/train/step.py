@@ -8,14 +8,14 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int
 
-from fgclip_jax.data.image import MEAN, STD
 from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models import positions
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.fgclip import Embeddings
 from fgclip_jax.models.params import Params, abstract_params, build, flatten, merge, split_statistics
+from fgclip_jax.models.pixels import normalize
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import activation_sharding, batch_sharding
 from fgclip_jax.train.optimizer import (
@@ -30,11 +30,6 @@ from fgclip_jax.train.optimizer import (
 from fgclip_jax.train.state import TrainState, state_shardings
 
 Metrics = dict[str, Float[Array, ""]]
-
-
-def normalize(image: UInt8[Array, "*B S S 3"]) -> Float[Array, "*B S S 3"]:
-  """Bytes to CLIP's normalised float32 pixels, on the device."""
-  return (image.astype(jnp.float32) / 255.0 - jnp.asarray(MEAN)) / jnp.asarray(STD)
 
 
 def resize(image: Float[Array, "G b S S 3"], size: int) -> Float[Array, "G b {size} {size} 3"]:
@@ -72,7 +67,7 @@ def make_loss(
   size = image_size or config.vision.image_size
 
   def loss(params, batch, key):
-    image, keep = normalize(batch["image"]), None
+    image, keep = normalize(batch["image"], config.vision.pixels), None
     if size != config.vision.image_size:
       image = resize(image, size)
     params, resized = positions.resize(params, config, size)

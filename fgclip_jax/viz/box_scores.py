@@ -42,7 +42,7 @@ def grid(columns: int, rows: int) -> list[Box]:
 
 def measure(model: FGCLIP, picture: Image.Image, texts: Sequence[str], boxes: Sequence[Box]) -> Scores:
   """The cosines of boxes of an RGB picture with short descriptions."""
-  pixels = images.to_square(picture, model.config.vision.image_size)[None]
+  pixels = images.to_square(picture, model.config.vision.image_size, model.config.vision.pixels)[None]
   (regions,) = model.encode_regions(pixels, [list(boxes)])
   return Scores(tuple(texts), tuple(boxes), model.similarity(regions, model.encode_text(list(texts), "region")))
 

@@ -35,7 +35,7 @@ class Heat:
 
 def measure(model: FGCLIP, picture: Image.Image, texts: Sequence[str], boxes: Sequence[Sequence[Box]]) -> list[Heat]:
   """The similarity of texts with the patches of an RGB picture, and with the boxes listed for each text."""
-  pixels = images.to_square(picture, model.config.vision.image_size)[None]
+  pixels = images.to_square(picture, model.config.vision.image_size, model.config.vision.pixels)[None]
   text = model.encode_text(list(texts), "region")
   maps = np.moveaxis(model.similarity(model.encode_dense(pixels)[0], text), -1, 0)
   every = [box for row in boxes for box in row]

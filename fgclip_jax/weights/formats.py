@@ -19,9 +19,7 @@ Write = Callable[[str, ModelConfig, Flat, Source | None], list[str]]
 
 
 def _write_clip(folder: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:
-  paths = huggingface.write(folder, *to_clip(config, flat), None if config.fine_grained else source)
-  huggingface_processor.write_image(folder, config)  # an FG-CLIP's images stay squashed
-  return paths
+  return huggingface.write(folder, *to_clip(config, flat), None if config.fine_grained else source)
 
 
 def _write_clip_vision(folder: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:

@@ -131,7 +131,10 @@ def _read_config(path: str, allow_pickle: bool) -> tuple[ModelConfig, dict[str, 
   if _FGCLIP_ONLY in tensors or "FGCLIPModel" in (config_json.get("architectures") or ()):
     rest = "text_model.embeddings.position_embedding_res.weight"
     long_length = tensors[rest].shape[0] if rest in tensors else 248
-  return model_config(config_json, long_length, config_file), config_json, tensors
+  config = model_config(config_json, long_length, config_file)
+  folder = os.path.dirname(config_file)
+  pixels = huggingface_processor.read_image(folder, config.vision.image_size, config.fine_grained)
+  return config.replace(vision={"pixels": pixels}), config_json, tensors
 
 
 def read_config(path: str, allow_pickle: bool = False) -> ModelConfig:
@@ -206,7 +209,7 @@ def write(
     source: what `read` returned for the folder this model came from, so that the same JSON goes out.
 
   Raises:
-    ValueError: the format has no place for this model: it has a logit bias, or a ResNet.
+    ValueError: the format has no place for this model: it has a logit bias or a ResNet, or its pictures are padded.
   """
   _check(config)
   source = source if (source or {}).get("format", "pytorch") == "pytorch" else None
@@ -240,6 +243,7 @@ def _check(config: ModelConfig) -> None:
     )
   if config.vision.type not in huggingface_names.IMAGE_ROWS:
     raise ValueError(f"transformers' CLIP has no {config.vision.label}: write it as jax or open_clip")
+  huggingface_processor.check_image(config)
 
 
 def common_dtype(arrays: Iterable[np.ndarray]) -> np.dtype:

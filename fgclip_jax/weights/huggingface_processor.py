@@ -1,37 +1,179 @@
-"""The files beside the weights from which transformers makes its image processor and its tokenizer."""
+"""The files beside the weights from which transformers makes its image processor and its tokenizer.
+
+What an image processor's file says is read as transformers reads it, defaults and older forms included. It becomes a
+`PixelSpec`, or an error that names the file and the setting: a model whose pictures are made ready in another way than
+it was trained with gives plausible embeddings that are wrong.
+"""
 
 import json
 import os
+from collections.abc import Mapping
 from typing import Any
 
-from fgclip_jax.data.image import MEAN, STD
+from PIL import Image
+
 from fgclip_jax.data.tokenizers.clip import END, START, VOCAB_SIZE, Tokenizer
-from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.models.config import CLIP_PIXELS, ModelConfig, PixelSpec
+from fgclip_jax.weights.tensor_files import read_json
 
 IMAGE_FILE = "preprocessor_config.json"
+PROCESSOR_FILE = "processor_config.json"  # of transformers 5, which reads the section `image_processor` first
 TOKENIZER_FILE = "tokenizer_config.json"
 VOCABULARY_FILES = ("vocab.json", "merges.txt")
-FILES = (IMAGE_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
-_BICUBIC = 3  # Pillow's number for it
+FILES = (IMAGE_FILE, PROCESSOR_FILE, TOKENIZER_FILE, *VOCABULARY_FILES)
+
+# what transformers fills in where the file is silent, by the start of the processor's class; sizes are the model's
+_CROPPED = {"square": False, "do_center_crop": True, "mean": CLIP_PIXELS.mean, "std": CLIP_PIXELS.std, "resample": 3}
+_SQUASHED = {"square": True, "do_center_crop": False, "mean": (0.5,) * 3, "std": (0.5,) * 3}
+_DEFAULTS = {
+  "CLIP": _CROPPED,
+  "Bit": _CROPPED,
+  "Siglip": _SQUASHED | {"resample": 3},
+  "ViT": _SQUASHED | {"resample": 2},
+}
+_KINDS = ("ImageProcessor", "ImageProcessorFast", "ImageProcessorPil", "FeatureExtractor")
+_STEPS = ("do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb")
+_OTHER_STEPS = ("crop_pct", "rescale_offset", "size_divisor", "max_size")
+
+
+def read_image(folder: str, image_size: int, fine_grained: bool) -> PixelSpec:
+  """How the folder of a model says that pictures are made ready; CLIP's way if it has no such file.
+
+  Args:
+    folder: of the model.
+    image_size: the side of the model's input, in pixels.
+    fine_grained: it is an FG-CLIP. Its published code squashes a picture before it calls the processor, whose own
+      resizing and cropping then change nothing; so they are taken as FG-CLIP's way if they are of the model's size.
+
+  Raises:
+    ValueError: names the file and a setting that no `PixelSpec` can express.
+  """
+  path, values = os.path.join(folder, PROCESSOR_FILE), None
+  if os.path.exists(path):
+    values = read_json(path).get("image_processor")
+  if values is None:
+    path = os.path.join(folder, IMAGE_FILE)
+    values = read_json(path) if os.path.exists(path) else None
+  if values is None:
+    return CLIP_PIXELS
+  if not isinstance(values, Mapping):
+    raise ValueError(f"{path!r}: image_processor = {values!r} must be a section of settings")
+  try:
+    return _read_image({key: value for key, value in values.items() if value is not None}, image_size, fine_grained)
+  except ValueError as error:
+    advice = "change it, or remove the file to have pictures made ready as CLIP's published models do"
+    raise ValueError(f"{path!r}: {error}: {advice}") from error
+
+
+def _read_image(values: Mapping[str, Any], side: int, fine_grained: bool) -> PixelSpec:
+  defaults = _defaults(values)
+  steps = {name: values.get(name, defaults.get(name, True)) for name in _STEPS}
+  for name, value in values.items():
+    if name in steps and not isinstance(value, bool):
+      raise ValueError(f"{name} = {value!r} must be true or false")
+    if value and ((name.startswith("do_") and name not in steps) or name in _OTHER_STEPS):
+      raise ValueError(f"{name} = {value!r} is a step that has no counterpart here")
+  resample = values.get("resample", defaults["resample"])
+  if isinstance(resample, bool) or resample not in list(Image.Resampling):
+    raise ValueError(f"resample = {resample!r} must be Pillow's number of a filter, 0 to 5")
+  mean, std = (0.0,) * 3, (1.0,) * 3
+  if steps["do_normalize"]:
+    mean, std = (_colours(f"image_{name}", values.get(f"image_{name}", defaults[name])) for name in ("mean", "std"))
+  factor = values.get("rescale_factor", 1 / 255) if steps["do_rescale"] else 1.0
+  if not isinstance(factor, int | float) or not 0 < factor < float("inf"):
+    raise ValueError(f"rescale_factor = {factor!r} must be a positive number")
+  if abs(255 * factor - 1) > 1e-6:  # (factor * level - mean) / std, for levels that are divided by 255 here
+    mean, std = (tuple(value / (255 * factor) for value in each) for each in (mean, std))
+  resize = _read_resize(values, steps, bool(defaults["square"]), side, fine_grained)
+  return PixelSpec(mean, std, resize, Image.Resampling(resample).name.lower())
+
+
+def _defaults(values: Mapping[str, Any]) -> Mapping[str, Any]:
+  """What transformers fills in for the image processor of these settings."""
+  key = next((key for key in ("image_processor_type", "feature_extractor_type") if key in values), None)
+  if key is None:
+    return _CROPPED
+  for start, defaults in _DEFAULTS.items():
+    if values[key] in [start + kind for kind in _KINDS]:
+      return defaults
+  known = ", ".join(f"{start}ImageProcessor" for start in _DEFAULTS)
+  raise ValueError(f"{key} = {values[key]!r} is not known here, only {known}")
+
+
+def _colours(key: str, value: Any) -> tuple:
+  """Three values from three or, as transformers allows, from one for all colours."""
+  values = tuple(value) if isinstance(value, list | tuple) else (value,) * 3
+  good = len(values) == 3 and all(isinstance(each, int | float) and not isinstance(each, bool) for each in values)
+  if not good or (key == "image_std" and min(values) <= 0):
+    raise ValueError(f"{key} = {value!r} must be {'positive numbers' if key == 'image_std' else 'numbers'} of RGB")
+  return values
+
+
+def _read_resize(
+  values: Mapping[str, Any], steps: Mapping[str, bool], square: bool, side: int, fine_grained: bool
+) -> str | None:
+  """How pictures become squares; None where that is the model's own way."""
+  square = bool(values.get("use_square_size", square))
+  squashed, edge = _edge("size", values.get("size", side), square)
+  crop = _edge("crop_size", values.get("crop_size", side), True)[1] if steps["do_center_crop"] else side
+  sizes = ([("size", edge)] if steps["do_resize"] else []) + [("crop_size", crop)]
+  for key, found in sizes:
+    if found != side:
+      raise ValueError(f"{key} = {values[key]!r} gives pictures of {found} pixels, and the model reads {side}")
+  if fine_grained:
+    return None
+  if not steps["do_resize"]:
+    raise ValueError("do_resize = False leaves pictures as large as they are, and the model reads squares")
+  if squashed:
+    return "squash"
+  if not steps["do_center_crop"]:
+    raise ValueError("do_center_crop = False leaves pictures longer than wide, and the model reads squares")
+  return None
+
+
+def _edge(key: str, value: Any, square: bool) -> tuple[bool, int]:
+  """Whether a size is that of both sides, and how many pixels it has."""
+  if isinstance(value, Mapping) and set(value) == {"shortest_edge"}:
+    square, value = False, value["shortest_edge"]
+  elif isinstance(value, Mapping) and set(value) == {"height", "width"}:
+    value = [value["height"], value["width"]]
+  if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
+    square, value = True, value[0]
+  if not isinstance(value, int) or isinstance(value, bool):
+    raise ValueError(
+      f"{key} = {value!r} must be a side in pixels: one number, shortest_edge, or height and width alike"
+    )
+  return square, value
+
+
+def check_image(config: ModelConfig) -> None:
+  """A ValueError if transformers' image processor has no place for how the model's pictures are made ready."""
+  if config.resize == "pad":
+    raise ValueError(
+      "the model's pictures are padded (vision.pixels.resize = 'pad'), which transformers' CLIPImageProcessor has no "
+      "place for: write it as jax or open_clip"
+    )
 
 
 def write_image(folder: str, config: ModelConfig) -> list[str]:
-  """Writes how images are made ready: squashed to a square for FG-CLIP, cut to one for plain CLIP. Returns the path."""
-  side = config.vision.image_size
+  """Writes how pictures are made ready; returns the path. Errors as those of `check_image`."""
+  check_image(config)
+  side, pixels = config.vision.image_size, config.vision.pixels
   square = {"height": side, "width": side}
+  crop = config.resize == "center_crop"
   values: dict[str, Any] = {
     "image_processor_type": "CLIPImageProcessor",
     "do_convert_rgb": True,
     "do_resize": True,
-    "size": square if config.fine_grained else {"shortest_edge": side},
-    "resample": _BICUBIC,
-    "do_center_crop": not config.fine_grained,
+    "size": {"shortest_edge": side} if crop else square,
+    "resample": Image.Resampling[pixels.interpolation.upper()].value,
+    "do_center_crop": crop,
     "crop_size": square,
     "do_rescale": True,
     "rescale_factor": 1 / 255,
     "do_normalize": True,
-    "image_mean": list(MEAN),
-    "image_std": list(STD),
+    "image_mean": list(pixels.mean),
+    "image_std": list(pixels.std),
   }
   return [_write_json(folder, IMAGE_FILE, values)]
 

@@ -12,8 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from fgclip_jax.data.image import MEAN, STD
-from fgclip_jax.models.config import END_ID, ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from fgclip_jax.models.config import CLIP_PIXELS, END_ID, ModelConfig, PixelSpec, ResNetConfig, TextConfig, VisionConfig
 from fgclip_jax.weights import torch_pickle
 from fgclip_jax.weights.clip_to_fgclip import to_clip
 from fgclip_jax.weights.huggingface import save
@@ -52,6 +51,8 @@ _HARMLESS = {
   "vision_cfg": {"patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"},
   "text_cfg": {"pad_id", "output_tokens"},
 }
+_RESIZE = {"squash": "squash", "shortest": "center_crop", "longest": "pad"}  # resize_mode, and `PixelSpec.resize`
+_INTERPOLATIONS = ("bicubic", "bilinear")  # that open_clip knows
 
 
 def is_ours(names: Mapping[str, Any]) -> bool:
@@ -167,15 +168,16 @@ def model_config(config: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelCon
   try:
     if len(set(sides)) > 1:
       raise ValueError(f"images of {size} are no squares")
+    pixels = _pixels(config.get("preprocess_cfg") or {}, sides[0])
     width = vision.get("width", 768)
     if isinstance(vision.get("layers"), list):
       if head_width != HEAD_WIDTH:
         raise ValueError(f"a ResNet's pooling has heads of 64 channels, not {head_width}")
-      tower_config = ResNetConfig(width, tuple(vision["layers"]), sides[0])
+      tower_config = ResNetConfig(width, tuple(vision["layers"]), sides[0], pixels)
     else:
       patch = vision.get("patch_size", 16)
       values = tower(vision, width // head_width, width)
-      tower_config = VisionConfig(**values, image_size=sides[0], patch_size=patch)
+      tower_config = VisionConfig(**values, image_size=sides[0], patch_size=patch, pixels=pixels)
     return ModelConfig(
       vision=tower_config,
       text=TextConfig(
@@ -193,11 +195,64 @@ def model_config(config: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelCon
     raise ValueError(f"{path!r}: {error}") from error
 
 
+def _pixels(values: Mapping[str, Any], side: int) -> PixelSpec:
+  """Reads `preprocess_cfg`; a ValueError names a setting that no `PixelSpec` can express."""
+
+  def fail(key, wanted):
+    raise ValueError(f"preprocess_cfg.{key} = {values[key]!r} has no counterpart here: must be {wanted}")
+
+  if not isinstance(values, Mapping):
+    raise ValueError(f"preprocess_cfg = {values!r} must be a section of settings")
+  values = {key: value for key, value in values.items() if value is not None}
+  known = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
+  for key in values:
+    if key not in known:
+      fail(key, f"left out; {', '.join(known)} are read")
+  if values.get("size", side) not in (side, [side], [side, side]):
+    fail("size", f"the model's image_size, {side}")
+  if values.get("mode", "RGB") != "RGB":
+    fail("mode", "'RGB'")
+  if values.get("resize_mode", "shortest") not in _RESIZE:
+    fail("resize_mode", f"one of {', '.join(_RESIZE)}")
+  if values.get("interpolation", "bicubic") not in _INTERPOLATIONS:
+    fail("interpolation", f"one of {', '.join(_INTERPOLATIONS)}")
+  resize = _RESIZE[values.get("resize_mode", "shortest")]
+  colours = {"mean": CLIP_PIXELS.mean, "std": CLIP_PIXELS.std, "fill_color": 0}
+  colours = {key: values.get(key, value) for key, value in colours.items()}
+  # one value stands for all three colours
+  mean, std, fill = (tuple(each) if isinstance(each, list | tuple) else (each,) * 3 for each in colours.values())
+  try:
+    return PixelSpec(
+      mean,
+      std,
+      None if resize == "center_crop" else resize,  # plain CLIP's own way
+      values.get("interpolation", "bicubic"),
+      fill if resize == "pad" else CLIP_PIXELS.fill,
+    )
+  except ValueError as error:
+    raise ValueError(f"preprocess_cfg: {error}") from None
+
+
+def _to_preprocess_json(config: ModelConfig) -> dict[str, Any]:
+  pixels = config.vision.pixels
+  if pixels.interpolation not in _INTERPOLATIONS:
+    raise ValueError(
+      f"the model's pictures are resized with {pixels.interpolation!r}, and open_clip knows {_INTERPOLATIONS}: write "
+      "it as jax or clip"
+    )
+  (resize,) = (theirs for theirs, ours in _RESIZE.items() if ours == config.resize)
+  values = {
+    "mean": list(pixels.mean), "std": list(pixels.std), "interpolation": pixels.interpolation, "resize_mode": resize,
+  }  # fmt: skip
+  return values | {"fill_color": list(pixels.fill)} if config.resize == "pad" else values
+
+
 def to_config_json(config: ModelConfig) -> dict[str, Any]:
   """The `open_clip_config.json` that open_clip loads this model with.
 
   Raises:
-    ValueError: open_clip has no such image tower, or the towers have different activations, of which it has one.
+    ValueError: open_clip has no such image tower; the towers have different activations, of which it has one; or
+      pictures are resized by a filter that it does not know.
   """
   vision, text = config.vision, config.text
   if vision.type not in _IMAGE_JSON:
@@ -220,9 +275,7 @@ def to_config_json(config: ModelConfig) -> dict[str, Any]:
   model["init_logit_scale"] = config.temperature_init
   if config.logit_bias is not None:
     model["init_logit_bias"] = config.logit_bias
-  resize = "squash" if config.fine_grained else "shortest"
-  preprocess = {"mean": list(MEAN), "std": list(STD), "interpolation": "bicubic", "resize_mode": resize}
-  return {"model_cfg": model, "preprocess_cfg": preprocess}
+  return {"model_cfg": model, "preprocess_cfg": _to_preprocess_json(config)}
 
 
 def _vit_json(vision: VisionConfig) -> dict[str, Any]:
@@ -322,9 +375,16 @@ def write(
   Raises:
     ValueError: see `to_config_json`.
   """
-  source = source if (source or {}).get("format") == "open_clip" else {}
-  config_json, text = source.get("config") or to_config_json(config), source.get("text", "")
+  source = source if source and source.get("format") == "open_clip" else {}
   config, flat = to_clip(config, flat)
+  config_json, text = source.get("config"), source.get("text", "")
+  if not config_json:
+    config_json = to_config_json(config)
+  elif model_config(config_json).vision.pixels != config.vision.pixels:  # changed since it was read
+    config_json = {
+      "model_cfg": config_json.get("model_cfg", config_json),
+      "preprocess_cfg": _to_preprocess_json(config),
+    }
   tensors = write_rows(table(config, text), flat)
   counts = source.get("buffers", {})
   for name in counters(config):

@@ -204,7 +204,7 @@ def test_center_crop_cuts_the_middle():
 
 def test_normalize():
   pixels = np.array([[0, 128, 255]], np.uint8)
-  expected = (np.array([[0, 128, 255]]) / 255 - module.MEAN) / module.STD
+  expected = (np.array([[0, 128, 255]]) / 255 - module.CLIP_PIXELS.mean) / module.CLIP_PIXELS.std
   values = normalize(pixels)
   assert values.dtype == np.float32
   np.testing.assert_allclose(values, expected, rtol=1e-6)

@@ -11,6 +11,7 @@ from fgclip_jax.models.config import (
   TEXT_CONFIGS,
   TEXT_KINDS,
   ModelConfig,
+  PixelSpec,
   ResNetConfig,
   TextConfig,
   TextKind,
@@ -172,3 +173,45 @@ def test_the_towers_know_their_grid_and_defaults():
   assert (preset("rn50x64").vision.grid, preset("rn50x64").vision.heads, preset("rn50x64").vision.depth) == (14, 64, 64)
   assert TextConfig(512, 12, 8, 2048).end_id == 49407
   assert VisionConfig(768, 12, 12, 3072).image_size == 224
+
+
+PIXELS = PixelSpec((0.5, 0.5, 0.5), (0.25, 0.5, 0.75), "squash", "bilinear", (1, 2, 3))
+
+
+@pytest.mark.parametrize("name", ["tiny", "tiny_resnet"])
+def test_pixels_come_back_from_json(name):
+  config = preset(name).replace(vision={"pixels": PIXELS}, text={"tokenizer": "other"})
+  values = json.loads(json.dumps(config.to_dict()))
+  assert ModelConfig.from_dict(values) == config and hash(ModelConfig.from_dict(values)) == hash(config)
+
+
+def test_pixels_of_published_models_are_not_written():
+  """A model's JSON, and the fingerprint that is made of it, are those of versions before `PixelSpec`."""
+  values = preset("tiny").to_dict()
+  assert "pixels" not in values["vision"] and "tokenizer" not in values["text"]
+  written = preset("tiny").replace(vision={"pixels": PIXELS}).to_dict()["vision"]["pixels"]
+  assert set(written) == {"mean", "std", "resize", "interpolation", "fill"}
+
+
+@pytest.mark.parametrize(
+  ("values", "message"),
+  [
+    ({"mean": (0.5, 0.5)}, "mean must be three"), ({"mean": (0.5, 0.5, float("nan"))}, "mean must be three finite"),
+    ({"std": (1, 1, 0)}, "std must be positive"),
+    ({"std": ("a", 1, 1)}, "std must be three"),
+    ({"resize": "stretch"}, "resize must be one of squash, center_crop, pad"),
+    ({"interpolation": "cubic"}, "interpolation must be one of"), ({"fill": (0, 0, 256)}, "fill must be levels"),
+    ({"fill": (0.5, 0, 0)}, "fill must be levels"),
+  ],
+)  # fmt: skip
+def test_pixels_that_cannot_be(values, message):
+  with pytest.raises(ValueError, match=message):
+    PixelSpec(**values)
+
+
+def test_how_pictures_become_squares():
+  fgclip, clip = preset("tiny"), preset("tiny").replace(text={"long_length": None})
+  assert (fgclip.resize, clip.resize) == ("squash", "center_crop")
+  assert clip.replace(vision={"pixels": PIXELS}).resize == "squash"
+  with pytest.raises(ValueError, match="FG-CLIP's pictures are squashed.*'pad'"):
+    fgclip.replace(vision={"pixels": PixelSpec(resize="pad")})

@@ -12,8 +12,8 @@ import tqdm
 from jaxtyping import Int, UInt8
 
 from fgclip_jax.data import image as images
-from fgclip_jax.inference import inputs
 from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
@@ -36,7 +36,7 @@ class Batch:
 
 
 def read_pictures(
-  pictures: Iterable[Source], size: int, mode: images.Mode, skips: SkipReport
+  pictures: Iterable[Source], size: int, mode: str, skips: SkipReport, pixels: PixelSpec = CLIP_PIXELS
 ) -> Iterator[tuple[int, UInt8[np.ndarray, "{size} {size} 3"]]]:
   """Yields the number and the pixels of each picture that can be used, in order.
 
@@ -46,8 +46,9 @@ def read_pictures(
     size: the side of the pixels that are returned.
     mode: `squash` (FG-CLIP's protocol) or `center_crop` (plain CLIP's).
     skips: counts missing and broken pictures. Kinds: those of `ImageError`, `image_missing`, `image_not_permitted`.
+    pixels: the model's.
   """
-  read = functools.partial(_read, size=size, mode=mode)
+  read = functools.partial(_read, size=size, mode=mode, pixels=pixels)
   for number, found in in_threads(read, enumerate(pictures)):
     if isinstance(found, RecordError):
       skips.add(Skip.of(found))
@@ -63,10 +64,11 @@ def read_batches(
   Args:
     model: the model, for its image and batch size.
     pictures, skips: see `read_pictures`.
-    mode: None is the model's own: `squash` for an FG-CLIP, `center_crop` for a plain CLIP.
+    mode: None is the model's own, see `ModelConfig.resize`.
     progress: shows a progress bar.
   """
-  rows = read_pictures(pictures, model.config.vision.image_size, mode or inputs.default_mode(model.config), skips)
+  config = model.config
+  rows = read_pictures(pictures, config.vision.image_size, mode or config.resize, skips, config.vision.pixels)
   with tqdm.tqdm(total=len(pictures), desc="images", unit="image", disable=not progress) as bar:
     for place in itertools.count():
       batch = list(itertools.islice(rows, model.batch_size))
@@ -79,7 +81,9 @@ def read_batches(
     bar.update(len(pictures) - bar.n)
 
 
-def _read(numbered: tuple[int, Source], size: int, mode: images.Mode) -> tuple[int, np.ndarray | RecordError]:
+def _read(
+  numbered: tuple[int, Source], size: int, mode: str, pixels: PixelSpec
+) -> tuple[int, np.ndarray | RecordError]:
   number, picture = numbered
   name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"image {number}"
   try:
@@ -88,7 +92,7 @@ def _read(numbered: tuple[int, Source], size: int, mode: images.Mode) -> tuple[i
     if isinstance(picture, str | os.PathLike):
       name = os.fspath(picture)
       picture = paths.read(name)
-    return number, images.to_levels(picture, size, mode, str(name))
+    return number, images.to_levels(picture, size, mode, str(name), pixels)
   except RecordError as error:
     return number, error
   except PermissionError:

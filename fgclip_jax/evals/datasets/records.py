@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record, shards
+from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
 from fgclip_jax.storage.threads import in_threads
@@ -35,7 +36,14 @@ class Examples:
     skips: the records that the last pass left out.
   """
 
-  def __init__(self, folder: str, split: str, image_size: int = 224, limit: int | None = None):
+  def __init__(
+    self,
+    folder: str,
+    split: str,
+    image_size: int = 224,
+    limit: int | None = None,
+    pixels: PixelSpec = CLIP_PIXELS,
+  ):
     """Opens a split.
 
     Args:
@@ -43,6 +51,7 @@ class Examples:
       split: e.g. `validation`.
       image_size: the side that images are squashed to.
       limit: the number of records to read, from the first; None for all.
+      pixels: the model's.
 
     Raises:
       FileNotFoundError, ValueError: there is no such folder or split, a shard is missing, no record can be read, or
@@ -50,7 +59,7 @@ class Examples:
     """
     if limit is not None and limit < 1:
       raise ValueError(f"limit must be at least 1, got {limit}")
-    self.folder, self.split, self.image_size = folder, split, image_size
+    self.folder, self.split, self.image_size, self._pixels = folder, split, image_size, pixels
     self._source = shards.Records(folder, split)
     self._count = min(len(self._source), limit or len(self._source))
     self.skips = SkipReport()
@@ -81,7 +90,7 @@ class Examples:
   def _try(self, number: int) -> Example | RecordError:
     try:
       found = self.read(number)
-      pixels = images.to_square(images.open_image(found.image), self.image_size)
+      pixels = images.to_square(images.open_image(found.image), self.image_size, self._pixels)
     except RecordError as error:
       if isinstance(error.__cause__, OSError) and error.kind == "shard_lost":
         raise OSError(f"{self.folder}, record {number}: {error}") from error  # the network failed, and not the record

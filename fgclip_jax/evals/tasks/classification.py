@@ -14,7 +14,6 @@ from fgclip_jax.evals.datasets import image_folders
 from fgclip_jax.evals.encoding import encode_images
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.evals.templates import TEMPLATES, class_embeddings
-from fgclip_jax.inference import inputs
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage.skip_report import SkipReport
 
@@ -124,7 +123,7 @@ class Classification:
     if not len(kept):
       raise ValueError(f"no picture of {self.images!r} can be used: {'; '.join(filter(None, notes))}")
     notes += [*data.notes, *_notes(data)]
-    mode = self.mode or inputs.default_mode(model.config)
+    mode = self.mode or model.config.resize
     notes.append(f"pictures are made square by {mode}, classes by the templates {self.templates}")
     return _score(image, data.labels[kept], [data.ids[int(number)] for number in kept], classes, data, skips, notes)
 
