@@ -8,6 +8,7 @@ TESTS = pathlib.Path(__file__).resolve().parent
 PACKAGE = TESTS.parent / "fgclip_jax"
 # modules that are tested through others: {module: the test file}, without `fgclip_jax/`, `tests/`, `test_` and `.py`
 ELSEWHERE = {
+  "__main__": "fgclip",
   "cli": "evals/registry",
   "data/annotation_fields": "prepare/sources/finehard",
   "data/config": "data/loader",
