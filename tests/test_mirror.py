@@ -13,6 +13,7 @@ ELSEWHERE = {
   "data/annotation_fields": "prepare/sources/finehard",
   "data/config": "data/loader",
   "data/shard_writer": "data/dataset_folder",
+  "data/tfds_reader": "prepare/sources/tfds",
   "data/tokenizers/token_ids": "data/record",
   "evals/datasets/caption_sets": "evals/tasks/retrieval",
   "evals/datasets/class_lists": "evals/tasks/segmentation",
