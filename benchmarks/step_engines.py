@@ -161,7 +161,7 @@ class Ours:
     from fgclip_jax.losses.objective import Objective
     from fgclip_jax.models.params import abstract_params, flatten, unflatten
     from fgclip_jax.models.transformer import Runtime
-    from fgclip_jax.train.mesh import make_mesh, place_params, to_devices
+    from fgclip_jax.train.mesh import make_mesh, shard_params, to_devices
     from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer
     from fgclip_jax.train.step import make_loss
     from fgclip_jax.weights.huggingface_names import from_theirs
@@ -170,7 +170,7 @@ class Ours:
     shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(job.model)).items()}
     flat = from_theirs(safetensors.numpy.load_file(job.weights), job.model, shapes)
     params = unflatten({name: jax.numpy.array(leaf) for name, leaf in flat.items()})
-    self.params = jax.device_put(params, place_params(params, mesh))
+    self.params = jax.device_put(params, shard_params(params, mesh))
     loss = make_loss(job.model, Objective(), Runtime(unroll=job.unroll, remat=job.remat), mesh)
     self._step, self._key = jax.jit(jax.value_and_grad(loss, has_aux=True)), jax.random.key(0)
     self.place = lambda batch: to_devices(batch, mesh)

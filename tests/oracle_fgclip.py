@@ -17,7 +17,7 @@ from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models.params import build, flatten, unflatten
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.train.mesh import activation_sharding, data_shards, place_params, to_devices
+from fgclip_jax.train.mesh import activation_sharding, data_shards, shard_params, to_devices
 from fgclip_jax.train.optimizer import OptimizerConfig, apply_updates, make_optimizer, rule_value, schedule
 from fgclip_jax.weights import huggingface, huggingface_names
 
@@ -179,7 +179,7 @@ def fgclip_folder(folder: pathlib.Path, report: Report, mesh: jax.sharding.Mesh 
     return terms[stage], grads
 
   if mesh is not None:
-    params = jax.device_put(params, place_params(params, mesh))
+    params = jax.device_put(params, shard_params(params, mesh))
   for form, layout in layouts.items():
     batch = assemble(examples, data_shards(mesh) if mesh else len(ranks), layout)
     batch = to_devices(batch, mesh) if mesh else batch

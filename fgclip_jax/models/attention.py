@@ -1,10 +1,11 @@
-"""Self-attention over rows that may hold several sequences: a plain form, and fused kernels where there are some.
+"""Self-attention over rows that may hold several sequences: in plain JAX, and by fused kernels on TPUs and NVIDIA GPUs.
 
-The fused kernels never hold the [heads, T, T] scores: splash attention on TPUs, which knows segments, and cuDNN's on
-NVIDIA GPUs, to which segments are a mask. All forms give the same numbers up to rounding.
+The fused kernels never hold the [heads, T, T] scores: splash attention on TPUs takes segments as they are, cuDNN's
+kernel on NVIDIA GPUs takes them as a mask. All forms give the same numbers up to rounding.
 """
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -34,18 +35,18 @@ def attend(
 
   Args:
     query, key, value: H heads of C channels for T tokens; the scale C ** -0.5 is applied here.
-    segment: which sequence of its row a token belongs to; None: all tokens of a row belong together.
+    segment: the number of the sequence that a token belongs to, within its row; None: one sequence a row.
     causal: a token attends to itself and earlier ones only.
     implementation: `auto` takes splash attention where the program is compiled for a TPU and T is a multiple of 128,
       cuDNN where it is compiled for an NVIDIA GPU that has a kernel for these arrays, and `xla` otherwise. `splash`
       pads T to a multiple of 128; on a CPU it runs in Pallas's interpreter, slowly, to be tested.
-    sharding: how the arrays are to lie on a mesh; B and H may be split. XLA cannot split a TPU kernel on its own:
-      JAX refuses to compile splash attention for several TPUs without it.
+    sharding: of the arrays over a mesh; B and H may be split. XLA cannot split a TPU kernel by itself: without a
+      sharding, JAX refuses to compile splash attention for several TPUs.
 
   Raises:
     ValueError: the implementation that was asked for cannot take these arrays; the message says why.
   """
-  # said for every form: left to itself, XLA gathers activations where it should gather weights
+  # for every form: without this, XLA gathers activations where it should gather weights
   if sharding is not None and not _undivided(query, sharding):
     query, key, value = jax.lax.with_sharding_constraint((query, key, value), sharding)
   arrays = (query, key, value, segment)
@@ -100,7 +101,7 @@ def _attention(
   value: Float[Array, "B H T C"],
   mask: Bool[Array, "#B 1 T T"] | None,
 ) -> Float[Array, "B H T C"]:
-  """Attention of scaled queries; the backward pass computes the [T, T] weights anew, so that they are not kept."""
+  """Attention of scaled queries. The backward pass recomputes the [T, T] weights, so that they are not kept."""
   return jnp.einsum("bhts,bhsc->bhtc", _weights(query, key, mask).astype(value.dtype), value)
 
 
@@ -116,11 +117,14 @@ def _attention_forward(query, key, value, mask):
 
 
 def _attention_backward(kept, gradient):
+  # With scores S = Q K^T, weights P = softmax(S) and output O = P V, and dO the gradient of O:
+  #   dV = P^T dO,  dP = dO V^T,  dS = P * (dP - rowsum(P * dP)),  dQ = dS K,  dK = dS^T Q.
+  # A masked score has P = 0 and therefore no gradient.
   query, key, value, mask, mixed = kept
   weights = _weights(query, key, mask)
   value_gradient = jnp.einsum("bhts,bhtc->bhsc", weights.astype(value.dtype), gradient)
   by_weight = jnp.einsum("bhtc,bhsc->bhts", gradient, value, preferred_element_type=jnp.float32)
-  # what all weights of a row have in common: the softmax takes no notice of it
+  # rowsum(P * dP) = rowsum(O * dO), which needs no [T, T] product (FlashAttention, arXiv 2205.14135)
   common = jnp.sum(gradient.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1, keepdims=True)
   by_score = (weights * (by_weight - common)).astype(query.dtype)
   query_gradient = jnp.einsum("bhts,bhsc->bhtc", by_score, key)
@@ -140,8 +144,8 @@ def _cudnn_refusal(query, key, value, segment, *, causal) -> str:
   """Why cuDNN cannot take these arrays, forward and backward, in JAX's words; empty if it can."""
 
   def gradients(query, key, value, segment):
-    def total(*qkv):
-      return _cudnn(*qkv, segment, causal=causal).astype(jnp.float32).sum()
+    def total(query, key, value):
+      return _cudnn(query, key, value, segment, causal=causal).astype(jnp.float32).sum()
 
     return jax.grad(total, argnums=(0, 1, 2))(query, key, value)
 
@@ -214,5 +218,5 @@ def _splash_local(query, key, value, segment, *, causal, interpret):
   query = query * jnp.asarray(channels**-0.5, query.dtype)
   by_head = (jnp.swapaxes(x, 1, 2) for x in (query, key, value))
   segments = None if segment is None else splash_attention_kernel.SegmentIds(segment, segment)
-  mixed = jax.vmap(kernel)(*by_head, segments)
+  mixed: Any = jax.vmap(kernel)(*by_head, segments)
   return jnp.swapaxes(mixed, 1, 2)[:, :length]

@@ -1,7 +1,8 @@
 """The dual encoder: two towers, their projections and the temperatures, as FG-CLIP has them (arXiv 2505.05071)."""
 
+import dataclasses
 import itertools
-from typing import Any
+from typing import Any, cast
 
 import flax.struct
 import jax
@@ -123,7 +124,7 @@ class DualEncoder(nnx.Module):
     def encode_images(image, boxes, keep):
       pooled, dense, statistics = self._image_features(image, keep, train=not running_statistics)
       for_each = jax.tree.map(lambda x: jnp.broadcast_to(x, (shards, *x.shape)), statistics)  # as parts are joined
-      return unit_length(pooled), unit_length(roi_align(dense, boxes)) if regions else None, for_each
+      return unit_length(pooled), unit_length(roi_align(cast(Array, dense), boxes)) if regions else None, for_each
 
     folded = (batch[key].reshape(images, *batch[key].shape[2:]) for key in ("image", "boxes"))
     image, region_image, statistics = gradient_cached_map(
@@ -138,18 +139,20 @@ class DualEncoder(nnx.Module):
     read = self._read_ends(batch, ends)
     embeddings = Embeddings(image=image, short=unit_length(self.project_text(read["short"], "short")))
     if statistics and not running_statistics:
-      embeddings = embeddings.replace(statistics={"vision": jax.tree.map(lambda x: x.mean(0), statistics)})
+      embeddings = dataclasses.replace(embeddings, statistics={"vision": jax.tree.map(lambda x: x.mean(0), statistics)})
     if "long" in self.config.text.kinds:
-      embeddings = embeddings.replace(long=unit_length(self.project_text(read["long"], "long")))
+      embeddings = dataclasses.replace(embeddings, long=unit_length(self.project_text(read["long"], "long")))
     if not regions:
       return embeddings
 
+    # hard boxes name their box within their shard: gathered shard by shard, nothing crosses devices
     hard_box = jnp.maximum(batch["hard_box"], 0)
     by_shard = region_image.reshape(shards, per_shard * regions, -1)
     hard_image = jnp.take_along_axis(by_shard, hard_box[..., None], axis=1)
     first_row = jnp.arange(shards, dtype=hard_box.dtype)[:, None] * (per_shard * regions)
     hard_text = unit_length(self.project_text(read["hard"], "region"))
-    return embeddings.replace(
+    return dataclasses.replace(
+      embeddings,
       region_image=region_image,
       region_text=unit_length(self.project_text(read["region"], "region")).reshape(images, regions, -1),
       region_valid=(batch["region_eot"] >= 0).reshape(images, regions),

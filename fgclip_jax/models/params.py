@@ -75,7 +75,7 @@ def build(config: ModelConfig, params: Params, runtime: Runtime = Runtime()) -> 
   """A model that computes with these parameters; cheap, and free of side effects under jit."""
   abstract = nnx.eval_shape(lambda: DualEncoder(config, runtime, rngs=nnx.Rngs(0)))
   graphdef, state = nnx.split(abstract)
-  nnx.replace_by_pure_dict(state, params)
+  nnx.replace_by_pure_dict(state, dict(params))
   return nnx.merge(graphdef, state)
 
 

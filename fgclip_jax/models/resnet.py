@@ -71,10 +71,14 @@ class BatchNorm(nnx.Module):
     wide = x.astype(jnp.float32)
     mean, variance = running["mean"], running["variance"]
     if train:
+      # Sums over the global batch: a jitted step sees whole arrays, and XLA adds the devices' shares with an
+      # all-reduce. In two passes: E[x^2] - E[x]^2 in float32 loses digits where the mean is large.
       mean = jnp.mean(wide, axis=(0, 1, 2))
       variance = jnp.mean((wide - mean) ** 2, axis=(0, 1, 2))
+      # As in PyTorch, this batch is normalised by the biased variance and the running average takes the unbiased one;
+      # no gradient flows through the running averages.
       count = x.size // x.shape[-1]
-      batch = {"mean": mean, "variance": variance * (count / max(count - 1, 1))}  # the unbiased one is averaged
+      batch = {"mean": mean, "variance": variance * (count / max(count - 1, 1))}
       move = lambda old, new: old + MOMENTUM * (jax.lax.stop_gradient(new) - old)  # noqa: E731
       running = jax.tree.map(move, running, batch)
     factor = self.scale[...] * jax.lax.rsqrt(variance + EPSILON)
@@ -103,7 +107,7 @@ class Stem(nnx.Module):
 
 
 class Bottleneck(nnx.Module):
-  """Three convolutions with a residual connection; where the map gets smaller, both paths pool and no one strides."""
+  """Three convolutions with a residual connection. Where the map gets smaller, both paths pool; none strides."""
 
   def __init__(self, inputs: int, middle: int, stride: int, runtime: Runtime, *, rngs: nnx.Rngs):
     outputs, dtype = _EXPANSION * middle, runtime.dtype
@@ -134,6 +138,7 @@ class Stage(nnx.Module):
   """`depth` blocks: the first changes width and size; the rest are alike, stacked and scanned over."""
 
   def __init__(self, inputs: int, middle: int, depth: int, stride: int, runtime: Runtime, *, rngs: nnx.Rngs):
+    # the blocks after the first have parameters of the same shapes: stacked, they are compiled once and scanned over
     @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
     def make_blocks(rngs):
       return Bottleneck(_EXPANSION * middle, middle, 1, runtime, rngs=rngs)
@@ -159,7 +164,7 @@ class Stage(nnx.Module):
 
 
 class AttentionPool(nnx.Module):
-  """The first token's look at all tokens, without the projection that follows it."""
+  """Attention of the first token, the cells' mean, to all tokens; without the projection that follows it."""
 
   def __init__(self, config: ResNetConfig, runtime: Runtime, *, rngs: nnx.Rngs):
     width = config.output_width
@@ -167,7 +172,7 @@ class AttentionPool(nnx.Module):
     self.query, self.key, self.value = (linear(width, width, width**-0.5, runtime.dtype, rngs) for _ in range(3))
 
   def __call__(self, tokens: Float[Array, "B T C"]) -> tuple[Float[Array, "B C"], Float[Array, "B T C"]]:
-    """Returns what the first token attends to, and every token's value, of which that is a weighted mean."""
+    """Returns the first token's result, a weighted mean of values, and every token's value."""
 
     def split_heads(y):
       return y.reshape(*y.shape[:-1], self.heads, -1)

@@ -21,22 +21,25 @@ def axis_weights(low: Float[Array, "*B"], high: Float[Array, "*B"], size: int) -
     low, high: the box's extent in cells (0 is the first cell's outer edge).
     size: the number of cells.
   """
-  # the clamp, far outside any map, keeps the compiler from fusing the scaling of the box into these
+  # The clamp, far outside any map, keeps the compiler from fusing the scaling of the box into these
   # differences: a fused multiply-add rounds once less, and the number of samples would differ from
-  # torchvision's (an optimization barrier does not: it is gone before instructions are chosen)
+  # torchvision's. An optimization barrier does not help: XLA removes it before it chooses instructions.
   low, high = jnp.clip(low, -_FAR, _FAR), jnp.clip(high, -_FAR, _FAR)
+  # aligned=True: a cell's value belongs to its centre, so coordinates move by half a cell
   start, extent = low - 0.5, (high - 0.5) - (low - 0.5)
   count = jnp.maximum(jnp.ceil(extent), 0.0)
   spacing = extent / jnp.maximum(count, 1.0)
-  # only samples in [-1, size] weigh anything; they are at least half a cell apart (or just one),
-  # so that many, from the first that can be inside, are enough for a box of any size
+  # Only samples in [-1, size] have a weight. Two samples are at least half a cell apart, since their number is the
+  # extent rounded up: 2 * (size + 1) and two for rounding, from the first that can be inside, cover a box of any size
+  # with an array of static shape.
   samples = 2 * size + 4
   first = jnp.maximum(jnp.floor((-1.0 - start) / jnp.where(spacing > 0, spacing, 1.0) - 0.5), 0.0)
   index = first[..., None] + jnp.arange(samples, dtype=low.dtype)
   position = start[..., None] + (index + 0.5) * spacing[..., None]
   counted = (index < count[..., None]) & (position >= -1.0) & (position <= size)
-  position = jnp.clip(position, 0.0, size - 1.0)
+  position = jnp.clip(position, 0.0, size - 1.0)  # outside the centres of the border cells: their value
   cells = jnp.arange(size, dtype=low.dtype)
+  # bilinear interpolation: a sample gives the two cells around it weights that fall linearly with the distance
   tent = jnp.maximum(1.0 - jnp.abs(position[..., None] - cells), 0.0)
   return jnp.where(counted[..., None], tent, 0.0).sum(-2) / jnp.maximum(count, 1.0)[..., None]
 

@@ -1,5 +1,7 @@
 """The causal text tower over packed rows, with FG-CLIP's short and long position tables."""
 
+from typing import Any
+
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
@@ -39,6 +41,6 @@ class TextTower(nnx.Module):
     tables = [getattr(self, name)[...] for name in self.config.position_tables]
     # added in float32, however the tables are stored
     parts = (self.token_embedding[...][tokens], jnp.concatenate(tables)[position])
-    embedded = sum(part.astype(jnp.float32) for part in parts)
+    embedded: Any = sum(part.astype(jnp.float32) for part in parts)
     hidden, _ = self.transformer(embedded.astype(self.runtime.dtype), segment)
     return hidden

@@ -1,4 +1,4 @@
-"""The pre-norm transformer block that both towers share, stacked and scanned over depth."""
+"""The pre-norm transformer block of both towers, stacked and scanned over depth."""
 
 import dataclasses
 from collections.abc import Callable
@@ -31,7 +31,7 @@ class Runtime:
     micro_batches: into how many parts a shard's images and its rows of text are divided; the towers go through them
       one after another and recompute each in the backward pass, so that only one part's activations are held. The
       losses see the embeddings of all parts: gradients are those of the whole batch.
-    sharding: how activations, [B, T, heads, channels], lie on a mesh of devices; None on a single device.
+    sharding: of activations, [B, T, heads, channels], over a mesh of devices; None on a single device.
   """
 
   dtype: Dtype = jnp.float32
@@ -106,7 +106,11 @@ def layer_norm(width: int, epsilon: float, rngs: nnx.Rngs) -> nnx.LayerNorm:
 
 @jax.custom_vjp
 def matmul(x: Float[Array, "*B I"], kernel: Float[Array, "I O"]) -> Float[Array, "*B O"]:
-  """The matrix product. JAX's own gradient by the kernel is a transposed product, for which XLA copies on CPUs."""
+  """The matrix product, with a backward pass of its own.
+
+  JAX's gradient of the kernel is a transposed product, for which XLA copies the operands on CPUs; contracting the rows
+  gives the same sums in the kernel's own layout.
+  """
   return jnp.matmul(x, kernel)
 
 
@@ -203,6 +207,8 @@ class Transformer(nnx.Module):
   """`depth` blocks whose parameters are stacked along a leading axis and scanned over."""
 
   def __init__(self, config: TowerConfig, runtime: Runtime, *, causal: bool = False, rngs: nnx.Rngs):
+    # One block is built for each of `depth` keys, and their parameters are stacked: [depth, ...] leaves. The scan below
+    # then compiles one block, however many there are.
     @nnx.vmap(in_axes=0, out_axes=0, transform_metadata={nnx.PARTITION_NAME: None})
     def make_blocks(rngs):
       return Block(config, runtime, causal=causal, rngs=rngs)
@@ -219,8 +225,11 @@ class Transformer(nnx.Module):
       return block(x, segment)
 
     if (policy := remat_policy(self.runtime.remat)) is not None:
-      run = jax.checkpoint(run, policy=policy, prevent_cse=False)
+      run = jax.checkpoint(
+        run, policy=policy, prevent_cse=False
+      )  # a scan's body cannot be merged with its recomputation
 
+    # the carry holds each block's input beside its output, so that the last block's input is at hand in the end
     def step(carry, block):
       x, _ = carry
       return (run(block, x), x), None

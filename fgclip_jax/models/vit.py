@@ -35,8 +35,8 @@ class VisionTower(nnx.Module):
 
     Args:
       image: normalised pixels.
-      keep: the patches to look at, by number; the others are dropped (FLIP, arXiv 2212.00794) and there are no
-        dense features.
+      keep: the numbers of the patches that the blocks see; the others are dropped (FLIP, arXiv 2212.00794), and there
+        are no dense features.
       train: changes nothing here; a tower with BatchNorm goes by the batch's own statistics.
 
     Returns:
@@ -61,6 +61,8 @@ class VisionTower(nnx.Module):
     tokens, penultimate = self.transformer(tokens)
     if keep is not None:
       return self.post_norm(tokens[:, 0]), None, {}
+    # FG-CLIP's dense features: the last block once more, without attention mixing, so that a patch's feature describes
+    # that patch; the class token keeps the block with attention
     dense = self.transformer.last_block().without_mixing(penultimate[:, 1:])
     grid = self.config.grid
     return self.post_norm(tokens[:, 0]), self.post_norm(dense).reshape(batch, grid, grid, -1), {}

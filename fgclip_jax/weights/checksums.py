@@ -1,6 +1,7 @@
-"""Checksums of a state's arrays, by which a checkpoint that has changed on its disk is noticed.
+"""Checksums of a state's arrays, which show that a checkpoint has changed on its disk.
 
-They are sums of integers, and so the same on every mesh; the devices make them, nothing is gathered.
+They are sums of integers, which do not depend on their order and are therefore the same on every mesh. The devices
+compute them; nothing is gathered.
 """
 
 from typing import Any

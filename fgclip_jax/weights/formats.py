@@ -1,4 +1,4 @@
-"""Models of any known format: which one a folder or a file holds, reading it, and what can be written."""
+"""Detects the format of a model's folder or file, reads it, and lists the formats that can be written."""
 
 import glob
 import os
@@ -41,7 +41,7 @@ def detect(path: str, allow_pickle: bool = False) -> str:
 
   Args:
     path: the folder or file.
-    allow_pickle: see `tensors.open_tensors`; only a file that no config describes is opened.
+    allow_pickle: see `tensor_files.open_tensors`; only a file that no config describes is opened.
 
   Returns:
     `jax` (a model or run folder of ours), `pytorch` (transformers' layout of CLIP and FG-CLIP) or `open_clip`
@@ -98,8 +98,8 @@ def read(
   Args:
     path: a folder, or a file of weights; see `detect`.
     ema: takes a run's averaged weights if it keeps them (see `is_averaged`); otherwise those of its last step.
-    allow_pickle: see `tensors.open_tensors`.
-    activation, heads: what OpenAI's layout does not tell by itself; see `open_clip.infer_config`.
+    allow_pickle: see `tensor_files.open_tensors`.
+    activation, heads: what OpenAI's layout does not say; see `open_clip.infer_config`.
   """
   found = detect(path, allow_pickle)
   if found == "open_clip":

@@ -147,7 +147,7 @@ def read(path: str, allow_pickle: bool = False) -> tuple[ModelConfig, dict[str, 
 
   Args:
     path: a folder, or a file of weights with `config.json` beside it.
-    allow_pickle: see `tensors.open_tensors`.
+    allow_pickle: see `tensor_files.open_tensors`.
 
   Returns:
     The model's size; its flat parameters in the file's dtype; and what `write` needs to give the same
@@ -229,7 +229,7 @@ def write_vision(folder: str, config: ModelConfig, flat: Mapping[str, np.ndarray
   It has no projection: its users read hidden states. Raises as `write` does.
   """
   _check(config)
-  tensors = write_rows(huggingface_names.vision_table(config.vision), flat)
+  tensors = write_rows(huggingface_names.IMAGE_ROWS[config.vision.type](config.vision), flat)
   kept = {"torch_dtype": _DTYPE_NAMES.get(common_dtype(tensors.values()), "float32")}
   config_json = {"architectures": ["CLIPVisionModel"], **_vision_json(config), **kept}
   return save(folder, config_json, tensors) + huggingface_processor.write_image(folder, config)

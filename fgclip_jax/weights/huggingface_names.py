@@ -11,7 +11,10 @@ KEPT_POSITIONS = 20  # rows of the short table that begin the long one (Long-CLI
 
 
 def long_positions(ours: str, first: str, rest: str) -> Row:
-  """The row of a long position table, which theirs keep in two of full length: each is read in a part of its rows."""
+  """The row of a long position table, which they store as two tables of full length.
+
+  FG-CLIP's code reads positions 0..19 from the first table and the others from the second.
+  """
 
   def read(head, tail):
     return (np.concatenate([head[:KEPT_POSITIONS], tail[KEPT_POSITIONS:]]),)
@@ -100,7 +103,7 @@ def stretched_length(length: int) -> int:
 def stretch_positions(short: np.ndarray) -> np.ndarray:
   """77 positions stretched to 248 as Long-CLIP and FG-CLIP do: 20 kept, the others interpolated four-fold.
 
-  Between two old rows stand three new ones at quarter steps; past the last row the last step is carried on.
+  Three new rows at quarter steps go between two old ones; past the last row the last step continues.
   `short` is [L, W] with L > 21; the result is [4 L - 60, W], in the same dtype. ValueError for fewer rows.
   """
   if len(short) < KEPT_POSITIONS + 2:

@@ -1,8 +1,7 @@
-"""Name tables between our parameters and another library's, read in both directions.
+"""Tables that map our parameters' names to another library's; one table serves reading and writing.
 
-A row joins some of our leaves with some of their tensors: mostly one with one; three with one where they keep a fused
-matrix. Where a row has layers, `{}` in their names is a layer's number and our leaves stack all layers along their
-first axis.
+A row maps some of our leaves to some of their tensors: mostly one to one, three to one where they keep a fused matrix.
+In a row with layers, `{}` in their names is a layer's number, and our leaves stack all layers along their first axis.
 """
 
 import dataclasses
@@ -97,7 +96,7 @@ def linear(ours: str, theirs: str, layers: range | None = None) -> list[Row]:
 
 @functools.cache
 def leaf_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
-  """The shape of each leaf of a model of this size; kept, since the model is traced for them."""
+  """The shape of each leaf of a model of this size; cached, since finding them traces the model."""
   return types.MappingProxyType({name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()})
 
 
@@ -108,7 +107,7 @@ def read_rows(
 
   Args:
     rows: the table.
-    tensors: by their names; a mapping that reads on access is read one leaf at a time.
+    tensors: by their names. A mapping that reads on access (`Tensors`) is read one leaf at a time, to save memory.
     shapes: the shape of each of our leaves.
 
   Raises:

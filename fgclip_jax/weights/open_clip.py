@@ -1,7 +1,8 @@
 """Models of OpenAI's code, of open_clip and of Long-CLIP: one layout of tensors, with or without a config beside it.
 
-Where there is no `open_clip_config.json`, sizes are inferred from the tensors' shapes. Two things leave no trace in
-those: attention heads have 64 channels, as in every published model; and the activation is OpenAI's quick_gelu.
+Without an `open_clip_config.json`, sizes are inferred from the tensors' shapes. Shapes do not show two things:
+attention heads are assumed to have 64 channels, as in every published model, and the activation to be OpenAI's
+quick_gelu.
 """
 
 import math
@@ -257,9 +258,10 @@ def to_config_json(config: ModelConfig) -> dict[str, Any]:
   vision, text = config.vision, config.text
   if vision.type not in _IMAGE_JSON:
     raise ValueError(f"open_clip's CLIP has no {vision.label} of this kind: write it as jax")
-  if getattr(vision, "activation", text.activation) != text.activation:
+  activation = getattr(vision, "activation", text.activation)  # a ResNet has none to choose
+  if activation != text.activation:
     raise ValueError(
-      f"open_clip has one activation for both towers; here the image tower has {vision.activation} and the text tower "
+      f"open_clip has one activation for both towers; here the image tower has {activation} and the text tower "
       f"{text.activation}"
     )
   image = {"image_size": vision.image_size, "width": vision.width, **_IMAGE_JSON[vision.type](vision)}
@@ -337,8 +339,8 @@ def read(
 
   Args:
     path: a file of weights, or a folder that holds one; with `open_clip_config.json` beside it or not.
-    allow_pickle: see `tensors.open_tensors`.
-    activation, heads: what the tensors do not tell, see `infer_config`; an error where there is a config.
+    allow_pickle: see `tensor_files.open_tensors`.
+    activation, heads: what the tensors do not show, see `infer_config`; an error where there is a config.
 
   Returns:
     The model's size; its flat parameters in the file's dtypes; and what `write` needs to give the same files back.

@@ -1,4 +1,4 @@
-"""Files of tensors, whatever wrote them: safetensors and PyTorch's own, alone or in shards under an index."""
+"""Opens files of tensors: safetensors and PyTorch's own, single files or shards with an index."""
 
 import functools
 import json
@@ -39,7 +39,7 @@ class Tensors(Mapping):
     return Tensors({name: reader for name, reader in pairs if name is not None})
 
   def replaced(self, values: Mapping[str, np.ndarray]) -> "Tensors":
-    """The same tensors but for these, which are given."""
+    """The same tensors, with these in place of some."""
     return Tensors(self._readers | {name: functools.partial(np.copy, value) for name, value in values.items()})
 
 
@@ -77,8 +77,8 @@ def open_tensors(path: str, allow_pickle: bool = False) -> Tensors:
 
   Args:
     path: a file: safetensors, TorchScript, a PyTorch pickle, or an index (`*.index.json`) of such files.
-    allow_pickle: a pickle may be opened. It is read without executing anything (see `pickles`), and so is
-      TorchScript, which needs no permission.
+    allow_pickle: a pickle may be opened. It is parsed and never executed (see `torch_pickle`). TorchScript, parsed in
+      the same way, needs no permission.
 
   Raises:
     FileNotFoundError: there is no such file, or the index names one that is not there.
@@ -107,7 +107,7 @@ def _open(path: str, allow_pickle: bool) -> dict[str, torch_pickle.Reader]:
   if start[8:9] != b"{" and start.startswith((torch_pickle.ZIP_START, torch_pickle.PICKLE_START)):
     if not allow_pickle and not torch_pickle.is_script(path):
       raise ValueError(
-        f"{path!r} is a pickle, a format that can carry code. It is read here without executing any, but only when "
+        f"{path!r} is a pickle, a format that can carry code. Pickles are parsed and never executed, but only when "
         "asked for: --allow_pickle (allow_pickle=True)"
       )
     return torch_pickle.open_pickle(path)

@@ -1,20 +1,19 @@
-"""PyTorch's own files, read without PyTorch and without executing anything that is in them.
+"""Reads PyTorch's own files without PyTorch. Pickles are parsed and never executed.
 
-Three kinds: TorchScript archives (`torch.jit.save`), zip files with a pickled tree of modules beside their code; zip
-files with a pickled state dict (`torch.save`); and the bare pickles that `torch.save` wrote before PyTorch 1.6. A
-pickle names the functions that rebuild its objects. The unpickler here knows those that stand for tensors, and refuses
-every other; tensors are cut from the file's bytes by NumPy.
+There are three kinds: TorchScript archives (`torch.jit.save`), zip files with a pickled tree of modules beside their
+code; zip files with a pickled state dict (`torch.save`); and the bare pickles that `torch.save` wrote before PyTorch
+1.6. A pickle names the functions that rebuild its objects, which is how it could run any code. The unpickler here maps
+the few names that build tensors to functions of its own and refuses all others; NumPy cuts the tensors from the bytes.
 """
 
 import dataclasses
 import functools
-import io
 import math
 import pickle
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -31,7 +30,7 @@ Reader = Callable[[], np.ndarray]
 
 
 class _Module:
-  """Stands for any TorchScript module: its parameters and submodules become attributes, its code is not looked at."""
+  """Any TorchScript module: its parameters and submodules become attributes, its code is never read."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +49,7 @@ class _Tensor:
   strides: tuple[int, ...]
 
   def cut(self, data: bytes) -> np.ndarray:
-    """The tensor, from the bytes of its storage; NumPy checks that it lies within them."""
+    """The tensor, from the bytes of its storage; NumPy checks that it fits in them."""
     size = self.storage.dtype.itemsize
     strides = [size * stride for stride in self.strides]
     if math.prod(self.shape) == 0:
@@ -81,9 +80,9 @@ _KNOWN = {
 
 
 class _Unpickler(pickle.Unpickler):
-  """Knows tensors, ordered dicts and, in TorchScript, modules. Keeps the storages that it met, by key."""
+  """Builds tensors, ordered dicts and, in TorchScript, modules, and nothing else. Keeps storages by their keys."""
 
-  def __init__(self, file: io.BufferedIOBase, script: bool = False):
+  def __init__(self, file: IO[bytes], script: bool = False):
     super().__init__(file, encoding="utf-8")
     self._script, self.storages = script, {}
 
@@ -97,7 +96,7 @@ class _Unpickler(pickle.Unpickler):
   def persistent_load(self, key: Any) -> _Storage:
     kind, dtype, name = key[:3]
     if kind != "storage" or not isinstance(dtype, np.dtype):
-      raise pickle.UnpicklingError(f"{key!r} stands for no tensor's storage")
+      raise pickle.UnpicklingError(f"{key!r} is not a tensor's storage")
     self.storages[str(name)] = storage = _Storage(dtype, str(name))
     return storage
 
@@ -123,7 +122,7 @@ def open_pickle(path: str) -> dict[str, Reader]:
       zipped = file.read(len(ZIP_START)) == ZIP_START
     tree, fetch = (_open_zip if zipped else _open_legacy)(path)
     named = _named_tensors(tree)
-    # a damaged file is to fail here, by name, rather than when a tensor is read
+    # every tensor is found here, so that a damaged file fails by its name and not when a tensor is read
     return {name: functools.partial(_cut, path, name, tensor, fetch) for name, tensor in named.items()}
   except _DAMAGE as error:
     raise ValueError(f"{path!r} cannot be read as PyTorch weights: {error}") from error
