@@ -1,25 +1,102 @@
-"""The contrastive terms of FG-CLIP as pure functions of unit-length embeddings.
+"""The contrastive losses of FG-CLIP: first in plain JAX, as one reads them, then as training computes them.
 
-Each works on the whole batch (`axis=None`), or on one device's rows inside `jax.shard_map`
-(`axis` names the mesh axes that the rows are split over); every device then returns the same value.
+`info_nce`, `sigmoid` and `hard_negatives` are the definitions: the whole batch in one place, every logit in memory.
+`contrast` and `hard_negative_loss` compute the same on one device (`axis=None`) or on one device's rows inside
+`jax.shard_map` (`axis` names the mesh axes that the rows are split over; every device then returns the same value).
+Tests compare the two. Embeddings are of unit length, so that products are cosines.
 """
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from fgclip_jax.losses.blockwise import Form, choose_form, device_count, pair_sums
-from fgclip_jax.losses.pairs import Axis
+from fgclip_jax.losses.blockwise import Axis, Form, choose_form, device_count, pair_sums
+
+# ------------------------------------------------------------------------------ in plain JAX
+
+
+def info_nce(
+  image: Float[Array, "N D"],
+  text: Float[Array, "N D"],
+  scale: Float[Array, ""],
+  counts: Bool[Array, "N N"],
+  members: Bool[Array, "G N"],
+) -> Float[Array, ""]:
+  """CLIP's loss (arXiv 2103.00020, figure 3); FG-CLIP's global and regional terms (arXiv 2505.05071, section 3).
+
+  -log(exp(s_ii) / sum_j exp(s_ij)) for each image i over all texts j, and the same for each text over all images, with
+  s = scale * cosine; the mean of the two. `counts` and `members` are those of `pair_mask` and `group_members`.
+  """
+  logits = jnp.where(counts, scale * image @ text.T, -jnp.inf)  # exp(-inf) = 0: the pair is left out of the sums
+  of_image = jax.nn.logsumexp(logits, axis=1) - jnp.diagonal(logits)
+  of_text = jax.nn.logsumexp(logits, axis=0) - jnp.diagonal(logits)
+  return group_mean((of_image + of_text) / 2, members)
+
+
+def sigmoid(
+  image: Float[Array, "N D"],
+  text: Float[Array, "N D"],
+  scale: Float[Array, ""],
+  bias: Float[Array, ""],
+  counts: Bool[Array, "N N"],
+  members: Bool[Array, "G N"],
+) -> Float[Array, ""]:
+  """SigLIP's loss (arXiv 2303.15343, algorithm 1): does this text belong to this image? asked of every pair.
+
+  The sum over texts j of -log sigmoid(z_ij * s_ij), with s = scale * cosine + bias, and z_ij = 1 where i = j, else -1.
+  """
+  z = 2 * jnp.eye(len(image), dtype=image.dtype) - 1
+  each = -jax.nn.log_sigmoid(z * (scale * image @ text.T + bias))
+  return group_mean(jnp.sum(jnp.where(counts, each, 0.0), axis=1), members)
+
+
+def hard_negatives(
+  image: Float[Array, "H D"],
+  text: Float[Array, "H T D"],
+  valid: Bool[Array, "H T"],
+  scale: Float[Array, ""],
+  members: Bool[Array, "G H"],
+) -> Float[Array, ""]:
+  """FG-CLIP's hard fine-grained negatives (arXiv 2505.05071, section 3): each box picks text 0 among its own texts.
+
+  -log(exp(s_h0) / sum_t exp(s_ht)) for each box h; there is no direction from text to box.
+  """
+  logits = jnp.where(valid, scale * jnp.einsum("hd,htd->ht", image, text), -jnp.inf)
+  return group_mean(jax.nn.logsumexp(logits, axis=1) - logits[:, 0], members)
+
+
+def pair_mask(
+  valid: Bool[Array, "N"], group: Int[Array, "N"], caption: Int[Array, "N"] | None = None
+) -> Bool[Array, "N N"]:
+  """Which pairs a loss sees: those of one group and, given captions, not two rows that say the same."""
+  counts = valid[:, None] & valid & (group[:, None] == group)
+  if caption is not None:
+    counts &= caption[:, None] != caption
+  return counts | jnp.eye(len(valid), dtype=bool)  # a row always sees its own text
+
+
+def group_members(valid: Bool[Array, "N"], group: Int[Array, "N"], groups: int) -> Bool[Array, "G N"]:
+  """The rows of each group that its mean is taken over."""
+  return valid & (group == jnp.arange(groups, dtype=group.dtype)[:, None])
+
+
+def group_mean(each: Float[Array, "N"], members: Bool[Array, "G N"]) -> Float[Array, ""]:
+  """The mean over groups of each group's mean over its members; a group without any counts as 0."""
+  sums = jnp.sum(jnp.where(members, each, 0.0), axis=1)
+  return jnp.mean(sums / jnp.maximum(jnp.sum(members, axis=1, dtype=each.dtype), 1))
+
+
+# ------------------------------------------------------------------------------ over devices
 
 
 def _sum(x: Array, axis: Axis) -> Array:
   return x if axis is None else jax.lax.psum(x, axis)
 
 
-def _shares(
+def _row_weights(
   counts: Bool[Array, "N"], group: Int[Array, "N"], groups: int, dtype: jnp.dtype, axis: Axis
 ) -> Float[Array, "N"]:
-  """Each row's share in the mean over groups of each group's mean over the rows that count."""
+  """Each row's weight in `group_mean`: a weighted sum needs no second pass over the devices' losses."""
   members = _sum(jax.ops.segment_sum(counts.astype(jnp.int32), group, groups), axis)
   return jnp.where(counts, 1.0 / (groups * jnp.maximum(members[group], 1).astype(dtype)), 0.0)
 
@@ -39,46 +116,43 @@ def contrast(
   chunk: int = 1024,
   axis: Axis = None,
 ) -> Float[Array, ""]:
-  """Contrasts images, or regions, with their captions: the mean over groups of each group's mean over its pairs.
-
-  Without a bias InfoNCE, CLIP's loss: each image picks its text among all, each text its image; the mean of both
-  cross entropies. With a bias SigLIP's (arXiv 2303.15343): for every image and text, whether they belong together; the
-  sum over texts of -log sigmoid(±(scale * image . text + bias)), plus for an image's own text.
+  """Contrasts images, or regions, with their captions: `info_nce`, or with a bias `sigmoid`, over devices.
 
   Args:
     image, text: matching rows, unit length.
     scale: factor of the cosines (the temperature's exponential).
-    bias: see above.
+    bias: added to the logits of `sigmoid`; None for `info_nce`.
     valid: which rows there are, the others are padding; None: all.
-    group: the contrast group of each row, 0..groups-1, only rows of one group repel each other; None: one group.
+    group: the contrast group of each row, 0..groups-1: only rows of one group repel each other; None: one group.
     groups: the number of groups; one without a row counts as a loss of zero.
     caption: equal numbers for equal captions; given, rows with identical captions do not repel each other.
     local_groups: promises that no group is spread over several devices: they then compute without each other.
-    form: `dense`, `rows`, `chunked`, `ring` (see `forms`), or `auto`, which goes by the number of rows and devices.
+    form: `dense`, `all_gather`, `chunked`, `ring` (see `blockwise`), or `auto`, which goes by the number of rows and
+      devices.
     chunk: how many columns the last two take at a time.
-    axis: see the module's docstring.
+    axis: the mesh axes that the rows are split over; None: the rows are the whole batch.
   """
   n, columns = len(image), None if local_groups else axis
   if axis is not None:  # a copy for each device, so that its derivatives add up over devices
     scale, bias = jax.tree.map(lambda x: jax.lax.pcast(x, axis, to="varying"), (scale, bias))
   if form == "auto":
     form = choose_form(n, device_count(columns), chunk)
-  place = jnp.arange(n, dtype=jnp.int32) + (0 if columns is None else jax.lax.axis_index(columns) * n)
+  index = jnp.arange(n, dtype=jnp.int32) + (0 if columns is None else jax.lax.axis_index(columns) * n)
   if valid is None and group is None:
-    share, labels = 1.0 / (n * device_count(columns)), {}
+    weight, labels = 1.0 / (n * device_count(columns)), {}  # without masks, no comparison of labels is compiled
   else:
     valid = jnp.ones(n, bool) if valid is None else valid
     group = jnp.zeros(n, jnp.int32) if group is None else group
-    share, labels = _shares(valid, group, groups, image.dtype, columns), {"group": jnp.where(valid, group, -1)}
+    weight, labels = _row_weights(valid, group, groups, image.dtype, columns), {"group": jnp.where(valid, group, -1)}
   if caption is not None:
     labels["caption"] = caption
   if caption is not None or bias is not None:
-    labels["place"] = place
+    labels["index"] = index
   by_image, by_text = pair_sums(image, text, scale, bias, labels, Form(form, chunk, columns))
   each = by_image
-  if by_text is not None:
+  if by_text is not None:  # cross entropy: logsumexp minus the pair's own logit, s_ii, which both directions share
     each = (by_image + by_text) / 2 - scale * jnp.sum(image * text, axis=-1)
-  return _sum(jnp.sum(share * each), axis)
+  return _sum(jnp.sum(weight * each), axis)
 
 
 def hard_negative_loss(
@@ -91,7 +165,7 @@ def hard_negative_loss(
   groups: int,
   axis: Axis = None,
 ) -> Float[Array, ""]:
-  """Each hard box picks its true caption among its own negatives: the mean over groups of each group's mean.
+  """`hard_negatives` over devices: each box picks its true caption among its own negatives.
 
   Args:
     image: features of H boxes, unit length.
@@ -99,10 +173,11 @@ def hard_negative_loss(
     valid: which captions there are; a box without its true caption or without any negative does not count.
     group, groups: as in `contrast`.
     scale: factor of the cosines.
-    axis: see the module's docstring.
+    axis: as in `contrast`.
   """
   counts = valid[:, 0] & valid[:, 1:].any(axis=1)
-  share = _shares(counts, group, groups, image.dtype, axis)
+  weight = _row_weights(counts, group, groups, image.dtype, axis)
   logits = scale * jnp.einsum("hd,htd->ht", image, text, precision=jax.lax.Precision.HIGHEST)
-  partition = jax.nn.logsumexp(jnp.where(valid, logits, jnp.finfo(logits.dtype).min), axis=-1)
-  return _sum(jnp.sum(share * jnp.where(counts, partition - logits[:, 0], 0.0)), axis)
+  # the lowest number instead of -inf: a box of padding has no valid text, and -inf everywhere would give NaN gradients
+  log_sum = jax.nn.logsumexp(jnp.where(valid, logits, jnp.finfo(logits.dtype).min), axis=-1)
+  return _sum(jnp.sum(weight * jnp.where(counts, log_sum - logits[:, 0], 0.0)), axis)

@@ -3,58 +3,44 @@
 import dataclasses
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float
 
-from fgclip_jax.losses.blockwise import FORMS
-from fgclip_jax.losses.contrastive import contrast, hard_negative_loss
-from fgclip_jax.losses.pairs import Axis
+from fgclip_jax.losses.blockwise import Axis
+from fgclip_jax.losses.terms import LOSS_TERMS, Context, Options
 from fgclip_jax.models.fgclip import Embeddings
 
-CONTRASTS = ("softmax", "sigmoid")
+_Weights = dataclasses.make_dataclass(
+  "_Weights", [(name, float, term.weight) for name, term in LOSS_TERMS.items()], frozen=True
+)
 
 
 @dataclasses.dataclass(frozen=True)
-class Objective:
-  """The weights of the terms and their options; the defaults are FG-CLIP's stage 2.
+class Objective(Options, _Weights):
+  """The weight of each term of `LOSS_TERMS` by its name, and the `Options`; the defaults are FG-CLIP's stage 2.
 
-  Attributes:
-    global_long, global_short, regional, hard_negative: weight of each term; a term of weight 0 is not computed.
-    regional_group: images per contrast group of the two region terms (each is averaged within a group, then
-      over groups); None is the whole batch. The published code contrasts within each device's own batch, 512
-      images: set 512 to get its objective on any mesh.
-    regional_mask_identical: regions with identical captions do not repel each other.
-    contrast: of the global terms and the regional one: `softmax`, CLIP's InfoNCE, or `sigmoid`, SigLIP's loss of
-      single pairs, whose bias is learned beside the temperatures.
-    form: how these are computed, which changes no result: `dense`, `rows`, `chunked`, `ring` (see
-      `fgclip_jax/losses/forms.py`), or `auto`, which goes by the number of rows and devices.
-    chunk: how many columns of logits the forms `chunked` and `ring` hold at a time.
+  L = sum over terms of weight * term: 1 global_long + 1 global_short + 0.1 regional + 0.5 hard_negative. A term of
+  weight 0 is not computed.
   """
 
-  global_long: float = 1.0
-  global_short: float = 1.0
-  regional: float = 0.1
-  hard_negative: float = 0.5
-  regional_group: int | None = None
-  regional_mask_identical: bool = False
-  contrast: str = "softmax"
-  form: str = "auto"
-  chunk: int = 1024
+  @property
+  def weights(self) -> dict[str, float]:
+    """The weight of each term, those of weight 0 included, in the order of `LOSS_TERMS`."""
+    return {name: getattr(self, name) for name in LOSS_TERMS}
 
-  def __post_init__(self):
-    for name, choices in (("contrast", CONTRASTS), ("form", ("auto", *FORMS))):
-      if getattr(self, name) not in choices:
-        raise ValueError(f"objective.{name} must be one of {choices}, got {getattr(self, name)!r}")
-    if self.chunk < 1:
-      raise ValueError(f"objective.chunk must be at least 1, got {self.chunk}")
+  @property
+  def needs(self) -> set[str]:
+    """What the terms need that have a weight: some of `terms.NEEDS`."""
+    return {need for name, weight in self.weights.items() if weight for need in LOSS_TERMS[name].needs}
 
   @property
   def needs_regions(self) -> bool:
     """Whether any term looks at regions."""
-    return bool(self.regional or self.hard_negative)
+    return "regions" in self.needs
 
 
 def objective_terms(
@@ -83,8 +69,9 @@ def objective_terms(
   group = objective.regional_group or images
   if images % group:
     raise ValueError(f"regional_group {group} must divide the batch of {images} images")
-  inputs = {"embeddings": embeddings}
-  if embeddings.region_image is not None:
+  # Groups are numbered here, where the batch is whole: inside `shard_map` a device does not know its rows' numbers.
+  inputs: dict[str, Any] = {"embeddings": embeddings}
+  if embeddings.region_image is not None and embeddings.hard_row is not None:
     boxes = embeddings.region_image.shape[1]
     inputs["region_group"] = jnp.repeat(jnp.arange(images) // group, boxes).reshape(images, boxes)
     inputs["hard_group"] = embeddings.hard_row // (boxes * group)
@@ -95,6 +82,7 @@ def objective_terms(
   shards = 1
   for axis in batch_axes:
     shards *= mesh.shape[axis]
+  # A device that holds whole groups needs no other device's regions, and its blocks of logits are that much smaller.
   local_groups = (images // shards) % group == 0
   local = functools.partial(
     _terms, objective=objective, groups=images // group, local_groups=local_groups, axis=batch_axes
@@ -105,29 +93,14 @@ def objective_terms(
 
 
 def _terms(inputs, scales, bias, objective: Objective, groups: int, local_groups: bool, axis: Axis):
-  e: Embeddings = inputs["embeddings"]
-  terms = {}
-  term = functools.partial(contrast, form=objective.form, chunk=objective.chunk, axis=axis)
-  if objective.global_long and e.long is not None:
-    terms["global_long"] = term(e.image, e.long, scales["global"], bias)
-  if objective.global_short:
-    terms["global_short"] = term(e.image, e.short, scales["global"], bias)
-  if objective.regional and e.region_image is not None:
-    width = e.image.shape[-1]
-    terms["regional"] = term(
-      e.region_image.reshape(-1, width),
-      e.region_text.reshape(-1, width),
-      scales["regional"],
-      bias,
-      valid=e.region_valid.reshape(-1),
-      group=inputs["region_group"].reshape(-1),
-      groups=groups,
-      caption=e.region_caption.reshape(-1) if objective.regional_mask_identical else None,
-      local_groups=local_groups,
-    )
-  if objective.hard_negative and e.hard_image is not None:
-    terms["hard_negative"] = hard_negative_loss(
-      e.hard_image, e.hard_text, e.hard_valid, inputs["hard_group"], scales["hard_negative"], groups=groups, axis=axis
-    )
-  total = sum((getattr(objective, name) * value for name, value in terms.items()), jnp.zeros((), e.image.dtype))
-  return {"total": total, **terms}
+  embeddings: Embeddings = inputs["embeddings"]
+  context = Context(
+    objective, bias, inputs.get("region_group"), inputs.get("hard_group"), groups, local_groups=local_groups, axis=axis
+  )
+  values = {}
+  for name, term in LOSS_TERMS.items():
+    if getattr(objective, name) and term.is_possible(embeddings):
+      values[name] = term.function(embeddings, scales[term.temperature], context)
+  zero = jnp.zeros((), embeddings.image.dtype)
+  total = sum((getattr(objective, name) * value for name, value in values.items()), zero)
+  return {"total": total, **values}

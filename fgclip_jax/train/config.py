@@ -18,6 +18,7 @@ from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.packing import Layout
 from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.losses.objective import Objective
+from fgclip_jax.losses.terms import LOSS_TERMS
 from fgclip_jax.models.config import ModelConfig, preset
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.models.transformer import Runtime
@@ -95,7 +96,7 @@ class RunConfig:
       boxes=data.boxes if regions else 0,
       row_length=data.row_length or max(256, text.long_length or 0, text.short_length),
       short_length=text.short_length,
-      long_length=text.long_length if self.objective.global_long else None,
+      long_length=text.long_length if "long" in self.objective.needs else None,
       packed=data.packed,
     )
 
@@ -319,12 +320,10 @@ def _check_optimizer(config: OptimizerConfig, steps: int, model: ModelConfig) ->
 
 
 def _check_objective(run: RunConfig) -> None:
-  weights = {
-    name: getattr(run.objective, name) for name in ("global_long", "global_short", "regional", "hard_negative")
-  }
+  weights = run.objective.weights
   if any(weight < 0 for weight in weights.values()) or not any(weights.values()):
     raise ValueError(f"config.objective: weights must not be negative and not all zero, got {weights}")
-  fine = [name for name in ("global_long", "regional", "hard_negative") if weights[name]]
+  fine = [name for name, weight in weights.items() if weight and LOSS_TERMS[name].needs]
   if fine and not run.model.fine_grained:
     raise ValueError(f"config.objective: {fine} need FG-CLIP, the model is a plain CLIP (no long text, no regions)")
   if run.objective.contrast == "sigmoid" and run.model.logit_bias is None:

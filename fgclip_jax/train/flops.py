@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from fgclip_jax.losses.objective import Objective
+from fgclip_jax.losses.terms import LOSS_TERMS
 from fgclip_jax.models.config import ModelConfig, ResNetConfig, TowerConfig, VisionConfig
 
 # bfloat16 peak of one device in FLOP/s, by the beginning of JAX's `device_kind` (vendors' data sheets)
@@ -158,11 +159,12 @@ def count_flops(
   slots_read = sum(batch[key].size for key in ("short_eot", "long_eot", "region_eot", "hard_eot"))
 
   width = config.embedding_width
-  pairs = 2 * images**2 * (bool(objective.global_long and "long" in config.text.kinds) + bool(objective.global_short))
-  regions = int((batch["region_eot"] >= 0).sum())
-  hard = int((batch["hard_eot"] >= 0).sum())
-  useful_losses = 2 * width * (pairs + (2 * regions**2 + hard if boxes else 0))
-  executed_losses = 2 * width * (pairs + (2 * batch["region_eot"].size ** 2 + batch["hard_eot"].size if boxes else 0))
+  useful_losses = executed_losses = 0
+  for name, term in LOSS_TERMS.items():
+    if objective.weights[name] and (config.fine_grained or not term.needs):
+      ends = batch[term.captions]
+      useful_losses += 2 * width * term.logits(int((ends >= 0).sum()))
+      executed_losses += 2 * width * term.logits(ends.size)
   image_cost = image * (1 if frozen_image_tower else 3)
   return StepFlops(
     useful=image_cost + 3 * (text_forward(config, tokens, triangle) + read * project + useful_losses),

@@ -110,9 +110,9 @@ def assert_close(ours, expected, tolerance):
   [
     *((form, (8, 1, 1)) for form in FORMS),
     *((form, (2, 2, 2)) for form in ("chunked", "ring")),
-    *((form, (2, 4, 1)) for form in ("rows", "ring")),
+    *((form, (2, 4, 1)) for form in ("all_gather", "ring")),
     ("ring", (1, 8, 1)),
-    *((form, ()) for form in ("rows", "chunked", "ring")),
+    *((form, ()) for form in ("all_gather", "chunked", "ring")),
   ],
   ids=str,
 )
@@ -149,8 +149,8 @@ def test_which_form_holds_a_block_of_all_columns(form):
   dtypes = (jnp.float32,) * 4 + (jnp.int32,) * 2
   arrays = [jax.ShapeDtypeStruct(*array) for array in zip(shapes, dtypes, strict=True)]
   lowered = jax.jit(jax.value_and_grad(sharded, argnums=(0, 1, 2, 3))).lower(*arrays)
-  if form in ("dense", "rows"):
-    assert elements(lowered.as_text()) >= {"dense": batch * batch, "rows": rows * batch}[form]
+  if form in ("dense", "all_gather"):
+    assert elements(lowered.as_text()) >= {"dense": batch * batch, "all_gather": rows * batch}[form]
   else:
     assert elements(lowered.as_text()) == batch * 4  # the embeddings, as the caller sees them
     assert elements(lowered.compile().as_text()) == rows * chunk
@@ -158,7 +158,7 @@ def test_which_form_holds_a_block_of_all_columns(form):
 
 @pytest.mark.parametrize(
   ("rows", "devices", "form"),
-  [(128, 256, "rows"), (2048, 1, "rows"), (240, 256, "chunked"), (8192, 4, "ring"), (1024, 256, "ring")],
+  [(128, 256, "all_gather"), (2048, 1, "all_gather"), (240, 256, "chunked"), (8192, 4, "ring"), (1024, 256, "ring")],
 )
 def test_auto_goes_by_rows_and_devices(rows, devices, form):
   assert choose_form(rows, devices, 1024) == form
@@ -166,7 +166,7 @@ def test_auto_goes_by_rows_and_devices(rows, devices, form):
 
 def test_auto_is_the_form_it_chooses(monkeypatch):
   image, text, scales, _ = jax.tree.map(jnp.asarray, inputs())
-  monkeypatch.setattr("fgclip_jax.losses.blockwise._ROWS_AT_MOST", 0)
+  monkeypatch.setattr("fgclip_jax.losses.blockwise._ALL_GATHER_MAX_LOGITS", 0)
   for chunk, form in ((ROWS, "ring"), (ROWS + 1, "chunked")):
     programs = [
       jax.make_jaxpr(functools.partial(contrast, form=name, chunk=chunk))(image, text, scales["softmax"])
@@ -175,7 +175,7 @@ def test_auto_is_the_form_it_chooses(monkeypatch):
     assert str(programs[0]) == str(programs[1])
 
 
-@pytest.mark.parametrize("form", ["rows", "chunked"])
+@pytest.mark.parametrize("form", ["all_gather", "chunked"])
 def test_large_logits_do_not_overflow(form):
   """Single precision holds exponentials up to 88 only."""
   image, text, _, _ = inputs("float32")

@@ -1,0 +1,161 @@
+"""The terms of the objective: each a function, and a line of `LOSS_TERMS` that declares what it needs.
+
+To add a term, write its function here or in a file of its own, and enter it in `LOSS_TERMS`. Its weight is then a key
+of the config section `objective` and its value the metric `loss_NAME`; the checks of a config and the counts of
+floating-point operations follow from its declaration.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from jaxtyping import Array, Float
+
+from fgclip_jax.losses.blockwise import FORMS, Axis
+from fgclip_jax.losses.contrastive import contrast, hard_negative_loss
+from fgclip_jax.models.fgclip import Embeddings
+
+CONTRASTS = ("softmax", "sigmoid")
+
+# what a plain CLIP lacks and a term may need: the field of `Embeddings` that is None without it
+NEEDS = {"long": "long", "regions": "region_image"}
+PresentEmbeddings = Any  # `Embeddings` in which what the term needs is not None, which no type can say
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+  """How terms are computed: the keys of the config section `objective` that are not weights.
+
+  Attributes:
+    regional_group: images per contrast group of the two region terms (each is averaged within a group, then over
+      groups); None is the whole batch. The published code contrasts within each device's own batch, 512 images: set
+      512 to get its objective on any mesh.
+    regional_mask_identical: regions with identical captions do not repel each other.
+    contrast: of the global terms and the regional one: `softmax`, CLIP's InfoNCE, or `sigmoid`, SigLIP's loss of
+      single pairs, whose bias is learned beside the temperatures.
+    form: how these are computed, which changes no result: `dense`, `all_gather`, `chunked`, `ring` (see
+      `fgclip_jax/losses/blockwise.py`), or `auto`, which goes by the number of rows and devices.
+    chunk: how many columns of logits the forms `chunked` and `ring` hold at a time.
+
+  Raises:
+    ValueError: an impossible value; the message names the key.
+  """
+
+  regional_group: int | None = None
+  regional_mask_identical: bool = False
+  contrast: str = "softmax"
+  form: str = "auto"
+  chunk: int = 1024
+
+  def __post_init__(self):
+    if self.form == "rows":  # its name before it was called what it does
+      print("objective.form=rows is now called all_gather", flush=True)
+      object.__setattr__(self, "form", "all_gather")
+    for name, choices in (("contrast", CONTRASTS), ("form", ("auto", *FORMS))):
+      if getattr(self, name) not in choices:
+        raise ValueError(f"objective.{name} must be one of {choices}, got {getattr(self, name)!r}")
+    if self.chunk < 1:
+      raise ValueError(f"objective.chunk must be at least 1, got {self.chunk}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Context:
+  """What a term gets besides embeddings and its scale; inside `jax.shard_map` the arrays are one device's rows.
+
+  Attributes:
+    options: the objective.
+    bias: of the sigmoid contrast; None for softmax.
+    region_group, hard_group: the contrast group of each region, int [B, K], and of each hard box, int [H]; None without
+      regions.
+    groups: how many groups there are.
+    local_groups: whether no group is spread over several devices.
+    axis: the mesh axes that the batch is split over; None: the arrays are the whole batch.
+  """
+
+  options: Options
+  bias: Float[Array, ""] | None
+  region_group: Any  # Int[Array, "B K"]
+  hard_group: Any  # Int[Array, "H"]
+  groups: int
+  local_groups: bool
+  axis: Axis
+
+  def contrast(self, image: Float[Array, "N D"], text: Float[Array, "N D"], scale: Float[Array, ""], **masks: Any):
+    """`contrastive.contrast` in the form that the options choose; `masks` are its arguments from `valid` on."""
+    form, chunk = self.options.form, self.options.chunk
+    return contrast(image, text, scale, self.bias, form=form, chunk=chunk, axis=self.axis, **masks)
+
+
+def global_long(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -> Float[Array, ""]:
+  """Images against their long captions."""
+  return context.contrast(e.image, e.long, scale)
+
+
+def global_short(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -> Float[Array, ""]:
+  """Images against their short captions."""
+  return context.contrast(e.image, e.short, scale)
+
+
+def regional(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -> Float[Array, ""]:
+  """Regions against their captions, within each contrast group."""
+  width = e.image.shape[-1]
+  return context.contrast(
+    e.region_image.reshape(-1, width),
+    e.region_text.reshape(-1, width),
+    scale,
+    valid=e.region_valid.reshape(-1),
+    group=context.region_group.reshape(-1),
+    groups=context.groups,
+    caption=e.region_caption.reshape(-1) if context.options.regional_mask_identical else None,
+    local_groups=context.local_groups,
+  )
+
+
+def hard_negative(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -> Float[Array, ""]:
+  """Boxes against their true caption and its hard negatives."""
+  return hard_negative_loss(
+    e.hard_image, e.hard_text, e.hard_valid, context.hard_group, scale, groups=context.groups, axis=context.axis
+  )
+
+
+@dataclasses.dataclass(frozen=True)
+class Term:
+  """A term of the objective.
+
+  Attributes:
+    function: computes it from the embeddings, its scale (`exp` of its temperature) and the context.
+    weight: its default weight, which is FG-CLIP's stage 2.
+    temperature: the log scale it uses, one of the model's `temperature` parameters.
+    needs: of `NEEDS`, what it cannot do without; a term that needs anything needs FG-CLIP. Where the embeddings lack
+      it, the term is not computed.
+    captions: the key of the batch with the ends of the captions that it compares.
+    logits: how many logits it computes for a number of captions (each is a product of the embeddings' width).
+  """
+
+  function: Callable[[PresentEmbeddings, Float[Array, ""], Context], Float[Array, ""]]
+  weight: float
+  temperature: str
+  needs: tuple[str, ...]
+  captions: str
+  logits: Callable[[int], int]
+
+  def is_possible(self, embeddings: Embeddings) -> bool:
+    """Whether the embeddings hold what the term needs."""
+    return all(getattr(embeddings, NEEDS[need]) is not None for need in self.needs)
+
+
+def _square(captions: int) -> int:
+  return 2 * captions**2  # once by row and once by column, as the form `all_gather` computes them
+
+
+def _each(captions: int) -> int:
+  return captions
+
+
+# The order decides the order of summation, and so the last bits of the loss: add new terms at the end.
+LOSS_TERMS = {
+  "global_long": Term(global_long, 1.0, "global", ("long",), "long_eot", _square),
+  "global_short": Term(global_short, 1.0, "global", (), "short_eot", _square),
+  "regional": Term(regional, 0.1, "regional", ("regions",), "region_eot", _square),
+  "hard_negative": Term(hard_negative, 0.5, "hard_negative", ("regions",), "hard_eot", _each),
+}

@@ -1,0 +1,108 @@
+"""The losses as training computes them equal their definitions in plain JAX, values and gradients, on random input."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fgclip_jax.losses import contrastive
+
+ROWS, TEXTS, GROUPS, WIDTH = 12, 4, 3, 6
+
+
+@pytest.fixture(autouse=True)
+def float64():
+  """Double precision, in which two correct forms agree to 1e-12."""
+  with jax.enable_x64(True):
+    yield
+
+
+def unit(rng, *shape):
+  x = rng.normal(size=(*shape, WIDTH))
+  return jnp.asarray(x / np.linalg.norm(x, axis=-1, keepdims=True))
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1))
+def values_and_gradients(ours, plain, floats, arrays):
+  """The value of each loss, and its gradients by every float."""
+  return [jax.value_and_grad(lambda floats, loss=loss: loss(*floats, *arrays))(floats) for loss in (ours, plain)]
+
+
+def assert_equal(ours, plain, floats, arrays=()):
+  """The same value and the same gradients by every float; compiled once for each pair of functions."""
+  gradients = values_and_gradients(ours, plain, tuple(floats), tuple(arrays))
+  for a, b in zip(*map(jax.tree.leaves, gradients), strict=True):
+    assert np.isfinite(a).all()
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-12 * max(np.abs(b).max(), 1.0))
+
+
+masks = st.lists(st.booleans(), min_size=ROWS, max_size=ROWS)
+groups = st.lists(st.integers(0, GROUPS - 1), min_size=ROWS, max_size=ROWS)
+captions = st.none() | st.lists(st.integers(0, 3), min_size=ROWS, max_size=ROWS)
+
+
+@functools.cache
+def contrasts(kind, form):
+  """The contrast at scale and in plain JAX, as functions of floats and masks."""
+
+  def ours(*inputs):
+    *floats, valid, group, caption = inputs
+    options = {"groups": GROUPS, "form": form, "chunk": 4}
+    return contrastive.contrast(*floats, valid=valid, group=group, caption=caption, **options)
+
+  def plain(*inputs):
+    *floats, valid, group, caption = inputs
+    counts = contrastive.pair_mask(valid, group, caption)
+    return getattr(contrastive, kind)(*floats, counts, contrastive.group_members(valid, group, GROUPS))
+
+  return ours, plain
+
+
+@pytest.mark.parametrize("kind", ["info_nce", "sigmoid"])
+@pytest.mark.parametrize("form", ["all_gather", "chunked"])
+@settings(max_examples=30, deadline=None)
+@given(valid=masks, group=groups, caption=captions, seed=st.integers(0, 9))
+def test_contrast_equals_its_definition(kind, form, valid, group, caption, seed):
+  rng = np.random.default_rng(seed)
+  image, text, scale, bias = unit(rng, ROWS), unit(rng, ROWS), jnp.asarray(7.0), jnp.asarray(-2.0)
+  valid, group = jnp.asarray(valid), jnp.asarray(group, jnp.int32)
+  caption = None if caption is None else jnp.asarray(caption, jnp.int32)
+  floats = [image, text, scale, *([bias] if kind == "sigmoid" else [])]
+  assert_equal(*contrasts(kind, form), floats, (valid, group, caption))
+
+
+@pytest.mark.parametrize("kind", ["info_nce", "sigmoid"])
+def test_contrast_without_masks_equals_its_definition(kind):
+  rng = np.random.default_rng(0)
+  floats = [unit(rng, ROWS), unit(rng, ROWS), jnp.asarray(7.0), jnp.asarray(-2.0)][: 4 if kind == "sigmoid" else 3]
+  everything = {"counts": jnp.ones((ROWS, ROWS), bool), "members": jnp.ones((1, ROWS), bool)}
+  assert_equal(contrastive.contrast, functools.partial(getattr(contrastive, kind), **everything), floats)
+
+
+def hard_negatives_over_devices(image, text, scale, valid, counted, group):
+  given = valid & counted[:, None]  # padding has no caption at all
+  return contrastive.hard_negative_loss(image, text, given, group, scale, groups=GROUPS)
+
+
+def plain_hard_negatives(image, text, scale, valid, counted, group):
+  members = contrastive.group_members(counted, group, GROUPS)
+  return contrastive.hard_negatives(image, text, valid, scale, members)
+
+
+@settings(max_examples=30, deadline=None)
+@given(texts=st.lists(st.integers(2, TEXTS), min_size=ROWS, max_size=ROWS), counted=masks, group=groups)
+def test_hard_negatives_equal_their_definition(texts, counted, group):
+  rng = np.random.default_rng(sum(texts))
+  valid = jnp.arange(TEXTS) < jnp.asarray(texts)[:, None]
+  counted, group = jnp.asarray(counted), jnp.asarray(group, jnp.int32)
+  floats = unit(rng, ROWS), unit(rng, ROWS, TEXTS), jnp.asarray(5.0)
+  assert_equal(hard_negatives_over_devices, plain_hard_negatives, floats, (valid, counted, group))
+
+
+def test_a_group_without_members_counts_as_zero():
+  members = jnp.asarray([[True, True, False], [False, False, False]])
+  assert contrastive.group_mean(jnp.asarray([1.0, 2.0, 9.0]), members) == 0.75
