@@ -4,6 +4,7 @@ import io
 import itertools
 import os
 
+import chex
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
@@ -76,11 +77,7 @@ def take(loader: Loader, count: int) -> list[dict[str, np.ndarray]]:
 
 
 def assert_same(one: list[dict[str, np.ndarray]], two: list[dict[str, np.ndarray]]):
-  assert len(one) == len(two)
-  for first, second in zip(one, two, strict=True):
-    assert set(first) == set(second)
-    for key in first:
-      np.testing.assert_array_equal(first[key], second[key], err_msg=key)
+  chex.assert_trees_all_equal(one, two)
 
 
 def concatenate(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

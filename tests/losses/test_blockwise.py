@@ -3,6 +3,7 @@
 import functools
 import re
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -123,7 +124,7 @@ def test_every_form_on_every_mesh_equals_the_whole_matrix(form, shape):
 @pytest.mark.parametrize("form", ["chunked", "ring"])
 def test_single_precision(form):
   ours, expected = values_and_gradients(form, (8, 1, 1), "float32"), values_and_gradients("dense", ())
-  assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(ours))
+  chex.assert_type(jax.tree.leaves(ours), np.float32)
   assert_close(ours, expected, 1e-5)
 
 

@@ -5,6 +5,7 @@ import functools
 import itertools
 import types
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -238,14 +239,14 @@ def test_any_number_of_boxes_and_negatives(data, group, mask_identical):
   e = make(counts, negatives, seed=data.draw(st.integers(0, 9)), captions=data.draw(st.sampled_from([1, 2, 50])))
   terms, gradients = terms_and_gradients(e, objective)
   assert_close(terms, slow_terms(e, objective))
-  assert all(np.isfinite(value).all() for value in jax.tree.leaves(gradients))
+  chex.assert_tree_all_finite(gradients)
 
 
 @pytest.mark.parametrize("group", [None, 1, 2])
 def test_an_all_empty_batch_has_zero_region_terms_and_finite_gradients(group):
   terms, gradients = terms_and_gradients(make([0] * 4, []), Objective(regional_group=group))
   assert terms["regional"] == terms["hard_negative"] == 0.0
-  assert all(np.isfinite(value).all() for value in jax.tree.leaves(gradients))
+  chex.assert_tree_all_finite(gradients)
   for name in ("region_image", "region_text", "hard_image", "hard_text"):
     assert not gradients[0][name].any()
   assert gradients[1]["regional"] == gradients[1]["hard_negative"] == 0.0

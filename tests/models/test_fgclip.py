@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -106,7 +107,7 @@ def test_packed_rows_give_what_padded_ones_give(box_counts, negative_counts, see
 def test_a_batch_without_regions_has_finite_gradients():
   terms, gradients = terms_and_gradients(make_params(), make_batch(make_examples([0] * 4, [0] * 8, 0), True, 2))
   assert terms["regional"] == terms["hard_negative"] == 0.0
-  assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients))
+  chex.assert_tree_all_finite(gradients)
 
 
 def test_embeddings_stand_where_the_examples_say():

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.models.config import ResNetConfig, preset
-from fgclip_jax.models.params import abstract_params, build, flatten, init_params
+from fgclip_jax.models.params import abstract_params, build, init_params
 from fgclip_jax.models.positions import resize, resize_positions
 
 TINY = preset("tiny").replace(text={"vocab_size": 60})
@@ -57,8 +58,7 @@ def test_a_model_takes_images_of_its_new_size(config, size):
   params = init_params(config, jax.random.key(0))
   resized, changed = resize(params, config, size)
   assert changed == config.replace(vision={"image_size": size})
-  expected = {name: leaf.shape for name, leaf in flatten(abstract_params(changed)).items()}
-  assert {name: leaf.shape for name, leaf in flatten(resized).items()} == expected
+  chex.assert_trees_all_equal_shapes_and_dtypes(resized, abstract_params(changed))
   model = build(changed, resized)
   image, dense = jax.jit(type(model).image_features)(model, jnp.ones((1, size, size, 3)))
   assert np.isfinite(image).all() and dense.shape[1:3] == (changed.vision.grid,) * 2

@@ -2,6 +2,7 @@
 
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,8 +72,7 @@ def test_equals_the_recorded_run(oracle):
   if not folder.is_dir():
     pytest.skip(f"no folder clip_resnet in {oracle}")
   config, params = clip_resnet(safetensors.numpy.load_file(folder / "openai_state_dict.safetensors"), heads=4)
-  shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()}
-  assert {name: leaf.shape for name, leaf in flatten(params).items()} == shapes
+  chex.assert_trees_all_equal_shapes(params, abstract_params(config))
   model = build(config, jax.tree.map(jnp.asarray, params))
   with np.load(folder / "io.npz") as file:
     recorded = dict(file)
@@ -241,12 +241,7 @@ def test_statistics_have_the_names_and_shapes_of_the_models():
   for train in (False, True):
     _, _, moved = jax.eval_shape(lambda train=train: tower(tiny())(images(), train))
     assert jax.tree.map(jnp.shape, moved) == shapes
-  assert_same(merge(trained, statistics), tiny())
-
-
-def assert_same(ours, expected):
-  assert jax.tree.structure(ours) == jax.tree.structure(expected)
-  jax.tree.map(np.testing.assert_array_equal, ours, expected)
+  chex.assert_trees_all_equal(merge(trained, statistics), tiny())
 
 
 def test_a_vision_transformer_has_no_statistics():

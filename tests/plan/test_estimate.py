@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -35,7 +36,7 @@ def test_the_abstract_batch_is_a_batch(images, boxes, packed, long):
   example = Example(np.zeros((8, 8, 3), np.uint8), caption, dataclasses.replace(caption, long=True) if long else None)
   real = assemble([example] * 2 * images, 2, layout)
   abstract = forecasts.abstract_batch(layout, 2, images, real["tokens"].shape[1], 8)
-  assert {key: x.shape for key, x in abstract.items()} == {key: x.shape for key, x in real.items()}
+  chex.assert_trees_all_equal_shapes(abstract, real)
   on_device = {key: jax.dtypes.canonicalize_dtype(x.dtype) for key, x in real.items()}
   assert {key: x.dtype for key, x in abstract.items()} == on_device
 

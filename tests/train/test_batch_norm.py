@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,8 +91,7 @@ def expected(single):
 
 
 def assert_params_close(state, expected, **tolerance):
-  for name, leaf in flatten(state.params).items():
-    np.testing.assert_allclose(leaf, flatten(expected.params)[name], err_msg=name, **tolerance)
+  chex.assert_trees_all_close(state.params, expected.params, **tolerance)
 
 
 @pytest.mark.parametrize(
@@ -140,8 +140,8 @@ def test_micro_batches_normalise_by_themselves(quick, expected):
   )
   assert several[1][0] == pytest.approx(one[1][0], rel=1e-3)
   assert one[1][0]["loss"] != pytest.approx(expected[1][0]["loss"], rel=1e-3)
-  for name, leaf in flatten(split_statistics(several[0].params)[1]).items():
-    np.testing.assert_allclose(leaf, flatten(one[0].params)[name], rtol=1e-4, atol=1e-5, err_msg=name)
+  of_several, of_one = (split_statistics(state.params)[1] for state, _ in (several, one))
+  chex.assert_trees_all_close(of_several, of_one, rtol=1e-4, atol=1e-5)
 
 
 def _arranged(examples, shards):
@@ -160,8 +160,8 @@ def test_frozen_statistics_stay_and_are_used(quick):
   state, metrics = Run(quick, {"data": 2}, devices=2, optimizer=dataclasses.replace(OPTIMIZER, rules=FROZEN)).updates(
     make_examples()
   )
-  for name, leaf in flatten(split_statistics(state.params)[1]).items():
-    np.testing.assert_array_equal(leaf, first_params()[name], err_msg=name)
+  before, after = (split_statistics(params)[1] for params in (unflatten(first_params()), state.params))
+  chex.assert_trees_all_equal(after, before)
   assert metrics[1]["loss"] < metrics[0]["loss"]
   scale = "vision/stem/norm1/scale"
   assert (np.asarray(flatten(state.params)[scale]) != np.asarray(first_params()[scale])).all()

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import chex
 import jax
 import ml_collections
 import numpy as np
@@ -370,5 +371,4 @@ def test_two_processes_train_as_one(full, data, clip_weights, tmp_path, root):
 
 
 def assert_close(one, two):
-  for (path, first), second in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
-    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5, err_msg=str(path))
+  chex.assert_trees_all_close(one, two, rtol=1e-4, atol=1e-5)

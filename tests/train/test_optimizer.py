@@ -2,6 +2,7 @@
 
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -138,16 +139,13 @@ def test_updates_equal_adamw_written_out(changes):
   config = OptimizerConfig(**(SETTINGS | changes))
   gradients = [make_params(seed) for seed in range(1, 7)]
   ours, expected = (function(config, make_params(), gradients) for function in (train, adamw))
-  for step, (a, b) in enumerate(zip(ours, expected, strict=True)):
-    for name, value in b.items():
-      np.testing.assert_allclose(a[name], value, rtol=0, atol=2e-6, err_msg=f"{name} after update {step}")
+  chex.assert_trees_all_close(ours, expected, rtol=0, atol=2e-6)
 
 
 def test_the_first_update_of_a_warm_up_changes_nothing():
   params = make_params()
   (after,) = train(OptimizerConfig(**SETTINGS), params, [make_params(1)])
-  for name, value in flatten(params).items():
-    np.testing.assert_array_equal(after[name], value, err_msg=name)
+  chex.assert_trees_all_equal(after, flatten(params))
 
 
 def test_temperatures_are_held_at_their_maximum_and_nothing_else_is():
@@ -223,8 +221,7 @@ def test_each_is_optaxs_own(name):
   for step, gradient in enumerate(gradients):
     updates, state = update(gradient, state, expected)
     expected = optax.apply_updates(expected, updates)
-    for key, value in flatten(expected).items():
-      np.testing.assert_allclose(ours[step][key], value, rtol=0, atol=3e-7, err_msg=f"{key} after update {step}")
+    chex.assert_trees_all_close(ours[step], flatten(expected), rtol=0, atol=3e-7)
 
 
 def test_muon_treats_each_layer_alone():

@@ -1,5 +1,6 @@
 """The state of a run: made the same on any mesh, really split over it, and the same after a step there."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -74,17 +75,14 @@ def test_a_random_state_is_born_split_and_the_same_on_any_mesh():
     assert tree["text"]["token_embedding"].addressable_shards[0].data.shape == (256, 32)
   assert int(state.step) == 0
   assert not any(np.any(leaf) for tree in moments(state) for leaf in jax.tree.leaves(tree))
-  expected = flatten(random_params(3))
-  for name, leaf in flatten(state.params).items():
-    np.testing.assert_allclose(leaf, expected[name], rtol=1e-6, atol=1e-8, err_msg=name)
+  chex.assert_trees_all_close(state.params, random_params(3), rtol=1e-6, atol=1e-8)
 
 
 def test_a_state_around_given_parameters_is_float32(mesh):
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), random_params(0))
   state = state_from(MODEL, make_optimizer(OptimizerConfig()), mesh, params)
+  chex.assert_trees_all_equal(state.params, jax.tree.map(lambda leaf: leaf.astype(np.float32), params), strict=True)
   for name, leaf in flatten(state.params).items():
-    assert leaf.dtype == np.float32
-    np.testing.assert_array_equal(leaf, flatten(params)[name].astype(np.float32))
     assert leaf.sharding == param_sharding(name, leaf.shape, mesh)
 
 

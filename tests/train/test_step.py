@@ -3,6 +3,7 @@
 import dataclasses
 import math
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -112,7 +113,7 @@ def test_metrics(expected):
   assert first["temperature_global"] == pytest.approx(np.exp(2.6), rel=1e-6)
   assert first["learning_rate"] == pytest.approx(1e-2) and second["learning_rate"] < 1e-2
   assert second["loss"] < first["loss"]  # the same batch again
-  assert all(np.isfinite(value) for values in metrics for value in values.values())
+  chex.assert_tree_all_finite(metrics)
 
 
 @pytest.mark.parametrize("sizes", [{"data": 8}, {"data": 2, "fsdp": 4}, {"data": 2, "fsdp": 2, "tensor": 2}], ids=str)
@@ -123,7 +124,7 @@ def test_a_mesh_gives_what_one_device_gives(quick, expected, sizes):
     assert values == pytest.approx(single_values, rel=1e-5)
   for name, leaf in flatten(state.params).items():
     assert leaf.sharding == param_sharding(name, leaf.shape, run.mesh), name  # and so they stay
-    np.testing.assert_allclose(leaf, flatten(expected[0].params)[name], rtol=1e-5, atol=2e-6, err_msg=name)
+  chex.assert_trees_all_close(state.params, expected[0].params, rtol=1e-5, atol=2e-6)
   # and the moments, which are means of gradients and of their squares
   moments = jax.tree_util.tree_leaves_with_path(state.opt_state)
   for (path, leaf), other in zip(moments, jax.tree.leaves(expected[0].opt_state), strict=True):
@@ -140,8 +141,7 @@ def test_micro_batches_give_what_one_piece_gives(quick, single, expected, parts,
   state, metrics = run.updates(make_examples())
   for values, single_values in zip(metrics, expected[1], strict=True):
     assert values == pytest.approx(single_values, rel=1e-5)
-  for name, leaf in flatten(state.params).items():
-    np.testing.assert_allclose(leaf, flatten(expected[0].params)[name], rtol=1e-5, atol=2e-6, err_msg=name)
+  chex.assert_trees_all_close(state.params, expected[0].params, rtol=1e-5, atol=2e-6)
 
 
 def test_micro_batches_hold_less():
@@ -165,10 +165,9 @@ def test_a_batch_without_any_region(single):
   state, metrics = single.updates(make_examples(regions=False))
   for values in metrics:
     assert values["loss_regional"] == values["loss_hard_negative"] == 0
-    assert all(np.isfinite(value) for value in values.values())
+  chex.assert_tree_all_finite((state.params, metrics))
   start = flatten(random_params(MODEL))
   for name, leaf in flatten(state.params).items():
-    assert np.isfinite(leaf).all(), name
     if name in ("temperature/regional", "temperature/hard_negative"):  # no gradient; decay moves them a little
       np.testing.assert_allclose(leaf, start[name], rtol=1e-4)
     else:
@@ -187,8 +186,7 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(single):
     assert not np.isfinite(float(values["loss"])) and float(values["update_norm"]) == 0
     assert int(values["skipped_updates"]) == int(values["skipped_in_a_row"]) == number
   for name in ("params", "opt_state"):
-    for old, new in zip(jax.tree.leaves(getattr(before, name)), jax.tree.leaves(getattr(state, name)), strict=True):
-      np.testing.assert_array_equal(old, new)
+    chex.assert_trees_all_equal(getattr(before, name), getattr(state, name))
   assert int(state.step) == 3
   state, values = single.step(state, single.batch(sound))
   assert int(values["skipped_updates"]) == 2 and int(values["skipped_in_a_row"]) == 0
@@ -207,8 +205,8 @@ def test_bfloat16_computes_about_the_same_and_keeps_float32_weights(quick, expec
   state, metrics = run.updates(make_examples())
   assert metrics[0]["loss"] == pytest.approx(expected[1][0]["loss"], rel=0.02)
   assert metrics[0]["loss"] != expected[1][0]["loss"]
-  assert all(np.isfinite(value) for values in metrics for value in values.values())
-  assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
+  chex.assert_tree_all_finite(metrics)
+  chex.assert_type(jax.tree.leaves(state.params), jnp.float32)
 
 
 @pytest.mark.parametrize("contrast", ["softmax", "sigmoid"])

@@ -1,5 +1,6 @@
 """FG-CLIP made of plain CLIP and of Long-CLIP, and plain CLIP cut from FG-CLIP."""
 
+import chex
 import numpy as np
 
 from fgclip_jax.models.config import preset
@@ -28,9 +29,7 @@ def test_long_clips_positions_become_the_long_table_as_they_are(random_params):
   assert config == FGCLIP
   np.testing.assert_array_equal(made["text/long_positions"], flat["text/short_positions"])
   np.testing.assert_array_equal(made["text/short_positions"], flat["text/short_positions"][:77])
-  assert {name: leaf.shape for name, leaf in made.items()} == {
-    name: leaf.shape for name, leaf in random_params(FGCLIP).items()
-  }
+  chex.assert_trees_all_equal_shapes(made, random_params(FGCLIP))
 
 
 def test_the_path_for_short_texts_is_cut_from_fgclip(random_params):

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import ml_dtypes
 import numpy as np
@@ -87,5 +88,4 @@ def test_a_run_gives_its_averaged_weights_or_on_request_its_last(ema, tmp_path, 
   assert ("averaged over its steps" in capsys.readouterr().out) == ema
   assert not folders.is_averaged(output)
   for flat in (folders.read(run, ema)[1], flatten(fgclip_jax.load(run, ema=ema).params), folders.read(output)[1]):
-    for name, value in expected.items():
-      np.testing.assert_array_equal(flat[name], value, err_msg=name)
+    chex.assert_trees_all_equal(flat, expected)

@@ -2,6 +2,7 @@
 
 import json
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -63,9 +64,7 @@ def test_a_sharded_save_is_read_through_its_index(make_clip, tmp_path):
   model.save_pretrained(tmp_path / "shards", max_shard_size="50KB")
   assert len(list((tmp_path / "shards").glob("*.safetensors"))) > 2
   whole, shards = (huggingface.read(str(tmp_path / name))[1] for name in ("whole", "shards"))
-  assert whole.keys() == shards.keys()
-  for name, value in whole.items():
-    np.testing.assert_array_equal(shards[name], value, err_msg=name)
+  chex.assert_trees_all_equal(shards, whole)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
