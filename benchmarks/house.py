@@ -109,7 +109,7 @@ def complexity(function: ast.FunctionDef) -> int:
 
 def types() -> dict[str, str]:
   """What pyright finds in the package."""
-  command = [sys.executable, "-m", "pyright", "--outputjson", str(PACKAGE)]
+  command = [sys.executable, "-m", "pyright", "--outputjson", f"--pythonpath={sys.executable}", str(PACKAGE)]
   done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
   if done.returncode not in (0, 1):
     raise OSError(f"{' '.join(command)} ended with {done.returncode}: {done.stderr or done.stdout}")
