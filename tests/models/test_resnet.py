@@ -239,7 +239,7 @@ def test_statistics_have_the_names_and_shapes_of_the_models():
   assert count(tiny()) == count(trained) == sum(leaf.size for leaf in jax.tree.leaves(trained))
   shapes = jax.tree.map(jnp.shape, statistics["vision"])
   for train in (False, True):
-    _, _, moved = jax.eval_shape(lambda train=train: tower(tiny())(images(), train))
+    _, _, moved = jax.eval_shape(lambda train=train: tower(tiny())(images(), train=train))
     assert jax.tree.map(jnp.shape, moved) == shapes
   chex.assert_trees_all_equal(merge(trained, statistics), tiny())
 
