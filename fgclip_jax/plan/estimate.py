@@ -22,8 +22,7 @@ from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.flops import count_flops
 from fgclip_jax.train.mesh import batch_sharding, choose_mesh, data_shards, param_sharding, possible_meshes
-from fgclip_jax.train.optimizer import freezes, make_optimizer
-from fgclip_jax.train.state import abstract_state, size_in_bytes, state_shardings
+from fgclip_jax.train.optimizer import freezes
 from fgclip_jax.train.step import make_step
 
 
@@ -157,10 +156,8 @@ def estimate_step(run: RunConfig, topology: Topology, mesh: Mesh, captions: Capt
     mesh=dict(mesh.shape),
     batch={"images": batch_size, "images_per_shard": images, "row_length": layout.row_length, "rows_per_shard": rows},
   )
-  optimizer = make_optimizer(run.optimizer)
-  savings = {"patch_dropout": run.patch_dropout, "ema_decay": run.ema_decay}
-  step = make_step(run.model, run.objective, run.optimizer, run.runtime, mesh, seed=run.seed, **savings)
-  state = abstract_state(run.model, optimizer, run.ema_decay is not None)
+  setup = run.setup(mesh)
+  step, state = make_step(setup), setup.abstract_state
   batch = abstract_batch(layout, shards, images, rows, size)
   traced = step.trace(state, batch)
   counted = matrix_operations(traced.jaxpr.jaxpr, mesh.size)
@@ -173,7 +170,7 @@ def estimate_step(run: RunConfig, topology: Topology, mesh: Mesh, captions: Capt
   )
   plan.operations = {"useful": work.useful, "executed": sum(counted.values()), "float32": counted["float32"]}
 
-  sizes = _state_bytes(state, state_shardings(run.model, optimizer, mesh, run.ema_decay is not None))
+  sizes = _state_bytes(state, setup.state_shardings)
   sizes["batch"] = _device_bytes(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
   begin = time.monotonic()
   try:
@@ -326,8 +323,7 @@ def choose(run: RunConfig, topology: Topology) -> dict[str, int]:
   """The mesh that the run would take on these devices."""
   if run.mesh:
     return run.mesh
-  state = abstract_state(run.model, make_optimizer(run.optimizer), run.ema_decay is not None)
-  return choose_mesh(topology.devices, size_in_bytes(state), run.data.batch_size, topology.chip.memory)
+  return choose_mesh(topology.devices, run.state_bytes(), run.data.batch_size, topology.chip.memory)
 
 
 def mesh_choices(run: RunConfig, topology: Topology) -> list[dict[str, int]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax.numpy as jnp
 import ml_collections
+from jax.sharding import Mesh
 
 from fgclip_jax.data.dataset_folder import find_shards
 from fgclip_jax.data.loader import DataConfig
@@ -26,7 +27,8 @@ from fgclip_jax.train.checkpoint import Keep
 from fgclip_jax.train.evaluation import evaluator_names, read_evals
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.mesh import parse_mesh
-from fgclip_jax.train.optimizer import MOMENT_DTYPES, NAMES, OptimizerConfig, check_rules
+from fgclip_jax.train.optimizer import MOMENT_DTYPES, NAMES, OptimizerConfig, check_rules, make_optimizer
+from fgclip_jax.train.state import TrainSetup, abstract_state, size_in_bytes
 from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights.clip_to_fgclip import fgclip_config
 
@@ -87,6 +89,16 @@ class RunConfig:
   def keeps_by_eval(self) -> bool:
     """Whether the best checkpoints are those of the best evaluation."""
     return self.keep.best > 0 and self.keep.metric.startswith("eval/")
+
+  def setup(self, mesh: Mesh) -> TrainSetup:
+    """What the run's state and step follow from, on the devices of a mesh."""
+    return TrainSetup(
+      self.model, mesh, self.objective, self.optimizer, self.runtime, self.seed, self.patch_dropout, self.ema_decay
+    )
+
+  def state_bytes(self) -> int:
+    """The bytes of the run's whole state, over all devices."""
+    return size_in_bytes(abstract_state(self.model, make_optimizer(self.optimizer), self.ema_decay is not None))
 
   def layout(self) -> Layout:
     """The static shapes of the run's batches, but for the row buckets."""

@@ -1,4 +1,4 @@
-"""A training run, from config to last checkpoint."""
+"""A training run, from config to last checkpoint. `train` is the whole of it; `TrainLoop` is the part with steps."""
 
 import collections
 import contextlib
@@ -6,9 +6,12 @@ import functools
 import json
 import os
 import time
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, Self
 
 import jax
+import numpy as np
+from jax.sharding import Mesh
 
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.inference.programs import use_compilation_cache
@@ -18,7 +21,7 @@ from fgclip_jax.models.positions import resize
 from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.evaluation import measure
-from fgclip_jax.train.flops import count_flops
+from fgclip_jax.train.flops import StepFlops, count_flops
 from fgclip_jax.train.guard import NUMBERS, Guard, NonFiniteError
 from fgclip_jax.train.logger import Clock, Metrics, duration
 from fgclip_jax.train.mesh import (
@@ -31,222 +34,281 @@ from fgclip_jax.train.mesh import (
   mesh_text,
   to_devices,
 )
-from fgclip_jax.train.optimizer import freezes, make_optimizer
+from fgclip_jax.train.optimizer import freezes
 from fgclip_jax.train.preemption import PreemptedError, Preemption
+from fgclip_jax.train.profile import Profile
 from fgclip_jax.train.resume import check_changes, flat_dict
-from fgclip_jax.train.state import TrainState, abstract_state, init_state, size_in_bytes, state_from, state_shardings
+from fgclip_jax.train.state import TrainSetup, TrainState, init_state, state_from
 from fgclip_jax.train.step import make_step
 from fgclip_jax.train.watchdog import Watchdog
 from fgclip_jax.weights import clip_to_fgclip, native
 from fgclip_jax.weights import formats as folders
 
 CONFIG_FILE = "config.json"
+Log = Callable[[str], object]
 
 
 def train(run: RunConfig, workdir: str) -> TrainState:
   """Trains until `run.steps`, continuing from the newest good checkpoint in `workdir`. Returns the last state.
 
   Raises:
-    PreemptedError: the run was told to end, and has saved.
+    PreemptedError: the run was asked to end, and has saved.
     NonFiniteError: too many steps in a row changed nothing; the last good state is saved.
     OSError: too many checkpoints in a row could not be saved; or a worker process has died.
     ValueError: data or checkpoints that do not fit the config, or too many bad records.
   """
-  # ---- mesh and data
-  devices = jax.devices()
-  processes, chief = jax.process_count(), jax.process_index() == 0
-  say = print if chief else lambda *_: None
-  model, optimizer, ema = run.model, make_optimizer(run.optimizer), run.ema_decay is not None
-  abstract = abstract_state(model, optimizer, ema)
-  sizes = run.mesh or choose_mesh(devices, size_in_bytes(abstract), run.data.batch_size, local_memory())
+  log = print if jax.process_index() == 0 else lambda *_: None
+  setup = run.setup(open_mesh(run, log))
+  use_compilation_cache(run.compilation_cache)
+  os.makedirs(workdir, exist_ok=True)
+
+  # exact resume: the number of steps made decides which batch comes next, the learning rate, and every random key
+  checkpoints = Checkpoints(workdir, run.keep, run.guard.max_failed_saves, log)
+  changes: list[str] = []
+  check = lambda before: changes.extend(check_changes(before, run.values, workdir))  # noqa: E731
+  state = checkpoints.restore(setup.state_shardings, setup.abstract_state, check)
+  begin = checkpoints.latest or 0
+  loader = open_loader(run, setup.mesh, begin, log)  # data that cannot be read ends the run before anything is compiled
+
+  if state is None:
+    state = first_state(run.init_from, setup, log)
+  else:
+    log(f"continuing {workdir} from step {begin}{'; changed since: ' if changes else ''}{', '.join(changes)}")
+  if jax.process_index() == 0:
+    write_config(run, workdir)
+
+  with TrainLoop(run, workdir, setup, loader, checkpoints, begin, log) as loop:
+    state = loop.run(state)
+  log(f"trained to step {run.steps} in {duration(loop.clock.total)}" if begin < run.steps else "nothing left to do")
+  return state
+
+
+def open_mesh(run: RunConfig, log: Log) -> Mesh:
+  """The mesh that the config names, or a good one for these devices; prints the model and the mesh."""
+  devices, processes = jax.devices(), jax.process_count()
+  sizes = run.mesh or choose_mesh(devices, run.state_bytes(), run.data.batch_size, local_memory())
   mesh = make_mesh(sizes, devices)
   check_batch(mesh.shape, run.data.batch_size, devices, run.runtime.micro_batches)
-  say(
-    f"{'FG-CLIP' if model.fine_grained else 'CLIP'} {run.values['model']}: {count(abstract_params(model)) / 1e6:.1f} M "
-    f"parameters, {model.vision.image_size} px"
+  log(
+    f"{'FG-CLIP' if run.model.fine_grained else 'CLIP'} {run.values['model']}: "
+    f"{count(abstract_params(run.model)) / 1e6:.1f} M parameters, {run.model.vision.image_size} px"
   )
-  say(
+  log(
     f"mesh {mesh_text(mesh.shape)}{'' if run.mesh else ' (auto)'}: {len(devices)} x {devices[0].device_kind}"
     + (f" in {processes} processes" if processes > 1 else " in one process")
   )
-  use_compilation_cache(run.compilation_cache)
+  return mesh
 
-  # ---- what the run continues from; then data, which is looked at before anything is compiled
-  os.makedirs(workdir, exist_ok=True)
-  checkpoints = Checkpoints(workdir, run.keep, run.guard.max_failed_saves, say)
-  changes: list[str] = []
-  shardings = state_shardings(model, optimizer, mesh, ema)
-  state = checkpoints.restore(
-    shardings, abstract, lambda before: changes.extend(check_changes(before, run.values, workdir))
-  )
-  begin = checkpoints.latest or 0
+
+def open_loader(run: RunConfig, mesh: Mesh, begin: int, log: Log) -> Loader:
+  """The loader of this process's data shards, from the batch of step `begin + 1`; prints what it has found."""
   loader = Loader(
     run.data,
     run.layout(),
-    model.vision.image_size,
+    run.model.vision.image_size,
     seed=run.seed,
     shards=data_shards(mesh),
     local_shards=local_shards(mesh),
     start=begin,
     pixels=model.vision.pixels,
   )
-  say(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
+  log(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
   for line in loader.sources if run.data.mixture else ():
-    say(line)
+    log(line)
   buckets = loader.layout.row_buckets
-  say(
+  log(
     f"text in rows of {loader.layout.row_length} tokens, {', '.join(map(str, buckets))} a data shard: "
     f"{len(buckets)} shapes, each compiled when a batch first needs it (most need the first few)"
   )
+  return loader
 
-  # ---- state: the checkpoint's, given weights, or random
-  if state is not None:
-    say(f"continuing {workdir} from step {begin}{'; changed since: ' if changes else ''}{', '.join(changes)}")
-  elif run.init_from:
-    state = state_from(model, optimizer, mesh, read_weights(run.init_from, model), ema)
-    say(f"weights from {run.init_from}{', averaged over its steps' if folders.is_averaged(run.init_from) else ''}")
-  else:
-    state = init_state(model, optimizer, mesh, run.seed, ema)
-    say("random weights")
-  if chief:
-    native.write_model_file(workdir, model)
-    with open(os.path.join(workdir, CONFIG_FILE), "w", encoding="utf-8") as file:
-      json.dump(run.values, file, indent=2)
-      file.write("\n")
 
-  # ---- the step, one for each image size
-  @functools.cache
-  def step_for(image_size: int):
-    savings = {"patch_dropout": run.patch_dropout, "image_size": image_size, "ema_decay": run.ema_decay}
-    return make_step(model, run.objective, run.optimizer, run.runtime, mesh, seed=run.seed, **savings)
-
-  def size_at(step: int) -> int:
-    return [size for start, size in run.progressive if start < step][-1] if run.progressive else model.vision.image_size
-
-  frozen_image_tower = freezes(run.optimizer.rules, state.params, "vision")
-
-  def next_batch(step: int):
-    """The batch of a step, on the devices, its work and its records; placed while the step before is under way."""
-    watchdog.heartbeat(f"data for step {step}")
-    batch = next(loader)
-    work = count_flops(
-      model,
-      run.objective,
-      batch,
-      image_size=size_at(step),
-      patch_dropout=run.patch_dropout,
-      frozen_image_tower=frozen_image_tower,
-    )
-    return to_devices(batch, mesh), work, batch["record"]
-
-  # ---- steps: the host runs ahead by `in_flight` steps and reads a step's metrics when it is done
-  metrics = Metrics(workdir, run.steps, begin) if chief else None
-  clock = Clock(run.data.batch_size, loader, len(devices), data_shards(mesh) // len(local_shards(mesh)))
-  watchdog, guard = Watchdog(run.guard.watchdog_seconds), Guard(run.guard, workdir, loader.where, say)
-  preemption, profile = Preemption(run.guard.grace_seconds), Profile(run.profile, workdir)
-  under_way: collections.deque = collections.deque()
-
-  def finish_one() -> dict[str, float]:
-    """Waits for the earliest step under way, and looks at its numbers."""
-    step, values, work, records = under_way.popleft()
-    watchdog.heartbeat(f"step {step}, on the devices")
-    jax.block_until_ready(values)
-    clock.count(work)
-    logged = _saves(run, step) or step % run.log_every == 0 or step == begin + 1
-    wanted = values if logged else {name: values[name] for name in NUMBERS}
-    numbers = {name: float(value) for name, value in jax.device_get(wanted).items()}
-    if logged:
-      numbers |= clock.lap(step)
-      if metrics:
-        metrics.write(step, numbers)
-        metrics.progress(step, numbers, clock.seconds_per_step)
-    guard.look(step, numbers, records)
-    return numbers
-
-  def evaluate(step: int) -> dict[str, float]:
-    """Measures the parameters as they are; no step is under way."""
-    start = time.perf_counter()
-    numbers = measure(run.evals, model, state.params, run.runtime, step, say, watchdog.heartbeat)
-    if metrics and numbers:
-      metrics.write(step, numbers)
-    clock.pause(time.perf_counter() - start)
-    if run.keeps_by_eval and run.keep.metric not in numbers:
-      say(f"step {step}: keep.metric {run.keep.metric!r} is not among the numbers: {', '.join(numbers)}")
-    return numbers
-
-  step = begin
-  with contextlib.ExitStack() as opened:
-    for thing in (preemption, watchdog, loader, checkpoints, profile, *filter(None, [metrics])):
-      opened.callback(thing.close)
-    # a batch's transfer is explicit; anything implicit in the loop would stall the devices
-    opened.enter_context(jax.transfer_guard("disallow"))
-    try:
-      ahead = next_batch(step + 1) if step < run.steps else None
-      while ahead is not None:
-        step += 1
-        batch, *told = ahead
-        profile.before(step)
-        state, values = step_for(size_at(step))(state, batch)
-        under_way.append((step, values, *told))
-        ends = preemption.reached(step)
-        ahead = next_batch(step + 1) if step < run.steps and not ends else None
-        halts = ends or _saves(run, step) or profile.ends(step) or _evaluates(run, step)
-        while len(under_way) > (0 if halts else run.in_flight - 1):
-          numbers = finish_one()
-        profile.after(step)
-        evaluates = _evaluates(run, step) and not ends
-        if evaluates and run.keeps_by_eval:  # the checkpoint is kept or not by what comes out
-          numbers |= evaluate(step)
-        if ends or _saves(run, step):
-          watchdog.heartbeat(f"the checkpoint of step {step}")
-          checkpoints.save(step, state, run.values, numbers, at_once=ahead is None)
-        if ends:
-          raise PreemptedError(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
-        if evaluates and not run.keeps_by_eval:
-          evaluate(step)
-    except NonFiniteError:
-      checkpoints.save(step, state, run.values, at_once=True)
-      raise
-  say(f"trained to step {run.steps} in {duration(clock.total)}" if begin < run.steps else "nothing left to do")
+def first_state(init_from: str, setup: TrainSetup, log: Log) -> TrainState:
+  """The state of a new run: the weights of a folder, or random ones."""
+  if not init_from:
+    state = init_state(setup)
+    log("random weights")
+    return state
+  state = state_from(setup, read_weights(init_from, setup.model))
+  log(f"weights from {init_from}{', averaged over its steps' if folders.is_averaged(init_from) else ''}")
   return state
 
 
-def _saves(run: RunConfig, step: int) -> bool:
-  return step % run.checkpoint_every == 0 or step == run.steps
+def write_config(run: RunConfig, workdir: str) -> None:
+  """Writes the model's size and the whole config into the run's folder."""
+  native.write_model_file(workdir, run.model)
+  with open(os.path.join(workdir, CONFIG_FILE), "w", encoding="utf-8") as file:
+    json.dump(run.values, file, indent=2)
+    file.write("\n")
 
 
-def _evaluates(run: RunConfig, step: int) -> bool:
-  return bool(run.evals) and (step % run.eval_every == 0 or step == run.steps)
+class Batch(NamedTuple):
+  """A step's batch.
+
+  Attributes:
+    arrays: the global arrays, [G, ...], on the devices.
+    flops: operations that the step takes, this process's part.
+    records: the numbers of this process's records, [local shards, b].
+  """
+
+  arrays: dict[str, jax.Array]
+  flops: StepFlops
+  records: np.ndarray
 
 
-class Profile:
-  """A profile of the steps first..last, written under `WORKDIR/profile` for TensorBoard and Perfetto."""
+class InFlight(NamedTuple):
+  """A step that the devices have been given; its metrics are arrays which may not be computed yet."""
 
-  def __init__(self, steps: tuple[int, ...], workdir: str):
-    self._first, self._last = steps or (0, 0)
-    self._folder, self._running = os.path.join(workdir, "profile"), False
+  step: int
+  metrics: dict[str, jax.Array]
+  flops: StepFlops
+  records: np.ndarray
 
-  def before(self, step: int) -> None:
-    """Starts before its first step."""
-    if step == self._first:
-      jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
-      self._running = True
 
-  def ends(self, step: int) -> bool:
-    """Whether the steps before it, or it itself and those before, should be done: at the profile's borders."""
-    return step in (self._first - 1, self._last) and self._last > 0
+class TrainLoop:
+  """The steps of a run, with all that watches over them; a context that closes what it opened.
 
-  def after(self, step: int) -> None:
-    """Ends after its last step."""
-    if self._running and step == self._last:
-      self.close()
-      print(f"wrote {self._folder} (a profile of steps {self._first} to {self._last})")
+  The host runs ahead of the devices by at most `run.in_flight` steps: while they compute, it loads the next batch, and
+  it reads a step's metrics when that step is done.
 
-  def close(self) -> None:
-    """Ends it wherever it is."""
-    if self._running:
-      jax.profiler.stop_trace()
-      self._running = False
+  Args:
+    run: the settings.
+    workdir: the run's folder.
+    setup: what the step follows from.
+    loader, checkpoints: of the run; closed with the loop.
+    begin: the last step already made.
+    log: prints a line.
+  """
+
+  def __init__(
+    self,
+    run: RunConfig,
+    workdir: str,
+    setup: TrainSetup,
+    loader: Loader,
+    checkpoints: Checkpoints,
+    begin: int,
+    log: Log,
+  ):
+    self._run, self._setup, self._loader, self._checkpoints = run, setup, loader, checkpoints
+    self._begin, self._log = begin, log
+    self._metrics = Metrics(workdir, run.steps, begin) if jax.process_index() == 0 else None
+    groups = data_shards(setup.mesh) // len(local_shards(setup.mesh))  # of processes that load different data
+    self.clock = Clock(run.data.batch_size, loader, setup.mesh.size, groups)
+    self._watchdog = Watchdog(run.guard.watchdog_seconds)
+    self._guard = Guard(run.guard, workdir, loader.where, log)
+    self._preemption, self._profile = Preemption(run.guard.grace_seconds), Profile(run.profile, workdir)
+    self._in_flight: collections.deque[InFlight] = collections.deque()
+    self._frozen_image_tower = freezes(run.optimizer.rules, setup.abstract_state.params, "vision")
+    self._step_for = functools.cache(lambda image_size: make_step(setup, image_size))  # a program for each image size
+
+  def __enter__(self) -> Self:
+    self._opened = contextlib.ExitStack()
+    parts = (self._preemption, self._watchdog, self._loader, self._checkpoints, self._profile, self._metrics)
+    for part in filter(None, parts):
+      self._opened.callback(part.close)
+    # a batch's transfer is explicit; anything implicit in the loop would stall the devices
+    self._opened.enter_context(jax.transfer_guard("disallow"))
+    return self
+
+  def __exit__(self, *error: Any) -> None:
+    self._opened.__exit__(*error)
+
+  def run(self, state: TrainState) -> TrainState:
+    """Trains from `begin` to `run.steps`, and returns the last state; errors as for `train`."""
+    run, step = self._run, self._begin
+    try:
+      batch = self._next_batch(step + 1) if step < run.steps else None
+      while batch is not None:
+        step += 1
+        self._profile.before(step)
+        state, metrics = self._step_for(self._image_size(step))(state, batch.arrays)  # returns at once
+        self._in_flight.append(InFlight(step, metrics, batch.flops, batch.records))
+
+        # preemption: all processes agree on the step after which they save and end
+        ends = self._preemption.reached(step)
+        batch = self._next_batch(step + 1) if step < run.steps and not ends else None  # while the devices compute
+
+        # what is done with the state below waits for every step; else the earliest alone is waited for
+        saves, evaluates = self._saves(step) or ends, self._evaluates(step) and not ends
+        drains = saves or self._evaluates(step) or self._profile.ends(step)
+        numbers = self._finish_steps(0 if drains else run.in_flight - 1)
+        self._profile.after(step)
+
+        if evaluates and run.keeps_by_eval:  # before saving: the numbers decide whether the checkpoint is kept
+          numbers |= self._evaluate(step, state)
+        if saves:
+          self._watchdog.heartbeat(f"the checkpoint of step {step}")
+          self._checkpoints.save(step, state, run.values, numbers, at_once=batch is None)
+        if ends:
+          raise PreemptedError(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
+        if evaluates and not run.keeps_by_eval:  # after saving has begun: it goes on in the background
+          self._evaluate(step, state)
+    except NonFiniteError:
+      self._checkpoints.save(step, state, run.values, at_once=True)  # bad steps changed nothing: the state is good
+      raise
+    return state
+
+  def _next_batch(self, step: int) -> Batch:
+    """Loads the batch of a step and begins to send it to the devices."""
+    self._watchdog.heartbeat(f"data for step {step}")
+    batch = next(self._loader)
+    flops = count_flops(
+      self._setup.model,
+      self._setup.objective,
+      batch,
+      image_size=self._image_size(step),
+      patch_dropout=self._setup.patch_dropout,
+      frozen_image_tower=self._frozen_image_tower,
+    )
+    return Batch(to_devices(batch, self._setup.mesh), flops, batch["record"])
+
+  def _finish_steps(self, most: int) -> dict[str, float]:
+    """Finishes steps in flight, the earliest first, until at most `most` are left; returns the last one's numbers."""
+    numbers: dict[str, float] = {}
+    while len(self._in_flight) > most:
+      numbers = self._finish_step(self._in_flight.popleft())
+    return numbers
+
+  def _finish_step(self, done: InFlight) -> dict[str, float]:
+    """Waits for a step, logs its numbers where they are due, and lets the guard check them."""
+    step = done.step
+    self._watchdog.heartbeat(f"step {step}, on the devices")
+    jax.block_until_ready(done.metrics)
+    self.clock.count(done.flops)
+    logged = self._saves(step) or step % self._run.log_every == 0 or step == self._begin + 1
+    # the guard needs a few numbers of every step; all of them are copied to the host for logged steps only
+    wanted = done.metrics if logged else {name: done.metrics[name] for name in NUMBERS}
+    numbers = {name: float(value) for name, value in jax.device_get(wanted).items()}
+    if logged:
+      numbers |= self.clock.lap(step)
+      if self._metrics:
+        self._metrics.write(step, numbers)
+        self._metrics.progress(step, numbers, self.clock.seconds_per_step)
+    self._guard.look(step, numbers, done.records)
+    return numbers
+
+  def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
+    """Runs the run's evaluators on the parameters; no step is in flight."""
+    run, start = self._run, time.perf_counter()
+    numbers = measure(run.evals, run.model, state.params, run.runtime, step, self._log, self._watchdog.heartbeat)
+    if self._metrics and numbers:
+      self._metrics.write(step, numbers)
+    self.clock.pause(time.perf_counter() - start)
+    if run.keeps_by_eval and run.keep.metric not in numbers:
+      self._log(f"step {step}: keep.metric {run.keep.metric!r} is not among the numbers: {', '.join(numbers)}")
+    return numbers
+
+  def _image_size(self, step: int) -> int:
+    """The side of a step's images, in pixels: the model's, or the progressive schedule's."""
+    sizes = [size for start, size in self._run.progressive if start < step]
+    return sizes[-1] if sizes else self._run.model.vision.image_size
+
+  def _saves(self, step: int) -> bool:
+    return step % self._run.checkpoint_every == 0 or step == self._run.steps
+
+  def _evaluates(self, step: int) -> bool:
+    return bool(self._run.evals) and (step % self._run.eval_every == 0 or step == self._run.steps)
 
 
 def read_weights(folder: str, model: ModelConfig) -> Any:

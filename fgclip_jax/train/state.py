@@ -1,5 +1,7 @@
-"""What a run needs to continue: parameters, optimizer state, averages and step, as one tree of arrays."""
+"""A run's state, one tree of arrays, and its setup: everything that does not change from step to step."""
 
+import dataclasses
+import functools
 from typing import Any
 
 import flax.struct
@@ -8,24 +10,27 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import Params, abstract_params, flatten, init_params, split_statistics
+from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import param_sharding, shard_params
+from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 
 COUNTS = ("step", "skipped", "skipped_in_a_row")
 
 
 @flax.struct.dataclass
 class TrainState:
-  """The state that a step takes and gives: arrays, or their shapes or shardings.
+  """What a step takes and returns, and a checkpoint holds: arrays, or their shapes or shardings.
 
   Attributes:
     step: steps made, int32.
     skipped: of these, steps that changed nothing because the loss or a gradient was not finite, int32.
-    skipped_in_a_row: how many of these came last, without one that was sound after them, int32.
+    skipped_in_a_row: how many steps were skipped since the last finite one, int32.
     params: float32; BatchNorm's statistics are among them.
-    opt_state: the optimizer's; it knows nothing of statistics.
-    ema: the parameters' exponential moving average, a tree like theirs; None: none is kept.
+    opt_state: the optimizer's, for the trained parameters; statistics have none.
+    ema: the parameters' exponential moving average, a tree like `params`; None: none is kept.
   """
 
   step: Any
@@ -50,44 +55,77 @@ def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation,
 
 
 def size_in_bytes(state: TrainState) -> int:
-  """Of all its arrays together."""
+  """The bytes of all its arrays together, over all devices."""
   return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
 
 
-def state_shardings(
-  config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, ema: bool = False
-) -> TrainState:
-  """Where each leaf of the state lies.
+@dataclasses.dataclass(frozen=True)
+class TrainSetup:
+  """What a run's state and step follow from; built once.
 
-  What has a parameter's shape lies like it: first and second moments, the average. The rest lies everywhere: counts,
-  and Adafactor's rows and columns, which are small.
+  Attributes:
+    model: the model's size.
+    mesh: the devices.
+    objective: the loss.
+    optimizer_config: the optimizer, its schedule and its rules by parameter name.
+    runtime: dtype, rematerialisation, attention.
+    seed: of the random parameters, and of what is random in a step.
+    patch_dropout: the share of patches that the image tower does not see, 0..1.
+    ema_decay: decay of the parameters' moving average by step; None: no average is kept.
   """
-  state = abstract_state(config, optimizer, ema)
-  shapes = {name: leaf.shape for name, leaf in flatten(state.params).items()}
-  everywhere = NamedSharding(mesh, PartitionSpec())
 
-  def find(path, leaf):
-    keys = [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", "")))) for part in path]
-    # a moment's path ends in its parameter's name, and so does an average's
-    name = next((n for i in range(len(keys)) if (n := "/".join(keys[i:])) in shapes), None)
-    return param_sharding(name, leaf.shape, mesh) if name and shapes[name] == leaf.shape else everywhere
+  model: ModelConfig
+  mesh: Mesh
+  objective: Objective = dataclasses.field(default_factory=Objective)
+  optimizer_config: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+  runtime: Runtime = dataclasses.field(default_factory=Runtime)
+  seed: int = 0
+  patch_dropout: float = 0.0
+  ema_decay: float | None = None
 
-  return jax.tree_util.tree_map_with_path(find, state)
+  @functools.cached_property
+  def optimizer(self) -> optax.GradientTransformation:
+    """The optimizer as Optax has it."""
+    return make_optimizer(self.optimizer_config)
+
+  @property
+  def has_ema(self) -> bool:
+    """Whether the state holds an average of the parameters."""
+    return self.ema_decay is not None
+
+  @functools.cached_property
+  def abstract_state(self) -> TrainState:
+    """The shapes and dtypes of the state."""
+    return abstract_state(self.model, self.optimizer, self.has_ema)
+
+  @functools.cached_property
+  def state_shardings(self) -> TrainState:
+    """The sharding of each leaf of the state.
+
+    A leaf with a parameter's shape is sharded like the parameter: first and second moments, the average. Every other
+    leaf is replicated: counts, and Adafactor's rows and columns, which are small.
+    """
+    shapes = {name: leaf.shape for name, leaf in flatten(self.abstract_state.params).items()}
+    replicated = NamedSharding(self.mesh, PartitionSpec())
+
+    def find(path, leaf):
+      keys = [str(getattr(part, "key", getattr(part, "name", getattr(part, "idx", "")))) for part in path]
+      # a moment's path ends in its parameter's name, and so does an average's
+      name = next((n for i in range(len(keys)) if (n := "/".join(keys[i:])) in shapes), None)
+      return param_sharding(name, leaf.shape, self.mesh) if name and shapes[name] == leaf.shape else replicated
+
+    return jax.tree_util.tree_map_with_path(find, self.abstract_state)
 
 
-def init_state(
-  config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, seed: int, ema: bool = False
-) -> TrainState:
-  """A state with random parameters, born sharded."""
-  make = lambda key: make_state(optimizer, init_params(config, key), ema)  # noqa: E731
-  return jax.jit(make, out_shardings=state_shardings(config, optimizer, mesh, ema))(jax.random.key(seed))
+def init_state(setup: TrainSetup) -> TrainState:
+  """A state with random parameters, created sharded: no device ever holds all of it."""
+  make = lambda key: make_state(setup.optimizer, init_params(setup.model, key), setup.has_ema)  # noqa: E731
+  return jax.jit(make, out_shardings=setup.state_shardings)(jax.random.key(setup.seed))
 
 
-def state_from(
-  config: ModelConfig, optimizer: optax.GradientTransformation, mesh: Mesh, params: Params, ema: bool = False
-) -> TrainState:
+def state_from(setup: TrainSetup, params: Params) -> TrainState:
   """A state around parameters on the host, cast to float32."""
   params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
-  params = jax.device_put(params, shard_params(params, mesh))
-  make = lambda params: make_state(optimizer, params, ema)  # noqa: E731
-  return jax.jit(make, out_shardings=state_shardings(config, optimizer, mesh, ema))(params)
+  params = jax.device_put(params, shard_params(params, setup.mesh))
+  make = lambda params: make_state(setup.optimizer, params, setup.has_ema)  # noqa: E731
+  return jax.jit(make, out_shardings=setup.state_shardings)(params)

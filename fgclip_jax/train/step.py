@@ -19,15 +19,13 @@ from fgclip_jax.models.pixels import normalize
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import activation_sharding, batch_sharding
 from fgclip_jax.train.optimizer import (
-  OptimizerConfig,
   apply_updates,
   freezes_statistics,
-  make_optimizer,
   schedule,
   stop_frozen,
   update_average,
 )
-from fgclip_jax.train.state import TrainState, state_shardings
+from fgclip_jax.train.state import TrainSetup, TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -87,44 +85,35 @@ def embedding_variance(embedding: Float[Array, "B D"]) -> Float[Array, ""]:
 
 
 def make_step(
-  config: ModelConfig,
-  objective: Objective,
-  optimizer_config: OptimizerConfig,
-  runtime: Runtime,
-  mesh: Mesh,
-  *,
-  seed: int = 0,
-  patch_dropout: float = 0.0,
-  image_size: int | None = None,
-  ema_decay: float | None = None,
+  setup: TrainSetup, image_size: int | None = None
 ) -> Callable[[TrainState, dict[str, Array]], tuple[TrainState, Metrics]]:
   """The jitted step. The state it is given is donated: use the one it returns.
 
   Args:
-    config, objective, optimizer_config, runtime, mesh: see there.
-    seed: what is random in step s follows from the seed and s.
-    patch_dropout, image_size: see `make_loss`.
-    ema_decay: the decay of the state's average of the parameters; None: it has none.
+    setup: of the run.
+    image_size: resizes images to this side, in pixels; the model's by default.
 
   Returns:
-    A function of state and batch. A step whose loss or gradient is not finite changes nothing but the counts of such
-    steps. Its metrics: `loss` and the unweighted terms `loss_*`, `skipped_updates` (in all) and `skipped_in_a_row`,
+    A function of state and batch (arrays [G, ...], G data shards). What is random in step s follows from the seed and
+    s. A step whose loss or gradient is not finite changes nothing but the counts of such steps. Its metrics, float32
+    scalars: `loss` and the unweighted terms `loss_*`, `skipped_updates` (in all) and `skipped_in_a_row`,
     `learning_rate`, `gradient_norm`, `update_norm`, `embedding_variance_image` and `_short` (see `embedding_variance`),
     `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one.
   """
-  optimizer, rate = make_optimizer(optimizer_config), schedule(optimizer_config)
+  optimizer, optimizer_config, ema_decay = setup.optimizer, setup.optimizer_config, setup.ema_decay
+  learning_rate = schedule(optimizer_config)
   loss = make_loss(
-    config,
-    objective,
-    runtime,
-    mesh,
-    patch_dropout=patch_dropout,
+    setup.model,
+    setup.objective,
+    setup.runtime,
+    setup.mesh,
+    patch_dropout=setup.patch_dropout,
     image_size=image_size,
-    running_statistics=freezes_statistics(optimizer_config.rules, flatten(abstract_params(config))),
+    running_statistics=freezes_statistics(optimizer_config.rules, flatten(abstract_params(setup.model))),
   )
 
   def step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, Metrics]:
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    key = jax.random.fold_in(jax.random.key(setup.seed), state.step)
     trained, statistics = split_statistics(state.params)
 
     def total_loss(trained: Any):
@@ -132,11 +121,12 @@ def make_step(
 
     (total, (terms, embeddings)), gradients = jax.value_and_grad(total_loss, has_aux=True)(trained)
     norm = optax.tree.norm(gradients)
-    sound = jnp.isfinite(total) & jnp.isfinite(norm)
+    finite = jnp.isfinite(total) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
     params = merge(apply_updates(optimizer_config, trained, updates), embeddings.statistics or statistics)
     ema = None if ema_decay is None else update_average(ema_decay, state.ema, params)
-    # what a step that is not sound would change stays; selected on the device, so that the host need not look
+    # a step that is not finite leaves the state as it was; selected on the device, so that the host need not wait for
+    # the loss before it starts the next step
     after = TrainState(
       step=state.step,
       skipped=state.skipped,
@@ -146,24 +136,24 @@ def make_step(
       ema=ema,
     )
     before = state.replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
-    after = jax.tree.map(lambda new, old: jnp.where(sound, new, old), after, before).replace(step=state.step + 1)
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before).replace(step=state.step + 1)
     metrics = {"loss": total, "skipped_updates": after.skipped, "skipped_in_a_row": after.skipped_in_a_row}
     metrics |= {f"loss_{name}": value for name, value in terms.items() if name != "total"}
     metrics |= {
       f"embedding_variance_{name}": embedding_variance(getattr(embeddings, name)) for name in ("image", "short")
     }
-    metrics |= {"learning_rate": jnp.asarray(rate(state.step)), "gradient_norm": norm}
-    metrics |= {"update_norm": jnp.where(sound, optax.tree.norm(updates), 0.0)}
+    metrics |= {"learning_rate": jnp.asarray(learning_rate(state.step)), "gradient_norm": norm}
+    metrics |= {"update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0)}
     temperature = dict(state.params["temperature"])
     if "bias" in temperature:
       metrics["logit_bias"] = temperature.pop("bias")
     metrics |= {f"temperature_{name}": jnp.exp(value) for name, value in temperature.items()}
     return after, metrics
 
-  shardings = state_shardings(config, optimizer, mesh, ema=ema_decay is not None)
+  # the output is sharded like the input: the donated buffers can hold it
   return jax.jit(
     step,
-    in_shardings=(shardings, batch_sharding(mesh)),
-    out_shardings=(shardings, None),
+    in_shardings=(setup.state_shardings, batch_sharding(setup.mesh)),
+    out_shardings=(setup.state_shardings, None),
     donate_argnames="state",
   )

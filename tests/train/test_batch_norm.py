@@ -16,7 +16,7 @@ from fgclip_jax.models.params import build, flatten, init_params, is_statistic, 
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import data_shards, make_mesh, param_sharding, to_devices
 from fgclip_jax.train.optimizer import NAMES, OptimizerConfig, check_rules, make_optimizer
-from fgclip_jax.train.state import state_from
+from fgclip_jax.train.state import TrainSetup, state_from
 from fgclip_jax.train.step import make_step, normalize
 
 pytestmark = pytest.mark.slow
@@ -66,13 +66,14 @@ class Run:
   """A compiled step on a mesh."""
 
   def __init__(self, quick, sizes, devices=8, runtime=Runtime(), optimizer=OPTIMIZER, ema_decay=None):
-    self.mesh, self.optimizer, self.ema = make_mesh(sizes, jax.devices()[:devices]), optimizer, ema_decay is not None
+    self.mesh = make_mesh(sizes, jax.devices()[:devices])
     self.shards = data_shards(self.mesh)
     self.layout = dataclasses.replace(LAYOUT, row_buckets=geometric_row_buckets(LAYOUT, IMAGES // self.shards)[-1:])
-    self.step = quick(make_step(MODEL, OBJECTIVE, optimizer, runtime, self.mesh, ema_decay=ema_decay))
+    self.setup = TrainSetup(MODEL, self.mesh, OBJECTIVE, optimizer, runtime, ema_decay=ema_decay)
+    self.step = quick(make_step(self.setup))
 
   def updates(self, examples, count=2):
-    state = state_from(MODEL, make_optimizer(self.optimizer), self.mesh, unflatten(first_params()), self.ema)
+    state = state_from(self.setup, unflatten(first_params()))
     batch, metrics = to_devices(assemble(examples, self.shards, self.layout), self.mesh), []
     for _ in range(count):
       state, values = self.step(state, batch)

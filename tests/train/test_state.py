@@ -11,8 +11,8 @@ from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import abstract_params, flatten, init_params, unflatten
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import make_mesh, param_sharding, to_devices
-from fgclip_jax.train.optimizer import NAMES, OptimizerConfig, apply_updates, make_optimizer
-from fgclip_jax.train.state import TrainState, abstract_state, init_state, state_from, state_shardings
+from fgclip_jax.train.optimizer import NAMES, OptimizerConfig, apply_updates
+from fgclip_jax.train.state import TrainSetup, TrainState, init_state, state_from
 from fgclip_jax.train.step import make_loss, make_step
 
 MODEL = preset("tiny").replace(text={"vocab_size": 512})
@@ -44,7 +44,8 @@ def is_adam(part) -> bool:
 
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_moments_lie_where_their_parameters_lie(mesh, clip_norm):
-  shardings = state_shardings(MODEL, make_optimizer(OptimizerConfig(clip_norm=clip_norm)), mesh)
+  setup = TrainSetup(MODEL, mesh, optimizer_config=OptimizerConfig(clip_norm=clip_norm))
+  shardings = setup.state_shardings
   shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(MODEL)).items()}
   trees = [shardings.params, *moments(shardings)]
   assert len(trees) == 3
@@ -55,8 +56,8 @@ def test_moments_lie_where_their_parameters_lie(mesh, clip_norm):
 
 
 def test_frozen_parameters_have_no_moments(mesh):
-  optimizer = make_optimizer(OptimizerConfig(rules=(("^vision", "frozen", 1.0),), clip_norm=1.0))
-  shardings = state_shardings(MODEL, optimizer, mesh)
+  optimizer = OptimizerConfig(rules=(("^vision", "frozen", 1.0),), clip_norm=1.0)
+  shardings = TrainSetup(MODEL, mesh, optimizer_config=optimizer).state_shardings
   shapes = {name: leaf.shape for name, leaf in flatten(abstract_params(MODEL)).items()}
   trained = {name for name in shapes if not name.startswith("vision")}
   for tree in moments(shardings):
@@ -67,8 +68,7 @@ def test_frozen_parameters_have_no_moments(mesh):
 
 def test_a_random_state_is_born_split_and_the_same_on_any_mesh():
   mesh = make_mesh({"fsdp": 2, "tensor": 2}, jax.devices()[:4])
-  optimizer = make_optimizer(OptimizerConfig())
-  state = init_state(MODEL, optimizer, mesh, seed=3)
+  state = init_state(TrainSetup(MODEL, mesh, seed=3))
   for tree in (state.params, *moments(state)):
     kernel = tree["vision"]["transformer"]["blocks"]["mlp"]["up"]["kernel"]
     assert kernel.shape == (2, 32, 64) and kernel.addressable_shards[0].data.shape == (2, 16, 32)
@@ -80,7 +80,7 @@ def test_a_random_state_is_born_split_and_the_same_on_any_mesh():
 
 def test_a_state_around_given_parameters_is_float32(mesh):
   params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float16), random_params(0))
-  state = state_from(MODEL, make_optimizer(OptimizerConfig()), mesh, params)
+  state = state_from(TrainSetup(MODEL, mesh), params)
   chex.assert_trees_all_equal(state.params, jax.tree.map(lambda leaf: leaf.astype(np.float32), params), strict=True)
   for name, leaf in flatten(state.params).items():
     assert leaf.sharding == param_sharding(name, leaf.shape, mesh)
@@ -142,14 +142,12 @@ def test_a_step_on_a_mesh_is_that_of_one_device(quick, mesh, small_params, gradi
   config = OptimizerConfig(
     name=name, learning_rate=rate, warmup_steps=0, eps=1e-6, rules=rules, layer_decay=0.75, clip_norm=1.0
   )
-  optimizer = make_optimizer(config)
-  state = state_from(SMALL, optimizer, mesh, small_params, ema=True)
-  step = quick(make_step(SMALL, OBJECTIVE, config, Runtime(), mesh, ema_decay=decay))
+  setup = TrainSetup(SMALL, mesh, OBJECTIVE, config, ema_decay=decay)
+  optimizer, state, step = setup.optimizer, state_from(setup, small_params), quick(make_step(setup))
   after, _ = step(state, to_devices(make_batch(4), mesh))
   kernel = "vision/transformer/blocks/mlp/up/kernel"
   assert flatten(state.params)[kernel].is_deleted() and flatten(state.ema)[kernel].is_deleted()
-  shardings = state_shardings(SMALL, optimizer, mesh, ema=True)
-  assert jax.tree.map(lambda leaf: leaf.sharding, after) == shardings
+  assert jax.tree.map(lambda leaf: leaf.sharding, after) == setup.state_shardings
   assert flatten(after.params)[kernel].addressable_shards[0].data.shape == (2, 64, 128)
   assert flatten(after.ema)[kernel].addressable_shards[0].data.shape == (2, 64, 128)
 
@@ -173,8 +171,9 @@ def test_a_step_on_a_mesh_is_that_of_one_device(quick, mesh, small_params, gradi
 @pytest.mark.parametrize("name", NAMES)
 def test_what_has_a_parameters_shape_lies_like_it(mesh, name):
   model = preset("vit_b16")
-  optimizer = make_optimizer(OptimizerConfig(name=name, moment_dtype="bfloat16", clip_norm=1.0))
-  state, shardings = abstract_state(model, optimizer, ema=True), state_shardings(model, optimizer, mesh, ema=True)
+  optimizer = OptimizerConfig(name=name, moment_dtype="bfloat16", clip_norm=1.0)
+  setup = TrainSetup(model, mesh, optimizer_config=optimizer, ema_decay=0.99)
+  state, shardings = setup.abstract_state, setup.state_shardings
   assert shardings.ema == shardings.params
   everywhere = 0
   for leaf, sharding in zip(jax.tree.leaves(state), jax.tree.leaves(shardings), strict=True):

@@ -16,8 +16,8 @@ from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import abstract_params, flatten, unflatten
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import data_shards, make_mesh, param_sharding, to_devices
-from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
-from fgclip_jax.train.state import state_from
+from fgclip_jax.train.optimizer import OptimizerConfig
+from fgclip_jax.train.state import TrainSetup, state_from
 from fgclip_jax.train.step import make_loss, make_step, normalize
 
 IMAGES, BOXES = 16, 2
@@ -74,10 +74,11 @@ class Run:
     self.mesh = make_mesh(sizes, jax.devices()[:devices])
     self.shards = data_shards(self.mesh)
     self.layout = dataclasses.replace(LAYOUT, row_buckets=geometric_row_buckets(LAYOUT, IMAGES // self.shards)[-1:])
-    self.step = quick(make_step(MODEL, OBJECTIVE, OPTIMIZER, runtime, self.mesh))
+    self.setup = TrainSetup(MODEL, self.mesh, OBJECTIVE, OPTIMIZER, runtime)
+    self.step = quick(make_step(self.setup))
 
   def state(self):
-    return state_from(MODEL, make_optimizer(OPTIMIZER), self.mesh, random_params(MODEL))
+    return state_from(self.setup, random_params(MODEL))
 
   def batch(self, examples: list[Example]):
     return to_devices(assemble(examples, self.shards, self.layout), self.mesh)
@@ -216,9 +217,10 @@ def test_plain_clip(quick, contrast):
   mesh = make_mesh({"data": 2}, jax.devices()[:2])
   optimizer = dataclasses.replace(OPTIMIZER, temperature_max=2.6)
   objective = Objective(global_long=0.0, regional=0.0, hard_negative=0.0, contrast=contrast)
-  step = quick(make_step(model, objective, optimizer, Runtime(), mesh))
+  setup = TrainSetup(model, mesh, objective, optimizer)
+  step = quick(make_step(setup))
   examples = [dataclasses.replace(e, long=None, boxes=e.boxes[:0], regions=(), negatives=()) for e in make_examples()]
-  state = state_from(model, make_optimizer(optimizer), mesh, random_params(model))
+  state = state_from(setup, random_params(model))
   losses, bias = [], {"logit_bias"} if contrast == "sigmoid" else set()
   for _ in range(6):
     state, values = step(state, to_devices(assemble(examples, 2, layout), mesh))

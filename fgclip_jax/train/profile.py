@@ -1,0 +1,35 @@
+"""A profile of some steps, for TensorBoard and Perfetto."""
+
+import os
+
+import jax
+
+
+class Profile:
+  """A profile of the steps first..last, written under `WORKDIR/profile` for TensorBoard and Perfetto."""
+
+  def __init__(self, steps: tuple[int, ...], workdir: str):
+    self._first, self._last = steps or (0, 0)
+    self._folder, self._running = os.path.join(workdir, "profile"), False
+
+  def before(self, step: int) -> None:
+    """Starts before its first step."""
+    if step == self._first:
+      jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+      self._running = True
+
+  def ends(self, step: int) -> bool:
+    """Whether all steps up to this one must be done before the next: at the first and last step of the profile."""
+    return step in (self._first - 1, self._last) and self._last > 0
+
+  def after(self, step: int) -> None:
+    """Ends after its last step."""
+    if self._running and step == self._last:
+      self.close()
+      print(f"wrote {self._folder} (a profile of steps {self._first} to {self._last})")
+
+  def close(self) -> None:
+    """Ends the profile early, if it is running."""
+    if self._running:
+      jax.profiler.stop_trace()
+      self._running = False
