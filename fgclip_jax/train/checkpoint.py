@@ -52,6 +52,9 @@ class Keep:
   mode: str = "min"
 
   def __post_init__(self):
+    for name, least in (("newest", 1), ("every", 0), ("best", 0)):
+      if getattr(self, name) < least:
+        raise ValueError(f"keep.{name} must be a whole number of at least {least}, got {getattr(self, name)}")
     if self.mode not in ("min", "max"):
       raise ValueError(f"keep.mode must be 'min' or 'max', got {self.mode!r}")
 

@@ -7,7 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -202,7 +202,7 @@ class TrainLoop:
     self._frozen_image_tower = freezes(run.optimizer.rules, setup.abstract_state.params, "vision")
     self._step_for = functools.cache(lambda image_size: make_step(setup, image_size))  # a program for each image size
 
-  def __enter__(self) -> Self:
+  def __enter__(self) -> "TrainLoop":
     self._opened = contextlib.ExitStack()
     parts = (self._preemption, self._watchdog, self._loader, self._checkpoints, self._profile, self._metrics)
     for part in filter(None, parts):

@@ -69,6 +69,24 @@ class OptimizerConfig:
   clip_norm: float | None = None
   temperature_max: float | None = None
 
+  def __post_init__(self):
+    checks = {
+      "name": (self.name in NAMES, f"must be one of {NAMES}"),
+      "moment_dtype": (self.moment_dtype in MOMENT_DTYPES, f"must be one of {MOMENT_DTYPES}"),
+      "learning_rate": (self.learning_rate > 0, "must be positive"),
+      "warmup_steps": (self.warmup_steps >= 0, "must not be negative"),
+      "end_fraction": (0 <= self.end_fraction <= 1, "must lie in 0..1"),
+      "b1": (0 <= self.b1 < 1, "must lie in 0..1 (1 excluded)"),
+      "b2": (0 <= self.b2 < 1, "must lie in 0..1 (1 excluded)"),
+      "eps": (self.eps > 0, "must be positive"),
+      "weight_decay": (self.weight_decay >= 0, "must not be negative"),
+      "layer_decay": (0 < self.layer_decay <= 1, "must lie in 0..1 (0 excluded)"),
+      "clip_norm": (self.clip_norm is None or self.clip_norm > 0, "must be positive (None never clips)"),
+    }
+    for name, (good, condition) in checks.items():
+      if not good:
+        raise ValueError(f"optimizer.{name} {condition}, got {getattr(self, name)!r}")
+
 
 def check_rules(rules: Rules, names: Iterable[str]) -> None:
   """Checks rules against the names of a model's parameters.
@@ -189,7 +207,7 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
     direction = optax.adafactor(
       learning_rate=None, multiply_by_parameter_scale=False, momentum=config.b1 or None, dtype_momentum=dtype
     )
-  elif config.name == "muon":
+  else:
     direction = optax.contrib.muon(
       learning_rate=1.0,
       eps=config.eps,
@@ -199,8 +217,6 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
       muon_weight_dimension_numbers=_hidden_matrices,
       consistent_rms=0.2,
     )
-  else:
-    raise ValueError(f"optimizer.name must be one of {', '.join(NAMES)}, got {config.name!r}")
   return optax.chain(direction, optax.scale(-1.0))  # Optax's whole optimizers turn the sign already
 
 

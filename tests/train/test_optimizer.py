@@ -342,7 +342,9 @@ def test_an_exception_to_a_frozen_tower():
 
 
 def test_an_unknown_optimizer():
-  with pytest.raises(ValueError, match="optimizer.name must be one of adamw, adafactor, lion, muon, got 'sgd'"):
+  with pytest.raises(
+    ValueError, match="optimizer.name must be one of .'adamw', 'adafactor', 'lion', 'muon'., got 'sgd'"
+  ):
     make_optimizer(OptimizerConfig(name="sgd"))
 
 
