@@ -12,7 +12,7 @@ from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import assemble
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import ModelConfig
-from fgclip_jax.train.flops import Work, batch_work
+from fgclip_jax.train.flops import StepFlops, count_flops
 
 SIZES = (8, 64, 256, 512)
 TRIALS = {8: 16, 64: 8}  # batches tried of each size; 4 of others
@@ -40,13 +40,13 @@ class Packing:
 def measure(mix: Mix, model: ModelConfig, batch: int) -> Packing:
   """Packs batches of the mix, without pictures."""
   layout = step_batches.our_layout(mix, batch, packed=True)
-  filled, seconds, work = [], [], Work()
+  filled, seconds, work = [], [], StepFlops()
   for examples in step_batches.split(mix.examples(batch * TRIALS.get(batch, 4), 0, None), batch):
     begin = time.perf_counter()
     packed = assemble(examples, 1, layout)
     seconds.append((time.perf_counter() - begin) / batch)
     filled.append(float(np.mean(packed["segment"] > 0)))
-    work += batch_work(model, Objective(), packed, image_size=model.vision.image_size)
+    work += count_flops(model, Objective(), packed, image_size=model.vision.image_size)
   return Packing(batch, work.tokens / work.slots, min(filled), work.executed / work.useful, statistics.median(seconds))
 
 

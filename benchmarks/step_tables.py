@@ -22,7 +22,7 @@ from fgclip_jax.data.packing import assemble
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import ModelConfig, preset
 from fgclip_jax.models.params import flatten, init_params
-from fgclip_jax.train.flops import batch_work, dense_forward, image_forward, text_forward
+from fgclip_jax.train.flops import count_flops, dense_forward, image_forward, text_forward
 from fgclip_jax.weights.huggingface_names import to_theirs
 
 ENGINES = {"pytorch": "PyTorch", "packed": "ours, packed", "padded": "ours, padded"}
@@ -94,7 +94,7 @@ def step_section(mix: Mix, model: ModelConfig, weights: str, options: argparse.N
   layouts = {form: step_batches.our_layout(mix, options.batch, form == "packed") for form in ("packed", "padded")}
   ours = {form: [assemble(group, 1, layout) for group in groups] for form, layout in layouts.items()}
   theirs = [step_batches.collate(group) for group in groups]
-  works = {form: [batch_work(model, Objective(), batch) for batch in batches] for form, batches in ours.items()}
+  works = {form: [count_flops(model, Objective(), batch) for batch in batches] for form, batches in ours.items()}
   useful = sum(work.useful for work in works["packed"]) / len(groups)
   executed = {form: sum(work.executed for work in group) / len(groups) for form, group in works.items()}
   executed["padded"] *= 4 / 3  # the forward pass twice, the backward one at twice its cost

@@ -5,8 +5,8 @@
 Any key of the config can be changed on the command line: `--config.optimizer.learning_rate=3e-6`.
 The same command again continues from the newest checkpoint in the workdir.
 
-Several processes find each other under Slurm, Open MPI and on TPUs; elsewhere each is told with --coordinator=HOST:PORT
-(of process 0), --processes=N and --process=I. They need a --workdir and data that all of them see.
+Several processes find each other under Slurm, Open MPI and on TPUs; elsewhere give each --coordinator=HOST:PORT (of
+process 0), --processes=N and --process=I. All of them must see the --workdir and the data.
 """
 
 import sys
@@ -20,25 +20,25 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run: checkpoi
 
 _COORDINATOR = flags.DEFINE_string("coordinator", None, "HOST:PORT of process 0, in a run of several processes.")
 _PROCESSES = flags.DEFINE_integer("processes", None, "How many processes the run has.")
-_PROCESS = flags.DEFINE_integer("process", None, "Which of them this is, from 0.")
+_PROCESS = flags.DEFINE_integer("process", None, "The number of this process, from 0.")
 _HEARTBEAT_TIMEOUT = flags.DEFINE_float(
-  "heartbeat_timeout", 100.0, "Seconds within which the run ends when one of its processes is gone."
+  "heartbeat_timeout", 100.0, "Seconds within which the run ends when one of its processes is lost."
 )
 
 
 def main(argv: list[str]) -> int:
-  """The command; returns its exit code: 75 where the run was told to end and has saved."""
+  """The command; returns its exit code: 75 where the run was asked to end and has saved."""
   logging.set_verbosity(logging.WARNING)  # Orbax reports every file it opens
-  if wrong := wrong_usage(argv, {"config": CONFIG.value, "workdir": _WORKDIR.value}, __doc__):
+  if wrong := wrong_usage(argv, {"config": CONFIG.value, "workdir": _WORKDIR.value}, str(__doc__)):
     print(wrong, file=sys.stderr)
     return 1
-  # imported here: data workers import this module again, and need no model
+  # imported here: data workers import this module again, and must start without JAX
   from fgclip_jax.train import distributed
   from fgclip_jax.train.config import read_config
   from fgclip_jax.train.loop import train
   from fgclip_jax.train.preemption import EXIT_CODE, PreemptedError
 
-  workdir, peers = _WORKDIR.value, None
+  workdir, peers = _WORKDIR.value or "", None
   try:
     peers = distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT_TIMEOUT.value)
     train(read_config(CONFIG.value), workdir)

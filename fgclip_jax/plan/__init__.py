@@ -1,1 +1,1 @@
-"""What a run would take on machines that are not here."""
+"""Memory, traffic and time of a run on machines that are not present, from its compiled step."""

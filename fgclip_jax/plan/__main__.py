@@ -1,4 +1,4 @@
-"""Says what a run takes before anyone rents the machines: compiles its step for them, without them.
+"""Estimates memory and time of a run before anyone rents the machines: compiles its step for them, without them.
 
   python -m fgclip_jax.plan --config=configs/stage1.py:vit_l14_336 --topology=v5e:16x16
   python -m fgclip_jax.plan --config=configs/stage2.py --topology=h100:4x8 --search --json plan.json
@@ -38,7 +38,7 @@ def main(argv: list[str]) -> int:
   """The command; returns its exit code: 0 if there is a plan that fits."""
   logging.set_verbosity(logging.WARNING)
   config = CONFIG.value
-  if wrong := wrong_usage(argv, {"config": config, "topology": _TOPOLOGY.value}, __doc__):
+  if wrong := wrong_usage(argv, {"config": config, "topology": _TOPOLOGY.value}, str(__doc__)):
     print(wrong, file=sys.stderr)
     return 1
   import jax
@@ -49,7 +49,7 @@ def main(argv: list[str]) -> int:
   jax.config.update("jax_enable_compilation_cache", False)  # what is compiled here cannot be read back
   try:
     run = read_config(config, check_data=False)
-    topology = hardware.describe(_TOPOLOGY.value, _SLICES.value)
+    topology = hardware.describe(_TOPOLOGY.value or "", _SLICES.value)
     captions = Captions(_LONG.value, _SHORT.value, _REGION.value, _BOXES.value, _HARD.value)
     _print_run(run, topology, captions)
     plans = list(_search(run, topology, captions) if _SEARCH.value else _single(run, topology, captions))

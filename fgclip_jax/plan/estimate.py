@@ -1,4 +1,4 @@
-"""What a run takes on devices that are not there: its step compiled for them, counted, priced at their peak rates."""
+"""Estimates a run on devices that need not be present: compiles its step for them, counts, and prices at peak rates."""
 
 import collections
 import dataclasses
@@ -16,7 +16,7 @@ from fgclip_jax.data.packing import Layout
 from fgclip_jax.data.record import MAX_NEGATIVES
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.plan.hardware import GIB, Topology
-from fgclip_jax.plan.hlo import KINDS, Collective, Program
+from fgclip_jax.plan.hlo import KINDS, Collective, HloProgram
 from fgclip_jax.plan.jaxpr import matrix_operations
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.config import RunConfig
@@ -189,7 +189,7 @@ def estimate_step(run: RunConfig, topology: Topology, mesh: Mesh, captions: Capt
     plan.advice = _advise(run, mesh, topology, peak, sizes)
     return plan
 
-  program = Program(compiled.as_text(), mesh.size)
+  program = HloProgram(compiled.as_text(), mesh.size)
   collectives = program.collectives()
   plan.collectives = _by_kind(collectives)
   plan.checks = {

@@ -1,4 +1,4 @@
-"""Accelerators by name: what a program can be compiled for where there are none, and the rates that estimates use."""
+"""Accelerators by name: descriptions to compile for without the hardware, and the rates that estimates use."""
 
 import dataclasses
 import importlib.util
@@ -17,7 +17,7 @@ class Chip:
   """One device's data. Rates are the vendors' peaks, bytes per second.
 
   Attributes:
-    kind: the beginning of JAX's `device_kind`; `accounts.PEAKS` has its bfloat16 peak.
+    kind: the beginning of JAX's `device_kind`; `train.flops.PEAKS` has its bfloat16 peak.
     memory: bytes that a program may use.
     memory_rate: of the device's memory.
     near_rate: what a device can send in one collective inside a slice or a host.
@@ -39,7 +39,9 @@ class Chip:
     """bfloat16 operations per second."""
     from fgclip_jax.train.flops import peak_flops  # imports JAX, before which the environment is prepared
 
-    return peak_flops(self.kind)
+    peak = peak_flops(self.kind)
+    assert peak is not None, self.kind  # every chip below has one
+    return peak
 
 
 # TPU memory is what XLA allows a program, as it says when it refuses one: less than the chip has (32, 16, 95, 32 GB).
@@ -72,7 +74,7 @@ dnn_version_info { major: 9 minor: 7 }  runtime_version { major: 13 }
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Devices that are described, not present.
+  """Described devices, which need not be present.
 
   Attributes:
     name: as given, e.g. `v5e:16x16`.
@@ -90,7 +92,7 @@ class Topology:
 
 
 def prepare_environment(topology: str) -> None:
-  """Tells the compilers that there is no accelerator; to be called before JAX starts a backend."""
+  """Prepares the compilers for a machine without accelerator; call it before JAX is imported."""
   os.environ.setdefault("JAX_PLATFORMS", "cpu")
   os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # XLA's remarks about memory are in the plan
   if topology.startswith("h100"):

@@ -1,7 +1,7 @@
 """Reads a compiled program (HLO text): its collectives, memory traffic and arrays.
 
-All are multiplied by the trip counts of loops, which XLA's own cost analysis counts once. The format of HLO text is no
-interface and changes with XLA: what is read here has been seen with jax 0.10 for TPUs (libtpu 0.0.42) and GPUs.
+Counts are multiplied by the trip counts of loops, which XLA's own cost analysis counts once. HLO text is no stable
+format and changes with XLA: this reads what jax 0.10 writes for TPUs (libtpu 0.0.42) and GPUs.
 """
 
 import collections
@@ -72,7 +72,7 @@ class Collective:
     return rounds * self.size * (len(self.group) - 1) / max(len(self.group), 1)
 
 
-class Program:
+class HloProgram:
   """A compiled program, read from its HLO text.
 
   Args:
@@ -199,7 +199,7 @@ class Program:
       return 2 * _off_chip(parts[1])
     shapes = self._shapes_of(computation)
     if opcode == "fusion":
-      inner = _CALLED.search(instruction.attributes)[1]
+      inner = _CALLED.findall(instruction.attributes)[0]
       read = [
         min(self._read(inner, number), _off_chip(shapes.get(name, ""))) if _off_chip(shapes.get(name, "")) else 0
         for number, name in enumerate(instruction.operands)
@@ -312,7 +312,7 @@ def _arrays(shape: str) -> list[tuple[tuple[int, ...], int]]:
 
 
 def _bits(dtype: str) -> int:
-  return 8 if dtype == "pred" else int(re.search(r"\d+", dtype)[0])
+  return 8 if dtype == "pred" else int(re.findall(r"\d+", dtype)[0])
 
 
 def _size(shape: str) -> int:

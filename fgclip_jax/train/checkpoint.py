@@ -11,7 +11,7 @@ import logging
 import math
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 from orbax.checkpoint import v1 as ocp
@@ -25,23 +25,23 @@ from fgclip_jax.weights.checksums import check as check_sums
 from fgclip_jax.weights.checksums import checksums
 from fgclip_jax.weights.native import FOLDER
 
-# what goes wrong in Orbax is raised, and told by us in a line; its own log has a traceback for every thread
+# Orbax raises its errors, and we report each in a line; its own log adds a traceback for every thread
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 class ForeignCheckpointError(ValueError):
-  """A checkpoint of something else than the config describes."""
+  """The checkpoint holds another model, optimizer or average than the config describes."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Keep:
-  """Which checkpoints stay; a newer one is complete before an older one goes.
+  """Which checkpoints are kept; an older one is removed after a newer one is complete.
 
   Attributes:
-    newest: so many of the newest.
-    every: those whose step is a multiple of this; 0: none.
-    best: so many of the best by `metric`, a name in the run's metrics; 0: none.
+    newest: how many of the newest are kept.
+    every: checkpoints whose step is a multiple of this are kept; 0: none.
+    best: how many of the best by `metric`, a name in the run's metrics, are kept; 0: none.
     metric, mode: `min` or `max`, whichever is better.
   """
 
@@ -58,8 +58,8 @@ class Keep:
     if self.mode not in ("min", "max"):
       raise ValueError(f"keep.mode must be 'min' or 'max', got {self.mode!r}")
 
-  def policy(self) -> ocp.training.preservation_policies.PreservationPolicy:
-    """As Orbax understands it."""
+  def policy(self) -> Any:  # Orbax's protocol names other types than its own policies take
+    """The same for Orbax."""
     policies = ocp.training.preservation_policies
     kept: list[Any] = [policies.LatestN(self.newest)]
     if self.every:
@@ -77,33 +77,39 @@ class Checkpoints:
 
   Args:
     workdir: the run's folder.
-    keep: which of them stay.
-    max_failed_saves: so many saves in a row may fail before it is an error.
-    say: prints a line.
+    keep: which of them are kept.
+    max_failed_saves: this many failed saves in a row are an error.
+    log: prints a line.
+
+  Attributes:
+    latest: the step of the newest good checkpoint; None: there is none.
   """
 
-  def __init__(self, workdir: str, keep: Keep = Keep(), max_failed_saves: int = 3, say: Callable[[str], None] = print):
+  def __init__(
+    self, workdir: str, keep: Keep = Keep(), max_failed_saves: int = 3, log: Callable[[str], object] = print
+  ):
     self._folder = os.path.abspath(os.path.join(workdir, FOLDER))
-    self._keep, self._max_failed, self._say = keep, max_failed_saves, say
-    self._failed, self._under_way = 0, None
+    self._keep, self._max_failed, self._log = keep, max_failed_saves, log
+    self._failed = 0
+    self._under_way: tuple[int, Any] | None = None  # the step of a save, and Orbax's response
     self._open()
 
   def _open(self) -> None:
-    """Looks at the folder, and removes what an earlier process left half written."""
+    """Opens the folder, and removes what an earlier process left half written."""
     open_folder = functools.partial(
       ocp.training.Checkpointer,
       self._folder,
-      save_decision_policy=ocp.training.save_decision_policies.FixedIntervalPolicy(1),
+      save_decision_policy=cast(Any, ocp.training.save_decision_policies.FixedIntervalPolicy(1)),
       preservation_policy=self._keep.policy(),
       cleanup_tmp_directories=True,
     )
     try:
       self._checkpointer = open_folder()
-    except ValueError:  # Orbax opens none where one describes itself wrongly
+    except ValueError:  # Orbax opens no checkpoint of a folder in which one has damaged metadata
       wrong = [step for step in _steps(self._folder) if not _describes_itself(self._folder, step)]
       if not wrong:
         raise
-      agree(0)  # all have looked
+      agree(0)  # every process has looked before one of them renames
       for step in wrong:
         self._set_aside(step, "its metadata is damaged")
       self._checkpointer = open_folder()
@@ -117,16 +123,16 @@ class Checkpoints:
     metrics: dict[str, float] | None = None,
     at_once: bool = False,
   ) -> None:
-    """Begins to save; returns once the arrays are copied. A step that is there already is left alone.
+    """Begins to save; returns once the arrays are copied. A step that is already saved is left alone.
 
-    A save that fails, now or later, is reported and counted.
+    A save that fails, now or later, is logged and counted.
 
     Args:
-      step: of the state.
+      step: the state's.
       state: what is saved.
-      config: saved with it.
-      metrics: of that step, by which the best are kept.
-      at_once: there is no next save: returns once this one is on disk, and tries again where it fails.
+      config: the run's, saved with it.
+      metrics: the step's, by which the best are kept.
+      at_once: no save follows: returns once this one is on disk, and retries where it fails.
 
     Raises:
       OSError: too many saves in a row have failed.
@@ -145,7 +151,11 @@ class Checkpoints:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     metadata = {"config": config, "versions": versions, "checksums": checksums(items)}
     begin = functools.partial(
-      self._checkpointer.save_checkpointables_async, step, items, metrics=metrics or {}, custom_metadata=metadata
+      self._checkpointer.save_checkpointables_async,
+      step,
+      items,
+      metrics=cast(Any, metrics or {}),
+      custom_metadata=metadata,
     )
     self._attempt(step, lambda: setattr(self, "_under_way", (step, begin())))
 
@@ -157,7 +167,7 @@ class Checkpoints:
         self._failed, self.latest = 0, step
 
   def _attempt(self, step: int, action: Callable[[], Any]) -> bool:
-    """Does a part of a save; a failure is told and counted."""
+    """Runs a part of a save on every process; a failure on any is logged and counted on all."""
     fault = None
     try:
       action()
@@ -169,10 +179,10 @@ class Checkpoints:
     message = (
       f"the checkpoint of step {step} could not be saved ({_reason(fault)}); the last good one is step {self.latest}"
     )
-    self._open()  # Orbax tells of an old failure again and again, and leaves what it had written
+    self._open()  # an open Checkpointer raises an old failure again at each call, and leaves partial files
     if self._failed >= self._max_failed:
       raise OSError(f"{message}; {self._failed} saves in a row have failed") from fault
-    self._say(f"{message}; trying again at the next save ({self._failed} of {self._max_failed} failures in a row)")
+    self._log(f"{message}; trying again at the next save ({self._failed} of {self._max_failed} failures in a row)")
     return False
 
   def restore(
@@ -183,11 +193,12 @@ class Checkpoints:
   ) -> TrainState | None:
     """The newest good checkpoint's state, laid out by `shardings`, bit for bit as it was saved; None: there is none.
 
-    One that cannot be read is set aside, under another name, and the one before it is taken.
+    A checkpoint that cannot be read is renamed, and the one before it is taken.
 
     Args:
-      shardings, abstract: of the state that is wanted.
-      check: is given the config that a checkpoint was saved with, before it is read; may raise `ConfigChangedError`.
+      shardings, abstract: of the wanted state.
+      check: called with the config that a checkpoint was saved with, before it is read; may raise
+        `ConfigChangedError`.
 
     Raises:
       ConfigChangedError: from `check`.
@@ -203,7 +214,7 @@ class Checkpoints:
         state = self._load(shardings, abstract)
       except (ConfigChangedError, ForeignCheckpointError):
         raise
-      except Exception as error:  # what Orbax raises for damage is of many types
+      except Exception as error:  # Orbax raises many types for damage
         fault = error
       if _all_agree(fault is None):
         return state
@@ -213,19 +224,19 @@ class Checkpoints:
     if damaged:
       raise ValueError(
         f"no checkpoint in {self._folder!r} can be read (they are now called {', '.join(damaged)}); "
-        "give another --workdir to begin anew"
+        "give another --workdir to start again"
       )
     return None
 
   def _set_aside(self, step: int, reason: str) -> str:
-    """Gives a checkpoint a name that no run takes for a step, and says so; returns it."""
+    """Renames a checkpoint so that no run takes it for a step, and logs that; returns the new name."""
     name = f"damaged-{step}"
     while os.path.exists(os.path.join(self._folder, name)):
       name += "-again"
     if jax.process_index() == 0:
       os.rename(os.path.join(self._folder, str(step)), os.path.join(self._folder, name))
-    agree(0)  # the others go on when it has its new name
-    self._say(f"checkpoint {step} cannot be read, is now called {name!r} and not used: {reason}")
+    agree(0)  # the other processes wait until it has its new name
+    self._log(f"checkpoint {step} cannot be read, is now called {name!r} and not used: {reason}")
     return name
 
   def _load(self, shardings: TrainState, abstract: TrainState) -> TrainState:
@@ -233,7 +244,7 @@ class Checkpoints:
     metadata = described.metadata
     for item, tree in metadata.items():
       if not jax.tree.leaves(tree):
-        raise OSError(f"nothing is left of {item!r}")  # Orbax finds no array where their index is gone
+        raise OSError(f"nothing is left of {item!r}")  # without their index, Orbax finds no arrays and raises nothing
     self._check_average("ema" in metadata, abstract.ema is not None)
     stored = _shapes({**metadata["optimizer"], "params": metadata["params"]})
     wanted = _shapes({"params": abstract.params, **_optimizer_item(abstract)})
@@ -254,7 +265,7 @@ class Checkpoints:
     if targets.ema is not None:
       wanted["ema"] = targets.ema
     items = self._checkpointer.load_checkpointables(None, wanted)
-    check_sums(items, described.custom_metadata.get("checksums", {}), metadata)
+    check_sums(items, cast(dict[str, Any], described.custom_metadata).get("checksums", {}), metadata)
     return TrainState(params=items["params"], ema=items.get("ema"), **items["optimizer"])
 
   def _check_average(self, stored: bool, wanted: bool) -> None:
@@ -268,7 +279,7 @@ class Checkpoints:
 
   def saved_config(self) -> dict[str, Any]:
     """The config that the newest checkpoint was saved with."""
-    return self._checkpointer.checkpointables_metadata(None).custom_metadata["config"]
+    return cast(dict[str, Any], self._checkpointer.checkpointables_metadata(None).custom_metadata)["config"]
 
   def close(self) -> None:
     """Waits until everything is on disk; errors as for `save`."""
@@ -277,7 +288,7 @@ class Checkpoints:
 
 
 def _all_agree(good: bool) -> bool:
-  """Whether it is so on every process."""
+  """Whether `good` holds on every process."""
   return bool(agree(int(good), min))
 
 

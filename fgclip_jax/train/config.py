@@ -239,20 +239,22 @@ def _typed(key: str, value: Any, kind: Any) -> Any:
 
 def _convert(value: Any, kind: Any) -> Any:
   """The value in its type; a TypeError where it is of another one, an OverflowError where it is not finite."""
+  if kind is Any:
+    return value
   inner = typing.get_args(kind)
   if isinstance(kind, types.UnionType):
     for option in inner:
       with contextlib.suppress(TypeError):
         return _convert(value, option)
     raise TypeError
-  if kind is not Any and (typing.get_origin(kind) or kind) is tuple and isinstance(value, list | tuple):
+  if (typing.get_origin(kind) or kind) is tuple and isinstance(value, list | tuple):
     kinds = (inner or (Any,))[:1] * len(value) if len(inner) < 2 or inner[1] is ... else inner
     if len(value) != len(kinds):
       raise TypeError
     return tuple(_convert(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
   if kind is float and type(value) is int:
     value = float(value)
-  if kind is not Any and (inner or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):
+  if inner or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
     raise TypeError
   if kind is float and not math.isfinite(value):
     raise OverflowError

@@ -41,16 +41,16 @@ def start(
   process: int | None = None,
   heartbeat_timeout: float = 100.0,
 ) -> "Peers | None":
-  """Joins the run's other processes, and prints what was found; to be called before JAX starts a backend.
+  """Joins the run's other processes, and prints what was found; call it before JAX starts a backend.
 
-  Without arguments, they are taken from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`, else from
-  the launcher as JAX finds it: TPU metadata, Slurm, Open MPI. Under the last two JAX gives each process one GPU.
+  Without arguments, they are taken from `JAX_COORDINATOR_ADDRESS`, `JAX_NUM_PROCESSES`, `JAX_PROCESS_ID`, else from the
+  launcher as JAX finds it: TPU metadata, Slurm, Open MPI. Under the last two JAX gives each process one GPU.
 
   Args:
     coordinator: HOST:PORT of process 0.
-    processes: how many there are.
-    process: which this is, from 0.
-    heartbeat_timeout: seconds of silence after which a process counts as gone and the run ends.
+    processes: their number.
+    process: this one's number, from 0.
+    heartbeat_timeout: seconds of silence after which a process counts as lost and the run ends.
 
   Returns:
     The watch over the other processes; None: there are none.
@@ -63,24 +63,20 @@ def start(
     raise ValueError(f"--heartbeat_timeout must be at least 5 seconds, got {heartbeat_timeout:g}")
   given, source = (coordinator, processes, process), "as given by flags"
   if given == (None, None, None):
-    names = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
-    texts = [os.environ.get(name) for name in names]
-    if all(texts):
-      given, source = (
-        (texts[0], *(_whole(n, t) for n, t in zip(names[1:], texts[1:], strict=True))),
-        "as given by JAX_*",
-      )
-  if None not in given:
-    coordinator, processes, process = given
+    texts = {name: os.environ.get(f"JAX_{name}", "") for name in ("COORDINATOR_ADDRESS", "NUM_PROCESSES", "PROCESS_ID")}
+    if all(texts.values()):
+      coordinator, source = texts.pop("COORDINATOR_ADDRESS"), "as given by JAX_*"
+      processes, process = (_whole(f"JAX_{name}", text) for name, text in texts.items())
+  if coordinator is not None and processes is not None and process is not None:
     if processes < 1 or not 0 <= process < processes:
       raise ValueError(f"there is no process {process} of {processes}: --process counts from 0")
     if processes > 1:
-      _join(heartbeat_timeout, *given, cluster_detection_method="deactivate")
+      _join(heartbeat_timeout, coordinator, processes, process, cluster_detection_method="deactivate")
   elif given != (None, None, None):
     raise ValueError("give all of --coordinator=HOST:PORT, --processes=N and --process=I, or none of them")
   else:
-    launcher = next((name for name in _LAUNCHERS if name in os.environ), None)
-    if os.environ.get(launcher or "") != "1":  # alone, a process takes all GPUs, where JAX would give it one
+    launcher = next((name for name in _LAUNCHERS if name in os.environ), "")
+    if os.environ.get(launcher) != "1":  # alone, a process takes all GPUs, where JAX would give it one
       _join(heartbeat_timeout)
       source = f"as found by JAX ({_LAUNCHERS.get(launcher, 'TPU')})"
   if not jax.distributed.is_initialized() or jax.process_count() == 1:
@@ -117,7 +113,7 @@ def _whole(name: str, text: str) -> int:
 
 def _join(heartbeat_timeout: float, *where, **options) -> None:
   try:
-    # twice: JAX's own watch counts coarsely, aborts, and names nobody; it is for what `Peers` cannot notice
+    # twice as long as ours: JAX's own watch counts coarsely, aborts, and names no process; it is the second line
     jax.distributed.initialize(*where, heartbeat_timeout_seconds=math.ceil(2 * heartbeat_timeout), **options)
   except ValueError as error:
     # no launcher and no address: a process alone
@@ -128,7 +124,7 @@ def _join(heartbeat_timeout: float, *where, **options) -> None:
 
 
 def agree(value: int, choose: Callable[[list[int]], int] = max) -> int:
-  """What process 0 chooses of all processes' values; each must call it the same number of times."""
+  """The result of `choose` on every process's value, the same on all; each must call it the same number of times."""
   if _peers is None:
     return value
   return _peers.agree(value, choose)
@@ -137,8 +133,8 @@ def agree(value: int, choose: Callable[[list[int]], int] = max) -> int:
 class Peers:
   """Watches over the processes of a run, from threads, and ends this one when another is gone.
 
-  Process 0 hears from all the others and tells them of a loss. They notice themselves if process 0 does not answer;
-  where it was killed, so does JAX, and if that is quicker it aborts with a message of its own.
+  Process 0 watches the others and reports a loss to them. They notice themselves if process 0 does not answer; if it
+  was killed, JAX notices too, and where JAX is quicker it aborts with its own message.
 
   Args:
     store: through which the processes talk; in process 0 the store itself.
@@ -168,6 +164,7 @@ class Peers:
     if self.index:
       self._store.set(f"{folder}/{self.index}", str(value))
       return int(self._store.get(f"{folder}/result", _HOUR))
+    assert isinstance(self._store, KeyValueStore)
     values = [value, *(int(self._store.get(f"{folder}/{i}", _HOUR)) for i in range(1, self._count))]
     self._store.set(f"{folder}/result", str(choose(values)))
     if number:  # all have come to this round, so they have read the result of the one before
@@ -175,40 +172,42 @@ class Peers:
     return choose(values)
 
   def close(self) -> None:
-    """Tells the others that this process is done; the run goes on without it."""
+    """Reports that this process is done; the run continues without it."""
     self._stopped.set()
     self._thread.join(self._silence)
     self._store.set(f"{_ALIVE}/{self.index}", _DONE)
 
   def fail(self, error: BaseException) -> NoReturn:
-    """Ends this process with code 1, and the others with `PEER_GONE`; none waits for what will never come.
+    """Ends this process with code 1, and the others with `PEER_GONE`, so that none waits for a dead process.
 
-    Where the error may come from the loss of another process, that is awaited, and reported instead.
+    An error that the loss of another process may have caused waits for the watch, which reports that loss instead.
     """
     if isinstance(error, jax.errors.JaxRuntimeError | ConnectionError):
       print(f"looking for a process that is gone, for {self._silence:g} s", file=sys.stderr, flush=True)
       self._thread.join(self._silence + 2 * self._interval)
     self._stopped.set()
-    self._tell(f"process {self.index} of {self._count} ended: {first_line(error)}")
+    self._report(f"process {self.index} of {self._count} ended: {first_line(error)}")
     self._leave(1)
 
   def _watch(self) -> None:
-    """Shows that this process is alive, and waits for the end; process 0 also looks who else is alive."""
+    """Shows that this process is alive, and waits for the end; process 0 also checks that the others are alive."""
     heard: dict[int, str] = {}
-    silent = dict.fromkeys(range(1, self._count), 0)  # rounds without news: seconds would count a pause of this process
+    silent = dict.fromkeys(
+      range(1, self._count), 0
+    )  # rounds without news, not seconds: those would count a pause of this process
     while True:
       self._round += 1
       try:
         self._store.set(f"{_ALIVE}/{self.index}", str(self._round))
         reason = self._wait_for_end()
-        if self.index == 0 and reason is None:
+        if isinstance(self._store, KeyValueStore) and reason is None:
           now = {int(key.rpartition("/")[2]): value for key, value in self._store.list(_ALIVE).items()}
           silent = {i: rounds + 1 if now.get(i) == heard.get(i) != _DONE else 0 for i, rounds in silent.items()}
           heard = now
           gone = [str(i) for i, rounds in silent.items() if rounds * self._interval >= self._silence]
           if gone:
             reason = self._silent(", ".join(gone))
-            self._tell(reason)
+            self._report(reason)
       except ConnectionError as error:
         reason = f"process 0 of {self._count} is gone ({first_line(error)})"
       if self._stopped.is_set():
@@ -226,7 +225,7 @@ class Peers:
         self._end(self._silent("0"))
 
   def _wait_for_end(self) -> str | None:
-    """Waits for an interval; why the run ends, if it does."""
+    """Waits for an interval; returns the reason if the run ends."""
     try:
       # a request that is under way notices at once that process 0 is gone
       return self._store.get(_ENDED, self._interval)
@@ -241,16 +240,16 @@ class Peers:
     print(f"error: {reason}; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
     self._leave(PEER_GONE)
 
-  def _tell(self, reason: str) -> None:
+  def _report(self, reason: str) -> None:
     try:
       self._store.set(_ENDED, reason, False)  # the first reason stays
     except ConnectionError as error:
-      print(f"the other processes could not be told: {first_line(error)}", file=sys.stderr, flush=True)
+      print(f"the other processes could not be reached: {first_line(error)}", file=sys.stderr, flush=True)
 
   def _leave(self, code: int) -> NoReturn:
     """Ends the process without JAX's own end, which waits for all the others."""
     if self.index == 0:
-      time.sleep(1)  # the service ends with this process: the others are to read why before
+      time.sleep(1)  # the store ends with this process: leaves the others time to read the reason
     for child in multiprocessing.active_children():  # those that load data
       child.terminate()
     sys.stdout.flush()

@@ -1,4 +1,4 @@
-"""Watches a run's numbers: steps that changed nothing, losses that jump, and which records they came with."""
+"""Watches a run's numbers: steps that changed nothing, losses that jump, and the records of such steps."""
 
 import dataclasses
 import json
@@ -9,21 +9,22 @@ from collections.abc import Callable
 import jax
 import numpy as np
 
-FOLDER = "bad_steps"
-NUMBERS = ("loss", "gradient_norm", "skipped_updates", "skipped_in_a_row")  # what is looked at
-_MEMORY, _WARM_UP, _MOST_FILES = 0.98, 50, 50
+FOLDER = "bad_steps"  # earlier versions called it `sick`; it is written, never read
+NUMBERS = ("loss", "gradient_norm", "skipped_updates", "skipped_in_a_row")  # what the guard checks
+_MEMORY, _WARM_UP = 0.98, 50  # of the moving average: its decay by step, and steps before a jump is reported
+_MOST_FILES = 50
 
 
 @dataclasses.dataclass(frozen=True)
 class GuardConfig:
-  """When a run reports, tries again, or gives up.
+  """When a run reports, retries, or gives up.
 
   Attributes:
-    max_skipped: so many steps in a row without finite numbers end the run.
-    spike_deviations: a loss so many standard deviations above its moving average is reported; 0: none is.
-    max_failed_saves: so many checkpoints in a row that cannot be saved end the run.
-    watchdog_seconds: how long nothing may move before the run says what it waits for; 0: it never does.
-    grace_seconds: how long a run may take to save when it is told to end.
+    max_skipped: this many steps in a row without finite numbers end the run.
+    spike_deviations: a loss this many standard deviations above its moving average is logged; 0: none is.
+    max_failed_saves: this many failed checkpoints in a row end the run.
+    watchdog_seconds: seconds without progress after which the run logs what it waits for; 0: never.
+    grace_seconds: seconds that a run may take to save when it is asked to end.
   """
 
   max_skipped: int = 10
@@ -48,27 +49,27 @@ class NonFiniteError(FloatingPointError):
 
 
 class Guard:
-  """Looks at every finished step.
+  """Checks the numbers of every finished step.
 
   Args:
-    config: see there.
-    workdir: the run's folder; what led to a report is written under `WORKDIR/bad_steps`.
-    where: a record's file and its number in it.
-    say: prints a line.
+    config: the limits.
+    workdir: the run's folder; records of reported steps are written under `WORKDIR/bad_steps`.
+    where: returns the file of a record and its number in the file.
+    log: prints a line.
   """
 
-  def __init__(self, config: GuardConfig, workdir: str, where: Callable[[int], str], say: Callable[[str], None]):
-    self._config, self._where, self._say = config, where, say
+  def __init__(self, config: GuardConfig, workdir: str, where: Callable[[int], str], log: Callable[[str], object]):
+    self._config, self._where, self._log = config, where, log
     self._folder, self._files = os.path.join(workdir, FOLDER), 0
     self._mean, self._variance, self._seen = 0.0, 0.0, 0
 
   def look(self, step: int, values: dict[str, float], records: np.ndarray) -> None:
-    """Reports a step that is not as it should be.
+    """Logs a step whose numbers are not finite, or whose loss jumped, and writes its records.
 
     Args:
-      step: that has finished.
+      step: the finished step.
       values: its numbers, `NUMBERS` among them.
-      records: the numbers of its records, those of this process.
+      records: the numbers of this process's records in it.
 
     Raises:
       NonFiniteError: `max_skipped` steps in a row changed nothing.
@@ -80,7 +81,7 @@ class Guard:
       message = (
         f"step {step}: {numbers}; nothing was changed ({in_a_row} in a row, {values['skipped_updates']:.0f} in all)"
       )
-      self._say(f"{message}; its records are in {path}")
+      self._log(f"{message}; its records are in {path}")
       if in_a_row >= self._config.max_skipped:
         raise NonFiniteError(
           f"{message}; its records and those before are in {self._folder}. The weights are still those of the last "
@@ -89,7 +90,7 @@ class Guard:
       return
     if self._is_spike(loss):
       path = self._write(step, numbers, records)
-      self._say(f"step {step}: the loss jumped to {loss:.4f} from about {self._mean:.4f}; its records are in {path}")
+      self._log(f"step {step}: the loss jumped to {loss:.4f} from about {self._mean:.4f}; its records are in {path}")
 
   def _is_spike(self, loss: float) -> bool:
     """Whether the loss is far above its moving average, which it then does not enter."""

@@ -8,7 +8,7 @@ import time
 
 import jax
 from tensorboardX import summary
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] - generated
 from tensorboardX.record_writer import masked_crc32c
 
 from fgclip_jax.data.loader import Loader
@@ -20,12 +20,12 @@ METRICS_FILE = "metrics.jsonl"
 class Metrics:
   """Writes numbers by step into a run's folder; only one process of a run should.
 
-  Where the disk is full a run goes on, and the numbers follow when there is room.
+  With a full disk the run continues, and the numbers are written when there is room again.
 
   Args:
     workdir: the run's folder.
     total_steps: for the time left.
-    begin: the step that the run continues from; what was written of later ones is dropped.
+    begin: the step that the run continues from; lines of later steps are dropped.
   """
 
   def __init__(self, workdir: str, total_steps: int, begin: int = 0):
@@ -34,15 +34,15 @@ class Metrics:
     kept = "".join(_lines_until(path, begin))
     with open(path + ".tmp", "w", encoding="utf-8") as file:
       file.write(kept)
-    os.replace(path + ".tmp", path)  # at no moment are the lines on no disk
-    self._lines = _Growing(path)
+    os.replace(path + ".tmp", path)  # atomic: a run killed here loses no lines
+    self._lines = _AppendFile(path)
     folder = os.path.join(workdir, "tensorboard")
     os.makedirs(folder, exist_ok=True)
     # TensorBoard tells events files by their seconds and sorts by name
     name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-    self._board = _Growing(os.path.join(folder, name))
+    self._board = _AppendFile(os.path.join(folder, name))
     start = Event(wall_time=time.time(), step=begin + 1, session_log=SessionLog(status=SessionLog.START))
-    # what an earlier file has of this step and later ones is void
+    # START tells TensorBoard to drop this step and later ones of earlier files
     self._board.add(_record(Event(wall_time=time.time(), file_version="brain.Event:2")) + _record(start))
 
   def write(self, step: int, values: dict[str, float]) -> None:
@@ -65,25 +65,25 @@ class Metrics:
     )
 
   def close(self) -> None:
-    """Writes what has not been written yet; all else is on disk already."""
+    """Writes what could not be written earlier; everything else is already on disk."""
     self._lines.add(b"")
     self._board.add(b"")
 
 
-class _Growing:
-  """A file that only grows, by whole pieces; a piece that does not fit comes with the next one."""
+class _AppendFile:
+  """An append-only file, written in whole pieces; a piece that fails is written with the next one."""
 
   def __init__(self, path: str):
     self._path, self._size = path, os.path.getsize(path) if os.path.exists(path) else 0
     self._left, self._failed = b"", False
 
   def add(self, piece: bytes) -> None:
-    """Appends a piece, and says so when that begins to fail."""
+    """Appends a piece, and prints a line when that begins to fail."""
     self._left += piece
     if not self._left:
       return
     try:
-      # opened anew each time: a file that a write has failed for may not be asked again everywhere
+      # opened for each piece: on some file systems a file handle stays unusable after a failed write
       with open(self._path, "ab") as file:
         file.truncate(self._size)  # half a piece
         file.write(self._left)
@@ -124,11 +124,11 @@ class Clock:
     self._work = StepFlops()
 
   def count(self, work: StepFlops) -> None:
-    """Adds a finished step's work (this process's part of it)."""
+    """Adds the operations of a finished step (this process's part)."""
     self._work += work
 
   def lap(self, step: int) -> dict[str, float]:
-    """What happened since the last lap; the first one holds compilation, so no speed is derived from it."""
+    """Metrics since the last lap; the first lap includes compilation, so it gives no speed."""
     now, work = time.perf_counter(), self._work
     seconds, waited = now - self._last, self._loader.waited - self._waited
     values = {
@@ -157,7 +157,7 @@ class Clock:
     return values
 
   def pause(self, seconds: float) -> None:
-    """Leaves out time that was spent on something else than steps."""
+    """Excludes time that was not spent on steps."""
     self._last += seconds
 
   @property

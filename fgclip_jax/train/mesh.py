@@ -1,4 +1,8 @@
-"""The device mesh, and where parameters and batches lie on it."""
+"""The device mesh, and how parameters, activations and batches are sharded over it.
+
+Axes: `data` replicates the parameters, `fsdp` splits parameters and optimizer state, both split the batch; `tensor`
+splits attention heads and the hidden layers of the MLPs.
+"""
 
 import math
 import re
@@ -15,24 +19,26 @@ AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 TEXT_ROWS = ("tokens", "segment", "position")  # the arrays of a batch that hold text, [G, R, L]
 
-# the first pattern found in a parameter's name places it; an axis that does not divide a dimension is left out
+# the first pattern found in a parameter's name decides; an axis that does not divide a dimension is left out. Block
+# parameters are stacked, [depth, in, out]. `query key value up` split their outputs over `tensor` and `out down` their
+# inputs, so that a pair of them needs one all-reduce (Megatron-LM, arXiv 1909.08053 section 3)
 SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r"blocks/.*(query|key|value|up)/kernel", PartitionSpec(None, "fsdp", "tensor")),
   (r"blocks/.*(out|down)/kernel", PartitionSpec(None, "tensor", "fsdp")),
   (r"blocks/.*(query|key|value|up)/bias", PartitionSpec(None, "tensor")),
-  (r"(conv\d|shortcut)/kernel", PartitionSpec(None, None, None, "fsdp")),  # outputs; inputs where blocks are stacked
+  (r"(conv\d|shortcut)/kernel", PartitionSpec(None, None, None, "fsdp")),  # the outputs; of stacked blocks, the inputs
   (r"pool/(query|key|value)/kernel", PartitionSpec("fsdp", "tensor")),
   (r"token_embedding", PartitionSpec("fsdp", None)),  # by rows: split along its width, XLA would gather every token
   (r"(patch_embedding|_projection)/kernel", PartitionSpec("fsdp", None)),
   (r"", PartitionSpec()),
 )
 
-_STATE_SHARE = 1 / 16  # of a device's memory that parameters and optimizer may take before they are split further
-_LARGEST_FSDP = 16  # over more devices, shards get smaller than a TPU's tiles, and XLA all-reduces whole weights
-_LEAST_MEMORY = 16 * 2**30  # of the accelerators in use
+_STATE_SHARE = 1 / 16  # of a device's memory: parameters and optimizer state that take more are split further
+_LARGEST_FSDP = 16  # over more devices, shards are smaller than a TPU's tiles, and XLA all-reduces whole weights
+_LEAST_MEMORY = 16 * 2**30  # bytes of the smallest accelerators in use
 
 
-# ---- its shape
+# ---- the mesh's shape
 
 
 def parse_mesh(text: str) -> dict[str, int] | None:
@@ -56,7 +62,7 @@ def parse_mesh(text: str) -> dict[str, int] | None:
 
 
 def mesh_text(sizes: Any) -> str:
-  """Sizes of axes as `parse_mesh` reads them."""
+  """Axis sizes as text that `parse_mesh` reads."""
   return ",".join(f"{axis}={sizes[axis]}" for axis in AXES)
 
 
@@ -64,7 +70,7 @@ def choose_mesh(devices: Any, state_bytes: int, batch_size: int, memory_bytes: i
   """A good mesh: small groups that share the state (`fsdp`) inside data parallelism.
 
   The groups are the smallest in which the state takes no more than a sixteenth of each device's memory, of at most 16
-  devices, and lie within a slice or a node, whose network is fast. Simulated devices (CPU) share nothing.
+  devices, and stay within a slice or a node, whose network is fast. Simulated devices (CPU) share nothing.
 
   Args:
     devices: present ones, or those of a topology.
@@ -93,15 +99,15 @@ def local_memory() -> int | None:
 
 
 def make_mesh(sizes: dict[str, int], devices: Any = None) -> Mesh:
-  """A mesh with the axes `data`, `fsdp`, `tensor`; the last two lie within a slice or a node.
+  """A mesh with the axes `data`, `fsdp`, `tensor`; the last two stay within a slice or a node.
 
   Args:
     sizes: of each axis; `data` is what the others leave, and they are 1, unless given.
     devices: all devices by default; those of a topology (`jax.experimental.topologies`) do as well.
 
   Raises:
-    ValueError: an unknown axis, or sizes that do not fit the number of devices, their slices or their torus; with
-      those that do.
+    ValueError: an unknown axis, or sizes that do not fit the number of devices, their slices or their torus; lists the
+      sizes that do.
   """
   devices = list(jax.devices() if devices is None else devices)
   unknown = set(sizes) - set(AXES)
@@ -135,13 +141,15 @@ def possible_meshes(devices: Any) -> list[dict[str, int]]:
 
 
 def check_batch(sizes: Any, batch_size: int, devices: Any, micro_batches: int = 1) -> None:
-  """A ValueError unless a global batch divides over the data shards and their micro-batches; with meshes where it does.
+  """Raises a ValueError unless a global batch divides over the data shards and their micro-batches.
+
+  The message lists batch sizes that this mesh takes, and meshes that take this batch size.
 
   Args:
     sizes: of the mesh's axes.
     batch_size: images of a global batch.
     devices: the mesh's.
-    micro_batches: into how many parts a data shard's images are divided.
+    micro_batches: the number of parts that a data shard's images are divided into.
   """
   parts = sizes["data"] * sizes["fsdp"] * micro_batches
   if batch_size % parts == 0:
@@ -163,7 +171,7 @@ def _listed(meshes: list[dict[str, int]], most: int = 12) -> str:
 
 def _fast_groups(devices: list[Any]) -> list[list[Any]]:
   """Devices by the fast network that joins them: a TPU slice, a node of GPUs; all of them elsewhere."""
-  # a process has the GPUs of its node, or a single one: then JAX takes the node for a slice
+  # a process has all GPUs of its node, or one of them; with one each, JAX counts the node as a slice
   by_node = devices[0].platform in ("gpu", "cuda", "rocm") and len({d.process_index for d in devices}) < len(devices)
 
   def group(device):
@@ -178,7 +186,7 @@ def _fast_groups(devices: list[Any]) -> list[list[Any]]:
 
 
 def _arrange(sizes: dict[str, int], devices: list[Any]) -> np.ndarray | str:
-  """The devices as an array with the mesh's axes; or what is in the way."""
+  """The devices as an array with the mesh's axes; or a text that says why they cannot be."""
   if math.prod(sizes.values()) != len(devices):
     return f"it takes {math.prod(sizes.values())}"
   groups = _fast_groups(devices)
@@ -190,14 +198,14 @@ def _arrange(sizes: dict[str, int], devices: list[Any]) -> np.ndarray | str:
     blocks = [jax.make_mesh(shape, AXES, axis_types=types, devices=group).devices for group in groups]
   except NotImplementedError:  # JAX's, where an axis is no product of the torus's axes
     return "its axes are no products of the torus's axes"
-  return np.concatenate(blocks)  # data is the slow network's
+  return np.concatenate(blocks)  # along `data`: its all-reduce of gradients alone crosses the slow network
 
 
-# ---- where parameters and batches lie
+# ---- shardings
 
 
 def param_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-  """Where the parameter of this name and shape lies."""
+  """The sharding of the parameter of this name and shape, by `SHARDING_RULES`."""
   spec = next(spec for pattern, spec in SHARDING_RULES if re.search(pattern, name))
   fits = [
     axis if axis is not None and size % mesh.shape[axis] == 0 else None for axis, size in zip(spec, shape, strict=False)
@@ -206,7 +214,7 @@ def param_sharding(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedShardi
 
 
 def shard_params(params: Params, mesh: Mesh) -> Any:
-  """The sharding of every parameter."""
+  """The sharding of every parameter, as a tree like `params`."""
   return unflatten({name: param_sharding(name, leaf.shape, mesh) for name, leaf in flatten(params).items()})
 
 
@@ -216,19 +224,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def activation_sharding(mesh: Mesh) -> NamedSharding | None:
-  """How activations, [B, T, heads, channels], are split: batch over its axes, heads over `tensor`; None: one device."""
+  """The sharding of activations [B, T, heads, channels]: B over the batch axes, heads over `tensor`."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES, None, "tensor", None)) if mesh.size > 1 else None
 
 
 def data_shards(mesh: Mesh) -> int:
-  """G: into how many parts a global batch is split."""
+  """G, the number of parts that a global batch is split into."""
   return math.prod(mesh.shape[axis] for axis in BATCH_AXES)
 
 
 def local_shards(mesh: Mesh) -> tuple[int, ...]:
-  """Which of the data shards this process feeds, ascending; on a torus they need not be neighbours.
+  """The data shards that this process feeds, ascending; on a torus they need not be neighbours.
 
-  Two processes feed the same one where it lies on devices of both, as with `tensor` over several hosts.
+  Two processes feed the same shard where devices of both hold it, as with `tensor` over several hosts.
   """
   rows = mesh.devices.reshape(data_shards(mesh), -1)
   here = jax.process_index()
@@ -236,7 +244,7 @@ def local_shards(mesh: Mesh) -> tuple[int, ...]:
 
 
 def pad_rows(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
-  """The batch with empty rows of text added up to `rows` per shard; ends of captions stay where they are."""
+  """The batch with empty rows of text added up to `rows` per shard; the positions of captions stay valid."""
   missing = rows - batch["tokens"].shape[1]
   return batch | {key: np.pad(batch[key], ((0, 0), (0, missing), (0, 0))) for key in TEXT_ROWS}
 
@@ -246,15 +254,15 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
   sharding = batch_sharding(mesh)
   row = {shard: i for i, shard in enumerate(local_shards(mesh))}
 
-  def put(value):
+  def put(value: np.ndarray) -> jax.Array:
     def part(index):  # of one device: index[0] is its data shard
       start = row[index[0].start or 0]
       return value[start : start + 1]
 
     return jax.make_array_from_callback((data_shards(mesh), *value.shape[1:]), sharding, part)
 
-  with jax.transfer_guard("allow"):  # with several processes JAX takes these transfers for implicit ones
-    # the text last: where processes have to agree they wait for each other, and the images are on their way by then
+  with jax.transfer_guard("allow"):  # with several processes, JAX counts these transfers as implicit
+    # the text comes last: its processes wait for each other to agree, while the images are already being transferred
     arrays = {key: put(value) for key, value in batch.items() if key not in TEXT_ROWS}
-    batch = pad_rows(batch, agree(batch["tokens"].shape[1]))  # each process took the budget that its captions need
+    batch = pad_rows(batch, agree(batch["tokens"].shape[1]))  # each process chose the row bucket that its captions need
     return arrays | {key: put(batch[key]) for key in TEXT_ROWS}

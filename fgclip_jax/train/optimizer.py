@@ -7,7 +7,7 @@ Muon's; the decay and the factor follow from the rules and from `layer_decay`, i
 import dataclasses
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from fgclip_jax.models.params import Params, flatten, is_statistic
 
 NAMES = ("adamw", "adafactor", "lion", "muon")
 MOMENT_DTYPES = ("float32", "bfloat16")
-SETTINGS = {"weight_decay": 1.0, "learning_rate": 1.0, "frozen": 0.0}  # with their values where no rule is found
+SETTINGS = {"weight_decay": 1.0, "learning_rate": 1.0, "frozen": 0.0}  # name to the value where no rule matches
 
 Rules = tuple[tuple[str, str, float], ...]
 
@@ -192,12 +192,12 @@ def make_optimizer(config: OptimizerConfig) -> optax.GradientTransformation:
     labels = lambda params: _map_named(lambda name, _: is_frozen(config.rules, name), params)  # noqa: E731
     optimizer = optax.partition({False: optimizer, True: optax.set_to_zero()}, labels)
   if config.layer_decay != 1 or any(setting == "learning_rate" for _, setting, _ in config.rules):
-    optimizer = optax.chain(optimizer, _scale_rates(config))  # outside: a tower's depth is seen though it be frozen
+    optimizer = optax.chain(optimizer, _scale_rates(config))  # outermost: it needs the depth of frozen towers too
   return optimizer
 
 
 def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
-  """What is taken from the parameters at learning rate 1 without decay, from the gradients."""
+  """The direction of an update, from gradients: subtracted from the parameters at learning rate 1 without decay."""
   dtype = jnp.dtype(config.moment_dtype)
   if config.name == "adamw":
     return optax.scale_by_adam(b1=config.b1, b2=config.b2, eps=config.eps, mu_dtype=dtype)
@@ -214,14 +214,14 @@ def _direction(config: OptimizerConfig) -> optax.GradientTransformation:
       mu_dtype=dtype,
       adam_b1=config.b1,
       adam_b2=config.b2,
-      muon_weight_dimension_numbers=_hidden_matrices,
+      muon_weight_dimension_numbers=cast(Any, _hidden_matrices),  # Optax's type leaves out functions of our trees
       consistent_rms=0.2,
     )
-  return optax.chain(direction, optax.scale(-1.0))  # Optax's whole optimizers turn the sign already
+  return optax.chain(direction, optax.scale(-1.0))  # Optax's complete optimizers already turn the sign
 
 
 def _hidden_matrices(params: Params) -> Any:
-  """Which axes of a stack of matrices are theirs; None for other parameters."""
+  """The input and output axes of stacked weight matrices, [depth, in, out]; None for other parameters."""
   axes = optax.contrib.MuonDimensionNumbers(reduction_axis=1, output_axis=2)
   return _map_named(lambda name, _: axes if re.search(_HIDDEN_MATRICES, name) else None, params)
 
@@ -248,7 +248,7 @@ def _scale_rates(config: OptimizerConfig) -> optax.GradientTransformation:
 
 
 def _map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
-  """`function` of name and leaf, for each leaf; what Optax has masked has none."""
+  """Maps `function` of name and leaf over a tree; parts that Optax has masked have no leaf."""
   keystr = jax.tree_util.keystr
   named = lambda path, *leaves: function(keystr(path, simple=True, separator="/"), *leaves)  # noqa: E731
   return jax.tree_util.tree_map_with_path(named, tree, *rest)
@@ -256,10 +256,11 @@ def _map_named(function: Callable[..., Any], tree: Any, *rest: Any) -> Any:
 
 def apply_updates(config: OptimizerConfig, params: Params, updates: Params) -> Params:
   """Adds the updates and holds the temperatures under their maximum."""
-  params = optax.apply_updates(params, updates)
-  if config.temperature_max is None:
+  params = cast(Params, optax.apply_updates(params, updates))
+  most = config.temperature_max
+  if most is None:
     return params
-  hold = lambda name, t: t if name == "bias" else jnp.minimum(t, config.temperature_max)  # noqa: E731
+  hold = lambda name, t: t if name == "bias" else jnp.minimum(t, most)  # noqa: E731
   return {**params, "temperature": {name: hold(name, t) for name, t in params["temperature"].items()}}
 
 

@@ -4,40 +4,41 @@ import os
 import signal
 import threading
 from types import FrameType
+from typing import Any
 
 import jax
 from jax.experimental import multihost_utils
 
-EXIT_CODE = 75  # EX_TEMPFAIL: started again, the run goes on
+EXIT_CODE = 75  # EX_TEMPFAIL of sysexits.h: started again, the run continues
 
 
 class PreemptedError(Exception):
-  """The run has saved and ended before its last step, because it was told to."""
+  """The run was asked to end, and has saved before its last step."""
 
 
 class Preemption:
-  """Notices that the run is told to end, and sees to it that it has ended in time.
+  """Notices a request to end the run, and ends the process in time.
 
   SIGTERM, and a first Ctrl-C, ask for an end; a second Ctrl-C interrupts at once. In a run of several processes all of
-  them agree on the step after which they save, whichever of them was told; JAX's coordination service carries it, and
-  also the announcement of maintenance that some TPU machines get.
+  them agree on the step after which they save, whichever of them was asked, through JAX's coordination service. The
+  service also passes on the maintenance notice that some TPU machines get.
 
   Args:
-    grace: seconds after which the process ends in any case; what is half written then is never picked.
+    grace: seconds after which the process ends in any case; a half-written checkpoint is never read.
   """
 
   def __init__(self, grace: float):
     self._grace, self._asked, self._timer = grace, threading.Event(), None
-    self._before: dict[int, object] = {}
+    self._handlers: dict[int, Any] = {}
     if threading.current_thread() is not threading.main_thread():
       return  # Python allows signal handlers in the main thread only
-    # JAX takes SIGTERM itself where a run has several processes
+    # with several processes, JAX handles SIGTERM itself
     signals = [signal.SIGINT] if jax.process_count() > 1 else [signal.SIGINT, signal.SIGTERM]
     for number in signals:
-      self._before[number] = signal.signal(number, self._ask)
+      self._handlers[number] = signal.signal(number, self._ask)
 
   def reached(self, step: int) -> bool:
-    """Whether the run is to save and end after this step; the same on every process."""
+    """Whether the run must save and end after this step; the same on every process."""
     if jax.process_count() > 1:
       if not multihost_utils.reached_preemption_sync_point(step):
         return False
@@ -46,12 +47,12 @@ class Preemption:
     return self._asked.is_set()
 
   def close(self) -> None:
-    """The run has ended: signals do again what they did before."""
+    """Restores the signal handlers at the end of the run."""
     if self._timer is not None:
       self._timer.cancel()
-    for number, handler in self._before.items():
+    for number, handler in self._handlers.items():
       signal.signal(number, handler)
-    self._before = {}
+    self._handlers = {}
 
   def _ask(self, number: int, frame: FrameType | None) -> None:
     if number == signal.SIGINT and (self._asked.is_set() or jax.process_count() > 1):

@@ -4,13 +4,13 @@ import json
 import re
 from typing import Any
 
-# what changes no number, or is only for the person who looks: always
+# keys that change no result beyond rounding, or only what is shown and kept: may always change
 SAFE_KEYS = (
   r"mesh|log_every|checkpoint_every|evals|eval_every|keep\..*|guard\..*|in_flight|profile|compilation_cache|resume_changed|init_from"
   r"|data\.(workers|threads|prefetch|max_bad_share)|runtime\.(remat|unroll|attention|micro_batches)"
   r"|objective\.(form|chunk)"
 )
-# what makes another run of it, but one that can go on from the same state and the same place in the data: if asked for
+# keys that change the run, which can still continue from the same state and position in the data: may change on request
 OVERRIDABLE_KEYS = (
   r"steps|optimizer\.(?!name$|moment_dtype$).*|objective\..*|runtime\.dtype|progressive|patch_dropout"
   r"|data\.(path|mixture|decode|crop|crop_area|crop_keep)"
@@ -18,13 +18,13 @@ OVERRIDABLE_KEYS = (
 
 
 class ConfigChangedError(ValueError):
-  """A run would continue with another config than it began with."""
+  """A run would continue with a config that differs from the one it began with."""
 
 
 def check_changes(before: dict[str, Any], now: dict[str, Any], workdir: str) -> list[str]:
   """Compares a run's config with its checkpoint's; returns a line for each change.
 
-  A key that the earlier config did not have is new in this version, and told like a change that is free.
+  A key that the earlier config did not have is new in this version, and counts as safe.
 
   Args:
     before, now: whole configs, as nested dicts.
@@ -39,18 +39,18 @@ def check_changes(before: dict[str, Any], now: dict[str, Any], workdir: str) -> 
     for key in sorted({*before, *now})
     if before.get(key) != now.get(key)
   }
-  told = {key: line for key, line in changes.items() if key not in before or re.fullmatch(SAFE_KEYS, key)}
-  asked = {key: line for key, line in changes.items() if key not in told and re.fullmatch(OVERRIDABLE_KEYS, key)}
-  never = {key: line for key, line in changes.items() if key not in told and key not in asked}
-  if never:
+  safe = {key: line for key, line in changes.items() if key not in before or re.fullmatch(SAFE_KEYS, key)}
+  overridable = {key: line for key, line in changes.items() if key not in safe and re.fullmatch(OVERRIDABLE_KEYS, key)}
+  forbidden = {key: line for key, line in changes.items() if key not in safe and key not in overridable}
+  if forbidden:
     raise ConfigChangedError(
-      f"{workdir} was begun with another config, and cannot go on with this one: {', '.join(never.values())}; "
+      f"{workdir} was begun with another config, and cannot go on with this one: {', '.join(forbidden.values())}; "
       f"give another --workdir (config.init_from={workdir} starts it from these weights), or the config of "
       f"{workdir}/config.json"
     )
-  if asked and not now.get("resume_changed"):
+  if overridable and not now.get("resume_changed"):
     raise ConfigChangedError(
-      f"{workdir} was begun with another config: {', '.join(asked.values())}; "
+      f"{workdir} was begun with another config: {', '.join(overridable.values())}; "
       "to go on with this one all the same, add --config.resume_changed=True"
     )
   return list(changes.values())

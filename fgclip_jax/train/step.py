@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +73,7 @@ def make_loss(
       images = image.shape[0] * image.shape[1]
       keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)
     embeddings = build(resized, params, runtime)({**batch, "image": image}, keep, running_statistics)
-    terms = objective_terms(embeddings.replace(statistics=None), params["temperature"], objective, mesh)
+    terms = objective_terms(dataclasses.replace(embeddings, statistics=None), params["temperature"], objective, mesh)
     return terms["total"], (terms, embeddings)
 
   return loss
@@ -123,7 +123,7 @@ def make_step(
     norm = optax.tree.norm(gradients)
     finite = jnp.isfinite(total) & jnp.isfinite(norm)
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
-    params = merge(apply_updates(optimizer_config, trained, updates), embeddings.statistics or statistics)
+    params = merge(apply_updates(optimizer_config, trained, cast(Params, updates)), embeddings.statistics or statistics)
     ema = None if ema_decay is None else update_average(ema_decay, state.ema, params)
     # a step that is not finite leaves the state as it was; selected on the device, so that the host need not wait for
     # the loss before it starts the next step
@@ -135,8 +135,9 @@ def make_step(
       opt_state=opt_state,
       ema=ema,
     )
-    before = state.replace(skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
-    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before).replace(step=state.step + 1)
+    before = dataclasses.replace(state, skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
+    after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
+    after = dataclasses.replace(after, step=state.step + 1)
     metrics = {"loss": total, "skipped_updates": after.skipped, "skipped_in_a_row": after.skipped_in_a_row}
     metrics |= {f"loss_{name}": value for name, value in terms.items() if name != "total"}
     metrics |= {

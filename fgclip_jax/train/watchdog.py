@@ -1,14 +1,14 @@
-"""Says what a run waits for when nothing has moved for a while."""
+"""Logs what a run waits for when it has made no progress for a while."""
 
 import threading
 import time
 
 
 class Watchdog:
-  """Prints a line, again and again, while the run stays at one thing for longer than it should.
+  """Prints a line at intervals while one stage of the run takes longer than it should.
 
   Args:
-    seconds: how long one thing may take before a line, and between lines; 0 never says anything.
+    seconds: how long a stage may take before the first line, and the interval between lines; 0: never prints.
   """
 
   def __init__(self, seconds: float):
@@ -20,20 +20,20 @@ class Watchdog:
       self._thread.start()
 
   def heartbeat(self, what: str) -> None:
-    """Tells what the run does from now on; any call shows that it moves."""
+    """Names the stage that begins now; any call is progress."""
     self._what, self._since = what, time.monotonic()
 
   def close(self) -> None:
-    """Ends it."""
+    """Stops the thread."""
     self._ended.set()
     if self._seconds:
       self._thread.join()
 
   def _watch(self) -> None:
-    said = 0.0
+    reported = 0.0
     while not self._ended.wait(min(self._seconds / 4, 5.0)):
       what, waited = self._what, time.monotonic() - self._since
-      said = min(said, waited)  # it has moved since
-      if waited - said >= self._seconds:
-        said = waited
+      reported = min(reported, waited)  # smaller after a heartbeat
+      if waited - reported >= self._seconds:
+        reported = waited
         print(f"waiting for {waited:.0f} s now: {what}", flush=True)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from fgclip_jax.plan.hlo import Collective, Program, device_group
+from fgclip_jax.plan.hlo import Collective, HloProgram, device_group
 from fgclip_jax.train.mesh import make_mesh
 from tests.helpers import compiling
 
@@ -51,7 +51,7 @@ def known_program(mesh):
   return step.lower(jax.ShapeDtypeStruct((1024, 512), jnp.float32, sharding=NamedSharding(mesh, spec))).compile()
 
 
-def check_known(program: Program):
+def check_known(program: HloProgram):
   times, size = collections.Counter(), collections.Counter()
   for collective in program.collectives():
     assert len(collective.group) == (2 if collective.kind == "collective-permute" else 4)
@@ -69,7 +69,7 @@ def check_known(program: Program):
 
 def test_known_collectives_on_simulated_devices():
   mesh = make_mesh({"fsdp": 4}, jax.devices()[:4])
-  check_known(Program(known_program(mesh).as_text(), 4))
+  check_known(HloProgram(known_program(mesh).as_text(), 4))
 
 
 def print_for_tpus():
@@ -78,9 +78,9 @@ def print_for_tpus():
 
 @pytest.mark.slow
 def test_known_collectives_on_a_tpu():
-  check_known(Program(compiling.printed(print_for_tpus), 4))
+  check_known(HloProgram(compiling.printed(print_for_tpus), 4))
 
 
 def test_text_that_is_no_program():
   with pytest.raises(ValueError, match="no ENTRY computation"):
-    Program("hello", 1)
+    HloProgram("hello", 1)

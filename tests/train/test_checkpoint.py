@@ -213,7 +213,7 @@ def test_a_failed_save_is_told_and_tried_again_at_the_next(tmp_path, monkeypatch
 @pytest.mark.parametrize("fault", ["at once", "later"])
 def test_too_many_failed_saves_in_a_row(tmp_path, monkeypatch, fault):
   disk = FullDisk(monkeypatch)
-  checkpoints = Checkpoints(str(tmp_path), Keep(newest=1), max_failed_saves=2, say=lambda line: None)
+  checkpoints = Checkpoints(str(tmp_path), Keep(newest=1), max_failed_saves=2, log=lambda line: None)
   checkpoints.save(1, make_train_state(1), CONFIG)
   checkpoints.wait()
   disk.faults = [fault] * 2
