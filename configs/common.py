@@ -6,8 +6,10 @@ A section's keys, their defaults and their meaning are those of its dataclass: t
 import dataclasses
 import types
 import typing
+from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from fgclip_jax.data.config import DataConfig
 from fgclip_jax.losses.objective import Objective
@@ -18,7 +20,7 @@ from fgclip_jax.train.optimizer import OptimizerConfig
 
 
 def _unset(kind: type):
-  return ml_collections.config_dict.placeholder(kind)  # None until it is given; a new one for each key
+  return config_dict.placeholder(kind)  # None until it is given; a new one for each key
 
 
 def _section(kind: type, without: tuple[str, ...] = (), **changes) -> ml_collections.ConfigDict:
@@ -38,7 +40,7 @@ def _tower() -> dict:
   return {**{name: _unset(int) for name in whole}, "layer_norm_eps": _unset(float)}
 
 
-def get_config() -> ml_collections.ConfigDict:
+def get_config() -> Any:  # a ConfigDict, of whose keys type checkers know nothing
   """Every key with its default; the docstrings of the dataclasses explain those of the sections."""
   config = ml_collections.ConfigDict()
   config.seed = 0

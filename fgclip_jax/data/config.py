@@ -90,7 +90,8 @@ class DataConfig:
     for entry in self.mixture:
       if len(entry) == 2:
         entry = (entry[0], self.split, entry[1])
-      path, split, weight = entry if len(entry) == 3 else (None, None, None)
+      parts: tuple[Any, ...] = entry if len(entry) == 3 else (None, None, None)
+      path, split, weight = parts
       numbers = isinstance(weight, int | float) and not isinstance(weight, bool) and 0 < weight < math.inf
       if not (isinstance(path, str) and path and isinstance(split, str) and numbers):
         raise ValueError(

@@ -19,7 +19,7 @@ import json
 import os
 import re
 import tempfile
-from typing import Any
+from typing import Any, cast
 
 from fgclip_jax.data import record
 from fgclip_jax.storage import paths, workers
@@ -82,7 +82,7 @@ def add_splits(folder: str, name: str, splits: dict[str, list[Shard]]) -> None:
 
 
 def remove_split(folder: str, split: str) -> None:
-  """Takes a split's shards away, and all that is said of them."""
+  """Removes a split's shards and everything that describes them."""
   known = _read_splits(folder)
   if split in known:
     del known[split]
@@ -120,7 +120,7 @@ def read_checksums(folder: str) -> dict[str, dict[str, Any]]:
 def hash_file(path: str) -> str:
   """The hexadecimal SHA-256 of a file."""
   with paths.open(path, "rb") as file:
-    return hashlib.file_digest(file, "sha256").hexdigest()
+    return hashlib.file_digest(cast(Any, file), "sha256").hexdigest()
 
 
 @dataclasses.dataclass
@@ -151,17 +151,18 @@ def _write_dataset_info(folder: str, name: str, splits: dict[str, _Split]) -> No
     return
   import tensorflow_datasets as tfds
 
-  with tempfile.TemporaryDirectory() as scratch:  # TensorFlow Datasets knows fewer kinds of storage than we do
-    identity = tfds.core.dataset_info.DatasetIdentity(
-      name=name, version=tfds.core.Version(VERSION), data_dir=scratch, module_name=""
+  core: Any = tfds.core  # imported when first used, which type checkers do not see
+  with tempfile.TemporaryDirectory() as scratch:  # TensorFlow Datasets writes to fewer kinds of storage than we do
+    identity = core.dataset_info.DatasetIdentity(
+      name=name, version=core.Version(VERSION), data_dir=scratch, module_name=""
     )
-    info = tfds.core.DatasetInfo(builder=identity, features=record.features(), description=_DESCRIPTION)
-    info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-    template = tfds.core.ShardedFileTemplate(
+    info = core.DatasetInfo(builder=identity, features=record.features(), description=_DESCRIPTION)
+    info.set_file_format(core.FileFormat.ARRAY_RECORD)
+    template = core.ShardedFileTemplate(
       data_dir=scratch, template=_TEMPLATE, dataset_name=name, filetype_suffix="array_record"
     )
     found = [
-      tfds.core.SplitInfo(
+      core.SplitInfo(
         name=split,
         shard_lengths=facts.lengths,
         num_bytes=facts.content,
@@ -169,7 +170,7 @@ def _write_dataset_info(folder: str, name: str, splits: dict[str, _Split]) -> No
       )
       for split, facts in sorted(splits.items())
     ]
-    info.set_splits(tfds.core.splits.SplitDict(found))
+    info.set_splits(core.splits.SplitDict(found))
     info.write_to_directory(scratch)
     for file in ("features.json", DATASET_INFO):
       with open(os.path.join(scratch, file), "rb") as stream:

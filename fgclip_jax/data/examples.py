@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -192,7 +192,10 @@ def _is_plain(text: str) -> bool:
 def measure_row_buckets(
   source: Mixture, config: DataConfig, layout: Layout, seed: int, shards: int, records_read: int = 2048
 ) -> tuple[int, ...]:
-  """Row budgets that fit this data: quantiles of what random batches need, then coarser ones up to the worst case.
+  """Row buckets that fit this data: quantiles of what random batches need, then coarser ones up to the worst case.
+
+  Batches are drawn from a sample of records without their images, and packed. All processes draw the same, and so
+  agree on the shapes without a message.
 
   Args:
     source, config, layout: the data and its shapes.
@@ -203,7 +206,7 @@ def measure_row_buckets(
   rng = np.random.default_rng(seed)
   images = config.batch_size // shards
   load = LoadExample(source, config, layout, image_size=None)
-  order = source.order(seed, shuffle=True)
+  order: Any = source.order(seed, shuffle=True)
   sample = [order[index] for index in range(min(records_read, len(source)))]
   source.prefetch(sample)
   examples = [load.random_map(number, rng).example for number in sample]

@@ -1,9 +1,9 @@
 """Grain pipeline from record shards to batches.
 
-The order of examples is one global sequence that depends on the seed alone: shuffled anew every
-epoch, cut into global batches and these into data shards, of which each process takes its own. So batch `s`
-holds the same examples in the same places whatever the number of processes and workers, and a run continues by
-starting at step `s`.
+The order of examples is one global sequence that depends on the seed alone. It is shuffled again every epoch and cut
+into global batches, and these into data shards, of which each process takes its own. So batch `s` holds the same
+examples in the same places whatever the number of processes and workers, and a run continues by starting at step `s`:
+no state of the loader is saved.
 """
 
 import dataclasses
@@ -47,7 +47,8 @@ class _Batches(grain.MapDataset):
     places = [index * self._batch_size + place for place in self._places]
     numbers = [self._parent[place] for place in places]
     load.source.prefetch(numbers)
-    # pictures are put where they stay: copying them together later would take as long as packing
+    assert load.image_size is not None  # only `measure_row_buckets` leaves images unread
+    # images are decoded into the batch's own array: copying them together later would take as long as packing
     images = np.empty((len(places), load.image_size, load.image_size, 3), np.uint8)
     loaded = load.load(numbers, [self._generator(place) for place in places], images)
     return {
@@ -57,12 +58,16 @@ class _Batches(grain.MapDataset):
     }
 
   def _generator(self, place: int) -> np.random.Generator:
-    """What the example at this place of the order draws from, whichever process makes it."""
+    """The random numbers of the example at this place of the order.
+
+    Philox is counter-based: any key begins a stream of its own at once. With (seed, place) as the key, an example's
+    crop and captions depend neither on the process or worker that makes it nor on the examples made before it.
+    """
     return np.random.Generator(np.random.Philox(key=(self._seed, place)))
 
 
 class Loader:
-  """Batches of one process, without end.
+  """Batches of one process; they never end.
 
   Args:
     config: what to load.
@@ -126,7 +131,7 @@ class Loader:
     self.seen, self.boxes_lost, self.waited, self._config = 0, 0, 0.0, config
     order = source.order(seed, config.shuffle)
     load = LoadExample(source, config, layout, image_size, pixels)
-    batches = _Batches(order, load, config.batch_size, seed, shards, local_shards)[start:]
+    batches: Any = _Batches(order, load, config.batch_size, seed, shards, local_shards)[start:]
     workers, threads = choose_workers(config)
     pipeline = batches.to_iter_dataset(
       grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(config.prefetch, threads))

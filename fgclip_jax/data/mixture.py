@@ -1,7 +1,7 @@
 """Several data sets as one: their records under one numbering, and an order that mixes them by weight.
 
 Of any number of examples from the start on, each data set gives its share, to within one of two data sets and half an
-example more for each further one. Each is shuffled by itself, anew every time it has been passed.
+example more for each further one. Each is shuffled by itself, again on every pass.
 """
 
 import bisect
@@ -67,7 +67,7 @@ class Mixture:
     return bisect.bisect_right(self._starts, number) - 1
 
   def step_from(self, number: int, step: int) -> int:
-    """The record `step` further on in the same data set, which begins anew behind its end."""
+    """The record `step` further on in the same data set, counting on from its start after its end."""
     which, place = self._place(number)
     return self._starts[which] + (place + step) % self.sizes[which]
 
@@ -94,7 +94,7 @@ class Mixture:
     return [size / float(share) / batch_size for size, share in zip(self.sizes, self.shares, strict=True)]
 
   def order(self, seed: int, shuffle: bool) -> grain.MapDataset:
-    """The numbers of records in the order in which examples take them, without end."""
+    """The numbers of records in the order in which examples take them; it never ends."""
     orders = []
     for index, (begin, end) in enumerate(itertools.pairwise(self._starts)):
       # for Grain the next epoch's seed is this one's plus one, so neighbours would follow each other's order

@@ -131,17 +131,20 @@ def cut(ids: np.ndarray, end_id: int, long: bool = False) -> Caption:
 
 
 def best_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
-  """Places pieces of these lengths into rows, longest first, each where the least room is left over.
+  """Places pieces of these lengths into rows by best fit decreasing: longest first, each into the fullest row it fits.
+
+  Long pieces go first while rows are empty, and short ones fill what these leave. The sort is stable and rooms are
+  compared with their row's number, so that the same lengths give the same places everywhere.
 
   Returns:
-    (row, offset) of each piece. Deterministic.
+    (row, offset) of each piece.
   """
   places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
   open_rows: list[tuple[int, int]] = []  # (room, row), ascending
   rows = 0
   for piece in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
     length = lengths[piece]
-    at = bisect.bisect_left(open_rows, (length, -1))
+    at = bisect.bisect_left(open_rows, (length, -1))  # the least room that is enough; -1 is before every row
     if at < len(open_rows):
       room, row = open_rows.pop(at)
     else:
@@ -154,7 +157,11 @@ def best_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
 
 
 class _Captions:
-  """The captions of one shard, numbered; equal ones get one number (in the padded form each its own)."""
+  """The captions of one shard, numbered; equal ones get one number (in the padded form each its own).
+
+  A caption that occurs twice in a shard, such as a region's short text that is also the first of its hard negatives'
+  texts, is embedded once and read by all who refer to it. Its feature is the same, and its gradients add up.
+  """
 
   def __init__(self, distinct: bool):
     self.all: list[Caption] = []
@@ -180,7 +187,7 @@ def assemble(
     examples: a multiple of `shards`; consecutive ones share a shard.
     shards: G, the data shards that this process feeds.
     layout: the static shapes.
-    images: those of the examples, where they lie in one array already, which then becomes the batch's.
+    images: those of the examples, where they are in one array already, which then becomes the batch's.
 
   Returns:
     The batch: see docs/design.md for its keys.
@@ -224,13 +231,15 @@ def fill_rows(
     short_length: rows of the short position table; a long caption's positions begin after it.
   """
   lengths = np.asarray([len(caption.ids) for caption in captions], np.int64)
+  # `within` is each token's place in its caption: 0, 1, 2, ..., 0, 1, ... for all captions one after the other
   within = np.arange(lengths.sum()) - np.repeat(np.cumsum(lengths) - lengths, lengths)
   starts = np.asarray([row * row_length + offset for row, offset in places], np.int64)
   first = np.asarray([short_length if caption.long else 0 for caption in captions], np.int64)
   slots = np.repeat(starts, lengths) + within
   values = {
     "tokens": list(itertools.chain.from_iterable(caption.ids for caption in captions)),
-    "segment": np.repeat(np.arange(1, len(captions) + 1), lengths),  # any number but 0, distinct within a row
+    # 0 marks empty slots; otherwise only equality within a row matters, so that the captions' numbers serve
+    "segment": np.repeat(np.arange(1, len(captions) + 1), lengths),
     "position": np.repeat(first, lengths) + within,
   }
   arrays = {}
@@ -264,9 +273,11 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
     box_array[i, :count] = example.boxes[:count]
     for k in range(count):
       numbers["region_eot"][i, k] = captions.add(example.regions[k])
+      # equal captions get equal numbers on every device, without comparing texts; a CRC without its last bit fits int32
       region_caption[i, k] = zlib.crc32(np.asarray(example.regions[k].ids, np.int32).tobytes()) >> 1
-      if k < len(example.negatives) and example.negatives[k]:
-        truth, wrong = example.negatives[k]
+      negatives = example.negatives[k] if k < len(example.negatives) else None
+      if negatives:
+        truth, wrong = negatives
         hard_box[hard] = i * boxes + k
         for column, caption in enumerate((truth, *wrong[:MAX_NEGATIVES])):
           numbers["hard_eot"][hard, column] = captions.add(caption)

@@ -129,6 +129,14 @@ def features():
   )
 
 
+@functools.cache
+def _example_class() -> Any:
+  """The message `tf.train.Example` (imported here: it takes a third of a second)."""
+  from tensorflow_datasets.proto import tf_example_pb2
+
+  return getattr(tf_example_pb2, "Example")  # noqa: B009 - protobuf makes it at run time, unseen by type checkers
+
+
 def check_box(box, field: str = "box") -> tuple[float, float, float, float]:
   """Returns `box` as four floats, or raises `RecordError`.
 
@@ -165,9 +173,7 @@ def encode(record: Record) -> bytes:
       raise RecordError(
         "too_many_negatives", f"regions[{index}].negatives", f"holds {len(region.negatives)}, at most {MAX_NEGATIVES}"
       )
-  from tensorflow_datasets.proto import tf_example_pb2  # here: it takes a third of a second
-
-  example = tf_example_pb2.Example()
+  example = _example_class()()
   feature = example.features.feature
 
   def put(key: str, kind: str, values: Iterable) -> None:
@@ -206,7 +212,7 @@ def _put_tokens(record: Record, put: Callable[[str, Iterable[int]], None]) -> No
     regions = len(record.regions)
     agree = len(tokens.region_short) == len(tokens.region_long) == regions and tokens.short
     if not agree or [len(region) for region in tokens.negatives] != counts:
-      raise RecordError("tokens_disagree", "tokens", "are not those of the record's captions: make them anew")
+      raise RecordError("tokens_disagree", "tokens", "are not those of the record's captions: make them again")
   put("tokens/short", tokens.short)
   put("tokens/long", tokens.long)
   for key, texts in zip(_TOKEN_LISTS, (tokens.region_short, tokens.region_long, negatives), strict=True):
@@ -216,10 +222,8 @@ def _put_tokens(record: Record, put: Callable[[str, Iterable[int]], None]) -> No
 
 def decode(data: bytes) -> Record:
   """Reads a serialized record; raises `RecordError` of kind `record_unreadable` where `data` is not one."""
-  from tensorflow_datasets.proto import tf_example_pb2  # here: it takes a third of a second
-
   try:
-    return _decode(tf_example_pb2.Example.FromString(data).features.feature)
+    return _decode(_example_class().FromString(data).features.feature)
   except RecordError:
     raise
   except Exception as error:  # protobuf raises several types; the cause is chained
@@ -231,10 +235,8 @@ def decode_inputs(data: bytes) -> Inputs | None:
 
   None where there are no token ids, and where anything is unusual: `decode` repairs it or says what is wrong.
   """
-  from tensorflow_datasets.proto import tf_example_pb2  # here: it takes a third of a second
-
   try:
-    feature = tf_example_pb2.Example.FromString(data).features.feature
+    feature = _example_class().FromString(data).features.feature
     (image,), (short,) = feature["image"].bytes_list.value, feature["short"].bytes_list.value
     boxes = np.asarray(feature["region/box"].float_list.value[:], np.float32).reshape(-1, 4)
     counts = feature["region/negative_count"].int64_list.value[:]

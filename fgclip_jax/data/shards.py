@@ -104,9 +104,10 @@ class Records:
   def _read(self, index: int) -> bytes:
     number, index = self._place(index)
     try:
-      if self._shards[number] is None:
-        self._shards[number] = _open_shard(self.paths[number])
-      shard, cause = self._shards[number]
+      opened = self._shards[number]
+      if opened is None:
+        opened = self._shards[number] = _open_shard(self.paths[number])
+      shard, cause = opened
       if index < len(shard):
         return shard[index]
     except OSError as error:
@@ -130,7 +131,7 @@ def _open_shard(path: str) -> tuple[Any, str]:
   try:
     if paths.is_remote(path):
       return RemoteShard(path), ""
-    source = grain.sources.ArrayRecordDataSource([path])
+    source: Any = grain.sources.ArrayRecordDataSource([path])
     len(source)  # this opens the file
     return source, ""
   except Exception as error:  # the reader raises many types
