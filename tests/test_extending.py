@@ -1,0 +1,85 @@
+"""docs/extending.md: its code blocks are executed, each part in an empty folder and with fresh registries."""
+
+import dataclasses
+import importlib
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import fgclip_jax
+from fgclip_jax.data import dataset_folder
+from fgclip_jax.evals import registry
+from fgclip_jax.losses import contrastive, objective
+from fgclip_jax.models import config, params, towers
+from fgclip_jax.prepare import __main__ as prepare
+from fgclip_jax.train import flops
+from fgclip_jax.weights import formats
+from tests.helpers.toy_models import init
+
+PAGE = (pathlib.Path(__file__).resolve().parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+PARTS = {
+  part.splitlines()[0]: re.findall(r"^```python\n(.*?)^```$", part, re.MULTILINE | re.DOTALL)
+  for part in PAGE.split("\n## ")[1:]
+}
+REGISTRIES = (
+  config.IMAGE_CONFIGS, config.TEXT_CONFIGS, towers.IMAGE_TOWERS, towers.TEXT_TOWERS, flops.IMAGE_FLOPS,
+  registry.EVALUATORS, registry.CLASSES, objective.LOSS_TERMS, formats.FORMATS,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def model() -> fgclip_jax.FGCLIP:
+  tiny = config.preset("tiny")
+  return fgclip_jax.FGCLIP(tiny, init(tiny, 0))
+
+
+def test_every_extension_point_has_its_part():
+  assert list(PARTS) == [
+    "A tower", "A text tower", "A loss term", "A data source", "An evaluator", "A weight format"
+  ]  # fmt: skip
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_short(part):
+  assert PARTS[part] and sum(len(block.splitlines()) for block in PARTS[part]) <= 36  # 30 and what shows that it works
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_the_code_of_a_part_works(part, tmp_path, monkeypatch, model):
+  monkeypatch.chdir(tmp_path)
+  for entries in REGISTRIES:
+    for key in entries:
+      monkeypatch.setitem(entries, key, entries[key])
+  before = [set(entries) for entries in REGISTRIES]
+  names = {
+    "Image": Image, "dataclasses": dataclasses, "fgclip_jax": fgclip_jax, "jax": jax, "model": model, "np": np,
+    "pathlib": pathlib, "prepare": prepare, "registry": registry, "read_splits": dataset_folder.read_splits,
+  }  # fmt: skip
+  for module in (config, params, towers, flops, registry, objective, contrastive, formats):
+    names |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
+  modules = []
+  try:
+    for block in PARTS[part]:
+      path = re.match(r"# (fgclip_jax/\S+)\.py\n", block)
+      if not path:
+        exec(compile(block, f"docs/extending.md, {part}", "exec"), names)
+        continue
+      package, _, name = path[1].replace("/", ".").rpartition(".")
+      folder = tmp_path / package
+      folder.mkdir()
+      (folder / f"{name}.py").write_text(block, encoding="utf-8")
+      home = importlib.import_module(package)
+      monkeypatch.setattr(home, "__path__", [*home.__path__, str(folder)])
+      modules.append((home, name))
+      names |= vars(importlib.import_module(f"{package}.{name}"))
+  finally:
+    for entries, keys in zip(REGISTRIES, before, strict=True):
+      for key in set(entries) - keys:
+        del entries[key]
+    for home, name in modules:
+      __import__("sys").modules.pop(f"{home.__name__}.{name}", None)
+      vars(home).pop(name, None)
