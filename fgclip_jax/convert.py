@@ -13,16 +13,8 @@ import sys
 
 from fgclip_jax.models.params import flatten, is_statistic, unflatten
 from fgclip_jax.models.positions import resize
-from fgclip_jax.weights import clip_to_fgclip
-from fgclip_jax.weights import formats as folders
+from fgclip_jax.weights import clip_to_fgclip, formats
 
-_LOADED_BY = {
-  "jax": 'import fgclip_jax; print(fgclip_jax.load("{0}"))',
-  "pytorch": 'import fgclip_jax; print(fgclip_jax.load("{0}"))',
-  "clip": 'import transformers; print(transformers.CLIPModel.from_pretrained("{0}"))',
-  "clip_vision": 'import transformers; print(transformers.CLIPVisionModel.from_pretrained("{0}"))',
-  "open_clip": 'import open_clip; print(open_clip.create_model("local-dir:{0}"))',
-}
 _FORMATS = """formats: jax (ours); pytorch (FG-CLIP's published layout; of a plain CLIP the same as clip); clip
 (transformers' CLIPModel); clip_vision (transformers' CLIPVisionModel, the image tower alone); open_clip. Of an
 FG-CLIP, clip and open_clip get the path for short texts."""
@@ -44,10 +36,10 @@ def convert(
   """Converts a model.
 
   Args:
-    source: a folder or file of weights in any format that `weights.folder.detect` knows, or a run folder (its newest
+    source: a folder or file of weights in any format that `weights.formats.detect` knows, or a run folder (its newest
       checkpoint).
     output: the folder to write.
-    to: a name of `weights.folder.WRITERS`; by default `pytorch` for our own folders and `jax` for all others.
+    to: a name of `weights.formats.FORMATS`; by default `pytorch` for our own folders and `jax` for all others.
     kind: `fgclip` makes FG-CLIP from a plain CLIP (an FG-CLIP stays as it is); None keeps what it is.
     overwrite: a model that `output` holds already is replaced; other files in it stay.
     ema: takes the weights that a run has averaged over its steps, if it has; otherwise those of its last step.
@@ -59,17 +51,17 @@ def convert(
     The paths written.
 
   Raises:
-    FileNotFoundError, ValueError: `source` is no model, or a broken one; see `weights.folder.read`.
+    FileNotFoundError, ValueError: `source` is no model, or a broken one; see `weights.formats.read`.
     FileExistsError: `output` holds files, and not `overwrite`.
   """
-  found = folders.detect(source, allow_pickle)
+  found = formats.detect(source, allow_pickle)
   to = to or ("pytorch" if found == "jax" else "jax")
   if os.path.exists(output) and os.path.realpath(output) == os.path.realpath(source):
     raise ValueError(f"output {output!r} is the input folder; name another")
   if os.path.isdir(output) and os.listdir(output) and not overwrite:
     raise FileExistsError(f"{output!r} holds files already; name another folder, or replace its model by --overwrite")
-  config, flat, origin = folders.read(source, ema, allow_pickle, activation, heads)
-  if ema and folders.is_averaged(source):
+  config, flat, origin = formats.read(source, ema, allow_pickle, activation, heads)
+  if ema and formats.is_averaged(source):
     print("the weights that the run has averaged over its steps (--raw_weights: those of its last step)")
   if kind == "fgclip" and not config.fine_grained:
     (config, flat), origin = clip_to_fgclip.to_fgclip(config, flat), None
@@ -84,8 +76,8 @@ def convert(
   if config.fine_grained and to in ("clip", "open_clip"):
     print(f"{to} has no place for FG-CLIP's long texts and regions: its path for short texts is written")
   if os.path.isdir(output):
-    folders.remove_model(output)
-  paths = folders.WRITERS[to](output, config, flat, origin)
+    formats.remove_model(output)
+  paths = formats.FORMATS[to].write(output, config, flat, origin)
   kind = "FG-CLIP" if config.fine_grained else "CLIP"
   size = sum(leaf.size for name, leaf in flat.items() if not is_statistic(name))
   print(f"{kind}, {size / 1e6:.1f} M parameters: {found} -> {to}")
@@ -102,7 +94,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   parser.add_argument("input", metavar="INPUT", help="a folder or a file of weights, or a run folder")
   parser.add_argument("output", metavar="OUTPUT", help="the folder to write")
-  parser.add_argument("--to", choices=list(folders.WRITERS), help="the format to write (default: jax, of ours pytorch)")
+  parser.add_argument("--to", choices=list(formats.FORMATS), help="the format to write (default: jax, of ours pytorch)")
   parser.add_argument("--as", dest="kind", choices=["fgclip"], help="make FG-CLIP from a plain CLIP")
   parser.add_argument("--image_size", type=int, metavar="PIXELS", help="interpolate the image positions to this side")
   parser.add_argument("--overwrite", action="store_true", help="replace a model that OUTPUT holds already")
@@ -134,7 +126,7 @@ def main(argv: list[str] | None = None) -> int:
     return 1
   for path in paths:
     print(f"wrote {path}")
-  print(f"next: python -c '{_LOADED_BY[to].format(args.output)}'")
+  print(f"next: python -c '{formats.FORMATS[to].loads.format(args.output)}'")
   return 0
 
 

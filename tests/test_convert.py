@@ -81,7 +81,7 @@ def test_every_pair_of_formats_there_and_back_is_bit_equal(first, second, config
   shapes = leaf_shapes(config)
   rng = np.random.default_rng(0)
   flat = {name: np.asarray(rng.normal(size=shape), dtype) for name, shape in shapes.items()}
-  folders.WRITERS[first](str(tmp_path / "a"), config, flat, None)
+  folders.FORMATS[first].write(str(tmp_path / "a"), config, flat, None)
   for source, output, to in (("a", "b", second), ("b", "c", first)):
     assert convert.main([str(tmp_path / source), str(tmp_path / output), "--to", to]) == 0
   if config.fine_grained and {"clip", "open_clip"} & {first, second}:
@@ -99,7 +99,7 @@ def test_every_pair_of_formats_there_and_back_is_bit_equal(first, second, config
 def test_what_transformers_has_no_place_for_is_refused(config, to, tmp_path, capsys):
   shapes = leaf_shapes(config)
   flat = {name: np.zeros(shape, np.float32) for name, shape in shapes.items()}
-  folders.WRITERS["open_clip"](str(tmp_path / "a"), config, flat, None)
+  folders.FORMATS["open_clip"].write(str(tmp_path / "a"), config, flat, None)
   assert "write it as jax or open_clip" in _fails(capsys, tmp_path / "a", tmp_path / "b", "--to", to)
   assert not (tmp_path / "b").exists()
 
@@ -108,7 +108,7 @@ def test_what_transformers_has_no_place_for_is_refused(config, to, tmp_path, cap
 def test_positions_are_interpolated_for_another_image_size(config, tmp_path, capsys):
   shapes = leaf_shapes(config)
   flat = {name: np.full(shape, 0.25, np.float32) for name, shape in shapes.items()}
-  folders.WRITERS["open_clip"](str(tmp_path / "a"), config, flat, None)
+  folders.FORMATS["open_clip"].write(str(tmp_path / "a"), config, flat, None)
   size = 2 * config.vision.image_size
   assert convert.main([str(tmp_path / "a"), str(tmp_path / "b"), "--image_size", str(size), "--to", "open_clip"]) == 0
   assert f"image positions interpolated for {size} px" in capsys.readouterr().out
@@ -133,7 +133,7 @@ def test_a_bare_file_with_its_options(tmp_path, capsys):
   config = CLIP.replace(text={"activation": "gelu"}, vision={"activation": "gelu"})
   shapes = leaf_shapes(config)
   flat = {name: np.full(shape, 0.25, np.float32) for name, shape in shapes.items()}
-  folders.WRITERS["open_clip"](str(tmp_path / "a"), config, flat, None)
+  folders.FORMATS["open_clip"].write(str(tmp_path / "a"), config, flat, None)
   (tmp_path / "a" / "open_clip_config.json").unlink()
   file = tmp_path / "a" / "open_clip_model.safetensors"
   heads = [str(tower.heads) for tower in (config.vision, config.text)]
@@ -145,7 +145,7 @@ def test_a_bare_file_with_its_options(tmp_path, capsys):
   assert "tells the activation and the heads" in message
 
 
-@pytest.mark.parametrize("to", sorted(folders.WRITERS))
+@pytest.mark.parametrize("to", sorted(folders.FORMATS))
 def test_the_next_command_names_a_library_that_loads_it(to, tmp_path, capsys):
   start = _write(tmp_path / "start", CLIP)
   assert convert.main([str(start), str(tmp_path / "out"), "--to", to]) == 0

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 import fgclip_jax
+from fgclip_jax import convert
 from fgclip_jax.data import dataset_folder
 from fgclip_jax.evals import registry
 from fgclip_jax.losses import contrastive, objective
@@ -56,7 +57,7 @@ def test_the_code_of_a_part_works(part, tmp_path, monkeypatch, model):
       monkeypatch.setitem(entries, key, entries[key])
   before = [set(entries) for entries in REGISTRIES]
   names = {
-    "Image": Image, "dataclasses": dataclasses, "fgclip_jax": fgclip_jax, "jax": jax, "model": model, "np": np,
+    "Image": Image, "convert": convert, "dataclasses": dataclasses, "fgclip_jax": fgclip_jax, "jax": jax, "model": model, "np": np,
     "pathlib": pathlib, "prepare": prepare, "registry": registry, "read_splits": dataset_folder.read_splits,
   }  # fmt: skip
   for module in (config, params, towers, flops, registry, objective, contrastive, formats):

@@ -1,9 +1,13 @@
-"""Detects the format of a model's folder or file, reads it, and lists the formats that can be written."""
+"""Detects the format of a model's folder or file, reads it, and writes the formats that can be written.
 
+A new format is a module with the functions of a `Format`, and a line in `FORMATS`.
+"""
+
+import dataclasses
 import glob
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -15,7 +19,57 @@ from fgclip_jax.weights.tensor_files import INDEX_SUFFIX, SUFFIXES, open_tensors
 
 Flat = Mapping[str, np.ndarray]
 Source = Mapping[str, Any]
-Write = Callable[[str, ModelConfig, Flat, Source | None], list[str]]
+Model = tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]  # size, flat parameters as stored, source
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadOptions:
+  """What `read` was given; a format looks at what concerns it.
+
+  Attributes:
+    ema: takes a run's averaged weights if it keeps them (see `is_averaged`); otherwise those of its last step.
+    allow_pickle: see `tensor_files.open_tensors`.
+    activation, heads: what OpenAI's layout does not tell by itself; see `open_clip.infer_config`.
+  """
+
+  ema: bool = True
+  allow_pickle: bool = False
+  activation: str | None = None
+  heads: tuple[int, int] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Format:
+  """A format of models. One that has no `read` can only be written.
+
+  Attributes:
+    write: writes a model into a folder, and returns the paths: a function of the folder, the size, the flat parameters,
+      and the source that `read` returned (None: there is none).
+    read: reads a folder or a file of weights.
+    read_config: the size of such a model, without its weights.
+    marker: the file that tells that a folder has this format, and what messages call the format.
+    in_folder: whether a folder has it, by the names of its files; by default, whether the marker is there.
+    in_tensors: whether a bare file of weights has it, by the names of its tensors.
+    files: patterns of the files and folders that `write` makes: they are removed before another model is written.
+    bare: a bare file does not tell the activation and the heads, so that `read` may be told.
+    loads: Python that loads the folder `{0}`, shown as the next step.
+  """
+
+  write: Callable[[str, ModelConfig, Flat, Source | None], list[str]]
+  read: Callable[[str, ReadOptions], Model] | None = None
+  read_config: Callable[[str], ModelConfig] | None = None
+  marker: tuple[str, str] | None = None
+  in_folder: Callable[[Collection[str]], bool] | None = None
+  in_tensors: Callable[[Collection[str]], bool] = lambda names: False
+  files: tuple[str, ...] = ()
+  bare: bool = False
+  loads: str = 'import fgclip_jax; print(fgclip_jax.load("{0}"))'
+
+  def is_in_folder(self, files: Collection[str]) -> bool:
+    """Whether a folder of these files has the format."""
+    if self.in_folder is not None:
+      return self.in_folder(files)
+    return self.marker is not None and self.marker[0] in files
 
 
 def _write_clip(folder: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:
@@ -26,30 +80,69 @@ def _write_clip_vision(folder: str, config: ModelConfig, flat: Flat, source: Sou
   return huggingface.write_vision(folder, config, flat)
 
 
-# what can be written, by the names of `convert --to`
-WRITERS: dict[str, Write] = {
-  "jax": native.write,
-  "pytorch": huggingface.write,
-  "clip": _write_clip,
-  "clip_vision": _write_clip_vision,
-  "open_clip": open_clip.write,
+def _is_huggingface(files: Collection[str]) -> bool:
+  names = (name + suffix for name in huggingface.WEIGHTS_FILES for suffix in ("", INDEX_SUFFIX))
+  # folders for open_clip may have a config.json as well: then the weights decide
+  return huggingface.CONFIG_FILE in files and (
+    open_clip.CONFIG_FILE not in files or any(name in files for name in names)
+  )
+
+
+def _has_huggingface_names(names: Collection[str]) -> bool:
+  return any(name.startswith(("vision_model.", "text_model.")) for name in names)
+
+
+# By the names of `convert --to`. A folder has the first format that recognises it.
+FORMATS: dict[str, Format] = {
+  "jax": Format(
+    write=native.write,
+    read=lambda path, options: native.read(path, options.ema),
+    read_config=native.read_config,
+    marker=(native.MODEL_FILE, "a model or run folder of ours"),
+    files=(native.MODEL_FILE, native.PARAMS_FOLDER),
+  ),
+  "pytorch": Format(
+    write=huggingface.write,
+    read=lambda path, options: huggingface.read(path, options.allow_pickle),
+    read_config=huggingface.read_config,
+    marker=(huggingface.CONFIG_FILE, "PyTorch format"),
+    in_folder=_is_huggingface,
+    in_tensors=_has_huggingface_names,
+    files=(
+      huggingface.CONFIG_FILE,
+      huggingface.WEIGHTS_FILE,
+      huggingface.WEIGHTS_FILE + INDEX_SUFFIX,
+      "model-*-of-*.safetensors",
+      *huggingface_processor.FILES,
+    ),
+  ),
+  "clip": Format(write=_write_clip, loads='import transformers; print(transformers.CLIPModel.from_pretrained("{0}"))'),
+  "clip_vision": Format(
+    write=_write_clip_vision, loads='import transformers; print(transformers.CLIPVisionModel.from_pretrained("{0}"))'
+  ),
+  "open_clip": Format(
+    write=open_clip.write,
+    read=lambda path, options: open_clip.read(path, options.allow_pickle, options.activation, options.heads),
+    read_config=open_clip.read_config,
+    marker=(open_clip.CONFIG_FILE, "open_clip"),
+    in_tensors=open_clip.is_ours,
+    files=(open_clip.CONFIG_FILE, open_clip.WEIGHTS_FILE),
+    bare=True,
+    loads='import open_clip; print(open_clip.create_model("local-dir:{0}"))',
+  ),
 }
 
 
 def detect(path: str, allow_pickle: bool = False) -> str:
-  """Which format a folder or a file of weights has.
+  """Which format a folder or a file of weights has: a key of `FORMATS`.
 
   Args:
     path: the folder or file.
     allow_pickle: see `tensor_files.open_tensors`; only a file that no config describes is opened.
 
-  Returns:
-    `jax` (a model or run folder of ours), `pytorch` (transformers' layout of CLIP and FG-CLIP) or `open_clip`
-    (OpenAI's, open_clip's and Long-CLIP's layout).
-
   Raises:
     FileNotFoundError: there is nothing, or no model.
-    ValueError: a file that is damaged, a pickle without permission, or of none of these layouts.
+    ValueError: a file that is damaged, a pickle without permission, or of no known format.
   """
   if os.path.isdir(path):
     return _detect_folder(path, allow_pickle)
@@ -60,29 +153,23 @@ def detect(path: str, allow_pickle: bool = False) -> str:
 
 def _detect_folder(folder: str, allow_pickle: bool) -> str:
   files = os.listdir(folder)
-  if native.MODEL_FILE in files:
-    return "jax"
-  names = (name + suffix for name in huggingface.WEIGHTS_FILES for suffix in ("", INDEX_SUFFIX))
-  if huggingface.CONFIG_FILE in files and (open_clip.CONFIG_FILE not in files or any(name in files for name in names)):
-    return "pytorch"
-  if open_clip.CONFIG_FILE in files:
-    return "open_clip"
+  for name, each in FORMATS.items():
+    if each.is_in_folder(files):
+      return name
   weights = [name for name in files if name.endswith((*SUFFIXES, INDEX_SUFFIX))]
   if len(weights) == 1:
     return _detect_file(os.path.join(folder, weights[0]), allow_pickle)
   several = f"; it holds {', '.join(sorted(weights))}: give the path of one" if weights else ""
-  raise FileNotFoundError(
-    f"{folder!r} is no model folder: it has neither {huggingface.CONFIG_FILE} (PyTorch format), nor "
-    f"{open_clip.CONFIG_FILE} (open_clip), nor {native.MODEL_FILE} (a model or run folder of ours){several}"
-  )
+  ours, *others = (each.marker for each in FORMATS.values() if each.marker)
+  markers = ", nor ".join(f"{file} ({kind})" for file, kind in (*others, ours))
+  raise FileNotFoundError(f"{folder!r} is no model folder: it has neither {markers}{several}")
 
 
 def _detect_file(file: str, allow_pickle: bool) -> str:
   names = open_tensors(file, allow_pickle)
-  if open_clip.is_ours(names):
-    return "open_clip"
-  if any(name.startswith(("vision_model.", "text_model.")) for name in names):
-    return "pytorch"
+  for name, each in FORMATS.items():
+    if each.in_tensors(names):
+      return name
   raise ValueError(f"{file!r} holds tensors of no known model: {', '.join(sorted(names)[:5])}, ...")
 
 
@@ -92,21 +179,18 @@ def read(
   allow_pickle: bool = False,
   activation: str | None = None,
   heads: tuple[int, int] | None = None,
-) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any] | None]:
-  """Reads a model of any format: its size, flat parameters as stored, and its source (see the formats' `write`).
+) -> Model:
+  """Reads a model of any format: its size, flat parameters as stored, and its source (see `Format.write`).
 
   Args:
     path: a folder, or a file of weights; see `detect`.
-    ema: takes a run's averaged weights if it keeps them (see `is_averaged`); otherwise those of its last step.
-    allow_pickle: see `tensor_files.open_tensors`.
-    activation, heads: what OpenAI's layout does not say; see `open_clip.infer_config`.
+    ema, allow_pickle, activation, heads: see `ReadOptions`.
   """
-  found = detect(path, allow_pickle)
-  if found == "open_clip":
-    return open_clip.read(path, allow_pickle, activation, heads)
-  if activation or heads:
+  found = FORMATS[detect(path, allow_pickle)]
+  if (activation or heads) and not found.bare:
     raise ValueError(f"{path!r} tells the activation and the heads: leave `activation` and `heads` out")
-  return native.read(path, ema) if found == "jax" else huggingface.read(path, allow_pickle)
+  assert found.read is not None, "a format that is detected can be read"
+  return found.read(path, ReadOptions(ema, allow_pickle, activation, heads))
 
 
 def is_averaged(path: str) -> bool:
@@ -116,7 +200,9 @@ def is_averaged(path: str) -> bool:
 
 def read_config(path: str) -> ModelConfig:
   """The size of a model, without reading its weights."""
-  return {"jax": native, "pytorch": huggingface, "open_clip": open_clip}[detect(path)].read_config(path)
+  found = FORMATS[detect(path)]
+  assert found.read_config is not None, "a format that is detected can be read"
+  return found.read_config(path)
 
 
 def remove_model(folder: str) -> None:
@@ -127,10 +213,9 @@ def remove_model(folder: str) -> None:
   """
   if native.is_run(folder):
     raise ValueError(f"{folder!r} is a run folder; name another one")
-  shards = glob.glob(os.path.join(glob.escape(folder), "model-*-of-*.safetensors"))
-  names = (native.MODEL_FILE, huggingface.CONFIG_FILE, huggingface.WEIGHTS_FILE, open_clip.CONFIG_FILE)
-  names += (huggingface.WEIGHTS_FILE + INDEX_SUFFIX, open_clip.WEIGHTS_FILE, *huggingface_processor.FILES)
-  for file in (*shards, *(os.path.join(folder, name) for name in names)):
-    if os.path.exists(file):
-      os.remove(file)
-  shutil.rmtree(os.path.join(folder, native.PARAMS_FOLDER), ignore_errors=True)
+  for pattern in (pattern for each in FORMATS.values() for pattern in each.files):
+    for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
+      if os.path.isdir(path):
+        shutil.rmtree(path, ignore_errors=True)
+      else:
+        os.remove(path)
