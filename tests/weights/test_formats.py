@@ -148,7 +148,7 @@ def test_pixels_that_changed_since_a_folder_was_read_are_written(write, tmp_path
   assert convert.main([ours, str(tmp_path / "theirs"), "--to", "open_clip"]) == 0
   config, flat, source = folders.read(str(tmp_path / "theirs"))
   changed = config.replace(vision={"pixels": PixelSpec(**HALF)})
-  folders.WRITERS["open_clip"](str(tmp_path / "changed"), changed, flat, source)
+  folders.FORMATS["open_clip"].write(str(tmp_path / "changed"), changed, flat, source)
   assert folders.read_config(str(tmp_path / "changed")) == changed
 
 
