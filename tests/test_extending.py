@@ -60,7 +60,8 @@ def test_the_code_of_a_part_works(part, tmp_path, monkeypatch, model):
   before = [set(entries) for entries in REGISTRIES]
   names = {
     "Image": Image, "convert": convert, "dataclasses": dataclasses, "fgclip_jax": fgclip_jax, "importlib": importlib,
-    "jax": jax, "objective": objective, "model": model, "np": np, "pathlib": pathlib, "prepare": prepare, "registry": registry, "read_splits": dataset_folder.read_splits,
+    "jax": jax, "model": model, "np": np, "objective": objective, "pathlib": pathlib, "prepare": prepare,
+    "read_splits": dataset_folder.read_splits, "registry": registry,
   }  # fmt: skip
   for module in (config, params, fgclip, towers, flops, registry, terms, formats):
     names |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
