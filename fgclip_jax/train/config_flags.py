@@ -20,7 +20,7 @@ CONFIG = config_flags.DEFINE_config_file(
 )
 
 
-def wrong_usage(argv: list[str], needed: dict[str, object], usage: str) -> str:
+def wrong_usage(argv: list[str], needed: dict[str, object], usage: str | None) -> str:
   """What is wrong about a command: an argument that is no flag, or a flag without a value; empty if nothing is."""
   if len(argv) > 1:
     return f"error: unknown argument {argv[1]!r}; config keys are set with --config.KEY=VALUE"
@@ -93,10 +93,10 @@ def _unknown_key(argv: list[str], path: str, argument: str) -> str | None:
   for flag in argv:
     if not flag.lstrip("-").startswith("config."):
       continue
-    section, before = config, "config"
+    section, before = config, "config"  # a section, or at the end a value
     for key in flag.lstrip("-").partition("=")[0].split(".")[1:]:
-      keys = list(section) if isinstance(section, ConfigDict) else []
-      if key not in keys:
+      if not isinstance(section, ConfigDict) or key not in section:
+        keys = list(section) if isinstance(section, ConfigDict) else []
         has = f"it has {', '.join(sorted(keys))}" if keys else "it is a value, not a section"
         return f"{before} has no key {key!r}: {has}"
       section, before = section[key], f"{before}.{key}"
