@@ -110,7 +110,7 @@ def open_loader(run: RunConfig, mesh: Mesh, begin: int, log: Log) -> Loader:
     shards=data_shards(mesh),
     local_shards=local_shards(mesh),
     start=begin,
-    pixels=model.vision.pixels,
+    pixels=run.model.vision.pixels,
   )
   log(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
   for line in loader.sources if run.data.mixture else ():
