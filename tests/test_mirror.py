@@ -53,6 +53,7 @@ ELSEWHERE = {
   "storage/threads": "inference/programs",
   "train/config_flags": "main",
   "train/preemption": "train/loop",
+  "train/profile": "train/loop",
   "viz/box_scores": "viz/heatmap",
   "viz/contact_sheet": "prepare/report",
   "weights/name_map": "weights/openai",
