@@ -8,7 +8,7 @@ quick_gelu.
 import math
 import os
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
@@ -56,7 +56,7 @@ _RESIZE = {"squash": "squash", "shortest": "center_crop", "longest": "pad"}  # r
 _INTERPOLATIONS = ("bicubic", "bilinear")  # that open_clip knows
 
 
-def is_ours(names: Mapping[str, Any]) -> bool:
+def is_ours(names: Collection[str]) -> bool:
   """Whether tensors of these names are of this layout."""
   return any(name.startswith("visual.") for name in names)
 
