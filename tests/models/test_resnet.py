@@ -329,7 +329,7 @@ def test_the_whole_model_trains_by_the_batch_and_looks_by_the_running_averages()
   assert_close(running.image, features / jnp.linalg.norm(features, axis=1, keepdims=True))
   assert np.abs(own.image - running.image).max() > 0.01
   _, _, moved = model.vision(images(), train=True)
-  assert_same(own.statistics, {"vision": moved})
+  chex.assert_trees_all_equal(own.statistics, {"vision": moved})
 
 
 def _plain(params):
