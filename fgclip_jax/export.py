@@ -24,7 +24,6 @@ from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
 from fgclip_jax.cli import shipped_file
-from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.inference.model import DTYPES, FGCLIP, load
 from fgclip_jax.models import params as parameters
 from fgclip_jax.models.config import TextKind
@@ -43,6 +42,8 @@ TOLERANCE = {
   "float16": 0.01,
 }  # of a file's outputs, of unit length, from the model's
 DESCRIPTION = "export.json"
+# what the description says of a tokenizer
+TOKENIZER_RULES = {"clip": "CLIP's byte-pair encoding of lower-cased text (openai/clip-vit-base-patch16)"}
 # image towers that ONNX cannot have: jax2onnx 0.13 fails on padded convolutions ("padding was not hashable")
 NOT_IN_ONNX = {"resnet": "a ResNet's convolutions"}
 
@@ -128,10 +129,10 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
   if what in TEXT_PARTS:
     longest = config.text.kinds[TEXT_PARTS[what]].length
     preparation = {
-      "tokenizer": "CLIP's byte-pair encoding of lower-cased text (openai/clip-vit-base-patch16)",
-      "start_id": Tokenizer.start_id,
-      "end_id": Tokenizer.end_id,
-      "pad_id": Tokenizer.end_id,
+      "tokenizer": TOKENIZER_RULES.get(config.text.tokenizer, config.text.tokenizer),
+      "start_id": model.tokenizer.start_id,
+      "end_id": model.tokenizer.end_id,
+      "pad_id": model.tokenizer.pad_id,
       "longest": longest,
       "rule": "start_id, the text, end_id, then padding; of a text that is too long keep the first ids and end_id",
     }

@@ -111,6 +111,26 @@ def test_a_resnet_a_plain_clip_and_the_rule_of_the_largest_id(tmp_path):
     export.export(model, str(tmp_path), "onnx", ["text", "image"])
 
 
+@pytest.mark.parametrize("resize", [None, "squash", "pad"])
+def test_the_graph_normalises_as_the_models_pixels_say(tmp_path, resize):
+  """The same levels and weights with other means give other embeddings, and the file gives the model's."""
+  pixels = presets.PixelSpec((0.5,) * 3, (0.5,) * 3, resize, "bilinear", (127, 127, 127))
+  config, params = PLAIN.replace(vision={"pixels": pixels}), init(PLAIN, 0)
+  model, published = api.FGCLIP(config, params), api.FGCLIP(PLAIN, params)
+  levels = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), dtype=np.uint8)
+  export.export(model, str(tmp_path), "stablehlo", ["image", "dense"])
+  found = run(tmp_path, "image", levels)
+  np.testing.assert_allclose(found, model.encode_image(levels / np.float32(127.5) - 1), atol=2e-6)
+  np.testing.assert_allclose(found, model.encode_image(levels), atol=2e-6)
+  assert np.abs(found - published.encode_image(levels)).max() > 1e-3
+  np.testing.assert_allclose(run(tmp_path, "dense", levels), model.encode_dense(levels), atol=2e-6)
+  parts = json.loads((tmp_path / "export.json").read_text())["parts"]
+  assert parts["dense"]["preprocessing"]["resize"] == "squash"
+  preparation = parts["image"]["preprocessing"]
+  assert preparation["resize"] == (resize or "center_crop") and preparation["resample"] == "bilinear"
+  assert preparation["mean"] == preparation["std"] == [0.5] * 3 and preparation["fill"] == [127] * 3
+
+
 def test_half_precision_makes_a_smaller_file_with_nearly_the_same_embeddings(model, tmp_path):
   half = api.FGCLIP(TINY, model.params, Runtime(dtype="bfloat16"))
   whole, small = (export.to_stablehlo(export.make_part(each, "image")) for each in (model, half))

@@ -14,7 +14,6 @@ ELSEWHERE = {
   "data/config": "data/loader",
   "data/shard_writer": "data/dataset_folder",
   "data/tfds_reader": "prepare/sources/tfds",
-  "data/tokenizers/token_ids": "data/record",
   "evals/datasets/caption_sets": "evals/tasks/retrieval",
   "evals/datasets/class_lists": "evals/tasks/segmentation",
   "evals/datasets/compositional_sets": "evals/tasks/compositional",

@@ -13,8 +13,7 @@ from fgclip_jax.data.decode import decode_square
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, row_buckets_from_samples
 from fgclip_jax.data.record import Ids, Inputs
-from fgclip_jax.data.tokenizers import token_ids
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.data.tokenizers import Tokenizer, get_tokenizer
 from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip
@@ -48,7 +47,9 @@ class LoadExample:
   ):
     self.source, self.config, self.layout, self.image_size = source, config, layout, image_size
     self._pixels = pixels
-    self._tokenizer = Tokenizer()
+    self._tokenizer = get_tokenizer(layout.tokenizer)
+    # ids that another tokenizer made are made again
+    self._stored = [name == self._tokenizer.name for name in source.tokenizers]
     self._lengths = [layout.max_length(long) for long in (False, True)]
     self._prefix = Prefix(config.short_prefix, self._tokenizer)
 
@@ -102,11 +103,11 @@ class LoadExample:
 
   def _read(self, number: int) -> Inputs:
     data = self.source[number]
-    stored = self.source.stored_tokens[self.source.which(number)]
+    stored = self._stored[self.source.which(number)]
     if stored and (inputs := records.decode_inputs(data)):
       return inputs
     record = records.decode(data)
-    tokens = record.tokens if stored and record.tokens else token_ids.make(record, self._tokenizer)
+    tokens = record.tokens if stored and record.tokens else records.tokenize(record, self._tokenizer)
     boxes = np.asarray([region.box for region in record.regions], np.float32).reshape(-1, 4)
     return Inputs(record.image, record.short, boxes, tokens)
 
@@ -161,7 +162,7 @@ class LoadExample:
     ]
 
   def _caption(self, ids: Ids, long: bool = False) -> Caption:
-    end, length = Tokenizer.end_id, self._lengths[long]
+    end, length = self._tokenizer.end_id, self._lengths[long]
     if len(ids) > length:
       ids = (*ids[: length - 1], end)
     return Caption(ids[: ids.index(end) + 1], long)  # a text may itself hold an end-of-text token
@@ -173,7 +174,7 @@ class Prefix:
   def __init__(self, text: str, tokenizer: Tokenizer):
     self._text, self._tokenizer = text, tokenizer
     self._ids = tuple(tokenizer.encode(text))[:-1]
-    self._ends_a_word = _is_plain(text[:-1]) and text[-1:] == " "
+    self._ends_a_word = tokenizer.joins_words and _is_plain(text[:-1]) and text[-1:] == " "
 
   def before(self, text: str, ids: Ids) -> Ids:
     """The ids of the prefix and a text as one, given those of the text."""

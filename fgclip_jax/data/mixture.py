@@ -16,7 +16,6 @@ import numpy as np
 
 from fgclip_jax.data.dataset_folder import read_info
 from fgclip_jax.data.shards import Records
-from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.storage import paths
 
 
@@ -36,7 +35,7 @@ class Mixture:
     names: of the data sets: the last part of the path; with the split, or whole, where that is not unique.
     shares: of each, of all examples; they add up to one.
     sizes: records of each.
-    stored_tokens: whether each holds token ids of our own tokenizer.
+    tokenizers: the name of the tokenizer that made the token ids that each holds; None: it names none.
     damage: one line for each damaged shard.
 
   Raises:
@@ -51,7 +50,7 @@ class Mixture:
     self._starts = [0, *itertools.accumulate(self.sizes)]
     weights = [Fraction(str(entry.weight)) for entry in sets]
     self.shares = [weight / sum(weights) for weight in weights]
-    self.stored_tokens = [read_info(entry.path).get("tokenizer") == Tokenizer.name for entry in sets]
+    self.tokenizers = [read_info(entry.path).get("tokenizer") for entry in sets]
     self.damage = [line for records in self._records for line in records.damage]
 
   def __len__(self) -> int:

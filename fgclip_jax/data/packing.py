@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from fgclip_jax.data.record import MAX_NEGATIVES
+from fgclip_jax.data.tokenizers import DEFAULT_TOKENIZER
 
 NONE = -1  # an end that is not there
 
@@ -65,6 +66,7 @@ class Layout:
     row_buckets: the numbers of rows per data shard that a batch may have, ascending; empty: as many as needed, so that
       shapes are not static.
     packed: False gives every caption a row of its own.
+    tokenizer: the name of the tokenizer that makes the ids.
   """
 
   boxes: int = 4
@@ -73,6 +75,7 @@ class Layout:
   long_length: int | None = 248
   row_buckets: tuple[int, ...] = ()
   packed: bool = True
+  tokenizer: str = DEFAULT_TOKENIZER
 
   def __post_init__(self):
     if self.row_length < 2:

@@ -18,6 +18,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
+from fgclip_jax.data.tokenizers import Tokenizer
 from fgclip_jax.storage.errors import RecordError
 
 MAX_NEGATIVES = 10  # hard negatives of one region that a record can hold (FG-CLIP uses exactly ten)
@@ -159,6 +160,29 @@ def check_box(box, field: str = "box") -> tuple[float, float, float, float]:
   if x1 > x2 or y1 > y2:
     raise RecordError("box_swapped", field, f"needs x1 <= x2 and y1 <= y2, got {box!r}")
   return x1, y1, x2, y2
+
+
+def tokenize(record: Record, tokenizer: Tokenizer) -> Tokens:
+  """The ids of every caption of a record, whole, with start and end id; an empty long caption has none.
+
+  Made once, when a record is written, they need not be made each time that it is read.
+  """
+  regions = record.regions
+  texts = [record.short, record.long]
+  texts += [text for region in regions for text in (region.short, region.long, *region.negatives)]
+  encoded = iter(tokenizer.encode_batch(texts))
+
+  def take(text: str | None = None) -> Ids:
+    ids = tuple(next(encoded))
+    return () if text == "" else ids
+
+  short, long = take(), take(record.long)
+  region_short, region_long, negatives = [], [], []
+  for region in regions:
+    region_short.append(take())
+    region_long.append(take(region.long))
+    negatives.append(tuple(take() for _ in region.negatives))
+  return Tokens(short, long, tuple(region_short), tuple(region_long), tuple(negatives))
 
 
 def encode(record: Record) -> bytes:

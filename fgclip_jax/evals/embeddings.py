@@ -11,7 +11,7 @@ from jaxtyping import Float32, Int
 
 from fgclip_jax.data.dataset_folder import read_info
 from fgclip_jax.data.record import MAX_NEGATIVES, Record
-from fgclip_jax.data.tokenizers.clip import clean
+from fgclip_jax.data.tokenizers import Tokenizer
 from fgclip_jax.evals import guards
 from fgclip_jax.evals.datasets.records import Example, Examples
 from fgclip_jax.evals.evaluator import Metric, Prediction
@@ -62,13 +62,14 @@ class DatasetEmbeddings:
 class _Texts:
   """Distinct texts, numbered as they come."""
 
-  def __init__(self):
+  def __init__(self, tokenizer: Tokenizer):
+    self._tokenizer = tokenizer
     self._number: dict[str, int] = {}
     self.words: list[str] = []
 
   def add(self, text: str) -> int:
     """The text's number; `NONE` for an empty one."""
-    key = clean(text)
+    key = self._tokenizer.clean(text)
     if not key:
       return NONE
     number = self._number.setdefault(key, len(self.words))
@@ -86,8 +87,9 @@ class _Texts:
 class _Labels:
   """The texts of records, as numbers of distinct texts."""
 
-  def __init__(self, read_long: bool):
-    self.short_texts, self.long_texts = _Texts(), _Texts()
+  def __init__(self, tokenizer: Tokenizer, read_long: bool):
+    self._tokenizer = tokenizer
+    self.short_texts, self.long_texts = _Texts(tokenizer), _Texts(tokenizer)
     self.short, self.long, self.region, self.negatives = [], [], [], []
     self.ids, self.places = [], []
     self.unusable = 0
@@ -98,6 +100,7 @@ class _Labels:
     self.ids.append(record.id)
     self.short.append(self.short_texts.add(record.short))
     self.long.append(self.long_texts.add(record.long) if self._read_long else NONE)
+    clean = self._tokenizer.clean
     usable = [r for r in record.regions if clean(r.short) and r.box[0] < r.box[2] and r.box[1] < r.box[3]]
     self.unusable += len(record.regions) - len(usable)
     for region in usable:
@@ -148,7 +151,7 @@ def embed(
     FileNotFoundError, ValueError: the split is missing, or holds no usable record; an embedding is not finite.
   """
   examples = Examples(folder, split, model.config.vision.image_size, limit, model.config.vision.pixels)
-  labels = _Labels(read_long="long" in model.config.text.kinds)
+  labels = _Labels(model.tokenizer, read_long="long" in model.config.text.kinds)
   # the last batch is filled up, so that no program is compiled for its size
   size = model.batch_size if len(examples) >= model.batch_size else None
   images, regions = [], []

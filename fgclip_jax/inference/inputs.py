@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike
 
 from fgclip_jax.data import image as images
 from fgclip_jax.data import packing
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.models.config import ModelConfig, PixelSpec, TextConfig
 from fgclip_jax.storage.threads import Item, in_threads
 
@@ -174,7 +174,7 @@ def pad_boxes(rows: Sequence[np.ndarray]) -> np.ndarray:
   return padded
 
 
-def to_ids(texts: Texts, config: TextConfig, tokenizer: Callable[[], Tokenizer]) -> list[Ids]:
+def to_ids(texts: Texts, config: TextConfig) -> list[Ids]:
   """Token ids of each text up to the one that it is read at; not yet cut to a length.
 
   Raises:
@@ -192,12 +192,13 @@ def to_ids(texts: Texts, config: TextConfig, tokenizer: Callable[[], Tokenizer])
     raise ValueError("there are no texts: give at least one")
   if not isinstance(texts[0], str) and (hasattr(texts[0], "ndim") or isinstance(texts[0], Sequence)):
     return _cut_at_end([_to_row(*each) for each in enumerate(texts)], config)
-  if config.vocab_size != Tokenizer.vocab_size:
+  tokenizer = get_tokenizer(config.tokenizer)
+  if config.vocab_size != tokenizer.vocab_size:
     raise ValueError(
-      f"the model has a vocabulary of {config.vocab_size:,} tokens and CLIP's tokenizer {Tokenizer.vocab_size:,}: "
-      "give token ids instead of strings"
+      f"the model has a vocabulary of {config.vocab_size:,} tokens and its tokenizer {config.tokenizer!r} "
+      f"{tokenizer.vocab_size:,}: give token ids instead of strings"
     )
-  return [_read_part(row, config.end_id) for row in tokenizer().encode_batch(texts)]
+  return [_read_part(row, config.end_id) for row in tokenizer.encode_batch(texts)]
 
 
 def _read_part(row: list[int], end_id: int) -> Ids:

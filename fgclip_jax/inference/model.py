@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from fgclip_jax.data import image as images
 from fgclip_jax.data import packing
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.data.tokenizers import Tokenizer, get_tokenizer
 from fgclip_jax.inference import inputs, programs
 from fgclip_jax.models import config as presets
 from fgclip_jax.models import params as parameters
@@ -137,10 +137,10 @@ class FGCLIP:
       f"{parameters.count(self.params) / 1e6:.1f} M parameters, {self.runtime.dtype.name})"
     )
 
-  @functools.cached_property
+  @property
   def tokenizer(self) -> Tokenizer:
-    """CLIP's tokenizer."""
-    return Tokenizer()
+    """The tokenizer that the config names."""
+    return get_tokenizer(self.config.text.tokenizer)
 
   @property
   def batch_size(self) -> int:
@@ -245,7 +245,7 @@ class FGCLIP:
         "`python -m fgclip_jax.convert INPUT OUTPUT --as fgclip`"
       )
     path, longest = kinds[kind], max(kinds, key=lambda name: kinds[name].length)
-    whole = inputs.to_ids(texts, self.config.text, lambda: self.tokenizer)
+    whole = inputs.to_ids(texts, self.config.text)
     better = kinds[longest].length > path.length
     advice = f"; kind={longest!r} reads {kinds[longest].length}" if better else ""
     ids = inputs.cut_ids(whole, path.length, kind, advice, truncate)

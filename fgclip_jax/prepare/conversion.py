@@ -7,8 +7,7 @@ import dataclasses
 from typing import Any
 
 from fgclip_jax.data import record
-from fgclip_jax.data.tokenizers import token_ids
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare import checks, duplicates, image_storage
 from fgclip_jax.prepare.job import Job, PrepareError
 from fgclip_jax.prepare.stats import DatasetStats
@@ -20,7 +19,7 @@ class Converter:
   """Converts raw records to serialized ones, and counts each in `stats`."""
 
   def __init__(self, job: Job, stats: DatasetStats):
-    self._job, self._stats, self._tokenizer = job, stats, Tokenizer()
+    self._job, self._stats, self._tokenizer = job, stats, get_tokenizer()
 
   def convert(self, raw: Any, file: str, index: int, hashes: duplicates.Hashes | None, number: int) -> bytes | None:
     """Returns a serialized record; None if it cannot be used.
@@ -43,7 +42,7 @@ class Converter:
     self._stats.read += 1
     try:
       loaded, stored = load(self._job, raw, report)
-      made = dataclasses.replace(stored, tokens=token_ids.make(stored, self._tokenizer))
+      made = dataclasses.replace(stored, tokens=record.tokenize(stored, self._tokenizer))
       data = record.encode(made)
     except RecordError as error:
       self._leave_out(error, file, index)  # of a record left out as a whole, only the reason is counted

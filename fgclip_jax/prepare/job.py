@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare.checks import Checks
 from fgclip_jax.prepare.image_storage import Storing
 from fgclip_jax.prepare.source import Source
@@ -84,7 +84,7 @@ def get_arguments(job: Job) -> dict:
     "max_side": job.storing.max_side,
     "quality": job.storing.quality,
     **dataclasses.asdict(job.checks),
-    "tokenizer": Tokenizer.name,
+    "tokenizer": get_tokenizer().name,
     "files": [{"path": paths.absolute(path), **paths.fingerprint(path)} for path in job.source.files],
   }
 

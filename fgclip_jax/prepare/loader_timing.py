@@ -18,8 +18,7 @@ from fgclip_jax.data.examples import LoadExample, measure_row_buckets
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Layout, assemble
-from fgclip_jax.data.tokenizers import token_ids
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.storage import paths
 
 SAMPLE = 512  # records, drawn at random, on which stages are timed
@@ -83,7 +82,7 @@ def measure_stages(config: DataConfig, size: int) -> Stages:
     data = list(pool.map(source.__getitem__, numbers))
   disk = (time.perf_counter() - begin) / len(numbers)
   found = [record.decode(one) for one in data]
-  layout, tokenizer = Layout(boxes=config.boxes), Tokenizer()
+  layout, tokenizer = Layout(boxes=config.boxes), get_tokenizer()
   whole, blank = LoadExample(source, config, layout, size), LoadExample(source, config, layout, None)
   examples = [whole.random_map(number, rng).example for number in numbers]
   step = config.batch_size
@@ -97,10 +96,10 @@ def measure_stages(config: DataConfig, size: int) -> Stages:
     read=read,
     fields=fields,
     image={mode: _clock(lambda one, mode=mode: decode_square(one.image, size, mode), found) for mode in MODES},
-    tokens=_clock(lambda one: token_ids.make(one, tokenizer), found),
+    tokens=_clock(lambda one: record.tokenize(one, tokenizer), found),
     captions=max(without_image - read - fields, 0.0),
     batch=_clock(lambda batch: assemble(batch, 1, layout), batches) * len(batches) / len(examples),
-    stored_tokens=source.stored_tokens[0],
+    stored_tokens=source.tokenizers[0] == tokenizer.name,
     record_bytes=statistics.fmean(map(len, data)),
     sides=float(statistics.median(sides)) if all(sides) else 0.0,
     jpegs=statistics.fmean(one.image[:2] == b"\xff\xd8" for one in found),

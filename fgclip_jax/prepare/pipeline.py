@@ -23,7 +23,7 @@ from typing import Any
 from fgclip_jax.data import dataset_folder, shard_writer
 from fgclip_jax.data.dataset_folder import match_shard, shard_path
 from fgclip_jax.data.shards import Records
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare import conversion, duplicates, report
 from fgclip_jax.prepare.job import (
   Job,
@@ -315,7 +315,7 @@ def _finish(job: Job, plan: dict, total: DatasetStats, shards: list[dataset_fold
   save_json(paths.join(job.output, f"report-{job.split}.json"), summary)
   with locks.hold(paths.join(job.output, ".prepare", "folder.lock"), f"describing {job.output}", wait=True):
     info = dataset_folder.read_info(job.output)
-    info["tokenizer"] = Tokenizer.name
+    info["tokenizer"] = get_tokenizer().name
     info.setdefault("sources", {})[job.split] = {
       "form": job.source.form,
       **job.source.arguments(),

@@ -12,8 +12,7 @@ from PIL import Image
 
 from fgclip_jax.data import record
 from fgclip_jax.data.shards import Records
-from fgclip_jax.data.tokenizers import token_ids
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare.stats import SCOPE_NAMES, TITLES, DatasetStats, Histogram, Histograms, format_example
 from fgclip_jax.storage import paths, workers
 from fgclip_jax.storage.errors import RecordError
@@ -57,7 +56,7 @@ def count_split(records: Records, processes: int) -> DatasetStats:
 
 def _count_range(records: Records, task: tuple[int, int]) -> tuple[int, DatasetStats]:
   """Counts records `begin` to `end`; returns `begin` and the counts."""
-  stats, tokenizer = DatasetStats(), Tokenizer()
+  stats, tokenizer = DatasetStats(), get_tokenizer()
   for number in range(*task):
     workers.tick(1)
     stats.read += 1
@@ -68,7 +67,7 @@ def _count_range(records: Records, task: tuple[int, int]) -> tuple[int, DatasetS
       stats.add_finding("record", error, file, int(index))
       continue
     if found.tokens is None:
-      found = dataclasses.replace(found, tokens=token_ids.make(found, tokenizer))
+      found = dataclasses.replace(found, tokens=record.tokenize(found, tokenizer))
     stats.add_record(found)
   return task[0], stats
 

@@ -110,6 +110,7 @@ class RunConfig:
       short_length=text.short_length,
       long_length=text.long_length if "long" in self.objective.needs else None,
       packed=data.packed,
+      tokenizer=text.tokenizer,
     )
 
 

@@ -12,7 +12,6 @@ from typing import Any
 
 from PIL import Image
 
-from fgclip_jax.data.tokenizers.clip import END, START, VOCAB_SIZE, Tokenizer
 from fgclip_jax.models.config import CLIP_PIXELS, ModelConfig, PixelSpec
 from fgclip_jax.weights.tensor_files import read_json
 
@@ -179,19 +178,21 @@ def write_image(folder: str, config: ModelConfig) -> list[str]:
 
 
 def write_tokenizer(folder: str, config: ModelConfig) -> list[str]:
-  """Writes CLIP's tokenizer; nothing for a model with another vocabulary. Returns the paths."""
-  if config.text.vocab_size != VOCAB_SIZE:
+  """Writes CLIP's tokenizer; nothing for a model with another one, or another vocabulary. Returns the paths."""
+  from fgclip_jax.data.tokenizers import clip  # here: only writing needs ftfy and tokenizers, which take long to import
+
+  if config.text.tokenizer != "clip" or config.text.vocab_size != clip.VOCAB_SIZE:
     return []
   values = {
     "tokenizer_class": "CLIPTokenizer",
     "model_max_length": config.text.short_length,
     "do_lower_case": True,
-    "bos_token": START,
-    "eos_token": END,
-    "pad_token": END,
-    "unk_token": END,
+    "bos_token": clip.START,
+    "eos_token": clip.END,
+    "pad_token": clip.END,
+    "unk_token": clip.END,
   }
-  return [_write_json(folder, TOKENIZER_FILE, values), *Tokenizer().save_vocabulary(folder)]
+  return [_write_json(folder, TOKENIZER_FILE, values), *clip.Tokenizer().save_vocabulary(folder)]
 
 
 def _write_json(folder: str, name: str, values: dict[str, Any]) -> str:

@@ -1,11 +1,13 @@
 """Records to examples: stored token ids give what the texts give, and crops take boxes along."""
 
 import dataclasses
+import io
 
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
+from PIL import Image
 
 from fgclip_jax.data import examples as module
 from fgclip_jax.data.dataset_folder import write_info
@@ -13,8 +15,9 @@ from fgclip_jax.data.examples import LoadExample, Prefix
 from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Layout
-from fgclip_jax.data.tokenizers import token_ids
+from fgclip_jax.data.record import Record, Region, tokenize
 from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.models.config import PixelSpec
 from tests.helpers.toy import BOXES, COUNT, RECORDS, assert_same, make_loader, take, write_shards
 
 TOKENIZER = Tokenizer()
@@ -42,7 +45,7 @@ def test_ids_behind_a_prefix_are_those_of_the_joined_text(prefix, text):
 
 
 def with_tokens(record):
-  return dataclasses.replace(record, tokens=token_ids.make(record, TOKENIZER))
+  return dataclasses.replace(record, tokens=tokenize(record, TOKENIZER))
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +134,37 @@ def test_a_record_is_cropped_differently_each_time(toy):
   (batch,) = take(make_loader(toy, batch_size=2 * COUNT, shuffle=False, crop="random_square"), 1)
   first, second = np.split(batch["image"][0], 2)
   assert (first != second).any(axis=(1, 2, 3)).mean() > 0.5
+
+
+@pytest.mark.parametrize("crop", ["none", "random"])
+@pytest.mark.parametrize("decode", ["exact", "fast"])
+@pytest.mark.parametrize("resize", ["squash", "center_crop", "pad"])
+def test_boxes_follow_what_the_models_pictures_do(tmp_path, resize, decode, crop):
+  """A white rectangle and its box stay together, whether the middle is cut out or the picture is padded."""
+  canvas = np.zeros((40, 80, 3), np.uint8)
+  canvas[8:24, 30:50] = 255
+  box, outside = (30 / 80, 8 / 40, 50 / 80, 24 / 40), (0.0, 0.0, 0.2, 1.0)
+  file = io.BytesIO()
+  Image.fromarray(canvas).save(file, "PNG")
+  regions = (Region(outside, "black"), Region(box, "white"))
+  write_shards(tmp_path, [Record("a", file.getvalue(), "a rectangle", "", regions)])
+  source, layout = Mixture([DataSet(str(tmp_path), "train")]), Layout(boxes=2)
+  config = DataConfig(path=str(tmp_path), decode=decode, crop=crop, crop_area=(0.9, 0.9), region_text="short")
+  load = LoadExample(source, config, layout, 80, PixelSpec(resize=resize, fill=(9, 9, 9)))
+  found = load.random_map(0, np.random.default_rng(3))
+  rows, columns = np.nonzero(found.example.image[..., 0] > 127)
+  seen = np.asarray([columns.min(), rows.min(), columns.max() + 1, rows.max() + 1]) / 80
+  np.testing.assert_allclose(found.example.boxes[-1], seen, atol=1.5 / 80)
+  assert TOKENIZER.decode(found.example.regions[-1].ids) == "white"
+  if crop == "none":
+    expected = {
+      "squash": [[0, 0, 0.2, 1], box],
+      "center_crop": [[0.25, 0.2, 0.75, 0.6]],  # the middle half of the width; the other box is gone
+      "pad": [[0, 0.25, 0.2, 0.75], [0.375, 0.35, 0.625, 0.55]],  # a quarter of the square above and below
+    }[resize]
+    np.testing.assert_allclose(found.example.boxes, expected, atol=1e-6)
+    assert found.boxes_lost == (resize == "center_crop")
+    assert (found.example.image == 9).all(axis=(1, 2)).sum() == (40 if resize == "pad" else 0)
 
 
 @pytest.mark.parametrize(

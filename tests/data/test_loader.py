@@ -117,8 +117,11 @@ def test_a_batch_that_does_not_divide(toy):
 def test_workers_load_nothing_but_data():
   code = (
     "import sys, fgclip_jax.main, fgclip_jax.data.loader\n"  # a worker process imports the command and the loader
-    "names = [name for name in sys.modules if name.startswith('fgclip_jax.') and name != 'fgclip_jax.main']\n"
-    "sys.exit([name for name in names if not name.startswith('fgclip_jax.data')] or None)"
+    "names = {name for name in sys.modules if name.startswith('fgclip_jax.')}\n"
+    "names -= {'fgclip_jax.' + name for name in ('main', 'cli', 'models', 'models.config', 'storage')}\n"
+    "names -= {'fgclip_jax.train', 'fgclip_jax.train.config_flags'}\n"
+    "names = [name for name in names if not name.startswith(('fgclip_jax.data', 'fgclip_jax.storage.'))]\n"
+    "sys.exit(names + list({'jax', 'flax', 'ftfy'} & set(sys.modules)) or None)"
   )
   process = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
   assert process.returncode == 0, process.stderr

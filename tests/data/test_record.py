@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from fgclip_jax.data import record
 from fgclip_jax.data.dataset_folder import find_shards, shard_path
 from fgclip_jax.data.record import Record, Region, Tokens
-from fgclip_jax.data.tokenizers import token_ids
 from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.storage.errors import RecordError
 
@@ -88,7 +87,7 @@ def test_tensorflow_datasets_reads_and_writes_the_same(parts):
 @given(_texts, _texts, st.lists(_regions, max_size=3))
 def test_tokens_are_those_of_each_caption_on_its_own(short, long, regions):
   regions, tokenizer = tuple(Region(*region) for region in regions), Tokenizer()
-  tokens = token_ids.make(Record("a", b"", short, long, regions), tokenizer)
+  tokens = record.tokenize(Record("a", b"", short, long, regions), tokenizer)
 
   def ids(text, optional=False):
     return () if optional and not text else tuple(tokenizer.encode(text))

@@ -16,7 +16,6 @@ from fgclip_jax.data import dataset_folder, record, shard_writer
 from fgclip_jax.data.dataset_folder import shard_path
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.data.shards import Records
-from fgclip_jax.data.tokenizers import token_ids
 from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.prepare import __main__ as prepare
 from fgclip_jax.prepare import report
@@ -35,7 +34,7 @@ def make_image(size=(60, 40), colour="white"):
 def make_record(index=0, image=None, regions=1):
   region = Region((0.25, 0.5, 0.75, 1.0), f"a <b>dog</b> {index}", "", ("a cat",))
   made = Record(f"{index}.png", image or make_image(), f"dog & cat {index}", "", (region,) * regions, 60, 40)
-  return dataclasses.replace(made, tokens=token_ids.make(made, Tokenizer()))
+  return dataclasses.replace(made, tokens=record.tokenize(made, Tokenizer()))
 
 
 def write_set(folder, items, shards=2):

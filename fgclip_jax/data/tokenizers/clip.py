@@ -33,24 +33,29 @@ _NOTHING_TO_FIX = re.compile(r"[\t\n -%'-~]*")  # ASCII without control characte
 class Tokenizer:
   """Text to token ids.
 
-  Can be pickled, and used from several threads at once.
+  The merges are read when the first text is encoded, once per process.
 
   Attributes:
     name: says which ids it makes, where they are stored; ftfy's minor version decides some.
-    start_id, end_id: 49406 and 49407. The end id is also what batches are padded with.
+    start_id, end_id: 49406 and 49407.
+    pad_id: the end id.
     vocab_size: 49408.
+    max_length: 77.
+    lower_case, joins_words: True.
   """
 
   name = f"openai-clip, ftfy {'.'.join(ftfy.__version__.split('.')[:2])}"
   start_id = VOCAB_SIZE - 2
   end_id = VOCAB_SIZE - 1
+  pad_id = end_id
   vocab_size = VOCAB_SIZE
+  max_length = 77
+  lower_case = True
+  joins_words = True
 
-  def __init__(self):
-    self._backend = _backend()
-
-  def __reduce__(self):
-    return Tokenizer, ()  # a new process reads the merges itself; that is quicker than sending the vocabulary
+  @property
+  def _backend(self) -> tokenizers.Tokenizer:
+    return _backend()  # no attribute: a new process reads the merges itself, quicker than unpickling the vocabulary
 
   def encode(self, text: str, length: int | None = None) -> list[int]:
     """The ids of one text, start and end included, not padded.
@@ -71,10 +76,10 @@ class Tokenizer:
     kept = None if length is None else length - 2
     return [[self.start_id, *encoding.ids[:kept], self.end_id] for encoding in encodings]
 
-  def __call__(self, texts: str | Sequence[str], length: int = 77) -> Int32[np.ndarray, "B {length}"]:
-    """The ids of each text, cut and padded with the end id to `length`. A single text makes a batch of one."""
+  def __call__(self, texts: str | Sequence[str], length: int = max_length) -> Int32[np.ndarray, "B {length}"]:
+    """The ids of each text, cut and padded to `length`. A single text makes a batch of one."""
     rows = self.encode_batch([texts] if isinstance(texts, str) else texts, length)
-    padded = np.full((len(rows), length), self.end_id, np.int32)
+    padded = np.full((len(rows), length), self.pad_id, np.int32)
     for row, ids in zip(padded, rows, strict=True):
       row[: len(ids)] = ids
     return padded
@@ -94,14 +99,13 @@ class Tokenizer:
     raw = bytes(_alphabet()[character] for character in "".join(tokens))
     return raw.decode("utf-8", errors="replace").replace("</w>", " ").strip()
 
+  def clean(self, text: str) -> str:
+    """What is read of a text: repaired, in lower case, with single spaces. Equal texts then are one caption."""
+    return _clean(text, 0)
+
   def save_vocabulary(self, folder: str) -> list[str]:
     """Writes the vocabulary and the merges as transformers reads them; returns the paths: vocab.json, merges.txt."""
     return self._backend.model.save(folder)
-
-
-def clean(text: str) -> str:
-  """What is read of a text: repaired, in lower case, with single spaces. Texts that are equal then are one caption."""
-  return _clean(text, 0)
 
 
 def _clean(text: str, index: int) -> str:

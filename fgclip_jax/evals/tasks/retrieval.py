@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from fgclip_jax.data.image import Mode
-from fgclip_jax.data.tokenizers.clip import clean
 from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.datasets import caption_sets
 from fgclip_jax.evals.encoding import encode_images
@@ -118,7 +117,7 @@ class ImageTextRetrieval:
     words, owner, caption = [], [], []
     for row, number in enumerate(kept):
       for text in entries[number].captions:
-        key = clean(text) or ("empty", row)  # an empty caption is no answer to another one's question
+        key = model.tokenizer.clean(text) or ("empty", row)  # an empty caption is no answer to another one's question
         if key not in distinct:
           words.append(text)
         owner.append(row)

@@ -22,6 +22,7 @@ from PIL import Image
 from fgclip_jax.cli import add_workers, positive
 from fgclip_jax.data import dataset_folder, record, shard_writer
 from fgclip_jax.data.dataset_folder import shard_path
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import scene_shapes
 from fgclip_jax.storage import paths
@@ -193,9 +194,7 @@ def make_record(seed: int, index: int, split: str) -> record.Record:
       for i, item in enumerate(objects)
     ),
   )
-  from fgclip_jax.data.tokenizers import token_ids
-
-  return dataclasses.replace(made, tokens=token_ids.make(made, _tokenizer()))
+  return dataclasses.replace(made, tokens=record.tokenize(made, get_tokenizer()))
 
 
 def _draw_negatives(rng: np.random.Generator, description: Description, split: str) -> tuple[str, ...]:
@@ -210,15 +209,6 @@ def encode_image(image: np.ndarray) -> bytes:
   file = io.BytesIO()
   Image.fromarray(image).save(file, "PNG", compress_level=0)
   return file.getvalue()
-
-
-@functools.cache
-def _tokenizer():
-  from fgclip_jax.data.tokenizers.clip import (
-    Tokenizer,  # here: importing it takes as long as NumPy, which help would feel
-  )
-
-  return Tokenizer()
 
 
 def _rng(seed: int, index: int, split: str, stream: int) -> np.random.Generator:
@@ -268,7 +258,7 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
   info = {
     "version": VERSION,
     "arguments": {"train": train, "validation": validation, "seed": seed},
-    "tokenizer": _tokenizer().name,
+    "tokenizer": get_tokenizer().name,
     "region_classes": [item.caption for item in descriptions()],
   }
   shards = [shard for split in by_split.values() for shard in split]

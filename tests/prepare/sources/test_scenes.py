@@ -12,7 +12,6 @@ from PIL import Image
 
 from fgclip_jax.data import dataset_folder, record
 from fgclip_jax.data.dataset_folder import find_shards
-from fgclip_jax.data.tokenizers import token_ids
 from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.prepare.sources import scene_shapes, scenes
 from tests.helpers import standin
@@ -270,7 +269,7 @@ def test_scenes_may_be_written_to_object_storage(tmp_path):
 def test_scenes_hold_their_size_and_tokens():
   made = scenes.make_record(0, 0, "train")
   assert (made.width, made.height) == (scenes.IMAGE_SIZE, scenes.IMAGE_SIZE)
-  assert made.tokens == token_ids.make(made, Tokenizer())
+  assert made.tokens == record.tokenize(made, Tokenizer())
 
 
 def test_another_data_set_is_not_overwritten(tmp_path):
