@@ -1,5 +1,6 @@
 """The numbers of a run: files that continue, and a progress line."""
 
+import collections
 import json
 import os
 import resource
@@ -9,6 +10,7 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event
 
 from fgclip_jax.data.loader import Loader
+from fgclip_jax.storage.skip_report import SkipReport
 from fgclip_jax.train.flops import StepFlops
 from fgclip_jax.train.logger import METRICS_FILE, Clock, Metrics, _record, duration
 
@@ -111,7 +113,7 @@ class WaitingLoader(Loader):
   """A loader without data, of which the clock reads what it has counted."""
 
   def __init__(self):
-    self.waited, self.bad = 0.0, {"image_truncated": 2}
+    self.waited, self.skips = 0.0, SkipReport(counts=collections.Counter(image_truncated=2))
     self.examples, self.boxes_lost = {"finehard": 60, "pairs": 20}, 5
 
 
