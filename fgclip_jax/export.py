@@ -108,7 +108,8 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
 
   def network() -> DualEncoder:
     built = parameters.build(config, params, Runtime(dtype=model.runtime.dtype, attention="xla"))
-    for tower in (built.vision, built.text) if unroll else ():
+    towers: tuple[Any, ...] = (built.vision, built.text) if unroll else ()
+    for tower in towers:
       if isinstance(getattr(tower, "transformer", None), Transformer):
         tower.transformer = _Unrolled(tower.transformer)
     return built
@@ -116,11 +117,16 @@ def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
   def image(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
     return unit_length(network().image_features(normalize(pixels, spec))[0])
 
+  def patches(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B h w D"]:
+    features = network().image_features(normalize(pixels, spec))[1]
+    assert features is not None  # no patches are dropped
+    return features
+
   def dense(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B h w D"]:
-    return unit_length(network().image_features(normalize(pixels, spec))[1])
+    return unit_length(patches(pixels))
 
   def regions(pixels: UInt8[Array, "B S S 3"], boxes: Float[Array, "B K 4"]) -> Float[Array, "B K D"]:
-    return unit_length(roi_align(network().image_features(normalize(pixels, spec))[1], boxes))
+    return unit_length(roi_align(patches(pixels), boxes))
 
   def text(tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
     return _encode_text(network(), tokens, config.text.kinds[TEXT_PARTS[what]])
@@ -169,7 +175,7 @@ def to_stablehlo(part: Part) -> bytes:
   """The part as `jax.export.deserialize` reads it, for any of `PLATFORMS`."""
   names = {size for shape, _ in part.inputs.values() for size in shape if isinstance(size, str)}
   scope = jax.export.SymbolicScope()
-  sizes = {name: jax.export.symbolic_shape(name, scope=scope)[0] for name in sorted(names)}
+  sizes: dict[int | str, Any] = {name: jax.export.symbolic_shape(name, scope=scope)[0] for name in sorted(names)}
   specs = [
     jax.ShapeDtypeStruct(tuple(sizes.get(size, size) for size in shape), dtype) for shape, dtype in part.inputs.values()
   ]
@@ -198,15 +204,17 @@ def run(format: str, data: bytes, arrays: Sequence[np.ndarray]) -> np.ndarray:
   import onnxruntime
 
   session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
-  return session.run(None, dict(zip((given.name for given in session.get_inputs()), arrays, strict=True)))[0]
+  outputs = session.run(None, dict(zip((given.name for given in session.get_inputs()), arrays, strict=True)))
+  return np.asarray(outputs[0])
 
 
 def sample(model: FGCLIP, part: Part, batch: int, seed: int = 0) -> list[np.ndarray]:
   """Random inputs of a part."""
   rng = np.random.default_rng(seed)
+  free: dict[int | str, int] = {"batch": batch, "boxes": 3}
   arrays = []
   for name, (shape, dtype) in part.inputs.items():
-    sizes = [{"batch": batch, "boxes": 3}.get(size, size) for size in shape]
+    sizes = [int(free.get(size, size)) for size in shape]
     if name == "pixels":
       arrays.append(rng.integers(0, 256, sizes).astype(dtype))
     elif name == "boxes":

@@ -15,7 +15,7 @@ edges by 100 levels and more, and what `prepare --max_side` stores is small alre
 
 import threading
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import simplejpeg
@@ -78,7 +78,8 @@ def decode_square(
 def _decode_fast(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
   if data[:2] == b"\xff\xd8":
     try:
-      height, width, color, _ = simplejpeg.decode_jpeg_header(data)
+      header: tuple[Any, ...] = simplejpeg.decode_jpeg_header(data)
+      height, width, color, _ = header
       if color in _COLORS and min(height, width) >= MIN_SIDE and height * width <= MAX_PIXELS:
         return simplejpeg.decode_jpeg(data)
     except ValueError:
@@ -106,14 +107,15 @@ def resize_fast(
 def _resize_fast(
   pixels: UInt8[np.ndarray, "H W 3"], wide: int, high: int, name: str
 ) -> UInt8[np.ndarray, "{high} {wide} 3"]:
+  library: Any = cykooz_resizer  # type checkers cannot know that it is installed here
   if not hasattr(_thread, "resizer"):  # it holds buffers of its own
-    _thread.resizer = cykooz_resizer.Resizer()
-  algorithm = cykooz_resizer.ResizeAlg.convolution(cykooz_resizer.FilterType[name])
-  options, rgb = cykooz_resizer.ResizeOptions(resize_alg=algorithm), cykooz_resizer.PixelType.U8x3
+    _thread.resizer = library.Resizer()
+  algorithm = library.ResizeAlg.convolution(library.FilterType[name])
+  options, rgb = library.ResizeOptions(resize_alg=algorithm), library.PixelType.U8x3
   height, width = pixels.shape[:2]
-  image = cykooz_resizer.ImageData(width, height, rgb, pixels.tobytes())
+  image = library.ImageData(width, height, rgb, pixels.tobytes())
   steps = [(wide, height), (wide, high)] if wide * height <= MAX_PIXELS else [(wide, high)]
   for step in steps:  # rows, then columns, as `image.make_square`
-    image, before = cykooz_resizer.ImageData(*step, rgb), image
+    image, before = library.ImageData(*step, rgb), image
     _thread.resizer.resize(before, image, options)
   return np.frombuffer(image.get_buffer(), np.uint8).reshape(high, wide, 3)

@@ -7,8 +7,8 @@ FG-CLIP squashes an image to a square without keeping its aspect ratio (`to_squa
 import io
 import os
 import warnings
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal, cast
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -102,7 +102,7 @@ def make_square(
   width, height, left, top = fit(image.size, size, mode)
   scaled = _resize(image, width, height, pixels.interpolation)
   if left < 0 or top < 0 or min(width, height) < size:
-    square = Image.new("RGB", (size, size), pixels.fill)
+    square = Image.new("RGB", (size, size), tuple(pixels.fill))
     square.paste(scaled, (-left, -top))
     return np.asarray(square)
   return np.asarray(scaled.crop((left, top, left + size, top + size)))
@@ -145,8 +145,8 @@ def preprocess(
     TypeError, ValueError: something that is none of those, an array of another dtype or shape, an unknown mode.
   """
   single = isinstance(images, Picture) and not (isinstance(images, np.ndarray) and images.ndim == 4)
-  rows = []
-  for index, picture in enumerate([images] if single else images):
+  rows, listed = [], cast(Iterable[Any], [images] if single else images)
+  for index, picture in enumerate(listed):
     name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else "image" if single else f"images[{index}]"
     rows.append(to_levels(picture, size, mode, name, pixels))
   return normalize(np.stack(rows) if rows else np.zeros((0, size, size, 3), np.uint8), pixels)

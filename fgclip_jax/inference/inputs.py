@@ -130,7 +130,8 @@ def to_boxes(given: Boxes, count: int | None) -> Iterator[np.ndarray]:
   Raises:
     ValueError: at once or when the boxes' turn comes; names the first wrong one.
   """
-  if hasattr(given, "ndim") and given.dtype != object:
+  array: Any = given
+  if hasattr(array, "ndim") and array.dtype != object:
     given = np.asarray(given, np.float32)
     if given.ndim != 3 or given.shape[2] != 4 or count not in (None, len(given)):
       raise ValueError(f"boxes must be [B, K, 4]{_with(count)}, one list for each image, got {list(given.shape)}")
@@ -187,18 +188,18 @@ def to_ids(texts: Texts, config: TextConfig) -> list[Ids]:
     return _cut_at_end(list(rows), config)
   if not isinstance(texts, str) and not isinstance(texts, Iterable):
     raise TypeError(f"texts must be str, a list of str, or token ids, got {_show(texts)}")
-  texts = [texts] if isinstance(texts, str) else list(texts)
-  if not texts:
+  listed: list[Any] = [texts] if isinstance(texts, str) else list(texts)
+  if not listed:
     raise ValueError("there are no texts: give at least one")
-  if not isinstance(texts[0], str) and (hasattr(texts[0], "ndim") or isinstance(texts[0], Sequence)):
-    return _cut_at_end([_to_row(*each) for each in enumerate(texts)], config)
+  if not isinstance(listed[0], str) and (hasattr(listed[0], "ndim") or isinstance(listed[0], Sequence)):
+    return _cut_at_end([_to_row(*each) for each in enumerate(listed)], config)
   tokenizer = get_tokenizer(config.tokenizer)
   if config.vocab_size != tokenizer.vocab_size:
     raise ValueError(
       f"the model has a vocabulary of {config.vocab_size:,} tokens and its tokenizer {config.tokenizer!r} "
       f"{tokenizer.vocab_size:,}: give token ids instead of strings"
     )
-  return [_read_part(row, config.end_id) for row in tokenizer.encode_batch(texts)]
+  return [_read_part(row, config.end_id) for row in tokenizer.encode_batch(listed)]
 
 
 def _read_part(row: list[int], end_id: int) -> Ids:

@@ -5,7 +5,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -97,7 +97,7 @@ def place(params: parameters.Params, device: Device | None) -> parameters.Params
   return jax.tree.map(_to_float32, params)
 
 
-def find_device(device: str | jax.Device) -> jax.Device:
+def find_device(device: str | jax.Device) -> jax.Device:  # pyright: ignore[reportInvalidTypeForm] - it is a class
   """The device of a name: a platform and, after a colon, its number among those of this process (else the first).
 
   Raises:
@@ -123,7 +123,7 @@ def find_mesh(params: parameters.Params) -> jax.sharding.Mesh | None:
   """The mesh of several devices that parameters live on, if they do."""
   sharding = jax.tree.leaves(params)[0].sharding
   several = isinstance(sharding, jax.sharding.NamedSharding) and sharding.mesh.size > 1
-  return sharding.mesh if several else None
+  return cast(jax.sharding.Mesh, sharding.mesh) if several else None
 
 
 def use_compilation_cache(folder: str = "auto") -> None:

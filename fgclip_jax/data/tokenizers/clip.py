@@ -138,9 +138,9 @@ def _read_merges() -> list[tuple[str, str]]:
     raise FileNotFoundError(
       "the package openai-clip, which holds CLIP's merges, is missing: pip install openai-clip"
     ) from error
-  with gzip.open(path, "rt", encoding="utf-8") as file:
+  with gzip.open(str(path), "rt", encoding="utf-8") as file:
     lines = file.read().split("\n")[1 : 1 + _MERGES]  # the first line names the file's version
-  return [tuple(line.split()) for line in lines]
+  return [(left, right) for left, right in map(str.split, lines)]
 
 
 @functools.cache
