@@ -2,14 +2,14 @@
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 
 from fgclip_jax.data import record as records
-from fgclip_jax.data.augment import choose_part, move_boxes
+from fgclip_jax.data.augment import Crop, choose_part, move_boxes
 from fgclip_jax.data.config import DataConfig
-from fgclip_jax.data.decode import decode_square
+from fgclip_jax.data.decode import Mode, decode_square
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, row_buckets_from_samples
 from fgclip_jax.data.record import Ids, Inputs
@@ -119,8 +119,8 @@ class LoadExample:
     if self.image_size is None:
       image = _NO_IMAGE
     else:
-      choose = choose_part(config.crop, config.crop_area, rng)
-      pixels, part = decode_square(inputs.image, self.image_size, config.decode, choose, self._pixels)
+      choose = choose_part(cast(Crop, config.crop), config.crop_area, rng)
+      pixels, part = decode_square(inputs.image, self.image_size, cast(Mode, config.decode), choose, self._pixels)
       if image is None:
         image = pixels
       else:
