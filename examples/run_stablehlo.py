@@ -12,7 +12,7 @@ import jax
 
 from fgclip_jax.data.image import to_levels
 from fgclip_jax.data.tokenizers.clip import Tokenizer
-from fgclip_jax.models.config import PixelSpec
+from fgclip_jax.models.pixel_spec import PixelSpec
 
 
 def main():

@@ -17,6 +17,9 @@ bash launch/setup.sh --dev
 echo "test: ruff check"
 .venv/bin/ruff check .
 
+echo "test: pyright"
+.venv/bin/pyright
+
 # One process per core, up to eight; a file stays in one process, so that its fixtures are made once.
 workers="$(.venv/bin/python -c 'import os; print(min(os.cpu_count() or 1, 8))')"
 echo "test: pytest in $workers processes"

@@ -30,6 +30,7 @@ ELSEWHERE = {
   "inference/inputs": "inference/model",
   "losses/objective": "losses/losses",
   "models/params": "train/state",
+  "models/pixel_spec": "models/config",
   "models/text": "models/towers",
   "models/transformer": "models/towers",
   "models/vit": "models/towers",

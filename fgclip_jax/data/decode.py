@@ -23,7 +23,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fgclip_jax.data.image import MAX_PIXELS, MIN_SIDE, fit, make_square, open_image
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 
 try:
   import cykooz_resizer

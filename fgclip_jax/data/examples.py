@@ -14,7 +14,7 @@ from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, row_buckets_from_samples
 from fgclip_jax.data.record import Ids, Inputs
 from fgclip_jax.data.tokenizers import Tokenizer, get_tokenizer
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip
 

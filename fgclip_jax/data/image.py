@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 from PIL import Image
 
-from fgclip_jax.models.config import CLIP_PIXELS, RESIZE_MODES, PixelSpec
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, RESIZE_MODES, PixelSpec
 from fgclip_jax.storage.errors import RecordError
 
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs; half a gigabyte once decoded

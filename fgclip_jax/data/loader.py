@@ -20,7 +20,7 @@ from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.examples import LoadExample, measure_row_buckets
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Layout, assemble
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.skip_report import SkipReport
 from fgclip_jax.storage.workers import count_processors

@@ -19,7 +19,7 @@ from PIL import Image
 from fgclip_jax.data import annotation_fields, shards
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record as records
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
 

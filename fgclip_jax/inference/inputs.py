@@ -15,7 +15,8 @@ from numpy.typing import ArrayLike
 from fgclip_jax.data import image as images
 from fgclip_jax.data import packing
 from fgclip_jax.data.tokenizers import get_tokenizer
-from fgclip_jax.models.config import ModelConfig, PixelSpec, TextConfig
+from fgclip_jax.models.config import ModelConfig, TextConfig
+from fgclip_jax.models.pixel_spec import PixelSpec
 from fgclip_jax.storage.threads import Item, in_threads
 
 Pictures = ArrayLike | images.Picture | Iterable[images.Picture | ArrayLike]

@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt8
 
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 
 
 def normalize(levels: UInt8[Array, "*B S S 3"], pixels: PixelSpec = CLIP_PIXELS) -> Float[Array, "*B S S 3"]:

@@ -12,7 +12,8 @@ from typing import Any
 
 from PIL import Image
 
-from fgclip_jax.models.config import CLIP_PIXELS, ModelConfig, PixelSpec
+from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.weights.tensor_files import read_json
 
 IMAGE_FILE = "preprocessor_config.json"

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from fgclip_jax.models.config import CLIP_PIXELS, END_ID, ModelConfig, PixelSpec, ResNetConfig, TextConfig, VisionConfig
+from fgclip_jax.models.config import END_ID, ModelConfig, ResNetConfig, TextConfig, VisionConfig
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.weights import torch_pickle
 from fgclip_jax.weights.clip_to_fgclip import to_clip
 from fgclip_jax.weights.huggingface import save

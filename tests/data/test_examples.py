@@ -17,7 +17,7 @@ from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Layout
 from fgclip_jax.data.record import Record, Region, tokenize
 from fgclip_jax.data.tokenizers.clip import Tokenizer
-from fgclip_jax.models.config import PixelSpec
+from fgclip_jax.models.pixel_spec import PixelSpec
 from tests.helpers.toy import BOXES, COUNT, RECORDS, assert_same, make_loader, take, write_shards
 
 TOKENIZER = Tokenizer()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fgclip_jax.data.image import normalize as normalize_on_host
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.models.pixels import normalize
 
 LEVELS = np.random.default_rng(0).integers(0, 256, (2, 8, 8, 3), np.uint8)

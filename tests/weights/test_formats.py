@@ -12,7 +12,8 @@ from PIL import Image
 import fgclip_jax
 from fgclip_jax import convert
 from fgclip_jax.data import image as images
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec, preset
+from fgclip_jax.models.config import preset
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.weights import clip_to_fgclip, native
 from fgclip_jax.weights import formats as folders
 

@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from fgclip_jax.data import image as images
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec, preset
+from fgclip_jax.models.config import preset
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.weights import huggingface_processor
 from fgclip_jax.weights.huggingface_processor import read_image, write_image
 

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 
 from fgclip_jax.data import image as images
 from fgclip_jax.inference.model import FGCLIP
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport

@@ -8,7 +8,7 @@ from jaxtyping import UInt8
 
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record, shards
-from fgclip_jax.models.config import CLIP_PIXELS, PixelSpec
+from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
 from fgclip_jax.storage.threads import in_threads
