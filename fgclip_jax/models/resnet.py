@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fgclip_jax.models.config import ResNetConfig
 from fgclip_jax.models.transformer import Dtype, Runtime, linear, remat_policy
@@ -203,7 +203,7 @@ class ResNetTower(nnx.Module):
     self.pool = AttentionPool(config, runtime, rngs=rngs)
 
   def __call__(
-    self, image: Float[Array, "B S S 3"], keep: None = None, train: bool = False
+    self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None = None, train: bool = False
   ) -> tuple[Float[Array, "B C"], Float[Array, "B h w C"], Statistics]:
     """Encodes normalised images.
 
