@@ -189,12 +189,17 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
   _check_objective(run)
   _check_savings(run)
   if check_data:
-    if not run.data.path and not run.data.mixture:
-      raise ValueError("config.data.path is empty: name a folder made by `python -m fgclip_jax.prepare`")
-    for data in run.data.sets():
-      find_shards(data.path, data.split)
+    _check_data(run.data)
   run.layout()
   return run
+
+
+def _check_data(data: DataConfig) -> None:
+  """The data sets are there."""
+  if not data.path and not data.mixture:
+    raise ValueError("config.data.path is empty: name a folder made by `python -m fgclip_jax.prepare`")
+  for each in data.sets():
+    find_shards(each.path, each.split)
 
 
 def _check_keep(run: RunConfig) -> None:
