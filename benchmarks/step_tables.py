@@ -179,7 +179,7 @@ def pytorch_work(model: ModelConfig, batch: dict) -> tuple[float, int]:
   """Forward and backward operations of a batch as the published collator pads it, and its text slots.
 
   Every row's attention is counted in full, as ours is. Image tower, dense path and text blocks by
-  fgclip_jax/train/accounts.py; the backward pass costs twice the forward one.
+  fgclip_jax/train/flops.py; the backward pass costs twice the forward one.
   """
   shapes = [batch[key].shape for key in ("short_ids", "long_ids", "region_ids", "hard_ids")]
   slots = sum(rows * length for rows, length in shapes)

@@ -4,7 +4,7 @@ A record is a serialized `tf.train.Example` with the fields that `features` name
 TensorFlow Datasets reads the same files; here they are read and written without it, which is
 several times as quick. A data set is a folder of shards named
 `NAME-SPLIT.array_record-00000-of-00004`, written with `group_size:1` (random access needs it);
-`tfds_folder.py` says what else lies in it.
+`dataset_folder.py` says what else is in it.
 """
 
 import dataclasses
