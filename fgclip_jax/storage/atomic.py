@@ -1,0 +1,190 @@
+"""Outputs that are there whole or not at all.
+
+A new output is made beside the old one and takes its place when it is whole. A failure of any kind (a full disk,
+Ctrl-C) leaves the old one as it was and nothing of the new one. The umask decides the modes of all files, whatever the
+library that wrote them chose.
+"""
+
+import contextlib
+import errno
+import fnmatch
+import os
+import shutil
+import stat
+import tempfile
+import uuid
+from collections.abc import Iterator, Sequence
+
+from fgclip_jax.storage import paths
+
+_NO_SPACE = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS") if hasattr(errno, name))
+
+
+@contextlib.contextmanager
+def file(path: str | os.PathLike[str]) -> Iterator[str]:
+  """Makes a file.
+
+  The block writes the file at the path that it is given, which lies in the same folder and has the same ending. When
+  the block ends, the file replaces the one at `path`. A link at `path` stays, and what it leads to is replaced. A
+  device or a pipe is written to. The folder must exist. `path` may be a URL.
+
+  Raises:
+    IsADirectoryError: there is a folder at `path`.
+    OSError: names `path`, also where the disk is full.
+  """
+  path = os.fspath(path)
+  if paths.is_remote(path):
+    with tempfile.TemporaryDirectory() as folder, _named(folder, path):
+      yield (made := os.path.join(folder, os.path.basename(path)))
+      paths.publish(made, path)
+    return
+  if os.path.isdir(path):
+    raise IsADirectoryError(errno.EISDIR, "is a folder, and a file is to be written", path)
+  if os.path.exists(path) and not os.path.isfile(path):  # /dev/stdout, a FIFO
+    with tempfile.TemporaryDirectory() as folder, _named(folder, path):
+      yield (made := os.path.join(folder, os.path.basename(path)))
+      with open(made, "rb") as source, open(path, "wb") as target:
+        shutil.copyfileobj(source, target)
+    return
+  target = os.path.realpath(path)
+  temporary = _beside(target)
+  with _named(temporary, path):
+    try:
+      with open(temporary, "xb") as created:
+        mode = stat.S_IMODE(os.fstat(created.fileno()).st_mode)
+      yield temporary
+      _finish(temporary, mode)
+      os.replace(temporary, target)
+    except BaseException:
+      with contextlib.suppress(OSError):
+        os.remove(temporary)
+      raise
+
+
+@contextlib.contextmanager
+def folder(path: str | os.PathLike[str], owned: Sequence[str] = ()) -> Iterator[str]:
+  """Makes a folder, or replaces some of what one holds.
+
+  The block fills the empty folder that it is given. When the block ends, and there is no folder at `path`, that one is
+  moved there. Otherwise its files and folders replace those of the same names, those that match a pattern of `owned`
+  go, and all others stay. A link at `path` stays, and what it leads to is changed. Folders above `path` are made.
+
+  Args:
+    path: the folder, on this machine.
+    owned: patterns of the names that belong to the earlier output, such as `model-*.safetensors`.
+
+  Raises:
+    NotADirectoryError: there is something else at `path`.
+    OSError: names `path`, also where the disk is full.
+  """
+  path = os.fspath(path)
+  target = os.path.realpath(path)
+  if os.path.lexists(target) and not os.path.isdir(target):
+    raise NotADirectoryError(errno.ENOTDIR, "is no folder, and one is to be written", path)
+  exists = os.path.isdir(target)
+  # inside a folder that exists: it may be a mount, and the one above it may be closed to us
+  temporary = _beside(os.path.join(target, "new") if exists else target)
+  with _named(temporary, path), _parents(os.path.dirname(temporary)):
+    try:
+      os.mkdir(temporary)
+      made = os.path.join(temporary, "new")
+      os.mkdir(made)
+      yield made
+      mode = stat.S_IMODE(os.stat(made).st_mode)
+      for base, folders, files in os.walk(made):
+        for name in folders:
+          _finish(os.path.join(base, name), mode)
+        for name in files:
+          _finish(os.path.join(base, name), mode & 0o666)
+      if exists:
+        _swap(made, target, os.path.join(temporary, "old"), owned)
+      else:
+        os.rename(made, target)
+    finally:
+      shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _swap(made: str, target: str, old: str, owned: Sequence[str]) -> None:
+  """Moves everything in `made` into `target`, and what it replaces into `old`; undoes that where it fails."""
+  new = os.listdir(made)
+  leaving = [
+    name for name in os.listdir(target) if name in new or any(fnmatch.fnmatchcase(name, pattern) for pattern in owned)
+  ]
+  os.mkdir(old)
+  moves = [(os.path.join(target, name), os.path.join(old, name)) for name in leaving]
+  moves += [(os.path.join(made, name), os.path.join(target, name)) for name in new]
+  done = []
+  try:
+    for start, end in moves:
+      done.append((start, end))  # first: Ctrl-C may come between a move and its record
+      _move(start, end)
+  except BaseException:
+    for start, end in reversed(done):
+      if os.path.lexists(end) and not os.path.lexists(start):
+        _move(end, start)
+    raise
+
+
+def _move(start: str, end: str) -> None:
+  try:
+    os.rename(start, end)
+  except OSError as error:
+    if error.errno != errno.EXDEV:  # overlay file systems (Docker) refuse to rename folders of their lower layers
+      raise
+    shutil.move(start, end)
+
+
+def _beside(path: str) -> str:
+  """A path in the same folder that is in use by nobody; short, hidden, with the same ending."""
+  start, end = os.path.splitext(os.path.basename(path))
+  return os.path.join(os.path.dirname(path), f".{start[:40]}.{uuid.uuid4().hex[:8]}.tmp{end[:20]}")
+
+
+def _finish(path: str, mode: int) -> None:
+  """Gives a file or a folder its mode, and has a file written out, which is when some disks say that they are full."""
+  if os.path.islink(path):
+    return
+  if stat.S_IMODE(os.stat(path).st_mode) != mode:
+    os.chmod(path, mode)
+  if os.path.isfile(path):
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+      os.fsync(descriptor)
+    finally:
+      os.close(descriptor)
+
+
+@contextlib.contextmanager
+def _parents(path: str) -> Iterator[None]:
+  """Makes a folder and those above it; a failure of the block removes those that were made."""
+  made = []
+  while path and not os.path.isdir(path):
+    made.append(path)
+    path = os.path.dirname(path)
+  try:
+    for each in reversed(made):
+      os.mkdir(each)
+    yield
+  except BaseException:
+    for each in made:
+      with contextlib.suppress(OSError):  # another process may have put something there
+        os.rmdir(each)
+    raise
+
+
+@contextlib.contextmanager
+def _named(temporary: str, path: str) -> Iterator[None]:
+  """Has errors name the output, not its temporary copy; libraries' own errors about a full disk become OSErrors."""
+  try:
+    yield
+  except OSError as error:
+    name = error.filename
+    ours = isinstance(name, str) and name.startswith(temporary)
+    if ours or (name is None and error.errno in _NO_SPACE):
+      assert error.errno is not None
+      raise OSError(error.errno, error.strerror, path) from error
+    raise
+  except Exception as error:
+    if os.strerror(errno.ENOSPC) in str(error):  # safetensors, Orbax
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path) from error
+    raise
