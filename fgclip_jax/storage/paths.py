@@ -1,13 +1,31 @@
 """One set of functions for files on this machine and in object storage: paths with `://` go through fsspec.
 
 Local paths go to the functions of `os` directly. `gs://` needs the package gcsfs, `s3://` the package s3fs.
+
+Only regular files are read: a pipe would wait for a writer for ever, and a device such as `/dev/zero` has no end.
 """
 
 import builtins
+import errno
 import os
 import posixpath
 import shutil
+import stat
 from typing import IO, Any
+
+
+class NotRegularFileError(OSError):
+  """What stands at a local path is neither a regular file nor a folder, but a pipe, a device or a socket."""
+
+  def __init__(self, path: str, mode: int):
+    super().__init__(errno.EINVAL, f"is {_describe(mode)}, and only regular files are read", path)
+    self._mode = mode
+
+  def __str__(self) -> str:
+    return f"{self.filename!r} {self.strerror}"
+
+  def __reduce__(self):
+    return type(self), (self.filename, self._mode)
 
 
 def is_remote(path: str) -> bool:
@@ -16,19 +34,31 @@ def is_remote(path: str) -> bool:
 
 
 def open(path: str, mode: str = "rb", **options: Any) -> IO:
-  """Opens a file as `open` does; one opened for reading bytes can seek."""
+  """Opens a file as `open` does; one opened for reading bytes can seek.
+
+  Raises:
+    NotRegularFileError: it is to be read, and is a pipe, a device or a socket.
+    OSError: it cannot be opened.
+  """
   if not is_remote(path):
+    if mode.startswith("r"):
+      options["opener"] = _open_regular
     return builtins.open(path, mode, **options)
   system, name = _resolve(path)
   return system.open(name, mode, **options)
 
 
 def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
-  """Returns `size` bytes of a file from `offset` on (None: to its end), or fewer at the end of the file."""
+  """Returns `size` bytes of a file from `offset` on (None: to its end), or fewer at the end of the file.
+
+  Raises:
+    NotRegularFileError: it is a pipe, a device or a socket.
+    OSError: it cannot be read.
+  """
   if is_remote(path):
     system, name = _resolve(path)
     return system.cat_file(name, start=offset, end=None if size is None else offset + size)
-  with builtins.open(path, "rb") as file:
+  with open(path) as file:
     file.seek(offset)
     return file.read(-1 if size is None else size)
 
@@ -42,7 +72,7 @@ def exists(path: str) -> bool:
 
 
 def is_file(path: str) -> bool:
-  """Whether there is a file at a path."""
+  """Whether there is a regular file at a path."""
   if not is_remote(path):
     return os.path.isfile(path)
   system, name = _resolve(path)
@@ -137,6 +167,32 @@ def remove(path: str) -> None:
   system, name = _resolve(path)
   if system.exists(name):
     system.rm(name, recursive=True)
+
+
+def _open_regular(path: str, flags: int) -> int:
+  """Opens a file for `builtins.open`, without waiting, and refuses all that is not regular."""
+  _refuse_irregular(path, os.stat(path).st_mode)  # first, for opening a device may have effects of its own
+  # Another file may stand there by now: opening a pipe must not wait.
+  descriptor = os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+  try:
+    _refuse_irregular(path, os.fstat(descriptor).st_mode)
+  except OSError:
+    os.close(descriptor)
+    raise
+  return descriptor
+
+
+def _refuse_irregular(path: str, mode: int) -> None:
+  if stat.S_ISDIR(mode):
+    raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), path)
+  if not stat.S_ISREG(mode):
+    raise NotRegularFileError(path, mode)
+
+
+def _describe(mode: int) -> str:
+  if stat.S_ISFIFO(mode):
+    return "a named pipe"
+  return "a socket" if stat.S_ISSOCK(mode) else "a device"
 
 
 def _resolve(path: str) -> tuple[Any, str]:

@@ -5,6 +5,7 @@ Every reader that goes on after a fault counts it here: `prepare`, `embed`, the 
 
 import collections
 import dataclasses
+import unicodedata
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -69,7 +70,7 @@ class SkipReport:
     examples = self.examples.setdefault(skip.kind, [])
     if len(examples) >= self.limit:
       return False
-    texts = {name: _printable(getattr(skip, name)) for name in ("message", "field", "place")}
+    texts = {name: printable(getattr(skip, name).replace("\n", " ")) for name in ("message", "field", "place")}
     examples.append(dataclasses.replace(skip, **texts))
     return True
 
@@ -93,5 +94,16 @@ class SkipReport:
     return f"{len(self):,} of {total:,} {things} could not be used and were skipped ({kinds})"
 
 
-def _printable(text: str) -> str:
-  return text.encode("utf-8", "backslashreplace").decode().replace("\n", " ")
+def printable(text: str) -> str:
+  r"""Returns a text for a message or a terminal: what is no visible character is escaped, as `\x1b`.
+
+  Names and captions come from files of strangers, and control characters in them can rewrite a terminal.
+  """
+  if text.isprintable():
+    return text
+  return "".join(
+    character
+    if character.isprintable() or unicodedata.category(character) == "Zs"  # wide and narrow spaces
+    else character.encode("unicode_escape").decode()
+    for character in text
+  )

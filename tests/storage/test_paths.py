@@ -1,6 +1,9 @@
 """Local and remote files through one set of functions; a stand-in for object storage takes the remote part."""
 
 import builtins
+import os
+import pickle
+import socket
 
 import pytest
 from hypothesis import given
@@ -83,3 +86,36 @@ def test_storage_without_its_package_names_the_package(monkeypatch):
     paths.read("s3://bucket/a")
   with pytest.raises(ValueError, match="nowhere://a.*no known kind of storage"):
     paths.size("nowhere://a")
+
+
+def _make_irregular(folder) -> dict[str, str]:
+  """Makes a pipe, links to a pipe and to a device, and a socket; returns what each is called, by path."""
+  os.mkfifo(folder / "pipe")
+  (folder / "link").symlink_to(folder / "pipe")
+  (folder / "zero").symlink_to("/dev/zero")
+  with socket.socket(socket.AF_UNIX) as listener:
+    listener.bind(str(folder / "socket"))
+  names = {"pipe": "a named pipe", "link": "a named pipe", "zero": "a device", "socket": "a socket"}
+  return {str(folder / name): called for name, called in names.items()}
+
+
+def test_only_regular_files_are_read(tmp_path):
+  for path, called in _make_irregular(tmp_path).items():
+    assert not paths.is_file(path)
+    for read in (paths.read, paths.open, lambda path: paths.open(path, "r", encoding="utf-8")):
+      with pytest.raises(paths.NotRegularFileError) as caught:
+        read(path)
+      assert str(caught.value) == f"{path!r} is {called}, and only regular files are read"
+      assert str(pickle.loads(pickle.dumps(caught.value))) == str(caught.value)
+  with pytest.raises(IsADirectoryError):
+    paths.open(str(tmp_path))
+
+
+def test_a_link_to_a_file_is_read_and_a_circle_of_links_is_an_error(tmp_path):
+  (tmp_path / "file").write_bytes(b"text")
+  (tmp_path / "link").symlink_to("file")
+  (tmp_path / "circle").symlink_to("circle")
+  assert paths.read(str(tmp_path / "link")) == b"text"
+  assert not paths.is_file(str(tmp_path / "circle"))
+  with pytest.raises(OSError, match="symbolic links"):
+    paths.open(str(tmp_path / "circle"))

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.storage.errors import RecordError
-from fgclip_jax.storage.skip_report import Skip, SkipReport
+from fgclip_jax.storage.skip_report import Skip, SkipReport, printable
 
 SKIPS = st.lists(st.builds(Skip, st.sampled_from(["image_missing", "box_outside", "text_empty"]), st.text()))
 
@@ -54,3 +54,11 @@ def test_texts_are_one_line_of_unicode(given, kept):
   report = SkipReport()
   report.add(Skip("text_wrong", given, given, given))
   assert report.examples["text_wrong"] == [Skip("text_wrong", kept, kept, kept)]
+
+
+def test_what_could_rewrite_a_terminal_is_escaped():
+  assert printable("caf\u00e9 \u3000 \U0001f415.jpg") == "caf\u00e9 \u3000 \U0001f415.jpg"
+  assert printable("\x1b[2J\x07a\r\n\x9b1m\u202egpj\udcff") == r"\x1b[2J\x07a\r\n\x9b1m\u202egpj\udcff"
+  report = SkipReport()
+  report.add(Skip("text_wrong", "\x1b[31mred", place="a\x07.tar"))
+  assert report.examples["text_wrong"] == [Skip("text_wrong", r"\x1b[31mred", place=r"a\x07.tar")]
