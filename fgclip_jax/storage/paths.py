@@ -113,6 +113,17 @@ def list_folder(path: str) -> list[str]:
   return sorted(entry for entry in set(names) if entry)  # some stores list an empty name for the folder itself
 
 
+def scan_folder(path: str) -> list[tuple[str, bool]]:
+  """Lists the names in a folder, sorted, each with whether it is a folder or a link to one."""
+  if not is_remote(path):
+    with os.scandir(path) as entries:
+      return sorted((entry.name, _leads_to_folder(entry)) for entry in entries)
+  system, name = _resolve(path)
+  entries = {entry["name"].rstrip("/"): entry["type"] == "directory" for entry in system.ls(name, detail=True)}
+  entries.pop(name.rstrip("/"), None)  # some stores list the folder itself
+  return sorted((posixpath.basename(entry), is_folder) for entry, is_folder in entries.items())
+
+
 def join(path: str, *parts: str) -> str:
   """Joins the parts of a path."""
   return posixpath.join(path, *parts) if is_remote(path) else os.path.join(path, *parts)
@@ -193,6 +204,13 @@ def _describe(mode: int) -> str:
   if stat.S_ISFIFO(mode):
     return "a named pipe"
   return "a socket" if stat.S_ISSOCK(mode) else "a device"
+
+
+def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # a link to itself
+    return False
 
 
 def _resolve(path: str) -> tuple[Any, str]:
