@@ -53,7 +53,10 @@ def check_unicode(value: str, name: str, field: str) -> None:
   try:
     value.encode()
   except UnicodeEncodeError as error:
-    raise RecordError(f"{name}_not_unicode", field, f"holds a code that is no character ({error.reason})") from error
+    message, code = f"holds a code that is no character ({error.reason})", ord(value[error.start])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte that is not UTF-8, as readers keep it with `surrogateescape`
+      message = f"has the byte 0x{code - 0xDC00:02x}, which is not UTF-8; is it Latin-1? Save the file as UTF-8"
+    raise RecordError(f"{name}_not_unicode", field, message) from error
 
 
 def check_path(path: str, field: str) -> str:

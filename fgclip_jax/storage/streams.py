@@ -5,18 +5,16 @@ earlier, so that processes can share a file. `walk` goes through the lists insid
 """
 
 import contextlib
-import csv
-import gzip
 import json
 import math
 import os
 import sqlite3
-import zlib
 from collections.abc import Iterator, Sequence
-from typing import IO, Any, cast
+from typing import IO, Any
 
-from fgclip_jax.storage import paths
+from fgclip_jax.storage import csv_rows, text
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Report
 
 SUFFIXES = (".json", ".jsonl", ".csv", ".tsv")
 CHUNK = 1 << 20  # bytes read at a time
@@ -26,7 +24,7 @@ _SPACE = " \t\n\r"
 _VALUES = json.JSONDecoder(strict=False)
 _BOUNDARIES = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)  # finds ends; values are thrown away
 
-Raw = bytes | tuple[list[str], list[str]]  # JSON text, or a CSV file's header and one row
+Raw = bytes | csv_rows.Row | RecordError  # JSON text, a row, or why a row cannot be used
 
 
 def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Raw]]:
@@ -34,17 +32,30 @@ def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Raw]]:
 
   Raises:
     RecordError: the file breaks off or is not what its name says (kinds `annotation_truncated`,
-      `annotation_not_json`, `annotation_not_csv`, `annotation_not_gzip`); every record before has been yielded.
+      `annotation_not_json`, `annotation_not_csv`, `annotation_not_utf8`, `annotation_not_gzip`); every record before
+      has been yielded.
     OSError: the file cannot be read.
   """
-  suffix = os.path.splitext(path.lower().removesuffix(".gz"))[1]
+  suffix = _suffix(path)
   with _open(path) as file:
     if suffix in (".csv", ".tsv"):
-      yield from _scan_csv(file, offset, "\t" if suffix == ".tsv" else ",")
+      yield from csv_rows.scan(path, file, offset, plain=suffix == ".tsv")
     elif (start := _find_list(file, lines=suffix == ".jsonl")) is None:
       yield from _scan_lines(file, offset)
     else:
       yield from _scan_list(file, start, offset)
+
+
+def columns(path: str) -> list[str] | None:
+  """Returns the names of the columns of a CSV or TSV file; None for other files.
+
+  Raises:
+    RecordError, OSError: as `scan`.
+  """
+  if _suffix(path) not in (".csv", ".tsv"):
+    return None
+  with _open(path) as file:
+    return csv_rows.read_header(path, file, plain=_suffix(path) == ".tsv")
 
 
 def walk(path: str) -> Iterator[tuple[str, bytes]]:
@@ -58,7 +69,7 @@ def walk(path: str) -> Iterator[tuple[str, bytes]]:
     OSError: the file cannot be read.
   """
   with _open(path) as file:
-    window = _Window(file, _find_text(file))
+    window = _Window(file, file.tell())
     head = window.peek()
     if head == "[":
       window.position += 1
@@ -72,51 +83,52 @@ def walk(path: str) -> Iterator[tuple[str, bytes]]:
     _check_end(window)
 
 
-def load(raw: Raw) -> object:
+def load(raw: Raw, report: Report | None = None) -> object:
   """Parses what `scan` yielded; NaN and Infinity are numbers.
 
+  Args:
+    raw: what `scan` yielded.
+    report: called with the notes on a row, such as a quotation mark that is kept as text.
+
   Raises:
-    RecordError: kinds `record_not_json`, `record_not_utf8`, `row_wrong_width`.
+    RecordError: kinds `record_not_json`, `record_not_utf8`, `row_wrong_width`, `quote_unclosed`, `quote_misplaced`.
   """
+  if isinstance(raw, RecordError):
+    raise raw
   if isinstance(raw, tuple):
-    header, row = raw
-    if len(row) != len(header):
-      raise RecordError("row_wrong_width", "row", f"has {len(row)} columns, the header {len(header)}")
-    return dict(zip(header, row, strict=True))
+    value, notes = csv_rows.load(raw)
+    for note in notes if report else ():
+      report("note", note)
+    return value
   try:
     return _VALUES.decode(raw.decode())
   except UnicodeDecodeError as error:
-    raise RecordError("record_not_utf8", "record", f"is not UTF-8 text ({error})") from error
+    raise RecordError("record_not_utf8", "record", text.describe(raw, error.start)) from error
   except (ValueError, RecursionError) as error:
     raise RecordError("record_not_json", "record", f"is not JSON ({error})") from error
 
 
+def _suffix(path: str) -> str:
+  return os.path.splitext(path.lower().removesuffix(".gz"))[1]
+
+
 @contextlib.contextmanager
 def _open(path: str) -> Iterator[IO[bytes]]:
-  with paths.open(path) as file:
-    if not path.lower().endswith(".gz"):
+  try:
+    with text.open(path) as file:
       yield file
-      return
-    try:
-      with gzip.open(file) as text:
-        yield cast(IO[bytes], text)
-    except EOFError as error:
-      raise RecordError("annotation_truncated", f"byte {file.tell()}", "the compressed file ends too early") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-      raise RecordError("annotation_not_gzip", f"byte {file.tell()}", f"cannot be unpacked ({error})") from error
-
-
-def _find_text(file: IO[bytes]) -> int:
-  """Returns the offset at which the text starts, after a byte-order mark, and leaves the file there."""
-  mark = file.read(3)
-  if mark[:2] in (b"\xff\xfe", b"\xfe\xff"):
-    raise RecordError("annotation_not_json", "byte 0", "is UTF-16 text; save the file as UTF-8")
-  return file.seek(3 if mark == b"\xef\xbb\xbf" else 0)
+  except RecordError as error:
+    if not error.kind.startswith("text_"):
+      raise
+    kind = error.kind.replace("text_", "annotation_")
+    if error.kind == "text_line_too_long":
+      kind = "annotation_not_csv" if _suffix(path) in (".csv", ".tsv") else "annotation_not_json"
+    raise RecordError(kind, "file", error.message) from error
 
 
 def _find_list(file: IO[bytes], lines: bool) -> int | None:
   """Returns the offset of the `[` that opens the list, or None for JSON lines; leaves the file at its text's start."""
-  start = _find_text(file)
+  start = file.tell()
   while (head := file.read(1)) and head in _SPACE.encode():
     pass
   place = file.tell() - 1
@@ -128,7 +140,7 @@ def _find_list(file: IO[bytes], lines: bool) -> int | None:
   if not lines:
     file.seek(place)
     try:
-      json.loads(file.readline(MAX_RECORD))
+      json.loads(next(text.split(file, carriage=text.ends_in_carriage_returns(file)), b""))
     except (ValueError, RecursionError) as error:
       raise RecordError("annotation_not_json", f"byte {place}", "neither a JSON list nor JSON lines") from error
     file.seek(place)
@@ -136,11 +148,13 @@ def _find_list(file: IO[bytes], lines: bool) -> int | None:
 
 
 def _scan_lines(file: IO[bytes], offset: int) -> Iterator[tuple[int, bytes]]:
+  # In files with other ends of lines, `\r` is white space, or stands in a text.
+  carriage = text.ends_in_carriage_returns(file)
   if offset:
     file.seek(offset)
   place = file.tell()
-  while line := file.readline(MAX_RECORD):
-    if len(line) == MAX_RECORD:
+  for line in text.split(file, carriage=carriage):
+    if len(line) >= MAX_RECORD:
       raise RecordError("annotation_not_json", f"byte {place}", f"a line is longer than {MAX_RECORD} bytes")
     if line.strip():
       yield place, line
@@ -249,35 +263,6 @@ class _Window:
           raise RecordError("annotation_truncated", place, "the file ends inside a record") from error
       except RecursionError as error:
         raise RecordError("annotation_not_json", f"byte {self.place}", "is nested too deeply") from error
-
-
-def _scan_csv(file: IO[bytes], offset: int, delimiter: str) -> Iterator[tuple[int, Raw]]:
-  place = 0
-
-  def lines():
-    nonlocal place
-    while line := file.readline(MAX_RECORD):
-      place += len(line)
-      yield line.decode("utf-8", "surrogateescape")  # bytes that are not UTF-8 are found later, in their field
-
-  csv.field_size_limit(MAX_RECORD)
-  try:
-    reader = csv.reader(lines(), delimiter=delimiter)
-    header = next(reader, None)
-    if header is None:
-      raise RecordError("annotation_truncated", "byte 0", "the file is empty; its first line must name the columns")
-    header = [name.removeprefix("\ufeff").strip() for name in header]
-    if offset:
-      file.seek(offset)
-      place = offset
-      reader = csv.reader(lines(), delimiter=delimiter)
-    start = place
-    for row in reader:
-      if row:
-        yield start, (header, row)
-      start = place
-  except csv.Error as error:
-    raise RecordError("annotation_not_csv", f"byte {place}", str(error)) from error
 
 
 def read_entries(file: str, names: Sequence[str]) -> Iterator[tuple[str, Any]]:

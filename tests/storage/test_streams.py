@@ -72,7 +72,7 @@ def test_records_before_the_break_of_a_truncated_list_are_kept(tmp_path_factory,
     ("<html>not found</html>", 0, "annotation_not_json", "neither a JSON list nor JSON lines"),
     ('{\n"f_path": "a.jpg"\n}', 0, "annotation_not_json", "neither a JSON list nor JSON lines"),
     ("[" * 200_000, 0, "annotation_not_json", "nested too deeply"),
-    ("[]".encode("utf-16"), 0, "annotation_not_json", "UTF-16"),
+    ("[]".encode("utf-16-le"), 0, "annotation_not_utf8", "UTF-16"),
     ("", 0, "annotation_truncated", "empty"),
     ("  \n", 0, "annotation_truncated", "empty"),
   ],
@@ -122,25 +122,46 @@ def test_lines_in_a_json_file_and_a_list_in_a_jsonl_file_are_read(tmp_path):
   assert _read(_write(tmp_path, "b.jsonl", "")) == ([], None)
 
 
-def test_csv_is_read_from_any_row_on(tmp_path):
-  text = '\ufeffimage,short\na.jpg,"two ""dogs"",\nrunning"\n\nb.jpg,猫\n'
-  path = _write(tmp_path, "a.csv", text)
-  rows = [{"image": "a.jpg", "short": 'two "dogs",\nrunning'}, {"image": "b.jpg", "short": "猫"}]
-  assert _read(path) == (rows, None)
-  offsets = [offset for offset, _ in streams.scan(path)]
-  assert _read(path, offsets[0]) == (rows, None)
-  assert _read(path, offsets[1]) == (rows[1:], None)
-  assert _read(_write(tmp_path, "a.tsv", "image\tshort\na.jpg\ta, b\n")) == (
-    [{"image": "a.jpg", "short": "a, b"}],
-    None,
-  )
+def test_unclosed_quotation_marks_in_long_files_are_counted(tmp_path):
+  path = _write(tmp_path, "a.csv", 'image,short\na.jpg,"' + "x,y\n" * 200)
+  assert [error.kind for error in map(_error, streams.scan(path)) if error] == ["quote_unclosed"]
 
 
-def test_broken_csv_is_named(tmp_path, monkeypatch):
-  assert _read(_write(tmp_path, "a.csv", ""))[1].kind == "annotation_truncated"
-  assert _read(_write(tmp_path, "b.csv", "image,short\na.jpg\n"))[1].kind == "row_wrong_width"
-  monkeypatch.setattr(streams, "MAX_RECORD", 100)
-  assert _read(_write(tmp_path, "c.csv", 'image,short\na.jpg,"' + "x\n" * 200))[1].kind == "annotation_not_csv"
+def _error(scanned):
+  try:
+    streams.load(scanned[1])
+  except RecordError as error:
+    return error
+  return None
+
+
+@pytest.mark.parametrize("name", ["a.json", "a.jsonl", "a.csv", "a.tsv", "a.jsonl.gz", "a.csv.gz"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_marks_encodings_and_ends_of_lines_do_not_change_the_records(tmp_path, name, encoding, end):
+  values = [
+    {"image": "é.jpg", "short": "a 🐕\u2028\x85 b"},
+    {"image": "b.jpg", "short": "it's"},
+    {"image": "c", "short": "d"},
+  ]
+  tab = "\t" if ".tsv" in name else ","
+  if ".json" in name:
+    lines = [json.dumps(value, ensure_ascii=False) for value in values]
+    lines = [f"[{lines[0]},", f"{lines[1]},", f"{lines[2]}]"] if name == "a.json" else lines
+  else:
+    lines = [tab.join(("image", "short")), *(tab.join(value.values()) for value in values)]
+  data = "".join(line + end for line in lines).encode(encoding)
+  path = _write(tmp_path, name, gzip.compress(data) if name.endswith(".gz") else data)
+  assert _read(path) == (values, None)
+  for index, (offset, _) in enumerate(streams.scan(path)):
+    assert _read(path, offset) == (values[index:], None)
+
+
+def test_latin_1_is_named(tmp_path):
+  for name, data in (("a.jsonl", '{"short": "café"}\n'), ("a.json", '[{"short": "café"}]')):
+    error = _error(next(streams.scan(_write(tmp_path, name, data.encode("latin-1")))))
+    assert error.kind == "record_not_utf8"
+    assert "Windows-1252" in str(error)
 
 
 def _walk(path):

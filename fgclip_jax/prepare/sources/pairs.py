@@ -52,7 +52,7 @@ class Pairs:
     return streams.scan(file, offset)
 
   def load(self, raw: streams.Raw, report: Report) -> Record:
-    record, names = parse(streams.load(raw), report)
+    record, names = parse(streams.load(raw, report), report)
     return dataclasses.replace(record, image=self.images.read(names))
 
 

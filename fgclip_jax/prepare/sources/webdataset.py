@@ -166,7 +166,7 @@ def _read_captions(task: tuple[str, str, str]) -> Iterator[tuple[str, str] | Rec
   path, by, field = task
   for number, raw in enumerate(_read_entries(path, by, field)):
     try:
-      entry = annotation_fields.get_mapping(streams.load(raw) if isinstance(raw, bytes | tuple) else raw, "entry")
+      entry = annotation_fields.get_mapping(raw if isinstance(raw, dict) else streams.load(raw), "entry")
       name = annotation_fields.get_text(entry, by, by, _ignore)
       yield name, annotation_fields.get_text(entry, field, field, _ignore, name="long")
     except RecordError as error:
