@@ -14,6 +14,7 @@ from fgclip_jax.evals.encoding import encode_images
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.inference.programs import find_mesh
 from fgclip_jax.models import params
+from fgclip_jax.storage import paths
 from fgclip_jax.storage.skip_report import SkipReport
 
 LAYERS = ("tower", "embedding")
@@ -92,15 +93,16 @@ def read_npz(path: str) -> Features:
     FileNotFoundError, ValueError: the file is missing, or holds something else.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
+    with paths.open(path) as opened, np.load(opened, allow_pickle=False) as file:
       missing = [key for key in ("features", "labels") if key not in file]
       if missing:
         raise ValueError(f"has no array {missing[0]!r}, only {', '.join(file.files)}")
       values, labels = file["features"], file["labels"]
-  except FileNotFoundError:
+  except (FileNotFoundError, PermissionError, IsADirectoryError, paths.NotRegularFileError):
     raise
-  except (OSError, ValueError, TypeError, AttributeError) as error:
-    raise ValueError(f"{path!r} is no .npz file of `features` and `labels`: {error}") from error
+  except Exception as error:  # zipfile, zlib and numpy raise many types; MemoryError for shapes that are not true
+    reason = str(error) or type(error).__name__
+    raise ValueError(f"{path!r} is no .npz file of `features` and `labels`: {reason}") from error
   if values.ndim != 2 or not np.issubdtype(values.dtype, np.floating) or not len(values):
     raise ValueError(f"{path!r}: `features` must be floats [N, W], got {values.dtype} {list(values.shape)}")
   if labels.shape != values.shape[:1] or not np.issubdtype(labels.dtype, np.integer):

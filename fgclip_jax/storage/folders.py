@@ -109,6 +109,14 @@ def walk(folder: str, skips: SkipReport, suffixes: tuple[str, ...] = ("",)) -> I
     waiting += reversed(below)
 
 
+def describe(folder: str, skips: SkipReport) -> list[str]:
+  """A line on what a listing left out of a folder, if it left out anything."""
+  if not skips:
+    return []
+  kinds = "; ".join(f"{skip.kind} {count:,}, the first: {skip}" for skip, count in skips.firsts())
+  return [f"left out of {folder!r}: {kinds}"]
+
+
 def _check_link(where: str, roots: list[str]) -> Skip | None:
   """Says why a folder is not to be read; adds a linked one that is to be read to the roots."""
   if not roots or not os.path.islink(where):

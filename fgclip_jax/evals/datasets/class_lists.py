@@ -9,9 +9,10 @@ import dataclasses
 import functools
 import importlib.resources
 import json
+import re
 from typing import Any, Literal
 
-from fgclip_jax.storage import paths
+from fgclip_jax.storage import text
 
 MOST = 65_535  # classes, since label maps have at most 16 bits
 
@@ -49,13 +50,19 @@ def read(source: str) -> ClassList:
     entry = lists()[source]
     return ClassList(tuple(map(_split, entry["classes"])), entry["zero"])
   try:
-    lines = paths.read(source).decode("utf-8").strip().splitlines()
+    lines = list(text.lines(source))
   except FileNotFoundError as error:
     raise FileNotFoundError(f"{source!r} is neither a file nor one of the lists {', '.join(lists())}") from error
+  while lines and not lines[-1].strip():  # blank lines at the end are no classes
+    lines.pop()
   names = tuple(map(_split, lines))
   for number, each in enumerate(names, 1):
     if not each:
       raise ValueError(f"{source}, line {number}: needs the name of a class")
+    if "\t" in lines[number - 1].strip():
+      raise ValueError(f"{source}, line {number}: {lines[number - 1]!r:.80} has several columns: leave only the names")
+  if len(names) > 1 and all(re.match(r"\d+\s*[:.)=,]?\s+\S|\d+[:=,]", line.strip()) for line in lines):
+    raise ValueError(f"{source}: every line begins with a number, as in {lines[0].strip()!r:.80}: leave only the names")
   if not 2 <= len(names) <= MOST:
     raise ValueError(f"{source} has {len(names)} classes: needs one on each line, 2 to {MOST:,}")
   return ClassList(names, "background" if names[0][0].lower() == "background" else "class")

@@ -16,7 +16,7 @@ from PIL import Image
 
 from fgclip_jax.data import image as image_files
 from fgclip_jax.evals.datasets.image_folders import SUFFIXES
-from fgclip_jax.evals.datasets.images import Source
+from fgclip_jax.evals.datasets.images import Source, read_file
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
@@ -164,10 +164,7 @@ def picture_source(folder: str, picture: Picture) -> Source:
 
 def _crop(path: str, box: Box) -> Image.Image:
   """A part of a picture, to whole pixels; any part of the box outside the picture is black, as Pillow fills it."""
-  try:
-    data = paths.read(path)
-  except (FileNotFoundError, IsADirectoryError) as error:
-    raise RecordError("image_missing", path, "there is no such file") from error
+  data = read_file(path)
   try:
     picture = image_files.open_image(data)
   except image_files.ImageError as error:

@@ -1,6 +1,9 @@
 """Reads labelled images: folders named by class, a folder with a file of labels, ImageNet, TensorFlow Datasets."""
 
+import collections
+import csv
 import dataclasses
+import difflib
 import functools
 import importlib.resources
 import json
@@ -13,7 +16,9 @@ from jaxtyping import Int
 
 from fgclip_jax.data import tfds_reader
 from fgclip_jax.evals.datasets.images import Source
-from fgclip_jax.storage import paths
+from fgclip_jax.evals.datasets.text_files import read_json
+from fgclip_jax.storage import folders, paths, text
+from fgclip_jax.storage.skip_report import Skip, SkipReport
 
 _HEADINGS = ("imageid", "image_id", "image", "filename", "file", "name", "path")  # of the first column of a CSV file
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff")
@@ -56,16 +61,18 @@ def read_classes(path: str) -> dict[str, str] | list[str]:
   Raises:
     FileNotFoundError, ValueError: the file is missing, or holds no names.
   """
-  text = paths.read(path).decode()
   if path.lower().endswith(".json"):
-    try:
-      found = json.loads(text)
-    except ValueError as error:
-      raise ValueError(f"{path!r} is not JSON: {error}") from error
+    found = read_json(path)
   else:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    rows = [line.split("\t", 1) for line in lines]
-    found = dict(rows) if all(len(row) == 2 for row in rows) else lines
+    lines = [(number, line.strip()) for number, line in enumerate(text.lines(path), 1) if line.strip()]
+    rows = [(number, *line.split("\t", 1)) for number, line in lines if "\t" in line]
+    if rows and len(rows) < len(lines):
+      number, line = next(each for each in lines if "\t" not in each[1])
+      raise ValueError(f"{path}, line {number}: {line!r:.80} has no tab, as other lines have: FOLDER<tab>NAME")
+    found = {folder.strip(): name.strip() for _, folder, name in rows} if rows else [line for _, line in lines]
+    if len(found) < len(lines):
+      twice = collections.Counter(folder.strip() for _, folder, _ in rows).most_common(1)[0][0]
+      raise ValueError(f"{path}: folder {twice!r} is on two lines")
   values = list(found.values()) if isinstance(found, dict) else found
   if (
     not isinstance(values, list) or not values or not all(isinstance(value, str) and value.strip() for value in values)
@@ -74,35 +81,58 @@ def read_classes(path: str) -> dict[str, str] | list[str]:
   return found
 
 
-def list_classes(folder: str) -> list[str]:
-  """The names of the sub-folders of a folder, sorted."""
-  return [name for name in paths.list_folder(folder) if paths.is_folder(paths.join(folder, name))]
+def list_classes(folder: str, skips: SkipReport | None = None) -> list[str]:
+  """The names of the sub-folders of a folder, sorted; see `folders.list_folders` for those that are left out."""
+  return folders.list_folders(folder, SkipReport() if skips is None else skips)
 
 
 def read_folder(folder: str, classes: Mapping[str, str] | Sequence[str] | None = None) -> Labelled:
   """Reads pictures in sub-folders named by class, in the order of their names.
 
+  Pictures in folders below those of the classes are read, too, behind the others of their class. Notes count them, and
+  what is no part of the data: hidden and systems' own files and folders (see `storage.folders`), files without the
+  suffix of an image, pictures beside the sub-folders.
+
   Args:
-    folder: the folder. Files beside the sub-folders, and files without the suffix of an image, are ignored.
+    folder: the folder.
     classes: names by sub-folder, or in order; None: a sub-folder's name is its class's, with spaces for `_`.
       With names in order, sub-folders named by numbers have the classes of these numbers (`10` is class 10, though it
-      sorts before `2`), sub-folders named like classes have these, and others are taken in the order of their names.
+      sorts before `2`), sub-folders named like classes have these, and where none is, they are taken in the order of
+      their names.
 
   Raises:
     FileNotFoundError, ValueError: the folder is missing, has no picture, or has a sub-folder that is no class.
   """
-  found = list_classes(folder)
+  skips = SkipReport()
+  found = list_classes(folder, skips)
+  beside = [name for name, is_folder in paths.scan_folder(folder) if not is_folder and not folders.is_hidden(name)]
   if not found:
-    raise ValueError(f"{folder!r} has no sub-folders: it needs one for each class, with its pictures")
+    odd = [name for name in beside if "\\" in name]
+    advice = (
+      f"; {odd[0]!r} is of a zip file of Windows, unpacked with its folders as names: unpack it again" if odd else ""
+    )
+    raise ValueError(f"{folder!r} has no sub-folders: it needs one for each class, with its pictures{advice}")
+  for name in beside:
+    if name.lower().endswith(SUFFIXES):
+      skips.add(
+        Skip("picture_without_class", "lies beside the sub-folders", place=paths.join(folder, name), scope="file")
+      )
   number, names = _number_classes(folder, found, classes)
-  pictures, labels = [], []
+  pictures, labels, nested = [], [], []
   for name in found:
-    files = _list_pictures(paths.join(folder, name))
-    pictures += [paths.join(folder, name, file) for file in files]
+    files = [f"{name}/{file}" for file in _list_pictures(paths.join(folder, name), skips)]
+    pictures += files
+    nested += [file for file in files if file.count("/") > 1]
     labels += [number[name]] * len(files)
+  notes = folders.describe(folder, skips)
   if not pictures:
-    raise ValueError(f"the sub-folders of {folder!r} hold no pictures ({', '.join(SUFFIXES)})")
-  return Labelled(pictures, [os.path.relpath(path, folder) for path in pictures], np.asarray(labels, np.int64), names)
+    raise ValueError(f"the sub-folders of {folder!r} hold no pictures ({', '.join(SUFFIXES)}){'; '.join(('', *notes))}")
+  if nested:
+    notes.append(
+      f"{len(nested):,} pictures lie in folders below those of their classes, and were read: {nested[0]}, ..."
+    )
+  sources = [paths.join(folder, file) for file in pictures]
+  return Labelled(sources, pictures, np.asarray(labels, np.int64), names, tuple(notes))
 
 
 def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[str] | None = None) -> Labelled:
@@ -119,12 +149,18 @@ def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[st
   Raises:
     FileNotFoundError, ValueError: a file is missing, or a line of `labels` cannot be used; the message names it.
   """
-  files = _list_pictures(folder)
+  skips = SkipReport()
+  listed = _list_pictures(folder, skips)
+  files = [file for file in listed if "/" not in file]
   by_name = {os.path.splitext(file)[0]: file for file in files} | {file: file for file in files}
-  rows, alone = _read_rows(labels, files, by_name)
+  lines = {number: line.strip() for number, line in enumerate(text.lines(labels), 1) if line.strip()}
+  rows, alone = _read_rows(labels, lines, files, by_name)
   if not files or not rows:
     raise ValueError(f"{folder!r} has {len(files)} pictures ({', '.join(SUFFIXES)}), {labels!r} names {len(rows)}")
   if classes is None:
+    for number, _, label in rows:
+      if not alone and ("\t" in label or ("," in label and '"' not in lines[number])):
+        raise ValueError(f"{labels}, line {number}: needs two fields, FILE and CLASS, and goes on with {label!r:.80}")
     classes = {label: label.replace("_", " ") for label in sorted({label for _, _, label in rows})}
   keys, names = (list(classes), tuple(classes.values())) if isinstance(classes, Mapping) else ([], tuple(classes))
   known = {name: place for each in (names, keys) for place, name in enumerate(each)}
@@ -138,16 +174,29 @@ def read_flat(folder: str, labels: str, classes: Mapping[str, str] | Sequence[st
       advice = ""
       if word.isdecimal():
         advice = "; numbers are read in lines `FILE NUMBER`, from 0 on"
+      elif likely := difflib.get_close_matches(label, known, 1):
+        advice = f"; is it {likely[0]!r}?"
       elif not label:
         advice = (
           f": give a line `FILE CLASS` for each, or a class on each line; {len(rows)} are for {len(files)} pictures"
         )
       raise ValueError(f"{labels}, line {number}: {label!r} is none of the {len(names)} classes{advice}")
     found.append((by_name.get(file, file), known[word]))
-  unnamed = set(files) - {file for file, _ in found}
-  notes = (f"{len(unnamed):,} pictures of {folder!r} are not in {labels!r} and were not looked at",) if unnamed else ()
-  ids, numbers = zip(*found, strict=True)
-  return Labelled([paths.join(folder, file) for file in ids], ids, np.asarray(numbers, np.int64), names, notes)
+  class_of: dict[str, int] = {}
+  for (number, _, _), (file, place) in zip(rows, found, strict=True):
+    if class_of.setdefault(file, place) != place:
+      raise ValueError(f"{labels}, line {number}: {file!r} has another class on an earlier line")
+  if len(class_of) < len(found):
+    twice = Skip("picture_listed_twice", "some pictures are on several lines; each counts once", place=labels)
+    skips.add(twice, len(found) - len(class_of))
+  notes = folders.describe(folder, skips)
+  unnamed = set(listed) - set(class_of)
+  if unnamed:
+    notes.append(
+      f"{len(unnamed):,} pictures of {folder!r} are not in {labels!r} and were not looked at, e.g. {min(unnamed)}"
+    )
+  sources = [paths.join(folder, file) for file in class_of]
+  return Labelled(sources, list(class_of), np.asarray(list(class_of.values()), np.int64), names, tuple(notes))
 
 
 def read_tfds(name: str, split: str = "test", data_dir: str | None = None) -> Labelled:
@@ -177,26 +226,39 @@ def read_tfds(name: str, split: str = "test", data_dir: str | None = None) -> La
   return Labelled(pictures, [f"{split}/{place}" for place in range(len(source))], np.asarray(labels, np.int64), names)
 
 
-def _list_pictures(folder: str) -> list[str]:
-  """The names of the pictures in a folder, sorted."""
-  return [name for name in paths.list_folder(folder) if name.lower().endswith(SUFFIXES)]
+def _list_pictures(folder: str, skips: SkipReport) -> list[str]:
+  """The paths of the pictures in a folder and those below it; other files are counted."""
+  found = []
+  for name in folders.walk(folder, skips):
+    if name.lower().endswith(SUFFIXES):
+      found.append(name)
+    else:
+      skips.add(Skip("file_not_picture", "has no suffix of a picture", place=paths.join(folder, name), scope="file"))
+  return found
 
 
-def _read_rows(path: str, files: list[str], by_name: Mapping[str, str]) -> tuple[list[tuple[int, str, str]], bool]:
+def _read_rows(
+  path: str, lines: Mapping[int, str], files: list[str], by_name: Mapping[str, str]
+) -> tuple[list[tuple[int, str, str]], bool]:
   """The number, picture and class of each line of a file of labels, and whether lines have only the class."""
-  lines = enumerate(paths.read(path).decode("utf-8-sig").splitlines(), 1)
-  lines = [(number, line.strip()) for number, line in lines if line.strip()]
-  rows = [(number, *_split_row(line)) for number, line in lines]
+  rows = [(number, *_split_row(path, number, line)) for number, line in lines.items()]
   if len(rows) == len(files) and not any(file in by_name for _, file, _ in rows):
-    return [(number, file, line) for file, (number, line) in zip(files, lines, strict=True)], True
+    return [(number, file, line) for file, (number, line) in zip(files, lines.items(), strict=True)], True
   heading = bool(rows) and rows[0][1].lower() in _HEADINGS
   return rows[heading:], False
 
 
-def _split_row(line: str) -> tuple[str, str]:
+def _split_row(path: str, number: int, line: str) -> tuple[str, str]:
   """The first field of a line, and the second, which may be empty."""
   mark = next((mark for mark in "\t," if mark in line), None)
-  first, *rest = line.split(mark, 1)
+  if mark == "," and '"' in line:
+    try:
+      first, *rest = next(csv.reader([line], strict=True))
+    except csv.Error as error:
+      raise ValueError(f"{path}, line {number}: {line!r:.80} is no row of a CSV file ({error})") from error
+    rest = [",".join(rest)]
+  else:
+    first, *rest = line.split(mark, 1)
   return first.strip(), rest[0].strip() if rest else ""
 
 
@@ -216,11 +278,20 @@ def _number_classes(folder: str, found: list[str], classes: Mapping[str, str] | 
   if all(name.isdecimal() for name in found) and (keys is None or found[0] not in keys):
     number = {name: int(name) for name in found}
     wrong = [name for name in found if int(name) >= len(names)]
+    twice = [name for name in found if sum(each == number[name] for each in number.values()) > 1]
+    if twice:
+      raise ValueError(f"sub-folders {', '.join(map(repr, twice))} of {folder!r} have the same number")
   else:
     if keys is None:
-      keys = list(names) if set(found) <= set(names) else found if len(found) == len(names) else []
+      spaced = {name.replace("_", " "): name for name in found}
+      keys = [spaced.get(name.replace("_", " "), name) for name in names]
+      if not set(found) & set(keys) and len(found) == len(names):
+        keys = found
     number = {key: place for place, key in enumerate(keys)}
     wrong = [name for name in found if name not in number]
   if wrong:
-    raise ValueError(f"sub-folder {wrong[0]!r} of {folder!r} is none of the {len(names)} classes")
+    likely = difflib.get_close_matches(wrong[0], [*(keys or ()), *names], 1)
+    more = f"; nor are {len(wrong) - 1:,} others" if len(wrong) > 1 else ""
+    advice = f"; is it {likely[0]!r}?" if likely else ""
+    raise ValueError(f"sub-folder {wrong[0]!r} of {folder!r} is none of the {len(names)} classes{more}{advice}")
   return number, names

@@ -45,7 +45,7 @@ def read_pictures(
       without arguments that return one of these and are called by the threads.
     size: the side of the pixels that are returned.
     mode: `squash` (FG-CLIP's protocol) or `center_crop` (plain CLIP's).
-    skips: counts missing and broken pictures. Kinds: those of `ImageError`, `image_missing`, `image_not_permitted`.
+    skips: counts missing and broken pictures. Kinds: those of `ImageError` and of `read_file`.
     pixels: the model's.
   """
   read = functools.partial(_read, size=size, mode=mode, pixels=pixels)
@@ -91,15 +91,30 @@ def _read(
       picture = picture()
     if isinstance(picture, str | os.PathLike):
       name = os.fspath(picture)
-      picture = paths.read(name)
+      picture = read_file(name)
     return number, images.to_levels(picture, size, mode, str(name), pixels)
   except RecordError as error:
     return number, error
-  except PermissionError:
-    return number, RecordError("image_not_permitted", str(name), "may not be read")
+
+
+def read_file(path: str, what: str = "image") -> bytes:
+  """The bytes of a picture's or label map's file.
+
+  Raises:
+    RecordError: the file cannot be used: `WHAT_missing`, `WHAT_not_permitted`, or `WHAT_not_a_file` (a pipe, a device).
+    OSError: the disk or the network failed, and not the file.
+  """
+  try:
+    return paths.read(path)
+  except PermissionError as error:
+    raise RecordError(f"{what}_not_permitted", path, "may not be read") from error
+  except paths.NotRegularFileError as error:
+    raise RecordError(f"{what}_not_a_file", path, str(error.strerror)) from error
+  except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    raise RecordError(f"{what}_missing", path, "there is no such file") from error
   except OSError as error:
-    if (
-      isinstance(error, FileNotFoundError | IsADirectoryError | NotADirectoryError) or error.errno == errno.ENAMETOOLONG
-    ):
-      return number, RecordError("image_missing", str(name), "there is no such file")
-    raise  # the disk or the network failed, and not the picture
+    if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+      raise RecordError(f"{what}_missing", path, f"there is no such file ({error.strerror})") from error
+    raise
+  except ValueError as error:  # a name that no file can have, as with a zero byte
+    raise RecordError(f"{what}_missing", path, f"there is no such file ({error})") from error

@@ -3,6 +3,7 @@
 import argparse
 import collections
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from fgclip_jax.evals.encoding import encode_images
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.evals.templates import TEMPLATES, class_embeddings
 from fgclip_jax.inference.model import FGCLIP
-from fgclip_jax.storage.skip_report import SkipReport
+from fgclip_jax.storage.skip_report import SkipReport, printable
 
 SHORT = "zero-shot classification: ImageNet, ImageNet-v2, any folder of folders, TensorFlow Datasets"
 TEXT = """Top-1, top-5 and mean accuracy per class of pictures among class names, each the mean of its prompts."""
@@ -112,8 +113,9 @@ class Classification:
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `top1`, `top5` and `mean_per_class` (of top-1, over the classes that have pictures).
 
-    Classes of the same name count as one answer. Published scripts take the first of equal cosines: where classes share
-    a name, as in ImageNet, `top1_argmax` counts like them.
+    Classes of the same name count as one answer; case and spacing, which the tokenizer drops, make no difference.
+    Published scripts take the first of equal cosines: where classes share a name, as in ImageNet, `top1_argmax` counts
+    like them.
     """
     notes = guards.check_resolution(model, self.allow)
     data, skips = self.read(), SkipReport()
@@ -122,10 +124,12 @@ class Classification:
     notes.append(skips.summary(len(data.pictures)))
     if not len(kept):
       raise ValueError(f"no picture of {self.images!r} can be used: {'; '.join(filter(None, notes))}")
-    notes += [*data.notes, *_notes(data)]
+    answers = [model.tokenizer.clean(name) for name in data.names]
+    notes += [*data.notes, *_notes(data, answers)]
     mode = self.mode or model.config.resize
     notes.append(f"pictures are made square by {mode}, classes by the templates {self.templates}")
-    return _score(image, data.labels[kept], [data.ids[int(number)] for number in kept], classes, data, skips, notes)
+    ids = [data.ids[int(number)] for number in kept]
+    return _score(image, data.labels[kept], ids, classes, data, answers, skips, notes)
 
 
 def _score(
@@ -134,22 +138,23 @@ def _score(
   ids: list[str],
   classes: Float32[np.ndarray, "C D"],
   data: image_folders.Labelled,
+  answers: Sequence[str],
   skips: SkipReport,
   notes: list[str],
 ) -> Result:
-  # classes of the same name are one answer: each of them is right for a picture of any
+  # classes whose names the model reads alike are one answer: each of them is right for a picture of any
   same = collections.defaultdict(list)
-  for number, name in enumerate(data.names):
+  for number, name in enumerate(answers):
     same[name].append(number)
-  pairs = np.asarray([(row, number) for row, of in enumerate(label) for number in same[data.names[of]]], np.int64)
+  pairs = np.asarray([(row, number) for row, of in enumerate(label) for number in same[answers[of]]], np.int64)
   rank, first, score = ranking.search(image, classes, pairs)
   found = {f"top{k}": ranking.top_k(rank, pairs, len(classes), k) for k in (1, 5)}
-  if len(same) < len(data.names):
+  if len(same) < len(answers):
     hit = (rank < 1) & (first == label)
     found["top1_argmax"] = Metric(float(np.mean(hit)), 1 / len(classes), len(label))
   counts = np.bincount(label, minlength=len(classes))
   hits = np.bincount(label, weights=rank < 1, minlength=len(classes))
-  right = np.asarray([len(same[name]) for name in data.names])
+  right = np.asarray([len(same[name]) for name in answers])
   some = counts > 0
   found["mean_per_class"] = Metric(
     value=float(np.mean(hits[some] / counts[some])),
@@ -166,12 +171,16 @@ def _score(
   return Result(found, examples, len(data.pictures), skips.counts, notes)
 
 
-def _notes(data: image_folders.Labelled) -> list[str]:
+def _notes(data: image_folders.Labelled, answers: Sequence[str]) -> list[str]:
   notes = []
   empty = len(data.names) - len(np.unique(data.labels))
   if empty:
-    notes.append(f"{empty} of {len(data.names)} classes have no picture; they are answers all the same")
-  twice = [name for name, count in collections.Counter(data.names).items() if count > 1]
+    some = [data.names[place] for place in np.setdiff1d(np.arange(len(data.names)), data.labels)[:5]]
+    which = f"{', '.join(map(printable, some))}{', ...' if empty > len(some) else ''}"
+    notes.append(f"{empty} of {len(data.names)} classes have no picture; they are answers all the same: {which}")
+  count = collections.Counter(answers)
+  twice = list(dict.fromkeys(name for name, answer in zip(data.names, answers, strict=True) if count[answer] > 1))
   if twice:
-    notes.append(f"classes of the same name are one answer: {', '.join(twice[:5])}{', ...' if len(twice) > 5 else ''}")
+    some = f"{', '.join(map(printable, twice[:5]))}{', ...' if len(twice) > 5 else ''}"
+    notes.append(f"classes of the same name are one answer: {some}")
   return notes

@@ -123,8 +123,8 @@ class LinearProbe:
     _need_sklearn()
     notes = [] if self.dataset == "npz" else guards.check_resolution(model, self.allow)
     skips = SkipReport()
-    splits, names, records = self._read(model, skips, progress)
-    notes.append(skips.summary(records))
+    splits, names, records, listed = self._read(model, skips, progress)
+    notes += [*listed, skips.summary(records)]
     train, test, validation = splits["train"], splits["test"], splits.get("validation")
     # the validation split joins the training split, except in few-shot learning
     joins = () if self.shots or validation is None else validation.labels
@@ -167,8 +167,8 @@ class LinearProbe:
 
   def _read(
     self, model: FGCLIP, skips: SkipReport, progress: bool
-  ) -> tuple[dict[str, Features], Callable[[int], str], int]:
-    """The features of each split, the names of classes, and the number of pictures that were read."""
+  ) -> tuple[dict[str, Features], Callable[[int], str], int, list[str]]:
+    """The features of each split, the names of classes, the number of pictures that were read, and notes."""
     given = {"train": self.train, "test": self.test, "validation": self.validation}
     given = {split: place for split, place in given.items() if place is not None}
     if self.dataset == "npz":
@@ -176,13 +176,14 @@ class LinearProbe:
       widths = {given[split]: each.values.shape[1] for split, each in splits.items()}
       if len(set(widths.values())) > 1:
         raise ValueError(f"files of features of different widths: {widths}")
-      return splits, str, sum(len(each.labels) for each in splits.values())
+      return splits, str, sum(len(each.labels) for each in splits.values()), []
     data = self._labelled(given)
     splits = {
       split: features.extract(model, each, self.layer, skips, self.mode, progress) for split, each in data.items()
     }
     class_names = data["train"].names
-    return splits, lambda label: class_names[label], sum(len(each.pictures) for each in data.values())
+    notes = [note for each in data.values() for note in each.notes]
+    return splits, lambda label: class_names[label], sum(len(each.pictures) for each in data.values()), notes
 
   def _labelled(self, given: dict[str, str]) -> dict[str, image_folders.Labelled]:
     if self.dataset == "tfds":

@@ -16,6 +16,7 @@ from fgclip_jax.evals.datasets import class_lists, label_maps
 from fgclip_jax.evals.encoding import encode_patches
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.storage import folders
 from fgclip_jax.storage.skip_report import SkipReport
 
 SHORT = "segmentation without training: VOC, ADE-150, PASCAL Context, COCO-Stuff"
@@ -116,7 +117,8 @@ class Segmentation:
     classes = class_lists.read(self.classes)
     names, numbers = classes.names, self._numbers(classes)
     skips = SkipReport()
-    found = label_maps.find(self.images, self.labels, self.label_suffix, self.split, self.limit)
+    listing = SkipReport()
+    found = label_maps.find(self.images, self.labels, self.label_suffix, self.split, self.limit, listing)
     text = templates.class_embeddings(
       model, [name for each in names for name in each], templates.TEMPLATES[self.templates], progress
     )
@@ -146,7 +148,8 @@ class Segmentation:
     for kind, each in counts.items():
       if each.any():
         values |= _metrics(kind, each)
-    notes += [*self._doubts(classes), skips.summary(len(found)), _list_classes(names, counts[""])]
+    notes += [*self._doubts(classes), *folders.describe(self.images, listing), skips.summary(len(found))]
+    notes.append(_list_classes(names, counts[""]))
     return Result(values, examples, len(found), skips.counts, notes)
 
   def _reduces(self, classes: class_lists.ClassList) -> bool:
