@@ -27,7 +27,6 @@ ELSEWHERE = {
   "evals/options": "evals/registry",
   "inference/bulk_inputs": "embed",
   "inference/bulk_outputs": "embed",
-  "inference/inputs": "inference/model",
   "losses/objective": "losses/losses",
   "models/params": "train/state",
   "models/pixel_spec": "models/config",

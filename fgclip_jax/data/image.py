@@ -4,11 +4,12 @@ FG-CLIP squashes an image to a square without keeping its aspect ratio (`to_squa
 (`center_crop`). Both give the published implementations' pixels exactly.
 """
 
+import contextlib
 import io
 import os
 import warnings
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, cast
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -23,7 +24,15 @@ MIN_SIDE = 2
 # Named, since Pillow can do more than is safe with files from the web: it runs Ghostscript on EPS, for one.
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "JPEG2000", "AVIF")
 
-Picture = Image.Image | bytes | str | os.PathLike | np.ndarray
+
+@runtime_checkable
+class OpenFile(Protocol):
+  """A file opened for reading bytes: on disk, in memory, in a zip file, or one that was uploaded."""
+
+  def read(self) -> Any: ...
+
+
+Picture = Image.Image | bytes | bytearray | memoryview | str | os.PathLike | np.ndarray | OpenFile
 Mode = Literal["squash", "center_crop", "pad"]  # see `PixelSpec.resize`
 
 # Once here and not around each call: warnings.catch_warnings is not safe in the threads that decode images.
@@ -48,18 +57,26 @@ def open_image(data: bytes) -> Image.Image:
   """
   if not data:
     raise ImageError("image_empty", "image", "has no bytes")
-  try:
-    image = Image.open(io.BytesIO(data), formats=FORMATS)
+  with _decoding():
+    try:
+      image = Image.open(io.BytesIO(data), formats=FORMATS)
+    except Image.UnidentifiedImageError as error:
+      message = f"is no image in a known format ({', '.join(FORMATS)}); it begins with {data[:16]!r}"
+      raise ImageError("image_unreadable", "image", message) from error
     _check_size(image)
     image.load()
     return _to_rgb(image)
+
+
+@contextlib.contextmanager
+def _decoding() -> Iterator[None]:
+  """Turns whatever Pillow raises into an `ImageError`."""
+  try:
+    yield
   except ImageError:
     raise
   except Image.DecompressionBombError as error:
     raise ImageError("image_too_large", "image", str(error)) from error
-  except Image.UnidentifiedImageError as error:
-    message = f"is no image in a known format ({', '.join(FORMATS)}); it begins with {data[:16]!r}"
-    raise ImageError("image_unreadable", "image", message) from error
   except Exception as error:  # Pillow's decoders raise many types; the cause is chained
     kind = "image_truncated" if "truncated" in str(error).lower() else "image_unreadable"
     raise ImageError(kind, "image", f"cannot be decoded ({type(error).__name__}: {error})") from error
@@ -133,8 +150,8 @@ def preprocess(
   """Images as the model takes them.
 
   Args:
-    images: a PIL image, the path or the bytes of an image file, a uint8 array [H, W, 3], or a sequence of those.
-      A single image makes a batch of one.
+    images: a PIL image, the path or the bytes of an image file, an open one, a uint8 array [H, W, 3], or a sequence
+      of those. A single image makes a batch of one.
     size: the side S of the model's input, in pixels.
     mode: how an image becomes a square: `squash` (FG-CLIP), `center_crop` (plain CLIP), or `pad`.
     pixels: the model's; its own `resize` is not looked at.
@@ -177,17 +194,39 @@ def _resize(image: Image.Image, width: int, height: int, interpolation: str) -> 
 def _to_image(picture: Picture, name: str) -> Image.Image:
   if isinstance(picture, np.ndarray):
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
-      raise ValueError(f"{name}: an array must be uint8 [H, W, 3], got {picture.dtype} {list(picture.shape)}")
+      found = f"{picture.dtype} {list(picture.shape)}"
+      raise ValueError(f"{name}: an array must be uint8 [H, W, 3], got {found}{_advise(picture)}")
     picture = Image.fromarray(picture)
   if isinstance(picture, Image.Image):
     _check_size(picture)
-    return _to_rgb(picture)
+    with _decoding():
+      picture.load()  # Pillow reads a file only now
+      return _to_rgb(picture)
   if isinstance(picture, str | os.PathLike):
     with open(picture, "rb") as file:
       picture = file.read()
-  if not isinstance(picture, bytes):
+  elif isinstance(picture, OpenFile):
+    picture = picture.read()
+    if isinstance(picture, str):
+      raise TypeError(f"{name} is a file opened as text: open it with mode 'rb'")
+    if not picture:
+      raise ImageError("image_empty", "image", "is an open file with no bytes left: if it was read before, seek(0)")
+  if not isinstance(picture, bytes | bytearray | memoryview):
     raise TypeError(f"{name} must be a PIL image, a path, bytes or a uint8 array, got {type(picture).__name__}")
-  return open_image(picture)
+  return open_image(bytes(picture))
+
+
+def _advise(array: np.ndarray) -> str:
+  """What to do with an array that is no picture."""
+  if array.dtype.kind == "f":
+    return ": multiply values in 0..1 by 255, round them and use astype(np.uint8)"
+  if array.dtype != np.uint8:
+    return ": scale its values to 0..255 and use astype(np.uint8)"
+  if array.ndim == 2 or array.shape[-1:] == (1,):
+    return ": repeat a gray one, np.repeat(x.reshape(*x.shape[:2], 1), 3, axis=2)"
+  if array.ndim == 3 and array.shape[0] == 3:
+    return ": the channels come last, x.transpose(1, 2, 0)"
+  return ": leave the fourth channel out, x[..., :3]" if array.shape[-1] == 4 else ""
 
 
 def _check_size(image: Image.Image) -> None:

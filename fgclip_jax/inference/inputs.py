@@ -5,7 +5,7 @@ import itertools
 import os
 import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 import jax.numpy as jnp
@@ -21,8 +21,12 @@ from fgclip_jax.storage.threads import Item, in_threads
 
 Pictures = ArrayLike | images.Picture | Iterable[images.Picture | ArrayLike]
 Boxes = ArrayLike | Iterable[ArrayLike]
-Texts = str | Sequence[str] | Sequence[Sequence[int]] | ArrayLike
+Texts = str | Iterable[str] | Sequence[Sequence[int]] | ArrayLike
 Ids = tuple[int, ...]
+
+
+# Normalised values of one picture that lie in 0..1 and differ by less may be those of a nearly uniform picture.
+_UNIFORM = 0.25
 
 
 class TextTooLongError(ValueError):
@@ -37,8 +41,10 @@ def to_pixels(given: Pictures, config: ModelConfig, mode: str) -> np.ndarray | I
     ImageError, FileNotFoundError: an image file cannot be used.
   """
   side = config.vision.image_size
+  check_ordered(given, "images")
+  given = _unpack(given)
   if hasattr(given, "ndim") and not isinstance(given, np.ndarray):
-    given = np.asarray(given)  # of JAX or PyTorch
+    given = to_numpy(given)
   if isinstance(given, np.ndarray) and given.dtype.kind in "OUS":  # of paths or pictures
     given = given.tolist()
   if isinstance(given, np.ndarray):
@@ -64,26 +70,35 @@ def to_pixels(given: Pictures, config: ModelConfig, mode: str) -> np.ndarray | I
 
 def _read_picture(numbered: tuple[int, Any], config: ModelConfig, mode: str) -> np.ndarray:
   number, picture = numbered
-  side = config.vision.image_size
+  picture, side = _unpack(picture), config.vision.image_size
   if hasattr(picture, "ndim"):
-    picture = np.asarray(picture)
+    picture = to_numpy(picture)
     if picture.dtype != np.uint8:
       if picture.ndim != 3:
         raise ValueError(f"images[{number}] must be [{side}, {side}, 3], got {list(picture.shape)}")
-      return _check_pixels(picture[None], config)[0]
+      return _check_pixels(picture[None], config, number)[0]
   name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"images[{number}]"
   return images.to_levels(picture, side, mode, str(name), config.vision.pixels)
 
 
-def _check_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
-  """Pixels as uint8 or float32 [B, S, S, 3], or an error that says what to do."""
+def _unpack(given: Any) -> Any:
+  """A view of memory as the bytes of a file, or the array, that it is of; anything else as it is."""
+  return given if not isinstance(given, memoryview) else bytes(given) if given.ndim == 1 else np.asarray(given)
+
+
+def _check_pixels(pixels: np.ndarray, config: ModelConfig, first: int = 0) -> np.ndarray:
+  """Pixels as uint8 or float32 [B, S, S, 3], or an error that says what to do; `first` is the number of the first."""
   side = config.vision.image_size
   expected = f"[B, {side}, {side}, 3]"
   if pixels.shape == (side, side, 3):
     raise ValueError(f"pixels must be a batch {expected}, got one image {list(pixels.shape)}: use pixels[None]")
   if pixels.ndim != 4 or pixels.shape[1:] != (side, side, 3):
     advice = "use model.preprocess"
-    if pixels.ndim == 4 and pixels.shape[3] == 3 and _fits(config, *pixels.shape[1:3]):
+    if pixels.ndim == 4 and pixels.shape[1] == 3:
+      advice = "the channels come last, pixels.transpose(0, 2, 3, 1)"
+    elif pixels.ndim == 3 and pixels.shape[0] == 3:
+      advice = "the channels come last, pixels.transpose(1, 2, 0)[None]"
+    elif pixels.ndim == 4 and pixels.shape[3] == 3 and _fits(config, *pixels.shape[1:3]):
       advice += f", or model.with_image_size({pixels.shape[1]})"
     raise ValueError(f"pixels must be {expected}, got {list(pixels.shape)}: {advice}")
   if not len(pixels):
@@ -91,7 +106,11 @@ def _check_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
   if pixels.dtype == np.uint8:
     return pixels
   if not jnp.issubdtype(pixels.dtype, jnp.floating):
-    raise ValueError(f"pixels must be normalised floats or uint8, got {pixels.dtype}")
+    raise ValueError(f"pixels must be normalised floats or uint8, got {pixels.dtype}: give levels 0..255 as uint8")
+  pixels = pixels.astype(np.float32, copy=False)
+  for number, image in enumerate(pixels, first):
+    if not np.isfinite(image).all():
+      raise ValueError(f"the pixels of images[{number}] hold NaN or infinity")
   low, high = _range(config)
   largest = float(np.abs(pixels).max())
   if largest > max(10, 4 * max(-low, high)):
@@ -99,7 +118,28 @@ def _check_pixels(pixels: np.ndarray, config: ModelConfig) -> np.ndarray:
       f"float pixels must be normalised (about {low:.1f} to {high:.1f}), got values up to {largest:g}: use "
       "model.preprocess, or give levels 0..255 as uint8"
     )
-  return pixels.astype(np.float32, copy=False)
+  if _is_scaled_only(pixels, config):
+    raise ValueError(
+      f"float pixels must be normalised (about {low:.1f} to {high:.1f}), and these all lie in 0..1: use "
+      "model.preprocess, or subtract model.config.vision.pixels.mean and divide by .std"
+    )
+  return pixels
+
+
+def _is_scaled_only(pixels: np.ndarray, config: ModelConfig) -> bool:
+  """Whether float pixels are levels divided by 255, not yet normalised.
+
+  Values in 0..1 alone are a narrow part of what normalised pictures have, such as 123 to 191 of 255 levels in CLIP.
+  A picture that is so pale is told by its levels, which are whole numbers, or by being nearly uniform. Where the model
+  itself reads 0..1, there is nothing to tell.
+  """
+  spec = config.vision.pixels
+  low, high = _range(config)
+  smallest, largest = float(pixels.min()), float(pixels.max())
+  if smallest < 0 or largest > 1 or largest - smallest <= _UNIFORM or (low >= -0.05 and high <= 1.05):
+    return False
+  levels = (pixels * np.asarray(spec.std, np.float32) + np.asarray(spec.mean, np.float32)) * 255
+  return bool(np.abs(levels - levels.round()).max() > 0.05)
 
 
 def _range(config: ModelConfig) -> tuple[float, float]:
@@ -131,9 +171,10 @@ def to_boxes(given: Boxes, count: int | None) -> Iterator[np.ndarray]:
   Raises:
     ValueError: at once or when the boxes' turn comes; names the first wrong one.
   """
+  check_ordered(given, "boxes")
   array: Any = given
   if hasattr(array, "ndim") and array.dtype != object:
-    given = np.asarray(given, np.float32)
+    given = to_numpy(given).astype(np.float32)
     if given.ndim != 3 or given.shape[2] != 4 or count not in (None, len(given)):
       raise ValueError(f"boxes must be [B, K, 4]{_with(count)}, one list for each image, got {list(given.shape)}")
   elif isinstance(given, str | bytes) or not isinstance(given, Iterable):
@@ -149,7 +190,7 @@ def _with(count: int | None) -> str:
 
 def _check_boxes(given: Any, image: int) -> np.ndarray:
   try:
-    boxes = np.asarray(given, np.float32)
+    boxes = to_numpy(given).astype(np.float32) if hasattr(given, "ndim") else np.asarray(given, np.float32)
   except (TypeError, ValueError) as error:
     raise ValueError(f"boxes of image {image} must be [K, 4], four numbers each: {error}") from error
   boxes = boxes.reshape(0, 4) if boxes.shape == (0,) else boxes
@@ -182,14 +223,19 @@ def to_ids(texts: Texts, config: TextConfig) -> list[Ids]:
   Raises:
     TypeError, ValueError: what is given is neither texts nor their ids; the message says which one.
   """
-  if hasattr(texts, "ndim") and np.asarray(texts).dtype.kind in "iu":
-    rows = np.asarray(texts)
-    if rows.ndim != 2 or not rows.size:
-      raise ValueError(f"token ids must have the shape [B, L], got {list(rows.shape)}")
-    return _cut_at_end(list(rows), config)
-  if not isinstance(texts, str) and not isinstance(texts, Iterable):
+  check_ordered(texts, "texts")
+  if isinstance(texts, bytes | bytearray | memoryview) or not isinstance(texts, str | Iterable):
     raise TypeError(f"texts must be str, a list of str, or token ids, got {_show(texts)}")
-  listed: list[Any] = [texts] if isinstance(texts, str) else list(texts)
+  if hasattr(texts, "ndim"):  # an array, or a Series of pandas
+    rows = to_numpy(texts)
+    if rows.dtype.kind in "iu":
+      if rows.ndim != 2 or not rows.size:
+        raise ValueError(f"token ids must have the shape [B, L], got {list(rows.shape)}")
+      return _cut_at_end(list(rows), config)
+    if rows.dtype.kind in "OUT" and rows.ndim > 1:
+      raise ValueError(f"an array of texts must have one axis, got {list(rows.shape)}")
+    texts = rows.tolist() if rows.dtype.kind in "OUT" or not rows.ndim else list(rows)
+  listed: list[Any] = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
   if not listed:
     raise ValueError("there are no texts: give at least one")
   if not isinstance(listed[0], str) and (hasattr(listed[0], "ndim") or isinstance(listed[0], Sequence)):
@@ -211,7 +257,9 @@ def _read_part(row: list[int], end_id: int) -> Ids:
 
 
 def _to_row(number: int, ids: Any) -> np.ndarray:
-  row = np.asarray(ids) if not isinstance(ids, str | bytes) else np.asarray("")
+  row = (
+    to_numpy(ids) if hasattr(ids, "ndim") else np.asarray(ids) if not isinstance(ids, str | bytes) else np.asarray("")
+  )
   if row.ndim != 1 or row.dtype.kind not in "iu" or not row.size:
     raise TypeError(f"texts must be all strings or all lists of token ids, but entry {number} is {_show(ids)}")
   return row
@@ -247,6 +295,24 @@ def cut_ids(whole: Sequence[Ids], length: int, kind: str, advice: str, truncate:
     f"cut{advice}"
   )
   return [row if len(row) <= length else (*row[: length - 1], row[-1]) for row in whole]
+
+
+def to_numpy(array: Any) -> np.ndarray:
+  """An array of NumPy, JAX, PyTorch or pandas as one of NumPy."""
+  if hasattr(array, "detach"):  # of PyTorch; NumPy has none of its type bfloat16
+    array = array.detach().cpu()
+    array = array.float() if array.is_floating_point() else array
+  return np.asarray(array)
+
+
+def check_ordered(given: object, what: str) -> None:
+  """Raises a TypeError for several things without an order, or with names that would be read in their place."""
+  if isinstance(given, Mapping) or hasattr(given, "columns"):
+    fields = list(given) if isinstance(given, Mapping) else list(given.columns)  # pyright: ignore[reportAttributeAccessIssue]
+    shown = f"{', '.join(map(repr, fields[:8])):.120}"
+    raise TypeError(f"{what} must be a list, got a {type(given).__name__} with the fields {shown}: give one of them")
+  if isinstance(given, Set) and not hasattr(given, "mapping"):  # the keys of a dict have an order
+    raise TypeError(f"{what} must be a list, got a {type(given).__name__}, which has no order: use sorted or list")
 
 
 def not_empty(rows: Iterable[Item]) -> Iterator[Item]:

@@ -83,8 +83,8 @@ def preprocess(
   """Images as a model of this size takes them: squared, scaled to its resolution and normalised.
 
   Args:
-    pictures: a PIL image, the path or the bytes of an image file, a uint8 array [H, W, 3], or a sequence of those.
-      A single image makes a batch of one.
+    pictures: a PIL image, the path or the bytes of an image file, an open one, a uint8 array [H, W, 3], or a sequence
+      of those. A single image makes a batch of one.
     config: the model's.
     mode: `squash` (boxes stay fractions of the whole picture), `center_crop` or `pad`. None: as the model's folder
       says, else `squash` for an FG-CLIP and `center_crop` for a plain CLIP, as the published code does.
@@ -92,15 +92,16 @@ def preprocess(
   Raises:
     ImageError, FileNotFoundError, TypeError, ValueError: see `fgclip_jax.data.image.preprocess`.
   """
+  inputs.check_ordered(pictures, "images")
   return images.preprocess(pictures, config.vision.image_size, mode or config.resize, config.vision.pixels)
 
 
 class FGCLIP:
   """A model with its parameters. Every `encode_*` takes any number of inputs and returns NumPy float32 of length one.
 
-  Images are given as PIL images, paths, bytes, uint8 arrays [H, W, 3], a list or an iterator of any of these, or
-  batches [B, S, S, 3] of the model's own size: uint8, or normalised floats as `preprocess` makes them. They are decoded
-  by threads while the device computes, so that an iterator over any number of files takes little memory.
+  Images are given as PIL images, paths, bytes, open files, uint8 arrays [H, W, 3], a list or an iterator of any of
+  these, or batches [B, S, S, 3] of the model's own size: uint8, or normalised floats as `preprocess` makes them. They
+  are decoded by threads while the device computes, so that an iterator over any number of files takes little memory.
 
   Attributes:
     config: the model's size.
