@@ -9,6 +9,7 @@ from typing import Any
 from fgclip_jax.data import record
 from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare import checks, duplicates, image_storage
+from fgclip_jax.prepare.ids import Ids
 from fgclip_jax.prepare.job import Job, PrepareError
 from fgclip_jax.prepare.stats import DatasetStats
 from fgclip_jax.storage.errors import RecordError
@@ -16,10 +17,10 @@ from fgclip_jax.storage.skip_report import Report, Scope
 
 
 class Converter:
-  """Converts raw records to serialized ones, and counts each in `stats`."""
+  """Converts raw records to serialized ones, counts each in `stats`, and collects the ids of those that are kept."""
 
-  def __init__(self, job: Job, stats: DatasetStats):
-    self._job, self._stats, self._tokenizer = job, stats, get_tokenizer()
+  def __init__(self, job: Job, stats: DatasetStats, ids: Ids | None = None):
+    self._job, self._stats, self._ids, self._tokenizer = job, stats, ids, get_tokenizer()
 
   def convert(self, raw: Any, file: str, index: int, hashes: duplicates.Hashes | None, number: int) -> bytes | None:
     """Returns a serialized record; None if it cannot be used.
@@ -52,6 +53,8 @@ class Converter:
       self._stats.add_finding(scope, error, file, index)
     if hashes:
       hashes.add(number, loaded.image)
+    if self._ids:
+      self._ids.add(number, made.id)
     return data
 
   def leave_out(self, error: RecordError, file: str, index: int) -> None:

@@ -24,7 +24,7 @@ from fgclip_jax.data import dataset_folder, shard_writer
 from fgclip_jax.data.dataset_folder import match_shard, shard_path
 from fgclip_jax.data.shards import Records
 from fgclip_jax.data.tokenizers import get_tokenizer
-from fgclip_jax.prepare import conversion, duplicates, report
+from fgclip_jax.prepare import conversion, duplicates, ids, report
 from fgclip_jax.prepare.job import (
   Job,
   Piece,
@@ -46,11 +46,19 @@ _NAME = re.compile(r"[A-Za-z0-9_]+")
 
 @dataclasses.dataclass(frozen=True)
 class _Task:
-  """One shard to write: its `path`, the path of its `description`, and the `pieces` of input files it is made of."""
+  """One shard to write.
+
+  Attributes:
+    number: its number.
+    path: its file.
+    description, ids: the files of what it holds, and of its ids.
+    pieces: the parts of input files that it is made of.
+  """
 
   number: int
   path: str
   description: str
+  ids: str
   pieces: list[Piece]
 
 
@@ -123,6 +131,10 @@ def _write(job: Job, state: str, workers: int | Engine, overwrite: bool) -> Data
   if job.checks.duplicates == "keep":
     duplicates.find(search, workers)
     _count_duplicates(job, search, total)
+  count, first = ids.find_twice([task.ids for task in tasks])
+  if first:
+    file, index = duplicates.get_place(first[0])
+    total.add_finding("note", ids.describe(first[1], job.source.files), job.source.files[file], index, count)
   _finish(job, plan, total, [shard.shard for shard in shards])
   return total
 
@@ -233,6 +245,7 @@ def _list_tasks(job: Job, state: str, cuts: list[list[Piece]]) -> list[_Task]:
       number=number,
       path=shard_path(job.output, job.name, job.split, number, len(cuts)),
       description=paths.join(state, f"{number:05d}.json"),
+      ids=paths.join(state, f"ids-{number:05d}.npy"),
       pieces=pieces,
     )
     for number, pieces in enumerate(cuts)
@@ -248,7 +261,8 @@ def _write_shard(job: Job, search: duplicates.Search, task: _Task) -> tuple[int,
 
 
 def _convert_pieces(job: Job, search: duplicates.Search, task: _Task, stats: DatasetStats) -> Iterator[bytes]:
-  converter = conversion.Converter(job, stats)
+  found_ids = ids.Ids()
+  converter = conversion.Converter(job, stats, found_ids)
   drop = job.checks.duplicates == "drop"
   found = duplicates.load(search, task.number).by_number() if drop else {}
   hashes = None if drop else duplicates.Hashes(search)
@@ -262,6 +276,7 @@ def _convert_pieces(job: Job, search: duplicates.Search, task: _Task, stats: Dat
       yield data
   if hashes:
     hashes.save(task.number)
+  found_ids.save(task.ids)
 
 
 def _scan(job: Job, task: _Task) -> Iterator[tuple[Piece, int, Any]]:

@@ -218,9 +218,9 @@ class DatasetStats:
     self.image_bytes += len(record.image)
     self.histograms.add_record(record)
 
-  def add_finding(self, scope: Scope, error: RecordError, file: str, record: int) -> None:
-    """Counts what was left out for an error, or a note."""
-    self.findings.add(Skip.of(error, f"{file}, record {record}", scope))
+  def add_finding(self, scope: Scope, error: RecordError, file: str, record: int, count: int = 1) -> None:
+    """Counts what was left out for an error, or a note; `error` is about the first of `count`."""
+    self.findings.add(Skip.of(error, f"{file}, record {record}", scope), count)
 
   def add_duplicates(self, count: int, error: RecordError, file: str, record: int) -> None:
     """Counts images that come twice and were kept; `error` is about the first of them."""

@@ -4,6 +4,7 @@
 earlier, so that processes can share a file. `walk` goes through the lists inside one JSON object.
 """
 
+import codecs
 import contextlib
 import json
 import math
@@ -101,7 +102,7 @@ def load(raw: Raw, report: Report | None = None) -> object:
       report("note", note)
     return value
   try:
-    return _VALUES.decode(raw.decode())
+    return _VALUES.decode(raw.removeprefix(codecs.BOM_UTF8).decode())
   except UnicodeDecodeError as error:
     raise RecordError("record_not_utf8", "record", text.describe(raw, error.start)) from error
   except (ValueError, RecursionError) as error:

@@ -143,6 +143,13 @@ def decode(data: bytes, path: str, place: int = 0) -> str:
     raise RecordError("text_not_utf8", path, describe(data, error.start, place)) from error
 
 
+def decode_marked(data: bytes) -> str:
+  """Decodes a small file that was read as a whole; bytes that are not UTF-8 are kept with `surrogateescape`."""
+  if data[:2] in _UTF16:
+    return data[2:].decode(_UTF16[data[:2]], "replace")
+  return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+
+
 def describe(data: bytes, at: int, place: int = 0) -> str:
   """Describes the byte `at` of some text, which is no UTF-8; the text begins at the position `place` of its file."""
   shown = bytes(data[max(at - 12, 0) : at + 12]).decode("cp1252", "replace")

@@ -16,7 +16,7 @@ from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import Record
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store
-from fgclip_jax.storage import lookup_table, parquet, paths, streams, tars
+from fgclip_jax.storage import lookup_table, parquet, paths, streams, tars, text
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Report, Scope
 from fgclip_jax.storage.workers import Engine
@@ -69,13 +69,24 @@ class WebDataset:
 
   def load(self, raw: tars.Sample | parquet.Row, report: Report) -> Record:
     key, image, sample = _read_sample(raw) if isinstance(raw, tars.Sample) else _read_row(raw)
+    for fault in raw.faults if isinstance(raw, tars.Sample) else ():
+      report("note", fault)
     if image is None:
       if sample.get("status", "success") != "success":
         message = f"was not downloaded: {sample.get('status')}, {sample.get('error_message')}"
         raise RecordError("image_not_downloaded", "image", message)
+      if isinstance(raw, tars.Sample):
+        raise raw.missing_image()
       raise RecordError("image_missing", "image", f"sample {key!r} has no image; it has {', '.join(sorted(sample))}")
     name = self.short_field or ("txt" if "txt" in sample else "caption")
-    short = annotation_fields.get_text(sample, name, name, report, name="short")
+    try:
+      short = annotation_fields.get_text(sample, name, name, report, name="short")
+    except RecordError as error:
+      if error.kind != "short_missing" or not isinstance(raw, tars.Sample):
+        raise
+      files = ", ".join(f".{suffix}" for suffix in raw.parts)
+      message = f"{error.message}: sample {key!r} has the files {files}; {tars.SORT}"
+      raise RecordError(error.kind, error.field, message) from error
     identity = f"{posixpath.splitext(posixpath.basename(raw.path))[0]}/{key}"
     annotation_fields.check_unicode(identity, "key", "key")
     return Record(id=identity, image=image, short=short, long=self._find_long(sample, key, report))
@@ -99,7 +110,7 @@ def _read_sample(sample: tars.Sample) -> tuple[str, bytes | None, dict[str, Any]
   if "json" in sample.parts:
     values.update(annotation_fields.get_mapping(streams.load(sample.read("json")), "json", "side_file"))
   if "txt" in sample.parts:
-    values["txt"] = sample.read("txt").decode("utf-8", "surrogateescape")  # what is not UTF-8 is found by its field
+    values["txt"] = text.decode_marked(sample.read("txt"))  # what is not UTF-8 is found by its field
   suffix = sample.find_image()
   return sample.key, sample.read(suffix) if suffix else None, values
 

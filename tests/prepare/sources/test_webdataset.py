@@ -1,11 +1,14 @@
 """Web pairs of img2dataset's tar and Parquet files: captions from wherever they lie, and what failed by its name."""
 
 import gzip
+import io
 import json
 import subprocess
 import tarfile
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from fgclip_jax.prepare import __main__ as prepare
 from fgclip_jax.prepare.sources import webdataset
@@ -194,3 +197,72 @@ def test_the_command_counts_what_was_planted_and_continues(tmp_path, capsys):
   captions.write_text("")
   assert prepare.main(command) == 1
   assert "no long caption in" in capsys.readouterr().err
+
+
+def _jpeg(seed):
+  picture = Image.fromarray(np.random.default_rng(seed).integers(0, 255, (64, 64, 3), np.uint8))
+  stream = io.BytesIO()
+  picture.save(stream, "JPEG")
+  return stream.getvalue()
+
+
+def _tar(path, members):
+  with tarfile.open(path, "w") as archive:
+    for name, data in members:
+      trees.add_member(archive, name, data)
+
+
+def _prepare(tmp_path, *tars):
+  output = tmp_path / "out"
+  code = prepare.main(
+    ["webdataset", "--input", *map(str, tars), "--output", str(output), "--workers", "1", "--overwrite"]
+  )
+  report = output / "report-train.json"
+  return code, json.loads(report.read_text()) if report.exists() else None
+
+
+def test_names_with_dots_are_samples_of_their_own(tmp_path, capsys):
+  texts = [("IMG.001.jpg", _jpeg(0)), ("IMG.001.txt", b"first"), ("IMG.002.jpg", _jpeg(1)), ("IMG.002.txt", b"second")]
+  _tar(tmp_path / "dots.tar", texts)
+  _tar(tmp_path / "compound.tar", [("s0.input.jpg", _jpeg(0)), ("s0.outputs.txt", b"label")])
+  code, report = _prepare(tmp_path, tmp_path / "dots.tar", tmp_path / "compound.tar")
+  assert (code, report["read"], report["records"]) == (0, 3, 2)
+  assert "its files end in .input.jpg, .outputs.txt. An ending begins at the first dot" in capsys.readouterr().out
+
+
+def test_members_and_ids_that_come_twice_are_counted(tmp_path):
+  members = [("000.jpg", 0), ("000.jpg", 1), ("000.txt", b"first"), ("001.jpg", 2), ("001.txt", b"one"), ("000.jpg", 3)]
+  members = [(name, _jpeg(data) if isinstance(data, int) else data) for name, data in members]
+  _tar(tmp_path / "twice.tar", [*members, ("000.txt", b"again")])
+  code, report = _prepare(tmp_path, tmp_path / "twice.tar")
+  assert (code, report["read"], report["records"]) == (0, 3, 3)
+  found = {kind: entry["count"] for kind, entry in report["findings"].items()}
+  assert (found["tar_member_twice"], found["id_twice"]) == (1, 1)
+  assert report["findings"]["id_twice"]["record"] == 2
+
+
+def test_files_of_a_sample_that_are_apart_are_named_with_the_cure(tmp_path):
+  pictures = [(f"{number}.jpg", _jpeg(number)) for number in range(3)]
+  texts = [(f"{number}.txt", b"text") for number in range(2)]
+  _tar(tmp_path / "apart.tar", [*pictures, *texts, ("9.jpg", _jpeg(9)), ("9.txt", b"\xef\xbb\xbfgood")])
+  code, report = _prepare(tmp_path, tmp_path / "apart.tar")
+  assert (code, report["read"], report["records"]) == (0, 6, 1)
+  assert [report["findings"][kind]["count"] for kind in ("short_missing", "image_missing")] == [3, 2]
+  assert all(
+    "tar --sort=name" in entry["message"] for entry in report["findings"].values() if entry["loss"] == "record"
+  )
+
+
+def test_a_hostile_tar_does_not_end_the_others(tmp_path):
+  entry = tarfile.TarInfo("././@LongLink")
+  entry.type, entry.size = b"L", 5120
+  (tmp_path / "long.tar").write_bytes((entry.tobuf(tarfile.GNU_FORMAT) + b"a" * 5120) * 3000)
+  sparse = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "1", "GNU.sparse.name": "a.jpg"}
+  with tarfile.open(tmp_path / "sparse.tar", "w", format=tarfile.PAX_FORMAT) as archive:
+    info = tarfile.TarInfo("a.jpg")
+    info.pax_headers = sparse
+    archive.addfile(info)
+  _tar(tmp_path / "good.tar", [("0.jpg", _jpeg(0)), ("0.txt", b"text")])
+  code, report = _prepare(tmp_path, *(tmp_path / f"{name}.tar" for name in ("long", "sparse", "good")))
+  found = {kind: entry["count"] for kind, entry in report["findings"].items()}
+  assert (code, report["records"], found["tar_truncated"], found["tar_member_sparse"]) == (0, 1, 1, 1)
