@@ -219,8 +219,7 @@ class _Lines:
         return None
       body = line.rstrip(b"\r\n")
       # Bytes that are not UTF-8 are found later, in their field.
-      parts = (part.decode("utf-8", "surrogateescape") for part in (body, line[len(body) :]))
-      self._ready.append((self._read, *parts))
+      self._ready.append((self._read, body.decode("utf-8", "surrogateescape"), line[len(body) :].decode()))
       self._read += len(line)
     return self._ready[0][0]
 

@@ -11,7 +11,9 @@ from typing import Literal
 
 from fgclip_jax.storage.errors import RecordError
 
-Scope = Literal["file", "record", "region", "negative", "note"]  # how much is left out; of a note, nothing
+Scope = Literal[
+  "file", "record", "annotation", "region", "negative", "note"
+]  # how much is left out; of a note, nothing
 Report = Callable[[Scope, RecordError], None]  # called with each fault found in a record that is kept
 
 

@@ -98,8 +98,9 @@ def load(raw: Raw, report: Report | None = None) -> object:
     raise raw
   if isinstance(raw, tuple):
     value, notes = csv_rows.load(raw)
-    for note in notes if report else ():
-      report("note", note)
+    if report:
+      for note in notes:
+        report("note", note)
     return value
   try:
     return _VALUES.decode(raw.removeprefix(codecs.BOM_UTF8).decode())

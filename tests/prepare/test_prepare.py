@@ -225,6 +225,7 @@ def test_every_class_is_counted_with_its_first_example(given, capsys):
     "negatives_under_10": ("note", 1, 4),
     "regions_none": ("note", 1, 5),
     "caption_long": ("note", 1, 5),
+    "id_twice": ("note", 2, 0),
   }
   assert report["findings"]["box_outside"]["field"] == "bbox_info[0].bbox"
   assert (report["read"], report["records"], report["regions"], report["negatives"]) == (9, 6, 5, 1)

@@ -10,9 +10,10 @@ import functools
 import sqlite3
 from collections.abc import Iterator, Sequence
 
+from fgclip_jax.data import annotation_fields
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, joins
-from fgclip_jax.storage.streams import get_size, named, read_entries
+from fgclip_jax.storage.errors import RecordError
 
 SHORT = "COCO's captions and boxes"
 TEXT = f"{__doc__}{cli.IMAGE_CHECK}"
@@ -31,63 +32,81 @@ def make(state: str, captions: Sequence[str], instances: Sequence[str], folder: 
 
 def _join(files: Sequence[str], captions: int) -> Iterator[dict]:
   with joins.database(
-    "images (id INTEGER PRIMARY KEY, name TEXT, width REAL, height REAL)",
-    "captions (image INTEGER, place INTEGER, text TEXT)",
-    "boxes (image INTEGER, place INTEGER, class INTEGER, crowd INTEGER, x REAL, y REAL, width REAL, height REAL)",
-    "classes (id INTEGER PRIMARY KEY, name TEXT)",
+    "images (id PRIMARY KEY, name TEXT, width REAL, height REAL)",
+    "captions (image, place INTEGER, text TEXT)",
+    "boxes (image, place INTEGER, field TEXT, class, crowd INTEGER, x REAL, y REAL, width REAL, height REAL)",
+    "classes (id PRIMARY KEY, name TEXT)",
   ) as database:
     for file in files[:captions]:
       _read_captions(database, file)
     for file in files[captions:]:
       _read_instances(database, file)
-    for table in ("captions", "boxes"):
-      database.execute(f"CREATE INDEX {table}_of_images ON {table} (image, place)")
+    joins.index_by_image(database, "captions", "boxes")
     for row in database.execute("SELECT id, name, width, height FROM images ORDER BY id"):
       yield _make_line(database, *row)
     yield from joins.find_unlisted(database, "captions", "boxes")
 
 
 def _read_captions(database: sqlite3.Connection, file: str) -> None:
-  for place, (name, entry) in enumerate(read_entries(file, ("images", "annotations"))):
-    with named(file, entry):
+  for place, (name, field, value) in enumerate(joins.read_lists(file, ("images", "annotations"))):
+    with joins.counted(database, _image_of(name, value)):
+      entry = annotation_fields.get_mapping(value, field, "annotation")
       if name == "images":
-        _add_image(database, entry)
+        _add_image(database, entry, field)
       else:
-        database.execute("INSERT INTO captions VALUES (?, ?, ?)", (entry["image_id"], place, entry["caption"].strip()))
+        text = annotation_fields.get_text(entry, "caption", f"{field}.caption", joins.ignore)
+        values = (joins.get_id(entry, "image_id", field), place, text.strip())
+        database.execute("INSERT INTO captions VALUES (?, ?, ?)", values)
 
 
 def _read_instances(database: sqlite3.Connection, file: str) -> None:
-  for place, (name, entry) in enumerate(read_entries(file, ("images", "annotations", "categories"))):
-    with named(file, entry):
+  for place, (name, field, value) in enumerate(joins.read_lists(file, ("images", "annotations", "categories"))):
+    with joins.counted(database, _image_of(name, value), "region" if name == "annotations" else "annotation"):
+      entry = annotation_fields.get_mapping(value, field, "annotation")
       if name == "images":
-        _add_image(database, entry)
+        _add_image(database, entry, field)
       elif name == "categories":
-        database.execute("INSERT OR REPLACE INTO classes VALUES (?, ?)", (entry["id"], entry["name"]))
+        text = annotation_fields.get_text(entry, "name", f"{field}.name", joins.ignore, name="category_name")
+        database.execute("INSERT OR REPLACE INTO classes VALUES (?, ?)", (joins.get_id(entry, "id", field), text))
       else:
-        left, top, width, height = map(float, entry["bbox"])
-        values = (entry["image_id"], place, entry["category_id"], entry.get("iscrowd", 0), left, top, width, height)
-        database.execute("INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+        box = joins.get_sides(entry.get("bbox"), f"{field}.bbox")
+        crowd = entry.get("iscrowd") not in (None, 0, "0", "")
+        found = joins.get_id(entry, "image_id", field), place, field, joins.get_id(entry, "category_id", field)
+        database.execute("INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*found, crowd, *box))
 
 
-def _add_image(database: sqlite3.Connection, entry: dict) -> None:
-  values = (entry["id"], entry["file_name"], *get_size(entry))
-  database.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)", values)
+def _image_of(name: str, value: object) -> object:
+  """Returns the id of the image that an annotation is of, as the file gives it."""
+  return value.get("image_id") if name == "annotations" and isinstance(value, dict) else None
 
 
-def _make_line(database: sqlite3.Connection, identity: int, name: str, width: float, height: float) -> dict:
+def _add_image(database: sqlite3.Connection, entry: dict, field: str) -> None:
+  if "file_name" not in entry and isinstance(entry.get("coco_url"), str):  # LVIS
+    entry = {**entry, "file_name": "/".join(entry["coco_url"].split("/")[-2:])}
+  name = annotation_fields.get_text(entry, "file_name", f"{field}.file_name", joins.ignore)
+  joins.add_image(database, joins.get_id(entry, "id", field), name, joins.get_image_size(entry))
+
+
+def _make_line(
+  database: sqlite3.Connection, identity: int | str, name: str, width: float | None, height: float | None
+) -> dict:
   found, regions = [], []
   texts = database.execute("SELECT text FROM captions WHERE image = ? ORDER BY place", (identity,)).fetchall()
   if len(texts) > 1:
     found.append(["note", "captions_unused", "captions", f"{len(texts)} captions, of which the first is taken"])
   query = (
-    "SELECT classes.name, crowd, x, y, boxes.width, boxes.height FROM boxes LEFT JOIN classes ON class = classes.id "
-    "WHERE image = ? ORDER BY place"
+    "SELECT classes.name, crowd, field, x, y, boxes.width, boxes.height FROM boxes "
+    "LEFT JOIN classes ON class = classes.id WHERE image = ? ORDER BY place"
   )
-  for caption, crowd, *box in database.execute(query, (identity,)):
+  for caption, crowd, field, *box in database.execute(query, (identity,)):
     if crowd:
       found.append(["region", "box_of_crowd", f"instances of image {identity}", f"a crowd of class {caption!r}"])
-    else:
+      continue
+    try:
       regions.append({"box": joins.make_box(box, (width, height)), "short": caption})
+    except RecordError as error:
+      found.append(["region", error.kind, field, error.message])
+  found += joins.get_faults(database, identity)
   return {"image": name, "short": texts[0][0] if texts else None, "regions": regions, joins.FOUND: found}
 
 

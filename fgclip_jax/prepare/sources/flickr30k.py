@@ -14,8 +14,8 @@ from xml.etree import ElementTree
 
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, joins
-from fgclip_jax.storage import paths
-from fgclip_jax.storage.streams import named
+from fgclip_jax.storage import paths, text
+from fgclip_jax.storage.errors import RecordError
 
 SHORT = "Flickr30k Entities' captions and boxes"
 TEXT = f"{__doc__}{cli.IMAGE_CHECK}"
@@ -24,6 +24,7 @@ EXAMPLE = (
 )
 
 FORM = "flickr30k"
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
 _MARK = re.compile(r"\[/EN#(?P<thing>\d+)(?P<kinds>(?:/[^\s\]/]+)*) (?P<phrase>[^\]]*)\]")
 
 
@@ -47,28 +48,35 @@ def _join(folders: Sequence[str], files: Sequence[str]) -> Iterator[dict]:
   if paths.is_folder(files[0]):
     names = [name.removesuffix(".txt") for name in paths.list_folder(files[0]) if name.endswith(".txt")]
   else:
-    names = paths.read(files[0]).decode().split()
+    names = text.read(files[0]).split()
   for name in names:
     sentences = paths.join(folders[0], f"{name}.txt")
     annotation = paths.join(folders[1], f"{name}.xml")
     for path in (sentences, annotation):
       if not paths.is_file(path):
         raise FileNotFoundError(f"image {name}: no file {path!r}")
-    yield _make_line(name, paths.read(sentences).decode(), annotation)
+    try:
+      yield _make_line(name, sentences, annotation)
+    except RecordError as error:
+      yield {joins.FAULT: [error.kind, error.field, error.message]}
 
 
-def _make_line(name: str, sentences: str, annotation: str) -> dict:
-  lines = [line for line in sentences.splitlines() if line.strip()]
+def _make_line(name: str, file: str, annotation: str) -> dict:
+  lines = [line for line in text.lines(file) if line.strip()]
+  sentences = "\n".join(lines)
   phrases: dict[str, str] = {}
   for mark in _MARK.finditer(sentences):
     if mark["thing"] != "0" and "/notvisual" not in mark["kinds"]:
       phrases.setdefault(mark["thing"], mark["phrase"])
-  size, boxes = _read_boxes(annotation)
-  found, regions = [], []
+  size, boxes, found = _read_boxes(annotation)
+  regions = []
   for thing, phrase in phrases.items():
     if thing in boxes:
       x1, y1, x2, y2 = boxes[thing]
-      regions.append({"box": joins.make_box((x1, y1, x2 - x1, y2 - y1), size), "short": phrase})
+      try:
+        regions.append({"box": joins.make_box((x1, y1, x2 - x1, y2 - y1), size), "short": phrase})
+      except RecordError as error:
+        found.append(["region", error.kind, f"entity {thing}", error.message])
     else:
       found.append(["note", "phrase_without_box", f"entity {thing}", f"{phrase!r} has no box"])
   if len(lines) > 1:
@@ -77,29 +85,28 @@ def _make_line(name: str, sentences: str, annotation: str) -> dict:
   return {"image": f"{name}.jpg", "short": short, "regions": regions, joins.FOUND: found}
 
 
-def _read_boxes(path: str) -> tuple[tuple[float, float], dict[str, tuple[float, ...]]]:
-  """Returns the image's width and height, and the box around all boxes of each thing, in pixels."""
+def _read_boxes(path: str) -> tuple[tuple[float | None, float | None], dict[str, tuple[float, ...]], list[list[str]]]:
+  """Returns the image's width and height, the box around all boxes of each thing, in pixels, and the boxes at fault."""
   try:
     root = ElementTree.fromstring(paths.read(path))
-  except ElementTree.ParseError as error:
-    raise ValueError(f"{path} is broken: {error}; get it again") from error
+  except (ElementTree.ParseError, ValueError, LookupError) as error:  # the latter two of encodings
+    raise RecordError("annotation_not_xml", path, f"is broken: {error}; get it again") from error
   boxes: dict[str, tuple[float, ...]] = {}
-  with named(path, "annotation"):
-    size = _get_number(root, "size/width"), _get_number(root, "size/height")
-    for item in root.iter("object"):
-      box = item.find("bndbox")
-      if box is None:
-        continue
-      x1, y1, x2, y2 = (_get_number(box, side) for side in ("xmin", "ymin", "xmax", "ymax"))
-      for thing in (name.text or "" for name in item.findall("name")):
-        a1, b1, a2, b2 = boxes.get(thing, (x1, y1, x2, y2))
-        boxes[thing] = (min(a1, x1), min(b1, y1), max(a2, x2), max(b2, y2))
-  return size, boxes
-
-
-def _get_number(element: ElementTree.Element, path: str) -> float:
-  """Returns the number in an element's descendant; raises `ValueError` if there is none."""
-  return float(element.findtext(path, ""))
+  found = []
+  size = joins.get_image_size({side: root.findtext(f"size/{side}") for side in ("width", "height")})
+  for number, item in enumerate(root.iter("object")):
+    box = item.find("bndbox")
+    if box is None:
+      continue
+    try:
+      x1, y1, x2, y2 = joins.get_sides([box.findtext(side) for side in _SIDES], f"{path}, object {number}")
+    except RecordError as error:
+      found.append(["region", error.kind, error.field, f"needs {', '.join(_SIDES)}"])
+      continue
+    for thing in (name.text or "" for name in item.findall("name")):
+      a1, b1, a2, b2 = boxes.get(thing, (x1, y1, x2, y2))
+      boxes[thing] = (min(a1, x1), min(b1, y1), max(a2, x2), max(b2, y2))
+  return size, boxes, found
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -8,9 +8,10 @@ import argparse
 import sqlite3
 from collections.abc import Iterator, Sequence
 
+from fgclip_jax.data import annotation_fields
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, joins
-from fgclip_jax.storage.streams import get_size, named, read_entries
+from fgclip_jax.storage.errors import RecordError
 
 SHORT = "Visual Genome's region descriptions"
 TEXT = f"{__doc__}{cli.IMAGE_CHECK}"
@@ -32,32 +33,58 @@ def make(state: str, image_data: str, regions: str, folder: image_store.Folder) 
 
 def _join(files: Sequence[str]) -> Iterator[dict]:
   with joins.database(
-    "images (id INTEGER PRIMARY KEY, name TEXT, width REAL, height REAL)",
-    "boxes (image INTEGER, place INTEGER, phrase TEXT, x REAL, y REAL, width REAL, height REAL)",
+    "images (id PRIMARY KEY, name TEXT, width REAL, height REAL)",
+    "boxes (image, place INTEGER, field TEXT, phrase TEXT, x REAL, y REAL, width REAL, height REAL)",
   ) as database:
-    for _, entry in read_entries(files[0], ("",)):
-      with named(files[0], entry):
-        name = "/".join(entry["url"].split("/")[-2:])  # .../VG_100K_2/1.jpg: images are in two folders
-        values = (entry["image_id"], name, *get_size(entry))
-        database.execute("INSERT OR IGNORE INTO images VALUES (?, ?, ?, ?)", values)
-    for _, entry in read_entries(files[1], ("",)):
-      with named(files[1], entry):
-        for place, region in enumerate(entry["regions"]):
-          box = [float(region[side]) for side in ("x", "y", "width", "height")]
-          values = (region.get("image_id", entry.get("id")), place, region["phrase"].strip(), *box)
-          database.execute("INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?)", values)
-    database.execute("CREATE INDEX boxes_of_images ON boxes (image, place)")
+    for _, field, value in joins.read_lists(files[0], ("",)):
+      with joins.counted(database):
+        entry = annotation_fields.get_mapping(value, field, "annotation")
+        url = annotation_fields.get_text(entry, "url", f"{field}.url", joins.ignore)
+        name = "/".join(url.split("/")[-2:])  # .../VG_100K_2/1.jpg: images are in two folders
+        joins.add_image(database, joins.get_id(entry, "image_id", field), name, joins.get_image_size(entry))
+    for _, field, value in joins.read_lists(files[1], ("",)):
+      with joins.counted(database):
+        _read_regions(database, annotation_fields.get_mapping(value, field, "annotation"), field)
+    joins.index_by_image(database, "boxes")
     for row in database.execute("SELECT id, name, width, height FROM images ORDER BY id"):
       yield _make_line(database, *row)
     yield from joins.find_unlisted(database, "boxes")
 
 
-def _make_line(database: sqlite3.Connection, identity: int, name: str, width: float, height: float) -> dict:
-  query = "SELECT phrase, x, y, width, height FROM boxes WHERE image = ? ORDER BY place"
+def _read_regions(database: sqlite3.Connection, entry: dict, field: str) -> None:
+  regions = entry.get("regions")
+  if not isinstance(regions, list):
+    raise RecordError("regions_wrong_type", f"{field}.regions", f"must be a list, got {regions!r:.80}")
+  for place, value in enumerate(regions):
+    inner = f"{field}.regions[{place}]"
+    region = value if isinstance(value, dict) else {}
+    key = "image_id" if "image_id" in region else "id"
+    image = region if key == "image_id" else entry
+    with joins.counted(database, image.get(key), "region"):
+      annotation_fields.get_mapping(value, inner, "region")
+      box = joins.get_sides([region.get(side) for side in ("x", "y", "width", "height")], inner)
+      phrase = region.get("phrase")
+      if not isinstance(phrase, str):  # one that is empty is refused where the region is read
+        annotation_fields.get_text(region, "phrase", f"{inner}.phrase", joins.ignore)
+      annotation_fields.check_unicode(phrase := str(phrase), "phrase", f"{inner}.phrase")
+      values = (joins.get_id(image, key, inner), place, inner, phrase.strip(), *box)
+      database.execute("INSERT INTO boxes VALUES (?, ?, ?, ?, ?, ?, ?, ?)", values)
+
+
+def _make_line(
+  database: sqlite3.Connection, identity: int | str, name: str, width: float | None, height: float | None
+) -> dict:
+  query = "SELECT field, phrase, x, y, width, height FROM boxes WHERE image = ? ORDER BY place"
   boxes = database.execute(query, (identity,)).fetchall()
-  largest = max((box for box in boxes if box[0]), key=lambda box: (box[3] or 0) * (box[4] or 0), default=(None,))
-  regions = [{"box": joins.make_box(box, (width, height)), "short": phrase} for phrase, *box in boxes]
-  return {"image": name, "short": largest[0], "regions": regions}
+  largest = max((box for box in boxes if box[1]), key=lambda box: (box[4] or 0) * (box[5] or 0), default=("", None))
+  regions, found = [], []
+  for field, phrase, *box in boxes:
+    try:
+      regions.append({"box": joins.make_box(box, (width, height)), "short": phrase})
+    except RecordError as error:
+      found.append(["region", error.kind, field, error.message])
+  found += joins.get_faults(database, identity)
+  return {"image": name, "short": largest[1], "regions": regions, joins.FOUND: found}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

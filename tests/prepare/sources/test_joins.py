@@ -76,20 +76,134 @@ def test_coco_needs_no_boxes(tmp_path, pictures):
   assert [record.short for record in load_all(source)[0][:2]] == ["a dog runs", "a cat"]
 
 
+def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path, pictures):
+  captions, instances = write_coco(tmp_path, categories=[])
+  with pytest.raises(ValueError, match="instances.json has no entries 'categories': is it the right file?"):
+    coco.make(str(tmp_path / "state"), captions, instances, pictures)
+
+
+DOG = {"image_id": 1, "bbox": [0, 0, 10, 10], "category_id": 1}
+
+
 @pytest.mark.parametrize(
-  ("changes", "message"),
+  ("odd", "kind"),
   [
-    ({"categories": []}, "instances.json has no entries 'categories': is it the right file?"),
-    ({"annotations": [{"image_id": 1, "category_id": 1}]}, 'not the expected fields .*bbox.* in {"image_id": 1'),
-    ({"annotations": [{"image_id": 1, "category_id": 1, "bbox": [1, None, 2, 3]}]}, "not the expected fields"),
-    ({"annotations": [3]}, "not the expected fields"),
-    ({"images": [{"id": 1, "file_name": "1.jpg", "width": 0, "height": 5}]}, "0.0 x 5.0 is no size"),
+    ({**DOG, "bbox": None}, "box_not_four_numbers"),
+    ({"image_id": 1, "category_id": 1}, "box_not_four_numbers"),
+    ({**DOG, "bbox": [1, 2, 3]}, "box_not_four_numbers"),
+    ({**DOG, "bbox": ["a", "b", "c", "d"]}, "box_not_four_numbers"),
+    ({**DOG, "bbox": [1, None, 2, 3]}, "box_not_four_numbers"),
+    ({**DOG, "bbox": {"x": 1}}, "box_not_four_numbers"),
+    ({**DOG, "bbox": [1, 2, 3, 10**400]}, "box_not_four_numbers"),
+    ({**DOG, "bbox": [1, 2, 3, float("inf")]}, "box_not_finite"),
+    ({"image_id": 1, "bbox": [0, 0, 10, 10]}, "category_id_missing"),
+    ({**DOG, "category_id": [1]}, "category_id_wrong_type"),
+    ({**DOG, "category_id": 7}, "region_short_missing"),
   ],
 )
-def test_a_file_of_another_kind_is_an_error_that_names_it(tmp_path, pictures, changes, message):
-  captions, instances = write_coco(tmp_path, **changes)
-  with pytest.raises(ValueError, match=message):
-    coco.make(str(tmp_path / "state"), captions, instances, pictures)
+def test_an_odd_box_is_left_out_and_counted_by_kind(tmp_path, pictures, odd, kind):
+  captions, instances = write_coco(tmp_path, annotations=[odd, DOG], categories=[{"id": 1, "name": "dog"}])
+  found, reported = load_all(coco.make(str(tmp_path / "state"), captions, instances, pictures))
+  assert [region.short for region in found[0].regions] == ["dog"]
+  assert [entry for entry in reported if entry[0] == "region"] == [("region", kind)]
+  assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+  ("odd", "kind"),
+  [
+    (3, "annotation_not_object"),
+    (None, "annotation_not_object"),
+    ([DOG], "annotation_not_object"),
+    ({"bbox": [0, 0, 1, 1], "category_id": 1}, "image_id_missing"),
+    ({**DOG, "image_id": None}, "image_id_missing"),
+    ({**DOG, "image_id": True}, "image_id_wrong_type"),
+    ({**DOG, "image_id": {"a": 1}}, "image_id_wrong_type"),
+    ({**DOG, "image_id": "\ud800"}, "image_id_not_unicode"),
+    ({**DOG, "image_id": 1 << 80}, "image_not_listed"),
+    ({**DOG, "image_id": "another"}, "image_not_listed"),
+  ],
+)
+def test_an_annotation_of_no_image_is_counted_as_a_record(tmp_path, pictures, odd, kind):
+  captions, instances = write_coco(tmp_path, annotations=[odd, DOG], categories=[{"id": 1, "name": "dog"}])
+  found, _ = load_all(coco.make(str(tmp_path / "state"), captions, instances, pictures))
+  assert sorted(entry for entry in found if isinstance(entry, str)) == sorted(
+    ["short_missing", "image_not_listed", kind]
+  )
+  assert [region.short for region in found[0].regions] == ["dog"]
+
+
+@pytest.mark.parametrize(
+  ("image", "kind"),
+  [
+    ({"id": 5, "file_name": None}, "file_name_missing"),
+    ({"id": 5}, "file_name_missing"),
+    ({"id": 5, "file_name": 7}, "file_name_wrong_type"),
+    ({"file_name": "1.jpg"}, "id_missing"),
+    ({"id": 1, "file_name": "2.jpg"}, "image_id_twice"),
+    ("1.jpg", "annotation_not_object"),
+  ],
+)
+def test_an_odd_image_is_counted(tmp_path, pictures, image, kind):
+  images = [{"id": 1, "file_name": "1.jpg"}, image]
+  texts = [{"image_id": 1, "caption": "a dog"}]
+  captions = write(tmp_path / "captions.json", {"images": images, "annotations": texts})
+  found, _ = load_all(coco.make(str(tmp_path / "state"), [captions], [], pictures))
+  assert (found[0].short, found[1:]) == ("a dog", [kind])
+
+
+def test_captions_at_fault_do_not_take_the_place_of_good_ones(tmp_path, pictures):
+  texts = [None, "", 7, "\ud800", "a dog", "a cat"]
+  texts = [{"image_id": 1, "caption": caption} for caption in texts] + [{"image_id": 1}]
+  captions = write(tmp_path / "captions.json", {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": texts})
+  (record,), reported = load_all(coco.make(str(tmp_path / "state"), [captions], [], pictures))
+  assert record.short == "a dog"
+  kinds = ["caption_missing", "caption_empty", "caption_wrong_type", "caption_not_unicode", "caption_missing"]
+  assert [kind for scope, kind in reported if scope == "annotation"] == kinds
+
+
+@pytest.mark.parametrize(
+  ("listed", "used"), [("img_1", "img_1"), (1, "1"), ("1", 1), (1 << 70, 1 << 70), (-5, -5), (1.0, 1)]
+)
+def test_texts_and_numbers_are_ids(tmp_path, pictures, listed, used):
+  images = [{"id": listed, "file_name": "1.jpg", "width": 10, "height": 10}]
+  texts, boxes = [{"image_id": used, "caption": "a dog"}], [{**DOG, "image_id": used, "category_id": "k"}]
+  captions = write(tmp_path / "captions.json", {"images": images, "annotations": texts})
+  classes = [{"id": "k", "name": "dog"}]
+  instances = write(tmp_path / "instances.json", {"images": images, "annotations": boxes, "categories": classes})
+  (record,), reported = load_all(coco.make(str(tmp_path / "state"), [captions], [instances], pictures))
+  assert (record.short, [region.short for region in record.regions]) == ("a dog", ["dog"])
+  assert [kind for _, kind in reported if kind != "captions_unused"] == []
+
+
+@pytest.mark.parametrize(
+  "size", [{}, {"width": None, "height": 5}, {"width": 0, "height": 5}, {"width": "x", "height": []}]
+)
+def test_only_boxes_need_the_size_of_an_image(tmp_path, pictures, size):
+  captions, instances = write_coco(tmp_path, annotations=[DOG], categories=[{"id": 1, "name": "dog"}])
+  images = [{"id": 1, "file_name": "1.jpg", **size}]
+  text = [{"image_id": 1, "caption": "a dog"}]
+  captions = write(tmp_path / "captions.json", {"images": images, "annotations": text})
+  (record,), reported = load_all(coco.make(str(tmp_path / "state"), [captions], [], pictures))
+  assert (record.short, reported) == ("a dog", [("note", "regions_none")] if reported else [])
+  boxes = {"images": images, "annotations": [DOG], "categories": [{"id": 1, "name": "dog"}]}
+  instances = [write(tmp_path / "instances.json", boxes)]
+  (record,), reported = load_all(coco.make(str(tmp_path / "state"), [captions], instances, pictures))
+  assert (record.regions, reported[-1]) == ((), ("region", "image_size_missing"))
+
+
+def test_deeply_nested_and_marked_files_are_read_or_named_in_one_line(tmp_path, pictures):
+  deep = tmp_path / "deep.json"
+  deep.write_text('{"images": ' + "[" * 200_000)
+  for path in (deep, write(tmp_path / "number.json", '{"images": [{"id": ' + "1" * 5000 + "}]}")):
+    with pytest.raises(ValueError, match="is broken at") as caught:
+      coco.make(str(tmp_path / "state"), [str(path)], [], pictures)
+    assert "\n" not in str(caught.value)
+  captions, instances = write_coco(tmp_path)
+  for path in (*captions, *instances):
+    pathlib.Path(path).write_bytes(pathlib.Path(path).read_text().encode("utf-16"))
+  found, _ = load_all(coco.make(str(tmp_path / "state"), captions, instances, pictures))
+  assert found[0].short == "a dog runs"
 
 
 def test_a_broken_or_missing_file_is_an_error_that_names_it(tmp_path, pictures):
@@ -181,15 +295,44 @@ def test_broken_or_missing_entities_are_errors_that_name_the_file(tmp_path, pict
   with pytest.raises(FileNotFoundError, match="--entities is the one that holds Sentences and Annotations"):
     flickr30k.make(str(tmp_path / "state"), str(entities), None, pictures)
   write_entities(entities)
-  write(entities / "Annotations" / "2.xml", OBJECTS[:-20])
-  with pytest.raises(ValueError, match="2.xml is broken"):
-    flickr30k.make(str(tmp_path / "state"), str(entities), None, pictures)
-  write(entities / "Annotations" / "2.xml", "<annotation/>")
-  with pytest.raises(ValueError, match="2.xml: not the expected fields"):
-    flickr30k.make(str(tmp_path / "state"), str(entities), None, pictures)
   ids = write(tmp_path / "ids.txt", "1 7")
   with pytest.raises(FileNotFoundError, match="image 7: no file .*7.txt"):
     flickr30k.make(str(tmp_path / "state"), str(entities), ids, pictures)
+
+
+def test_odd_regions_are_left_out_and_counted(tmp_path, pictures):
+  data = [{"image_id": 1, "url": "https://a.b/VG_100K/1.jpg", "width": 100, "height": 50}, {"image_id": 2, "url": None}]
+  good = {"phrase": "a dog", "x": 0, "y": 0, "width": 10, "height": 10}
+  odd = [{**good, "phrase": None}, {**good, "x": None}, {**good, "width": "wide"}, None, {"phrase": "no box"}, good]
+  regions = [{"id": "1", "regions": odd}, {"id": 1, "regions": None}, 3, {"regions": [good]}]
+  files = write(tmp_path / "image_data.json", data), write(tmp_path / "region_descriptions.json", regions)
+  (first, *rest), reported = load_all(visual_genome.make(str(tmp_path / "state"), *files, pictures))
+  assert [region.short for region in first.regions] == ["a dog"]
+  boxes = ["box_not_four_numbers"] * 3
+  assert [kind for scope, kind in reported if scope == "region"] == [
+    "phrase_missing",
+    *boxes[:2],
+    "region_not_object",
+    boxes[0],
+  ]
+  assert rest == ["url_missing", "regions_wrong_type", "annotation_not_object", "id_missing"]
+
+
+def test_odd_entities_are_left_out_and_counted(tmp_path, pictures):
+  entities = tmp_path / "entities"
+  write_entities(entities)
+  write(entities / "Sentences" / "3.txt", SENTENCES)
+  write(entities / "Annotations" / "3.xml", OBJECTS[:-20])
+  write(entities / "Annotations" / "4.xml", OBJECTS)
+  (entities / "Sentences" / "4.txt").write_bytes("caf\u00e9".encode("latin-1"))
+  (entities / "Sentences" / "1.txt").write_bytes(b"\xef\xbb\xbf" + SENTENCES.replace("\n", "\r\n").encode())
+  write(entities / "Annotations" / "2.xml", OBJECTS.replace("<xmin>30</xmin>", "").replace("<width>100</width>", ""))
+  (first, second, *rest), reported = load_all(flickr30k.make(str(tmp_path / "state"), str(entities), None, pictures))
+  assert (first.short, len(first.regions)) == ("Two young guys sit on a bench in the park .", 3)
+  assert (second.short, second.regions) == (first.short, ())
+  assert rest == ["annotation_not_xml", "text_not_utf8"]
+  counted = [kind for scope, kind in reported if scope == "region"]
+  assert counted == ["box_not_four_numbers", "image_size_missing", "image_size_missing"]
 
 
 def test_lists_of_a_file_come_with_their_names(tmp_path):
