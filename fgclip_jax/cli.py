@@ -1,10 +1,31 @@
-"""What several commands share: options, and files that come with the package."""
+"""What several commands share: options, exit codes, and files that come with the package."""
 
 import argparse
+import errno
 import os
 import pathlib
 
 from fgclip_jax.storage import workers
+
+FAILED = 1  # exit code: it may work another time; launchers try again
+WRONG_USAGE = 2  # exit code: the same command would fail again, so launchers do not try
+
+# what the operating system says of a path that will not become right by waiting
+_WRONG_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+_WRONG_PATH_ERRNOS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
+
+
+def exit_code(error: BaseException) -> int:
+  """The exit code for an error that a command meets before it has begun its work.
+
+  `WRONG_USAGE` for values and paths that cannot work; `FAILED` for what may pass, such as a full disk or a network that
+  does not answer.
+  """
+  if isinstance(error, OSError):
+    wrong = isinstance(error, _WRONG_PATHS) or error.errno in _WRONG_PATH_ERRNOS
+  else:
+    wrong = isinstance(error, ValueError | ModuleNotFoundError)
+  return WRONG_USAGE if wrong else FAILED
 
 
 def shipped(folder: str) -> pathlib.Path:

@@ -14,6 +14,7 @@ import traceback
 
 from absl import app, flags, logging
 
+from fgclip_jax import cli
 from fgclip_jax.train.config_flags import CONFIG, parse_flags, wrong_usage
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run: checkpoints, metrics, config.")
@@ -27,21 +28,27 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_float(
 
 
 def main(argv: list[str]) -> int:
-  """The command; returns its exit code: 75 where the run was asked to end and has saved."""
+  """The command; returns its exit code.
+
+  0: trained to the last step. `cli.WRONG_USAGE`: something about flags, config, data or weights cannot work, found
+  before the first step. `cli.FAILED`: any other error. 75: the run was asked to end and has saved.
+  """
   logging.set_verbosity(logging.WARNING)  # Orbax reports every file it opens
   if wrong := wrong_usage(argv, {"config": CONFIG.value, "workdir": _WORKDIR.value}, str(__doc__)):
     print(wrong, file=sys.stderr)
-    return 1
+    return cli.WRONG_USAGE
   # imported here: data workers import this module again, and must start without JAX
   from fgclip_jax.train import distributed
   from fgclip_jax.train.config import read_config
-  from fgclip_jax.train.loop import train
+  from fgclip_jax.train.loop import open_run, train_steps
   from fgclip_jax.train.preemption import EXIT_CODE, PreemptedError
 
-  workdir, peers = _WORKDIR.value or "", None
+  workdir, peers, started = _WORKDIR.value or "", None, False
   try:
     peers = distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT_TIMEOUT.value)
-    train(read_config(CONFIG.value), workdir)
+    opened = open_run(read_config(CONFIG.value), workdir)
+    started = True
+    train_steps(*opened)
   except PreemptedError as preempted:
     print(preempted)
     if peers:
@@ -49,13 +56,14 @@ def main(argv: list[str]) -> int:
     return EXIT_CODE
   except (OSError, ValueError, FloatingPointError) as error:
     print(f"error: {error}", file=sys.stderr)
+    code = cli.FAILED if started else cli.exit_code(error)
     if peers:
-      peers.fail(error)
-    return 1
+      peers.fail(error, code)
+    return code
   except (Exception, KeyboardInterrupt) as error:
     if peers:
       traceback.print_exc()
-      peers.fail(error)
+      peers.fail(error, cli.FAILED)
     raise
   if peers:
     peers.close()

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# A run on Kubernetes, as a JobSet (https://jobset.sigs.k8s.io, 0.8 or newer); runs where kubectl is set up.
+# A run on Kubernetes, as a JobSet (https://jobset.sigs.k8s.io, 0.10 or newer); runs where kubectl is set up.
 #
 #   bash launch/kubernetes.sh tpu --name=NAME --image=IMAGE --claim=CLAIM --accelerator=tpu-v5-lite-podslice \
 #     --topology=16x16 [--chips_per_host=4] [--slices=1] [--max_restarts=3] [--dry_run] -- --config=... --workdir=...

@@ -4,8 +4,9 @@
 #   bash launch/train_loop.sh [--max_restarts=3] [--pause=10] [--preempted=restart|stop] [--dry_run] COMMAND...
 #
 # Exit code 75 means that the run has saved and ended because its machine is taken away; that is no failure and is
-# not counted (--preempted=stop leaves it to the caller). SIGTERM and Ctrl-C are passed on as SIGTERM, and nothing is
-# started again. Ends with the command's last exit code.
+# not counted (--preempted=stop leaves it to the caller). Exit code 2 means that flags, config or data cannot work: the
+# command is not started again. SIGTERM and Ctrl-C are passed on as SIGTERM, and nothing is started again. Ends with
+# the command's last exit code.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -23,7 +24,7 @@ done
 (($#)) || die "which command? see the head of $0"
 
 if $dry_run; then
-  echo "# at most $max_restarts restarts after failures, $pause s apart; exit code 75: $preempted"
+  echo "# at most $max_restarts restarts after failures, $pause s apart; exit code 75: $preempted, 2: stop"
   run "$@"
   exit
 fi
@@ -49,6 +50,10 @@ for ((failures = 0; ; )); do
   do :; done
   child=""
   if ((code == 0 || signals > 0)); then break; fi
+  if ((code == 2)); then
+    echo "train_loop: exit code 2: wrong flags, config or data; not started again" >&2
+    break
+  fi
   if ((code == 75)); then
     if [[ "$preempted" == stop ]]; then break; fi
     echo "train_loop: the run saved and ended because its machine was to be taken away; starting again" >&2

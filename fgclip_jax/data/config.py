@@ -37,6 +37,8 @@ class DataConfig:
     workers: processes that decode; 0 decodes in threads of this process; -1 chooses.
     threads: threads per worker (or of this process); -1 chooses.
     prefetch: batches each worker makes ahead.
+    repeat_in_batch: True lets a batch be larger than the data set, or than what a data set of a mixture holds for its
+      share. Every batch then holds records more than once; these are not each other's negatives.
     max_bad_share: the share of records that may be bad before the run stops; a bad one is counted and
       replaced by the next good one.
   """
@@ -59,6 +61,7 @@ class DataConfig:
   threads: int = -1
   prefetch: int = 4
   max_bad_share: float = 0.01
+  repeat_in_batch: bool = False
 
   def __post_init__(self):
     for name, allowed in (("region_text", REGION_TEXTS), ("decode", MODES), ("crop", CROPS)):

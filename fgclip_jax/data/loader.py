@@ -7,6 +7,8 @@ no state of the loader is saved.
 """
 
 import dataclasses
+import enum
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -44,14 +46,23 @@ class _Batches(grain.MapDataset):
     if isinstance(index, slice):
       return self.slice(index)
     load = self._load
-    places = [index * self._batch_size + place for place in self._places]
+    begin, end = index * self._batch_size, (index + 1) * self._batch_size
+    places = [begin + place for place in self._places]
     numbers = [self._parent[place] for place in places]
     load.source.prefetch(numbers)
     assert load.image_size is not None  # only `measure_row_buckets` leaves images unread
     # images are decoded into the batch's own array: copying them together later would take as long as packing
     images = np.empty((len(places), load.image_size, load.image_size, 3), np.uint8)
     loaded = load.load(numbers, [self._generator(place) for place in places], images)
+    replaced = any(one.bad for one in loaded)
+    repeats = 0
+    if replaced or load.source.spans_epochs(begin, end):  # else every record is another one
+      of_batch = {place: self._parent[place] for place in range(begin, end)}
+      of_batch |= {place: one.example.record for place, one in zip(places, loaded, strict=True)}
+      repeats = len(of_batch) - len(set(of_batch.values()))
     return {
+      "repeats": repeats,
+      "replaced": replaced,
       "batch": assemble([one.example for one in loaded], self._shards, load.layout, images),
       "bad": [(load.source.which(one.example.record), skip) for one in loaded for skip in one.bad],
       "boxes_lost": sum(one.boxes_lost for one in loaded),
@@ -64,6 +75,18 @@ class _Batches(grain.MapDataset):
     crop and captions depend neither on the process or worker that makes it nor on the examples made before it.
     """
     return np.random.Generator(np.random.Philox(key=(self._seed, place)))
+
+
+class Repeats(enum.IntEnum):
+  """Whether a batch of the whole run holds a record more than once, as far as one process knows.
+
+  The order of records is known to all processes, but not what each has put in place of bad records: two of them may
+  have taken the same one, so `UNKNOWN` on two processes counts as `SOME`.
+  """
+
+  NONE = 0
+  UNKNOWN = 1
+  SOME = 2
 
 
 class Loader:
@@ -90,9 +113,11 @@ class Loader:
     skips: bad records met so far, by kind, with the first three of each.
     boxes_lost: boxes that examples have fewer for being cropped.
     waited: seconds spent waiting for batches.
+    repeats: of the last batch, whether a record is in it more than once.
+    repeated: examples so far whose record was in their batch already.
 
   Raises:
-    FileNotFoundError, ValueError: no such data, or sizes that do not divide.
+    FileNotFoundError, ValueError: no such data, sizes that do not divide, or fewer records than a batch holds.
   """
 
   def __init__(
@@ -111,6 +136,8 @@ class Loader:
       raise ValueError(f"data.batch_size {config.batch_size} must divide over {shards} data shards")
     local_shards = range(shards) if local_shards is None else local_shards
     source = Mixture(config.sets())
+    if not config.repeat_in_batch:
+      _check_sizes(source, config)
     if not layout.row_buckets:
       layout = dataclasses.replace(layout, row_buckets=measure_row_buckets(source, config, layout, seed, shards))
     self.layout = layout
@@ -129,6 +156,7 @@ class Loader:
     self.examples = dict.fromkeys(source.names, 0)
     self._bad_by_source = dict.fromkeys(source.names, 0)
     self.seen, self.boxes_lost, self.waited, self._config = 0, 0, 0.0, config
+    self.repeats, self.repeated = Repeats.NONE, 0
     order = source.order(seed, config.shuffle)
     load = LoadExample(source, config, layout, image_size, pixels)
     batches: Any = _Batches(order, load, config.batch_size, seed, shards, local_shards)[start:]
@@ -159,6 +187,8 @@ class Loader:
     self.waited += time.perf_counter() - begin
     self.seen += self._local
     self.boxes_lost += element["boxes_lost"]
+    self.repeated += element["repeats"]
+    self.repeats = Repeats.SOME if element["repeats"] else Repeats.UNKNOWN if element["replaced"] else Repeats.NONE
     for name, count in zip(self._source.names, self._source.count(element["batch"]["record"]), strict=True):
       self.examples[name] += count
     for which, skip in element["bad"]:
@@ -202,6 +232,19 @@ class Loader:
     close = getattr(self._iterator, "close", None)
     if close is not None:
       close()
+
+
+def _check_sizes(source: Mixture, config: DataConfig) -> None:
+  """Raises a ValueError where a data set has fewer records than each batch takes from it."""
+  for name, size, share in zip(source.names, source.sizes, source.shares, strict=True):
+    wanted = share * config.batch_size
+    if size < wanted:
+      whose = f"data set {name!r}" if config.mixture else f"data.path {config.path!r}"
+      raise ValueError(
+        f"{whose} has {size} records, fewer than the {float(wanted):g} that a batch of data.batch_size "
+        f"{config.batch_size} takes from it: set data.batch_size to at most {math.floor(size / share)}, or "
+        "data.repeat_in_batch=True to have records more than once in a batch"
+      )
 
 
 def _warm_up(*_: int) -> None:

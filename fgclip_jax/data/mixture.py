@@ -92,6 +92,11 @@ class Mixture:
     """Batches in which each data set is passed once."""
     return [size / float(share) / batch_size for size, share in zip(self.sizes, self.shares, strict=True)]
 
+  def spans_epochs(self, begin: int, end: int) -> bool:
+    """Whether the examples begin..end - 1 of `order` are from more than one pass over any of the data sets."""
+    stretches = zip(count_until(begin, self.shares), count_until(end, self.shares), self.sizes, strict=True)
+    return any(first < last and first // size != (last - 1) // size for first, last, size in stretches)
+
   def order(self, seed: int, shuffle: bool) -> grain.MapDataset:
     """The numbers of records in the order in which examples take them; it never ends."""
     orders = []
@@ -107,13 +112,31 @@ class Mixture:
     return which, int(number) - self._starts[which]
 
 
+def _of_rest(shares: Sequence[Fraction]) -> list[tuple[int, int]]:
+  """Each share as a fraction of what the ones before it leave."""
+  return [(share / sum(shares[index:])).as_integer_ratio() for index, share in enumerate(shares)]
+
+
+def _taken(examples: int, share: int, whole: int) -> int:
+  """How many of so many examples a data set with this share has given: evenly, rounded."""
+  return (2 * examples * share + whole) // (2 * whole)
+
+
+def count_until(examples: int, shares: Sequence[Fraction]) -> list[int]:
+  """How many of the first `examples` of a mixture's order each data set gives."""
+  counts = []
+  for share, whole in _of_rest(shares):
+    counts.append(_taken(examples, share, whole))
+    examples -= counts[-1]
+  return counts
+
+
 class _Mixed(grain.MapDataset):
   """Endless orders as one. Grain's own mixing rounds the weights."""
 
   def __init__(self, parents: Sequence[grain.MapDataset], shares: Sequence[Fraction]):
     super().__init__(parents)
-    rest = [sum(shares[index:]) for index in range(len(shares))]
-    self._of_rest = [(share / left).as_integer_ratio() for share, left in zip(shares, rest, strict=True)]
+    self._of_rest = _of_rest(shares)
 
   def __len__(self) -> int:
     return min(map(len, self._parents))
@@ -123,7 +146,7 @@ class _Mixed(grain.MapDataset):
       return self.slice(index)
     # the first takes its share, evenly; what is left is the index among the others, whose first takes its share...
     for parent, (share, whole) in zip(self._parents, self._of_rest, strict=True):
-      taken, then = ((2 * examples * share + whole) // (2 * whole) for examples in (index, index + 1))  # rounded
+      taken, then = (_taken(examples, share, whole) for examples in (index, index + 1))
       if then > taken:
         return parent[taken]
       index -= taken
@@ -131,7 +154,8 @@ class _Mixed(grain.MapDataset):
 
 
 def _names(sets: Sequence[DataSet]) -> list[str]:
-  if len({(os.path.normpath(entry.path), entry.split) for entry in sets}) < len(sets):
+  folders = [entry.path if paths.is_remote(entry.path) else os.path.realpath(entry.path) for entry in sets]
+  if len({(os.path.normpath(path), entry.split) for path, entry in zip(folders, sets, strict=True)}) < len(sets):
     raise ValueError(f"data.mixture names a split twice: {[(entry.path, entry.split) for entry in sets]}; give it once")
   for naming in (
     lambda entry: os.path.basename(os.path.normpath(entry.path)),

@@ -16,6 +16,8 @@ Labels say which pairs count. They are a dict with some of these keys, the same 
   index    [n] int: a row's number in the whole batch, which is also that of its own column
   group    [n] int: only pairs within a group count; -1 is padding, which only padding sees
   caption  [n] int: pairs of equal numbers do not count, except a row and its own column
+  record   [n] int: pairs of equal numbers do not count, except those of one picture
+  picture  [n] int: which picture of the batch a row is of; given together with `record`
 
 Without labels every pair counts.
 """
@@ -130,6 +132,8 @@ def _mask(x: Float[Array, "n m"], rows: Labels, columns: Labels) -> Float[Array,
     counts = rows["group"][:, None] == columns["group"]
   if "caption" in rows:
     counts &= _is_own(rows, columns) | (rows["caption"][:, None] != columns["caption"])
+  if "record" in rows:
+    counts &= (rows["record"][:, None] != columns["record"]) | (rows["picture"][:, None] == columns["picture"])
   return x if counts.ndim == 0 else jnp.where(counts, x, jnp.finfo(x.dtype).min)
 
 

@@ -66,12 +66,18 @@ def hard_negatives(
 
 
 def pair_mask(
-  valid: Bool[Array, "N"], group: Int[Array, "N"], caption: Int[Array, "N"] | None = None
+  valid: Bool[Array, "N"],
+  group: Int[Array, "N"],
+  caption: Int[Array, "N"] | None = None,
+  record: Int[Array, "N"] | None = None,
+  picture: Int[Array, "N"] | None = None,
 ) -> Bool[Array, "N N"]:
-  """Which pairs a loss sees: those of one group and, given captions, not two rows that say the same."""
+  """Which pairs a loss sees: those of one group, and not two rows that say the same, nor two pictures of one record."""
   counts = valid[:, None] & valid & (group[:, None] == group)
   if caption is not None:
     counts &= caption[:, None] != caption
+  if record is not None and picture is not None:
+    counts &= (record[:, None] != record) | (picture[:, None] == picture)
   return counts | jnp.eye(len(valid), dtype=bool)  # a row always sees its own text
 
 
@@ -111,6 +117,8 @@ def contrast(
   group: Int[Array, "N"] | None = None,
   groups: int = 1,
   caption: Int[Array, "N"] | None = None,
+  record: Int[Array, "N"] | None = None,
+  picture: Int[Array, "N"] | None = None,
   local_groups: bool = False,
   form: str = "auto",
   chunk: int = 1024,
@@ -126,6 +134,8 @@ def contrast(
     group: the contrast group of each row, 0..groups-1: only rows of one group repel each other; None: one group.
     groups: the number of groups; one without a row counts as a loss of zero.
     caption: equal numbers for equal captions; given, rows with identical captions do not repel each other.
+    record, picture: of each row, the record and the picture of the batch that it is of; given, rows of one record that
+      are of different pictures do not repel each other: the batch holds the record more than once.
     local_groups: promises that no group is spread over several devices: they then compute without each other.
     form: `dense`, `all_gather`, `chunked`, `ring` (see `blockwise`), or `auto`, which goes by the number of rows and
       devices.
@@ -146,6 +156,8 @@ def contrast(
     weight, labels = _row_weights(valid, group, groups, image.dtype, columns), {"group": jnp.where(valid, group, -1)}
   if caption is not None:
     labels["caption"] = caption
+  if record is not None and picture is not None:
+    labels |= {"record": record, "picture": picture}
   if caption is not None or bias is not None:
     labels["index"] = index
   by_image, by_text = pair_sums(image, text, scale, bias, labels, Form(form, chunk, columns))

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fgclip_jax.losses.blockwise import Axis
 from fgclip_jax.losses.terms import LOSS_TERMS, Context, Options
@@ -49,6 +49,7 @@ def objective_terms(
   objective: Objective,
   mesh: Mesh | None = None,
   batch_axes: tuple[str, ...] = ("data", "fsdp"),
+  record: Int[Array, "B"] | None = None,
 ) -> dict[str, Float[Array, ""]]:
   """Computes the terms, unweighted, and their weighted sum `total`.
 
@@ -59,6 +60,8 @@ def objective_terms(
     objective: the weights and options.
     mesh: where the losses are computed with local rows; None computes on the whole arrays.
     batch_axes: the axes of the mesh that the batch is split over.
+    record: of each image, the record it is of; given, images of one record are not each other's negatives, nor are
+      their regions. None: all images count as different ones.
 
   Raises:
     ValueError: `regional_group` does not divide the number of images, or the sigmoid contrast has no bias.
@@ -75,6 +78,9 @@ def objective_terms(
     boxes = embeddings.region_image.shape[1]
     inputs["region_group"] = jnp.repeat(jnp.arange(images) // group, boxes).reshape(images, boxes)
     inputs["hard_group"] = embeddings.hard_row // (boxes * group)
+  if record is not None:
+    inputs["record"] = record
+    inputs["picture"] = jnp.arange(images, dtype=jnp.int32)
   scales = {name: jnp.exp(value) for name, value in temperature.items() if name != "bias"}
   bias = temperature["bias"] if objective.contrast == "sigmoid" else None
   if mesh is None:
@@ -95,7 +101,15 @@ def objective_terms(
 def _terms(inputs, scales, bias, objective: Objective, groups: int, local_groups: bool, axis: Axis):
   embeddings: Embeddings = inputs["embeddings"]
   context = Context(
-    objective, bias, inputs.get("region_group"), inputs.get("hard_group"), groups, local_groups=local_groups, axis=axis
+    objective,
+    bias,
+    inputs.get("region_group"),
+    inputs.get("hard_group"),
+    groups,
+    local_groups=local_groups,
+    axis=axis,
+    record=inputs.get("record"),
+    picture=inputs.get("picture"),
   )
   values = {}
   for name, term in LOSS_TERMS.items():

@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
+import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fgclip_jax.losses.blockwise import FORMS, Axis
@@ -70,6 +71,8 @@ class Context:
     groups: how many groups there are.
     local_groups: whether no group is spread over several devices.
     axis: the mesh axes that the batch is split over; None: the arrays are the whole batch.
+    record, picture: of each image, its record and its number in the whole batch, int [B]; None: every image is of
+      another record.
   """
 
   options: Options
@@ -79,10 +82,18 @@ class Context:
   groups: int
   local_groups: bool
   axis: Axis
+  record: Any = None  # Int[Array, "B"]
+  picture: Any = None  # Int[Array, "B"]
 
   def contrast(self, image: Float[Array, "N D"], text: Float[Array, "N D"], scale: Float[Array, ""], **masks: Any):
-    """`contrastive.contrast` in the form that the options choose; `masks` are its arguments from `valid` on."""
+    """`contrastive.contrast` in the form that the options choose; `masks` are its arguments from `valid` on.
+
+    Rows are images, or the same number of each image's regions, in the order of the batch.
+    """
     form, chunk = self.options.form, self.options.chunk
+    if self.record is not None:
+      each = len(image) // len(self.record)
+      masks |= {"record": jnp.repeat(self.record, each), "picture": jnp.repeat(self.picture, each)}
     return contrast(image, text, scale, self.bias, form=form, chunk=chunk, axis=self.axis, **masks)
 
 

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 
 from absl import app, flags, logging
 
+from fgclip_jax import cli
 from fgclip_jax.plan import hardware
 from fgclip_jax.train.config_flags import CONFIG, flag_value, parse_flags, wrong_usage
 
@@ -35,12 +36,12 @@ REMATS = ("none", "dots", "full")  # by operations, fewest first
 
 
 def main(argv: list[str]) -> int:
-  """The command; returns its exit code: 0 if there is a plan that fits."""
+  """The command; returns its exit code: 0 if there is a plan that fits, 1 if none does, 2 for wrong usage."""
   logging.set_verbosity(logging.WARNING)
   config = CONFIG.value
   if wrong := wrong_usage(argv, {"config": config, "topology": _TOPOLOGY.value}, str(__doc__)):
     print(wrong, file=sys.stderr)
-    return 1
+    return cli.WRONG_USAGE
   import jax
 
   from fgclip_jax.plan.estimate import Captions
@@ -55,7 +56,7 @@ def main(argv: list[str]) -> int:
     plans = list(_search(run, topology, captions) if _SEARCH.value else _single(run, topology, captions))
   except (OSError, ValueError, ModuleNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
-    return 1
+    return cli.exit_code(error)
   if _JSON.value:
     with open(_JSON.value, "w", encoding="utf-8") as file:
       contents = {"versions": versions(), "captions": dataclasses.asdict(captions)}

@@ -13,7 +13,8 @@ from typing import NoReturn
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fgclip_jax.cli import shipped
+from fgclip_jax.cli import WRONG_USAGE, shipped
+from fgclip_jax.storage.errors import first_line
 
 CONFIG = config_flags.DEFINE_config_file(
   "config", None, "A config file, or the name of one that comes with the package; an argument may follow a colon."
@@ -28,7 +29,16 @@ def wrong_usage(argv: list[str], needed: dict[str, object], usage: str | None) -
 
 
 def parse_flags(argv: list[str]) -> list[str]:
-  """absl's parser, with a mistake in the command or the config file as an error of one line."""
+  """absl's parser, with a mistake in the command or the config file as an error of one line; `--help` ends with 0."""
+  if _asks_for_help(argv):
+    print(help_text())
+    sys.exit(0)
+  try:
+    # without the config: its file imports JAX, and a mistyped flag should be found before
+    flags.FLAGS(_without_config(argv))
+    flags.FLAGS.unparse_flags()
+  except flags.Error as error:
+    _stop(first_line(error))
   place = _flag_place(argv, "config")
   given, colon, argument = flag_value(argv, "config").partition(":")
   path = _find_config(given) if given else ""
@@ -43,11 +53,41 @@ def parse_flags(argv: list[str]) -> list[str]:
   except (ImportError, OSError, SyntaxError, TypeError, ValueError, flags.Error) as error:
     # ml_collections puts a whole traceback before a message of the config file
     _stop(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
+  except Exception as error:  # a config file is a program, and may raise anything
+    _stop(f"{path}: {type(error).__name__}: {first_line(error)}")
+
+
+def help_text() -> str:
+  """The command's docstring, and its flags with their defaults, one a line."""
+  own = flags.FLAGS.get_flags_for_module(sys.argv[0])
+  lines = []
+  for flag in [flags.FLAGS["config"], *own]:
+    default = "" if flag.default is None else f" (default: {flag.default})"
+    lines.append(f"  --{flag.name:<20}{flag.help}{default}")
+  lines.append(f"  --{'config.KEY=VALUE':<20}Changes a key of the config; configs/common.py lists them.")
+  return f"{(sys.modules['__main__'].__doc__ or '').strip()}\n\nflags:\n" + "\n".join(lines)
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+  own = argv[: argv.index("--")] if "--" in argv else argv
+  return any(arg in ("-h", "-help", "--help", "--helpshort", "--helpfull") for arg in own[1:])
+
+
+def _without_config(argv: list[str]) -> list[str]:
+  """The arguments without those that name the config or change a key of it."""
+  left, skip = [], False
+  for arg in argv:
+    name, equals, _ = arg.lstrip("-").partition("=")
+    ours = arg.startswith("-") and (name == "config" or name.startswith("config."))
+    if not ours and not skip:
+      left.append(arg)
+    skip = ours and not equals
+  return left
 
 
 def _stop(message: str) -> NoReturn:
   print(f"error: {message}", file=sys.stderr)
-  sys.exit(1)
+  sys.exit(WRONG_USAGE)
 
 
 def _find_config(given: str) -> str:

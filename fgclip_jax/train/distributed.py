@@ -19,6 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from fgclip_jax.cli import FAILED, WRONG_USAGE
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.key_value import KeyValueServer, KeyValueStore, RemoteStore
 
@@ -27,6 +28,7 @@ PEER_GONE = 76  # the exit code of a process that ends because of another one
 _ENDED = "fgclip/ended"  # why the run ends, once it does
 _ALIVE = "fgclip/alive"  # a folder: a count that each process raises, or _DONE
 _DONE = "done"
+_USAGE_MARK = "wrong usage: "  # before a reason that trying again cannot mend
 _AGREED = "fgclip/agreed"  # a folder of rounds
 _HOUR = 3600.0  # seconds; one process may load or compile for long while the others wait
 _ADDRESS_BYTES = 1024  # room for a store's address
@@ -56,7 +58,8 @@ def start(
     The watch over the other processes; None: there are none.
 
   Raises:
-    ValueError: incomplete or impossible arguments, or the other processes did not come.
+    ValueError: incomplete or impossible arguments.
+    ConnectionError: the other processes did not come.
   """
   global _peers
   if heartbeat_timeout < 5:
@@ -102,7 +105,7 @@ def _share_store(coordinator: str | None) -> tuple[KeyValueStore | RemoteStore, 
     text = np.asarray(multihost_utils.broadcast_one_to_all(text))
     return (RemoteStore(text.tobytes().decode()) if index else store), index, count
   except (ConnectionError, jax.errors.JaxRuntimeError) as error:
-    raise ValueError(f"could not join the other processes: {first_line(error)}") from error
+    raise ConnectionError(f"could not join the other processes: {first_line(error)}") from error
 
 
 def _whole(name: str, text: str) -> int:
@@ -120,7 +123,7 @@ def _join(heartbeat_timeout: float, *where, **options) -> None:
     if where or not str(error).startswith("coordinator_address"):
       raise
   except jax.errors.JaxRuntimeError as error:
-    raise ValueError(f"could not join the other processes: {first_line(error)}") from error
+    raise ConnectionError(f"could not join the other processes: {first_line(error)}") from error
 
 
 def agree(value: int, choose: Callable[[list[int]], int] = max) -> int:
@@ -177,8 +180,10 @@ class Peers:
     self._thread.join(self._silence)
     self._store.set(f"{_ALIVE}/{self.index}", _DONE)
 
-  def fail(self, error: BaseException) -> NoReturn:
-    """Ends this process with code 1, and the others with `PEER_GONE`, so that none waits for a dead process.
+  def fail(self, error: BaseException, code: int = FAILED) -> NoReturn:
+    """Ends this process with a code, and the others, so that none waits for a dead process.
+
+    The others end with `PEER_GONE`; with `WRONG_USAGE` where this one does, so that no launcher starts them again.
 
     An error that the loss of another process may have caused waits for the watch, which reports that loss instead.
     """
@@ -186,8 +191,8 @@ class Peers:
       print(f"looking for a process that is gone, for {self._silence:g} s", file=sys.stderr, flush=True)
       self._thread.join(self._silence + 2 * self._interval)
     self._stopped.set()
-    self._report(f"process {self.index} of {self._count} ended: {first_line(error)}")
-    self._leave(1)
+    self._report(f"process {self.index} of {self._count} ended: {first_line(error)}", code)
+    self._leave(code)
 
   def _watch(self) -> None:
     """Shows that this process is alive, and waits for the end; process 0 also checks that the others are alive."""
@@ -225,7 +230,7 @@ class Peers:
         self._end(self._silent("0"))
 
   def _wait_for_end(self) -> str | None:
-    """Waits for an interval; returns the reason if the run ends."""
+    """Waits for an interval; returns the reason if the run ends, as `_report` has set it."""
     try:
       # a request that is under way notices at once that process 0 is gone
       return self._store.get(_ENDED, self._interval)
@@ -237,10 +242,14 @@ class Peers:
     return f"{silence}: it was killed or stopped, or has lost the network"
 
   def _end(self, reason: str) -> NoReturn:
+    if reason.startswith(_USAGE_MARK):
+      print(f"error: {reason.removeprefix(_USAGE_MARK)}", file=sys.stderr, flush=True)
+      self._leave(WRONG_USAGE)
     print(f"error: {reason}; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
     self._leave(PEER_GONE)
 
-  def _report(self, reason: str) -> None:
+  def _report(self, reason: str, code: int = FAILED) -> None:
+    reason = f"{_USAGE_MARK}{reason}" if code == WRONG_USAGE else reason
     try:
       self._store.set(_ENDED, reason, False)  # the first reason stays
     except ConnectionError as error:

@@ -53,16 +53,14 @@ class Metrics:
     self._board.add(b"".join(map(_record, events)))
 
   def progress(self, step: int, values: dict[str, float], seconds_per_step: float) -> None:
-    """Prints one line."""
+    """Prints one line; speed and time left are in it once they have been measured (`seconds_per_step` is not 0)."""
     terms = "  ".join(f"{name.removeprefix('loss_')} {v:.3f}" for name, v in values.items() if name.startswith("loss_"))
-    left = (self._total_steps - step) * seconds_per_step
-    print(
-      f"step {step}/{self._total_steps}  loss {values['loss']:.4f} ({terms})  lr {values['learning_rate']:.2e}  "
-      f"{values['images_per_second']:.1f} images/s"
-      + (f" ({values['mfu']:.0%} MFU)" if "mfu" in values else "")
-      + f"  left {duration(left)}",
-      flush=True,
-    )
+    line = f"step {step}/{self._total_steps}  loss {values['loss']:.4f} ({terms})  lr {values['learning_rate']:.2e}"
+    if seconds_per_step:
+      mfu = f" ({values['mfu']:.0%} MFU)" if "mfu" in values else ""
+      left = duration((self._total_steps - step) * seconds_per_step)
+      line += f"  {values['images_per_second']:.1f} images/s{mfu}  left {left}"
+    print(line, flush=True)
 
   def close(self) -> None:
     """Writes what could not be written earlier; everything else is already on disk."""
@@ -105,8 +103,9 @@ def _record(event: Event) -> bytes:
 class Clock:
   """Speed between log points: images, useful operations, and the share of time spent waiting for data.
 
-  Counted since the start of this process: `bad_records/KIND` and `data/boxes_lost` in this process, and for a mixture
-  the examples that were loaded of each data set, `data/examples/NAME`, times the processes.
+  Counted since the start of this process: `bad_records/KIND` and `data/boxes_lost` in this process; `data/repeated`,
+  examples whose record was in their batch already; and for a mixture the examples that were loaded of each data set,
+  `data/examples/NAME`, times the processes.
 
   Args:
     batch_size: images of a global batch.
@@ -154,6 +153,8 @@ class Clock:
       values |= {f"data/examples/{name}": float(number * self._processes) for name, number in seen}
     if self._loader.boxes_lost:
       values["data/boxes_lost"] = float(self._loader.boxes_lost)
+    if self._loader.repeated:
+      values["data/repeated"] = float(self._loader.repeated)
     return values
 
   def pause(self, seconds: float) -> None:

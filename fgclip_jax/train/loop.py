@@ -5,6 +5,7 @@ import contextlib
 import functools
 import json
 import os
+import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -52,20 +53,30 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   """Trains until `run.steps`, continuing from the newest good checkpoint in `workdir`. Returns the last state.
 
   Raises:
-    PreemptedError: the run was asked to end, and has saved.
-    NonFiniteError: too many steps in a row changed nothing; the last good state is saved.
-    OSError: too many checkpoints in a row could not be saved; or a worker process has died.
-    ValueError: data or checkpoints that do not fit the config, or too many bad records.
+    Errors of `open_run` and `train_steps`.
+  """
+  return train_steps(*open_run(run, workdir))
+
+
+def open_run(run: RunConfig, workdir: str) -> tuple["TrainLoop", TrainState]:
+  """Opens all that a run needs, and returns its loop and first state; no step has been compiled.
+
+  Raises:
+    ValueError: data, weights or checkpoints that do not fit the config.
+    OSError: data or weights that are not there, or a workdir that cannot be written.
   """
   log = print if jax.process_index() == 0 else lambda *_: None
   setup = run.setup(open_mesh(run, log))
   use_compilation_cache(run.compilation_cache)
-  os.makedirs(workdir, exist_ok=True)
+  make_workdir(workdir)
 
   # exact resume: the number of steps made decides which batch comes next, the learning rate, and every random key
   checkpoints = Checkpoints(workdir, run.keep, run.guard.max_failed_saves, log)
   changes: list[str] = []
-  check = lambda before: changes.extend(check_changes(before, run.values, workdir))  # noqa: E731
+
+  def check(before: dict[str, Any]) -> None:
+    changes[:] = check_changes(before, run.values, workdir)  # of the checkpoint that is tried last
+
   state = checkpoints.restore(setup.state_shardings, setup.abstract_state, check)
   begin = checkpoints.latest or 0
   loader = open_loader(run, setup.mesh, begin, log)  # data that cannot be read ends the run before anything is compiled
@@ -76,11 +87,29 @@ def train(run: RunConfig, workdir: str) -> TrainState:
     log(f"continuing {workdir} from step {begin}{'; changed since: ' if changes else ''}{', '.join(changes)}")
   if jax.process_index() == 0:
     write_config(run, workdir)
+  return TrainLoop(run, workdir, setup, loader, checkpoints, begin, log), state
 
-  with TrainLoop(run, workdir, setup, loader, checkpoints, begin, log) as loop:
-    state = loop.run(state)
-  log(f"trained to step {run.steps} in {duration(loop.clock.total)}" if begin < run.steps else "nothing left to do")
-  return state
+
+def train_steps(loop: "TrainLoop", state: TrainState) -> TrainState:
+  """Trains to the run's last step, and returns the last state.
+
+  Raises:
+    PreemptedError: the run was asked to end, and has saved.
+    NonFiniteError: too many steps in a row changed nothing; the last good state is saved.
+    OSError: too many checkpoints in a row could not be saved; or a worker process has died.
+    ValueError: too many bad records.
+  """
+  with loop:
+    return loop.run(state)
+
+
+def make_workdir(workdir: str) -> None:
+  """Makes the run's folder; an OSError where it cannot be written."""
+  if os.path.lexists(workdir) and not os.path.isdir(workdir):
+    raise NotADirectoryError(f"--workdir {workdir!r} is a file; name a folder")
+  os.makedirs(workdir, exist_ok=True)
+  with tempfile.TemporaryFile(dir=workdir):
+    pass
 
 
 def open_mesh(run: RunConfig, log: Log) -> Mesh:
@@ -199,6 +228,7 @@ class TrainLoop:
     self._guard = Guard(run.guard, workdir, loader.where, log)
     self._preemption, self._profile = Preemption(run.guard.grace_seconds), Profile(run.profile, workdir)
     self._in_flight: collections.deque[InFlight] = collections.deque()
+    self._repeats_reported = False
     self._frozen_image_tower = freezes(run.optimizer.rules, setup.abstract_state.params, "vision")
     self._step_for = functools.cache(lambda image_size: make_step(setup, image_size))  # a program for each image size
 
@@ -247,6 +277,8 @@ class TrainLoop:
     except NonFiniteError:
       self._checkpoints.save(step, state, run.values, at_once=True)  # bad steps changed nothing: the state is good
       raise
+    made = self._begin < run.steps
+    self._log(f"trained to step {run.steps} in {duration(self.clock.total)}" if made else "nothing left to do")
     return state
 
   def _next_batch(self, step: int) -> Batch:
@@ -261,7 +293,11 @@ class TrainLoop:
       patch_dropout=self._setup.patch_dropout,
       frozen_image_tower=self._frozen_image_tower,
     )
-    return Batch(to_devices(batch, self._setup.mesh), flops, batch["record"])
+    arrays = to_devices(batch, self._setup.mesh, self._loader.repeats)
+    if "repeated_record" in arrays and not self._repeats_reported:
+      self._repeats_reported = True
+      self._log(f"step {step} holds a record more than once; such pictures are not each other's negatives")
+    return Batch(arrays, flops, batch["record"])
 
   def _finish_steps(self, most: int) -> dict[str, float]:
     """Finishes steps in flight, the earliest first, until at most `most` are left; returns the last one's numbers."""

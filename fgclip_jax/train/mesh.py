@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from fgclip_jax.data.loader import Repeats
 from fgclip_jax.models.params import Params, flatten, unflatten
 from fgclip_jax.train.distributed import agree
 
@@ -249,8 +250,23 @@ def pad_rows(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
   return batch | {key: np.pad(batch[key], ((0, 0), (0, missing), (0, 0))) for key in TEXT_ROWS}
 
 
-def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
-  """This process's part of a batch, [its data shards, ...], as global arrays, [G, ...]."""
+def agree_on_batch(rows: int, repeats: Repeats) -> tuple[int, bool]:
+  """The rows of text that the processes' parts of a batch need, and whether the batch holds a record more than once."""
+
+  def combine(values: list[int]) -> int:
+    found = sorted(value % 4 for value in values)[-2:]
+    return max(value // 4 for value in values) * 4 + min(sum(found), Repeats.SOME)
+
+  value = agree(rows * 4 + repeats, combine)
+  return value // 4, value % 4 == Repeats.SOME
+
+
+def to_devices(batch: dict[str, np.ndarray], mesh: Mesh, repeats: Repeats = Repeats.NONE) -> dict[str, jax.Array]:
+  """This process's part of a batch, [its data shards, ...], as global arrays, [G, ...].
+
+  Where the batch holds a record more than once, it gets the key `repeated_record`, by which the losses know them; the
+  step is compiled once more for it.
+  """
   sharding = batch_sharding(mesh)
   row = {shard: i for i, shard in enumerate(local_shards(mesh))}
 
@@ -264,5 +280,9 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]
   with jax.transfer_guard("allow"):  # with several processes, JAX counts these transfers as implicit
     # the text comes last: its processes wait for each other to agree, while the images are already being transferred
     arrays = {key: put(value) for key, value in batch.items() if key not in TEXT_ROWS}
-    batch = pad_rows(batch, agree(batch["tokens"].shape[1]))  # each process chose the row bucket that its captions need
+    # each process chose the row bucket that its captions need
+    rows, repeated = agree_on_batch(batch["tokens"].shape[1], repeats)
+    batch = pad_rows(batch, rows)
+    if repeated:
+      arrays["repeated_record"] = arrays["record"]
     return arrays | {key: put(batch[key]) for key in TEXT_ROWS}

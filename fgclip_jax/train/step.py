@@ -73,7 +73,9 @@ def make_loss(
       images = image.shape[0] * image.shape[1]
       keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)
     embeddings = build(resized, params, runtime)({**batch, "image": image}, keep, running_statistics)
-    terms = objective_terms(dataclasses.replace(embeddings, statistics=None), params["temperature"], objective, mesh)
+    compared = dataclasses.replace(embeddings, statistics=None)
+    record = batch["repeated_record"].reshape(-1) if "repeated_record" in batch else None
+    terms = objective_terms(compared, params["temperature"], objective, mesh, record=record)
     return terms["total"], (terms, embeddings)
 
   return loss

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fgclip_jax.data.dataset_folder import Shard, add_splits
+from fgclip_jax.data.loader import Repeats
 from fgclip_jax.data.record import Record
 from fgclip_jax.storage.damaged_shard import DamagedShard
 from tests.helpers.toy import COUNT, RECORDS, make_loader, picture, take, write_shards
@@ -38,6 +39,25 @@ def test_bad_records_are_counted_reported_and_replaced(tmp_path, capsys):
   assert f"{paths[0]}, record 9: " in out
   assert f"{paths[1]}, record 9: " in out  # number 20
   assert out.count("\n") == 5
+
+
+@pytest.mark.parametrize(
+  "local, repeats, repeated",
+  [([0, 1], Repeats.SOME, 1), ([0], Repeats.SOME, 1), ([1], Repeats.UNKNOWN, 0)],
+  ids=["both", "first", "second"],
+)
+def test_a_record_in_place_of_a_bad_one_may_be_there_already(tmp_path, local, repeats, repeated):
+  """The first shard's 3 becomes 4, which the second has; the second's 7 becomes 8, which nobody has."""
+  write_shards(tmp_path, [b"bad" if number in (3, 7) else RECORDS[number] for number in range(20)])
+  order = {0: [0, 1, 2, 3], 1: [4, 5, 6, 7]}
+  loader = make_loader(str(tmp_path), batch_size=8, shards=2, local_shards=local, shuffle=False, max_bad_share=1.0)
+  batch = next(loader)
+  expected = [{3: 4, 7: 8}.get(number, number) for shard in local for number in order[shard]]
+  assert batch["record"].ravel().tolist() == expected
+  assert (loader.repeats, loader.repeated) == (repeats, repeated)
+  next(loader)
+  assert loader.repeats == Repeats.NONE  # 8 to 15, all good
+  loader.close()
 
 
 def test_only_the_first_of_a_class_are_printed(tmp_path, capsys):

@@ -6,7 +6,7 @@ import multiprocessing
 import numpy as np
 import pytest
 
-from fgclip_jax.data.loader import DataConfig, choose_workers
+from fgclip_jax.data.loader import DataConfig, Repeats, choose_workers
 from fgclip_jax.data.packing import Layout, geometric_row_buckets
 from tests.helpers.toy import BOXES, COUNT, assert_same, concatenate, make_loader, take
 
@@ -34,9 +34,36 @@ def test_without_shuffle_the_shards_order_is_kept(toy):
   )
 
 
-def test_a_data_set_smaller_than_a_batch_repeats_within_it(toy):
-  (batch,) = take(make_loader(toy, batch_size=2 * COUNT), 1)
+def test_a_data_set_smaller_than_a_batch_repeats_within_it_if_asked(toy):
+  with pytest.raises(
+    ValueError, match=r"has 23 records, fewer than the 46 .* set data.batch_size to at most 23, or data.r"
+  ):
+    make_loader(toy, batch_size=2 * COUNT)
+  loader = make_loader(toy, batch_size=2 * COUNT, repeat_in_batch=True)
+  batch = next(loader)
   assert collections.Counter(batch["record"].ravel().tolist()) == dict.fromkeys(range(COUNT), 2)
+  assert loader.repeats == Repeats.SOME and loader.repeated == COUNT
+  loader.close()
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 8, 12, 22, COUNT])
+@pytest.mark.parametrize("local", [[0], [1], [0, 1]], ids=str)
+def test_repeats_at_the_border_of_two_epochs_are_known_to_every_process(toy, batch_size, local):
+  shards = 1 if batch_size % 2 else 2
+  if shards == 1 and local != [0]:
+    pytest.skip("one data shard")
+  whole = make_loader(toy, batch_size=batch_size, shards=shards)
+  loader = make_loader(toy, batch_size=batch_size, shards=shards, local_shards=local, workers=len(local) - 1)
+  total = 0
+  for _ in range(3 * COUNT // batch_size + 2):
+    next(loader)
+    records = next(whole)["record"].ravel()
+    again = len(records) - len(set(records.tolist()))
+    total += again
+    assert loader.repeats == (Repeats.SOME if again else Repeats.NONE)
+    assert loader.repeated == total
+  assert (total > 0) == (batch_size not in (1, COUNT))
+  whole.close(), loader.close()
 
 
 @pytest.mark.parametrize("processes", [[(0, 1), (2, 3)], [(0, 2), (1, 3)], [(3,), (1,), (0,), (2,)]], ids=str)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.data import mixture as module
-from fgclip_jax.data.loader import DataConfig
+from fgclip_jax.data.loader import DataConfig, Repeats
 from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Layout
 from tests.helpers.toy import COUNT, RECORDS, assert_same, concatenate, examples, make_loader, take, write_shards
@@ -50,6 +50,36 @@ def test_every_stretch_holds_the_shares(weights, begin):
     if places:
       first = begin + next(number for number, (index, _) in enumerate(seen) if index == which)
       assert abs(places[0] - first * share) <= slack
+
+
+@given(st.lists(st.integers(1, 1000), min_size=1, max_size=5), st.integers(0, 10**12), st.integers(0, 40))
+def test_the_examples_of_a_stretch_are_counted_without_making_them(weights, begin, length):
+  shares = [Fraction(weight, sum(weights)) for weight in weights]
+  mixed = module._Mixed([_Numbered(index) for index in range(len(weights))], shares)
+  counted = collections.Counter(mixed[index][0] for index in range(begin, begin + length))
+  first, last = (module.count_until(end, shares) for end in (begin, begin + length))
+  assert [b - a for a, b in zip(first, last, strict=True)] == [counted[index] for index in range(len(weights))]
+
+
+def test_repeats_in_a_mixture(toy, plain):
+  """A data set that is passed at its end gives records again; the other does not count."""
+  loader = make_mixed(toy, plain)
+  for _ in range(30):
+    records = next(loader)["record"].ravel()
+    again = len(records) - len(set(records.tolist()))
+    assert loader.repeats == (Repeats.SOME if again else Repeats.NONE)
+  assert loader.repeated > 0
+  loader.close()
+
+
+def test_a_data_set_with_less_than_its_share_of_a_batch(toy, plain):
+  wanted = r"data set '.*' has 11 records, fewer than the 12 .* data.batch_size to at most 14, or data.repeat_in_batch"
+  with pytest.raises(ValueError, match=wanted):
+    make_loader("", mixture=((toy, 1.0), (plain, 3.0)), batch_size=16)
+  loader = make_loader("", mixture=((toy, 1.0), (plain, 3.0)), batch_size=16, repeat_in_batch=True)
+  next(loader)
+  assert loader.repeats == Repeats.SOME
+  loader.close()
 
 
 class _Numbered(grain.MapDataset):

@@ -80,12 +80,15 @@ def train_checked(run: RunConfig, workdir, devices: int, monkeypatch) -> Any:
 
 
 def count_shapes(run: RunConfig, devices: int) -> int:
-  """The pairs of a row bucket and an image size that the steps of a run need; on a mesh of data-parallel devices."""
+  """The programs that the steps of a run need, on a mesh of data-parallel devices.
+
+  One for each row bucket and image size, with and without records that are in the batch more than once.
+  """
   loader = Loader(run.data, run.layout(), run.model.vision.image_size, seed=run.seed, shards=devices)
-  batches = list(itertools.islice(loader, run.steps))
+  batches = [(batch, loader.repeats) for batch in itertools.islice(loader, run.steps)]
   loader.close()
   sizes = [[size for start, size in run.progressive if start <= step][-1:] for step in range(run.steps)]
-  return len({(batch["tokens"].shape, *size) for batch, size in zip(batches, sizes, strict=True)})
+  return len({(batch["tokens"].shape, again, *size) for (batch, again), size in zip(batches, sizes, strict=True)})
 
 
 def assert_on_devices(tree: Any, devices: list) -> None:

@@ -90,11 +90,41 @@ def container_of(job: dict) -> dict:
   """The only container of a job; what concerns restarts and volumes is looked at on the way."""
   pod = job["template"]["spec"]
   [container] = pod["containers"]
-  preempted = job["podFailurePolicy"]["rules"][0]["onExitCodes"]
-  assert preempted == {"containerName": container["name"], "operator": "In", "values": [75]}
+  caught = job["podFailurePolicy"]["rules"]
+  for rule, code in zip(caught, (2, 75), strict=False):
+    assert rule["onExitCodes"] == {"containerName": container["name"], "operator": "In", "values": [code]}
+  assert all(rule["action"] == "FailJob" for rule in caught)
   assert pod["restartPolicy"] == "Never" and job["backoffLimit"] == 0  # any failure restarts all pods together
   assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
   return container
+
+
+@pytest.mark.parametrize("flags", [["tpu", *V5E], ["gpu", "--nodes=2"]])
+@pytest.mark.parametrize(
+  ("code", "action"), [(2, "FailJobSet"), (75, "RestartJobSetAndIgnoreMaxRestarts"), (1, None), (137, None), (25, None)]
+)
+def test_what_becomes_of_an_exit_code(machine, root, flags, code, action):
+  """As JobSet's controller takes its rules: the first that matches; without one, a restart that counts."""
+  here = machine()
+  manifest = check(here.bash("launch/kubernetes.sh", *flags, "--dry_run", *JOB, "--", *here.training).stdout, root)
+  [replicated] = manifest["spec"]["replicatedJobs"]
+  caught = replicated["template"]["spec"]["podFailurePolicy"]["rules"]
+  index = next((i for i, rule in enumerate(caught) if code in rule.get("onExitCodes", {}).get("values", ())), None)
+  # the condition that Kubernetes gives the job (pkg/controller/job/pod_failure_policy.go)
+  reason, message = "BackoffLimitExceeded", "Job has reached the specified backoff limit"
+  if index is not None:
+    reason = "PodFailurePolicy"
+    message = (
+      f"Container train for pod default/night-0-0 failed with exit code {code} matching FailJob rule at index {index}"
+    )
+  rules = manifest["spec"]["failurePolicy"]["rules"]
+  taken = [
+    rule["action"]
+    for rule in rules
+    if reason in rule["onJobFailureReasons"]
+    and any(re.search(pattern, message) for pattern in rule.get("onJobFailureMessagePatterns", [""]))
+  ]
+  assert (taken[0] if taken else None) == action
 
 
 @pytest.mark.parametrize("flags", [["tpu", *V5E], ["gpu", "--nodes=2"]])

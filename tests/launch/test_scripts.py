@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 pytestmark = pytest.mark.slow
 
-PREEMPTED = 75
+PREEMPTED, WRONG_USAGE = 75, 2
 JOB = ["--name=night", "--image=image", "--claim=shared"]
 
 
@@ -97,18 +97,19 @@ def expected_runs(codes: list[int], max_restarts: int, stop_at_preemption: bool)
   failures = 0
   for runs, code in enumerate(itertools.chain(codes, itertools.repeat(0)), 1):
     failures += code not in (0, PREEMPTED)
-    if code == 0 or failures > max_restarts or (code == PREEMPTED and stop_at_preemption):
+    if code in (0, WRONG_USAGE) or failures > max_restarts or (code == PREEMPTED and stop_at_preemption):
       return runs, code
   raise AssertionError("unreachable")
 
 
 @settings(max_examples=25)
 @given(
-  codes=st.lists(st.sampled_from([1, 134, PREEMPTED]), max_size=6),
+  codes=st.lists(st.sampled_from([1, 134, 137, PREEMPTED, WRONG_USAGE]), max_size=6),
   max_restarts=st.integers(0, 4),
   stop_at_preemption=st.booleans(),
 )
 @example(codes=[1, PREEMPTED, 1, PREEMPTED, 1], max_restarts=2, stop_at_preemption=False)
+@example(codes=[1, WRONG_USAGE, 1], max_restarts=4, stop_at_preemption=False)
 def test_failures_are_counted_and_preemptions_are_not(root, tmp_path_factory, codes, max_restarts, stop_at_preemption):
   folder = tmp_path_factory.mktemp("loop")
   (folder / "codes").write_text("\n".join(map(str, [*codes, 0])) + "\n")

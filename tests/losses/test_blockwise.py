@@ -46,6 +46,7 @@ def cases():
     "global": ({}, {}),
     "inside": ({"valid": valid, "group": inside, "caption": caption}, {"groups": GROUPS, "local_groups": True}),
     "across": ({"valid": valid, "group": across}, {"groups": 3}),
+    "repeats": ({"record": np.arange(ROWS, dtype=np.int32) % 20, "picture": np.arange(ROWS, dtype=np.int32)}, {}),
     "identical captions": ({"valid": valid, "group": across, "caption": caption}, {"groups": 3}),
   }
 

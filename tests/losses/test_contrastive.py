@@ -42,6 +42,7 @@ def assert_equal(ours, plain, floats, arrays=()):
 
 masks = st.lists(st.booleans(), min_size=ROWS, max_size=ROWS)
 groups = st.lists(st.integers(0, GROUPS - 1), min_size=ROWS, max_size=ROWS)
+records = st.none() | st.lists(st.integers(0, ROWS - 1), min_size=ROWS // 2, max_size=ROWS // 2)
 captions = st.none() | st.lists(st.integers(0, 3), min_size=ROWS, max_size=ROWS)
 
 
@@ -50,13 +51,14 @@ def contrasts(kind, form):
   """The contrast at scale and in plain JAX, as functions of floats and masks."""
 
   def ours(*inputs):
-    *floats, valid, group, caption = inputs
+    *floats, valid, group, caption, record, picture = inputs
     options = {"groups": GROUPS, "form": form, "chunk": 4}
-    return contrastive.contrast(*floats, valid=valid, group=group, caption=caption, **options)
+    masks = {"valid": valid, "group": group, "caption": caption, "record": record, "picture": picture}
+    return contrastive.contrast(*floats, **masks, **options)
 
   def plain(*inputs):
-    *floats, valid, group, caption = inputs
-    counts = contrastive.pair_mask(valid, group, caption)
+    *floats, valid, group, caption, record, picture = inputs
+    counts = contrastive.pair_mask(valid, group, caption, record, picture)
     return getattr(contrastive, kind)(*floats, counts, contrastive.group_members(valid, group, GROUPS))
 
   return ours, plain
@@ -65,14 +67,18 @@ def contrasts(kind, form):
 @pytest.mark.parametrize("kind", ["info_nce", "sigmoid"])
 @pytest.mark.parametrize("form", ["all_gather", "chunked"])
 @settings(max_examples=30, deadline=None)
-@given(valid=masks, group=groups, caption=captions, seed=st.integers(0, 9))
-def test_contrast_equals_its_definition(kind, form, valid, group, caption, seed):
+@given(valid=masks, group=groups, caption=captions, record=records, seed=st.integers(0, 9))
+def test_contrast_equals_its_definition(kind, form, valid, group, caption, record, seed):
   rng = np.random.default_rng(seed)
   image, text, scale, bias = unit(rng, ROWS), unit(rng, ROWS), jnp.asarray(7.0), jnp.asarray(-2.0)
   valid, group = jnp.asarray(valid), jnp.asarray(group, jnp.int32)
   caption = None if caption is None else jnp.asarray(caption, jnp.int32)
+  picture = None
+  if record is not None:  # two rows of each picture, as regions are
+    record = jnp.repeat(jnp.asarray(record, jnp.int32), 2)
+    picture = jnp.repeat(jnp.arange(ROWS // 2, dtype=jnp.int32), 2)
   floats = [image, text, scale, *([bias] if kind == "sigmoid" else [])]
-  assert_equal(*contrasts(kind, form), floats, (valid, group, caption))
+  assert_equal(*contrasts(kind, form), floats, (valid, group, caption, record, picture))
 
 
 @pytest.mark.parametrize("kind", ["info_nce", "sigmoid"])

@@ -95,11 +95,13 @@ def test_progress_line(tmp_path, capsys):
   metrics = Metrics(str(tmp_path), total_steps=100)
   values = {"loss": 2.5, "loss_global_short": 1.25, "learning_rate": 1e-4, "images_per_second": 64.0}
   metrics.progress(40, values, seconds_per_step=2.0)
-  metrics.progress(41, {**values, "mfu": 0.5}, seconds_per_step=0.0)
+  metrics.progress(100, {**values, "mfu": 0.5}, seconds_per_step=2.0)
+  metrics.progress(1, {**values, "images_per_second": 0.0}, seconds_per_step=0.0)
   metrics.close()
-  first, second = capsys.readouterr().out.splitlines()
+  first, second, unmeasured = capsys.readouterr().out.splitlines()
   assert first == "step 40/100  loss 2.5000 (global_short 1.250)  lr 1.00e-04  64.0 images/s  left 2:00"
   assert "64.0 images/s (50% MFU)" in second and second.endswith("left 0:00")
+  assert unmeasured == "step 1/100  loss 2.5000 (global_short 1.250)  lr 1.00e-04"
 
 
 @pytest.mark.parametrize(

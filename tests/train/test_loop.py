@@ -131,11 +131,11 @@ class Stopped(Exception):
 def test_continuing_changes_nothing(full, data, clip_weights, tmp_path, monkeypatch, capsys):
   batches = []
 
-  def stop_after_four(batch, mesh):
+  def stop_after_four(batch, mesh, repeats):
     batches.append(batch)
     if len(batches) > 4:
       raise Stopped
-    return to_devices(batch, mesh)
+    return to_devices(batch, mesh, repeats)
 
   to_devices = loop.to_devices
   with monkeypatch.context() as patch, pytest.raises(Stopped):

@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
+from fgclip_jax.data.loader import Repeats
 from fgclip_jax.models.config import PRESETS, preset
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.train import mesh as mesh_module
@@ -256,6 +257,21 @@ def test_processes_agree_on_the_rows_of_text(monkeypatch):
     assert padded[key].shape == (8, 7, 5) and not padded[key][:, 3:].any()
   np.testing.assert_array_equal(padded["short_eot"], batch["short_eot"])
 
-  monkeypatch.setattr(mesh_module, "agree", lambda rows: rows + 1)  # another process needs four
+  # another process needs four
+  monkeypatch.setattr(mesh_module, "agree", lambda value, choose: choose([value, 4 * 4]))
   arrays = to_devices(batch, make_mesh({"data": 8}))
   np.testing.assert_array_equal(arrays["tokens"], jnp.asarray(pad_rows(batch, 4)["tokens"]))
+  assert "repeated_record" not in arrays
+
+
+@pytest.mark.parametrize(
+  "flags, repeated", [([0], 0), ([1], 0), ([2], 1), ([0, 1, 0], 0), ([0, 0, 2], 1), ([1, 0, 1], 1), ([2, 2, 2], 1)]
+)
+def test_processes_agree_on_whether_a_batch_holds_a_record_twice(monkeypatch, flags, repeated):
+  """One has replaced a bad record: the others have not. Two have: they may have taken the same one."""
+  for own in range(len(flags)):
+    others = [(own + 3 * place + 1) * 4 + flag for place, flag in enumerate(flags) if place != own]
+    monkeypatch.setattr(mesh_module, "agree", lambda value, choose, others=others: choose([value, *others]))
+    rows, found = mesh_module.agree_on_batch(2, Repeats(flags[own]))
+    assert found == bool(repeated)
+    assert rows == max([2, *(value // 4 for value in others)])

@@ -47,12 +47,12 @@ class Journey:
         journey.restored, journey.step = jax.device_get(state), self.latest or 0
         return state
 
-    def place(batch, mesh):
+    def place(batch, mesh, repeats):
       if journey.step == journey.end:
         raise Stopped
       journey.step += 1
       journey.records[journey.step] = batch["record"].ravel().tolist()
-      return to_devices(batch, mesh)
+      return to_devices(batch, mesh, repeats)
 
     monkeypatch.setattr(loop, "Checkpoints", Checkpoints)
     monkeypatch.setattr(loop, "to_devices", place)
