@@ -63,8 +63,8 @@ def test_the_examples_of_a_stretch_are_counted_without_making_them(weights, begi
 
 def test_repeats_in_a_mixture(toy, plain):
   """A data set that is passed at its end gives records again; the other does not count."""
-  loader = make_mixed(toy, plain)
-  for _ in range(30):
+  loader = make_loader("", mixture=((toy, 1.0), (plain, 1.0)), batch_size=20)  # ten of the second one's eleven
+  for _ in range(12):
     records = next(loader)["record"].ravel()
     again = len(records) - len(set(records.tolist()))
     assert loader.repeats == (Repeats.SOME if again else Repeats.NONE)

@@ -137,7 +137,7 @@ def test_a_picture_is_not_its_own_negative(objective):
   for name, value in slow_terms(objective).items():
     np.testing.assert_allclose(terms[name], value, rtol=1e-12, err_msg=name)
   unmasked, _ = our_terms(objective, record=None)
-  assert unmasked["global_short"] > terms["global_short"] + 0.01
+  assert all(unmasked[name] > terms[name] + 1e-3 for name in slow_terms(objective))
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_every_form_on_any_mesh_does_the_same(variant, shape, form):
 
 
 def test_records_that_are_there_once_change_nothing():
-  once = np.arange(IMAGES, dtype=np.int32) + 2**31 - IMAGES
+  once = np.arange(2**31 - IMAGES, 2**31).astype(np.int32)
   for a, b in zip(
     *map(jax.tree.leaves, (our_terms(Objective(), record=once), our_terms(Objective(), record=None))), strict=True
   ):
