@@ -1,6 +1,11 @@
 """FG-CLIP in JAX: a CLIP that sees detail. The public names; each is imported when it is first used."""
 
+import glob
 import importlib
+import importlib.util
+import os
+import pathlib
+import sys
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -18,6 +23,32 @@ _HOME = {
   "preprocess": "fgclip_jax.inference.model",
   "Tokenizer": "fgclip_jax.data.tokenizers.clip",
 }
+
+
+def _leave_out_libtpu() -> None:
+  """Has JAX use the CPU where libtpu is installed (for `plan`, or beside a GPU's) and the machine has no accelerator.
+
+  JAX would try to start it, and libtpu complain at length. Neither a platform that was named nor anything that hints
+  at a TPU or a GPU is passed over, and where JAX has been imported already it has read its environment.
+  """
+  hinted = any(name.startswith(("TPU_", "JAX_PLATFORM", "JAX_FORCE_TPU", "PJRT_")) for name in os.environ)
+  if hinted or "jax" in sys.modules or not sys.platform.startswith("linux") or not importlib.util.find_spec("libtpu"):
+    return
+  devices = [path for name in ("accel*", "vfio/[0-9]*", "nvidia*", "dxg", "kfd") for path in glob.glob(f"/dev/{name}")]
+  if not devices and not any(map(_may_be_tpu, glob.glob("/sys/bus/pci/devices/*"))):
+    os.environ["JAX_PLATFORMS"] = "cpu"
+
+
+def _may_be_tpu(folder: str) -> bool:
+  """Whether a PCI device is Google's and neither a disk nor a network card, as virtual machines of Google have them."""
+  try:
+    vendor, kind = (pathlib.Path(folder, name).read_text().strip() for name in ("vendor", "class"))
+    return vendor == "0x1ae0" and kind[:4] not in ("0x01", "0x02")
+  except OSError:
+    return True
+
+
+_leave_out_libtpu()
 
 
 def __getattr__(name: str):

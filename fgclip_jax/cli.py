@@ -12,6 +12,7 @@ WRONG_USAGE = 2  # exit code: the same command would fail again, so launchers do
 
 # what the operating system says of a path that will not become right by waiting
 _WRONG_PATHS = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+# EINVAL: also a pipe or a device where a file is read
 _WRONG_PATH_ERRNOS = (errno.EROFS, errno.ENAMETOOLONG, errno.ELOOP, errno.EINVAL, errno.ENXIO)
 
 

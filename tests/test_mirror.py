@@ -9,7 +9,6 @@ PACKAGE = TESTS.parent / "fgclip_jax"
 # modules that are tested through others: {module: the test file}, without `fgclip_jax/`, `tests/`, `test_` and `.py`
 ELSEWHERE = {
   "__main__": "fgclip",
-  "cli": "evals/registry",
   "data/annotation_fields": "prepare/sources/finehard",
   "data/config": "data/loader",
   "data/shard_writer": "data/dataset_folder",
@@ -27,7 +26,6 @@ ELSEWHERE = {
   "evals/options": "evals/registry",
   "inference/bulk_inputs": "embed",
   "inference/bulk_outputs": "embed",
-  "losses/objective": "losses/losses",
   "models/params": "train/state",
   "models/pixel_spec": "models/config",
   "models/text": "models/towers",

@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import functools
 import os
+import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, cast
 
@@ -127,11 +128,26 @@ def find_mesh(params: parameters.Params) -> jax.sharding.Mesh | None:
 
 
 def use_compilation_cache(folder: str = "auto") -> None:
-  """Keeps compiled programs in a folder; `auto`: the user's cache folder on accelerators, none on CPUs."""
+  """Keeps compiled programs in a folder; `auto`: the user's cache folder on accelerators, none on CPUs.
+
+  A folder that cannot be written (a read-only home, a full disk) is no reason to fail: a line says so.
+  """
   if folder == "auto":
     folder = CACHE_FOLDER if jax.default_backend() != "cpu" else ""
-  if folder:
-    jax.config.update("jax_compilation_cache_dir", os.path.expanduser(folder))
+  if not folder:
+    return
+  folder = os.path.expanduser(folder)
+  if "://" not in folder:
+    try:
+      os.makedirs(folder, exist_ok=True)
+      with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"\0" * 4096)
+    except OSError as error:
+      print(
+        f"compiled programs are not kept for the next run: {folder} cannot be written ({error.strerror})", flush=True
+      )
+      return
+  jax.config.update("jax_compilation_cache_dir", folder)
 
 
 @functools.partial(jax.jit, static_argnames=("setup", "dense", "normalize"))

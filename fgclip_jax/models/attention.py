@@ -182,6 +182,15 @@ def _splash_refusal(query, sharding) -> str:
   return ""
 
 
+def load_kernels() -> None:
+  """Imports what attention on TPUs is made with; call it before a program is traced, on any platform.
+
+  Importing Pallas adds settings to those that JAX compares before it takes a program from its cache (from 0.12 on). A
+  program whose own trace has imported it is therefore traced and compiled again at its second call.
+  """
+  import jax.experimental.pallas.ops.tpu.splash_attention  # noqa: F401
+
+
 def _splash(query, key, value, segment, *, causal, sharding, interpret=False):
   local = functools.partial(_splash_local, causal=causal, interpret=interpret)
   if sharding is None:
@@ -195,7 +204,7 @@ def _splash(query, key, value, segment, *, causal, sharding, interpret=False):
 
 def _splash_local(query, key, value, segment, *, causal, interpret):
   """Splash attention on one device's part."""
-  # imported late: it takes a while, and only TPUs need it
+  # imported late: it takes a while; see `load_kernels`
   from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
 
   batch, length, heads, channels = query.shape

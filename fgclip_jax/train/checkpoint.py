@@ -206,7 +206,6 @@ class Checkpoints:
         or none where one is.
       ValueError: there are checkpoints, but none that can be read.
     """
-    damaged = []
     while self.latest is not None:
       state = fault = None
       try:
@@ -218,9 +217,11 @@ class Checkpoints:
         fault = error
       if _all_agree(fault is None):
         return state
-      damaged.append(self._set_aside(self.latest, _reason(fault)[:200]))
+      self._set_aside(self.latest, _reason(fault)[:200])
       self._checkpointer.close()
       self._open()
+    # those that an earlier start has renamed count, too: a launcher's next try must not begin from nothing
+    damaged = sorted(name for name in os.listdir(self._folder) if name.startswith("damaged-"))
     if damaged:
       raise ValueError(
         f"no checkpoint in {self._folder!r} can be read (they are now called {', '.join(damaged)}); "
@@ -228,8 +229,8 @@ class Checkpoints:
       )
     return None
 
-  def _set_aside(self, step: int, reason: str) -> str:
-    """Renames a checkpoint so that no run takes it for a step, and logs that; returns the new name."""
+  def _set_aside(self, step: int, reason: str) -> None:
+    """Renames a checkpoint so that no run takes it for a step, and logs that."""
     name = f"damaged-{step}"
     while os.path.exists(os.path.join(self._folder, name)):
       name += "-again"
@@ -237,7 +238,6 @@ class Checkpoints:
       os.rename(os.path.join(self._folder, str(step)), os.path.join(self._folder, name))
     agree(0)  # the other processes wait until it has its new name
     self._log(f"checkpoint {step} cannot be read, is now called {name!r} and not used: {reason}")
-    return name
 
   def _load(self, shardings: TrainState, abstract: TrainState) -> TrainState:
     described = self._checkpointer.checkpointables_metadata(None)

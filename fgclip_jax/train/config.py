@@ -147,7 +147,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
   def whole(key, least=1, most=math.inf):
     return _whole(key, take(key), least, most)
 
-  steps = whole("steps")
+  steps = whole("steps", most=2**31 - 1)  # counted in int32
   init_from = _typed("init_from", take("init_from"), str)
   objective = section("objective", Objective)
   model = _model(_typed("model", take("model"), str), take("kind"), take("model_changes"), init_from, check_data)
@@ -184,6 +184,9 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
   if left:
     raise ValueError(f"unknown keys {sorted(left)} in the config; see configs/common.py")
   _check_keep(run)
+  _whole("data.batch_size", run.data.batch_size, most=2**31 - 1)  # JAX's indices are int32
+  _whole("data.row_length", run.data.row_length, least=0, most=2**20)
+  _whole("data.boxes", run.data.boxes, least=0, most=2**10)
   _whole("runtime.unroll", run.runtime.unroll, least=0)
   _whole("runtime.micro_batches", run.runtime.micro_batches)
   _check_objective(run)

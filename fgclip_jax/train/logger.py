@@ -12,6 +12,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[re
 from tensorboardX.record_writer import masked_crc32c
 
 from fgclip_jax.data.loader import Loader
+from fgclip_jax.storage import atomic, paths
 from fgclip_jax.train.flops import StepFlops, peak_flops
 
 METRICS_FILE = "metrics.jsonl"
@@ -31,10 +32,7 @@ class Metrics:
   def __init__(self, workdir: str, total_steps: int, begin: int = 0):
     self._total_steps = total_steps
     path = os.path.join(workdir, METRICS_FILE)
-    kept = "".join(_lines_until(path, begin))
-    with open(path + ".tmp", "w", encoding="utf-8") as file:
-      file.write(kept)
-    os.replace(path + ".tmp", path)  # atomic: a run killed here loses no lines
+    _keep_until(path, begin)
     self._lines = _AppendFile(path)
     folder = os.path.join(workdir, "tensorboard")
     os.makedirs(folder, exist_ok=True)
@@ -167,12 +165,29 @@ class Clock:
     return time.perf_counter() - self._begin
 
 
-def _lines_until(path: str, step: int) -> list[str]:
-  """The lines of steps up to this one; a run that was killed may have written more, and half a line."""
-  if not os.path.exists(path):
-    return []
-  with open(path, encoding="utf-8") as file:
-    return [line for line in file if line.endswith("\n") and json.loads(line)["step"] <= step]
+def _keep_until(path: str, step: int) -> None:
+  """Drops the lines of later steps; a run that was killed may have written more, and half a line."""
+  if not os.path.lexists(path):
+    return
+  with paths.open(path) as file:
+    lines = file.readlines()
+  steps = [_step_of(line) for line in lines]
+  damaged = [number for number, found in enumerate(steps, 1) if found is None and lines[number - 1].endswith(b"\n")]
+  if damaged:
+    print(f"{path}: {len(damaged)} damaged lines are left out, the first is line {damaged[0]}", flush=True)
+  kept = [line for line, found in zip(lines, steps, strict=True) if found is not None and found <= step]
+  if kept != lines:
+    with atomic.file(path) as temporary, open(temporary, "wb") as file:
+      file.writelines(kept)
+
+
+def _step_of(line: bytes) -> int | None:
+  """The step of a line; None where it cannot be read: after a power cut a file may hold anything."""
+  try:
+    step = json.loads(line)["step"] if line.endswith(b"\n") else None
+  except (ValueError, TypeError, KeyError, RecursionError):
+    return None
+  return step if isinstance(step, int) else None
 
 
 def duration(seconds: float) -> str:

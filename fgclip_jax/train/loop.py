@@ -19,6 +19,7 @@ from fgclip_jax.inference.programs import use_compilation_cache
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import abstract_params, count, unflatten
 from fgclip_jax.models.positions import resize
+from fgclip_jax.storage import atomic
 from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.evaluation import measure
@@ -166,7 +167,7 @@ def first_state(init_from: str, setup: TrainSetup, log: Log) -> TrainState:
 def write_config(run: RunConfig, workdir: str) -> None:
   """Writes the model's size and the whole config into the run's folder."""
   native.write_model_file(workdir, run.model)
-  with open(os.path.join(workdir, CONFIG_FILE), "w", encoding="utf-8") as file:
+  with atomic.file(os.path.join(workdir, CONFIG_FILE)) as path, open(path, "w", encoding="utf-8") as file:
     json.dump(run.values, file, indent=2)
     file.write("\n")
 

@@ -12,6 +12,7 @@ from jaxtyping import Array, Float, Int
 
 from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models import positions
+from fgclip_jax.models.attention import load_kernels
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.fgclip import Embeddings
 from fgclip_jax.models.params import Params, abstract_params, build, flatten, merge, split_statistics
@@ -102,6 +103,7 @@ def make_step(
     `learning_rate`, `gradient_norm`, `update_norm`, `embedding_variance_image` and `_short` (see `embedding_variance`),
     `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one.
   """
+  load_kernels()
   optimizer, optimizer_config, ema_decay = setup.optimizer, setup.optimizer_config, setup.ema_decay
   learning_rate = schedule(optimizer_config)
   loss = make_loss(

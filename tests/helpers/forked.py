@@ -9,14 +9,15 @@ from typing import Any
 # Imports first what a command needs, then for each line of its input runs the module in a fork. JAX starts its threads
 # with its first computation, so that a process which has only imported it may fork.
 _SERVER = """
-import importlib, json, os, runpy, sys, tempfile
-for name in sys.argv[2:]:
+import importlib, json, os, runpy, signal, sys, tempfile
+for name in sys.argv[3:]:
   importlib.import_module(name)
 for line in sys.stdin:
   arguments, folder = json.loads(line)
   files = [tempfile.TemporaryFile() for _ in range(2)]
   child = os.fork()
   if not child:
+    signal.alarm(int(sys.argv[2]))
     os.chdir(folder)
     for number, file in enumerate(files, 1):
       os.dup2(file.fileno(), number)
@@ -45,12 +46,13 @@ class ForkedCommand:
   Args:
     module: the command, e.g. `fgclip_jax.main`.
     imports: modules that are imported once, not the command itself.
+    seconds: what a run may take before it is killed.
     environment: as for `subprocess`.
   """
 
-  def __init__(self, module: str, *imports: str, environment: dict[str, str] | None = None):
+  def __init__(self, module: str, *imports: str, seconds: int = 100, environment: dict[str, str] | None = None):
     self._process: Any = subprocess.Popen(
-      [sys.executable, "-c", _SERVER, module, *imports],
+      [sys.executable, "-c", _SERVER, module, str(seconds), *imports],
       env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
     )  # fmt: skip
 

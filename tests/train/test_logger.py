@@ -91,6 +91,27 @@ def test_on_a_full_disk_a_run_goes_on_and_nothing_is_lost(tmp_path, capsys):
   assert [event.step for event in read_events(tmp_path)][2:] == [*range(30, 300, 10)]
 
 
+@pytest.mark.parametrize(
+  "damage",
+  [b"\0" * 40 + b"\n", b'{"step": 15\n', b"[1, 2]\n", b'{"step": "15"}\n', b"\xff\xfe\n", b"[" * 10**5 + b"\n"],
+  ids=repr,
+)
+def test_damaged_lines_are_left_out_and_said(tmp_path, capsys, damage):
+  write(tmp_path, [10, 20, 30])
+  path = tmp_path / "metrics.jsonl"
+  lines = path.read_bytes().splitlines(keepends=True)
+  path.write_bytes(lines[0] + damage + b"".join(lines[1:]))
+  Metrics(str(tmp_path), 100, 20).close()
+  assert path.read_bytes() == b"".join(lines[:2])
+  assert capsys.readouterr().out == f"{path}: 1 damaged lines are left out, the first is line 2\n"
+
+
+def test_a_metrics_file_that_is_no_file(tmp_path):
+  os.mkfifo(tmp_path / "metrics.jsonl")
+  with pytest.raises(OSError, match="metrics.jsonl' is a pipe"):
+    Metrics(str(tmp_path), 100)
+
+
 def test_progress_line(tmp_path, capsys):
   metrics = Metrics(str(tmp_path), total_steps=100)
   values = {"loss": 2.5, "loss_global_short": 1.25, "learning_rate": 1e-4, "images_per_second": 64.0}
