@@ -205,12 +205,15 @@ def test_mistakes_in_the_flags(command, root, arguments, message):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("body", ["1 / 0", "raise RuntimeError('two\\nlines')", "return [][3]", "import nothing_there"])
+@pytest.mark.parametrize(
+  "body", ["1 / 0", "raise RuntimeError('two\\nlines')", "return [][3]", "import nothing_there", "exit(0)", "pass",
+           "return {'steps': 3}", "return get_config()", "'\0'"]
+)  # fmt: skip
 def test_a_config_file_that_fails(command, tmp_path, body):
   (tmp_path / "mine.py").write_text(f"def get_config():\n  {body}\n")
   code, _, err = command("--workdir=w", "--config=mine.py", folder=tmp_path)
   assert code == 2
-  assert re.fullmatch("error: .+\n", err), err
+  assert re.fullmatch("error: .*mine.py.+\n", err), err
 
 
 def test_a_mistyped_flag_is_found_before_the_config_is_read(tmp_path):

@@ -12,7 +12,6 @@
 `tfds.data_source(NAME, data_dir=ROOT)` one that lies at `ROOT/NAME/1.0.0` and has a name in lower case.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
@@ -23,6 +22,7 @@ from typing import Any, cast
 
 from fgclip_jax.data import record
 from fgclip_jax.storage import paths, workers
+from fgclip_jax.storage.errors import first_line
 
 VERSION = "1.0.0"  # of the records' schema, as TensorFlow Datasets count versions
 INFO, DATASET_INFO, CHECKSUMS = "info.json", "dataset_info.json", "checksums.json"
@@ -132,10 +132,16 @@ class _Split:
 
 
 def _read_splits(folder: str) -> dict[str, _Split]:
-  return {
-    split["name"]: _Split([int(length) for length in split.get("shardLengths", [])], int(split.get("numBytes", 0)))
-    for split in _read(folder, DATASET_INFO).get("splits", [])
-  }
+  try:
+    splits = {
+      split["name"]: _Split([int(length) for length in split.get("shardLengths", [])], int(split.get("numBytes", 0)))
+      for split in _read(folder, DATASET_INFO).get("splits", [])
+    }
+    if any(not 0 <= length < 2**40 for split in splits.values() for length in split.lengths):
+      raise ValueError("a shard cannot have so many records")
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    raise ValueError(f"{paths.join(folder, DATASET_INFO)} is damaged ({error}); run `prepare` again") from error
+  return splits
 
 
 def _split_of(entry: str) -> str | None:
@@ -179,9 +185,15 @@ def _write_dataset_info(folder: str, name: str, splits: dict[str, _Split]) -> No
 
 def _read(folder: str, file: str) -> dict[str, Any]:
   path = paths.join(folder, file)
-  with contextlib.suppress(FileNotFoundError):
-    return json.loads(paths.read(path))
-  return {}
+  try:
+    value = json.loads(paths.read(path))
+  except FileNotFoundError:
+    return {}
+  except (ValueError, RecursionError) as error:
+    raise ValueError(f"{path} is damaged ({first_line(error)}); run `prepare` again") from error
+  if not isinstance(value, dict):
+    raise ValueError(f"{path} is damaged (it holds no JSON object); run `prepare` again")
+  return value
 
 
 def _save(folder: str, file: str, value: dict) -> None:
@@ -206,6 +218,28 @@ def match_shard(entry: str) -> re.Match | None:
   return _SHARD.fullmatch(entry)
 
 
+# by the ending of a file's name: what people have in place of a data set folder, and the command that reads it
+_OTHER_FORMATS = {
+  **dict.fromkeys((".csv", ".tsv", ".json", ".jsonl", ".parquet"), ("a table of captions", " pairs")),
+  **dict.fromkeys((".tar", ".tgz"), ("a WebDataset", " webdataset")),
+  **dict.fromkeys((".jpg", ".jpeg", ".png", ".webp"), ("pictures", "")),
+  **dict.fromkeys((".tfrecord", ".arrow"), ("a data set of another program", "")),
+}
+
+
+def _what_is_there(path: str) -> tuple[str, str]:
+  """What stands where a data set folder is looked for, and the command of `prepare` that reads it; empty: nothing."""
+  is_file, is_folder = paths.is_file(path), paths.is_folder(path)
+  names = paths.list_folder(path) if is_folder else [path] if is_file else []
+  if is_folder and {"model.json", "config.json"} & set(names):
+    return "a model or run folder", ""
+  endings = (os.path.splitext(name.removesuffix(".gz"))[1].lower() for name in names)
+  found = next((_OTHER_FORMATS[ending] for ending in endings if ending in _OTHER_FORMATS), None)
+  if found is None and not is_folder:
+    found = ("a file" if is_file else "neither a file nor a folder", "") if paths.exists(path) else None
+  return found or ("", "")
+
+
 def find_shards(folder: str, split: str) -> list[str]:
   """The shards of a split, in order.
 
@@ -214,7 +248,9 @@ def find_shards(folder: str, split: str) -> list[str]:
     ValueError: a shard of the set is missing.
   """
   if not paths.is_folder(folder):
-    raise FileNotFoundError(f"no data set folder at {folder!r}; make one with `python -m fgclip_jax.prepare`")
+    there, command = _what_is_there(folder)
+    message = f"no data set folder at {folder!r}{there and f', which is {there}'}"
+    raise FileNotFoundError(f"{message}; make one with `python -m fgclip_jax.prepare{command}`")
   found, splits = {}, set()
   for entry in paths.list_folder(folder):
     match = match_shard(entry)
@@ -223,7 +259,11 @@ def find_shards(folder: str, split: str) -> list[str]:
       if match["split"] == split:
         found.setdefault((match["name"], int(match["count"])), []).append(int(match["index"]))
   if not found:
-    has = f"it has the splits {sorted(splits)}" if splits else "it has no ArrayRecord shard at all"
+    has = f"it has the splits {sorted(splits)}"
+    if not splits:
+      there, command = _what_is_there(folder)
+      has = "it has no ArrayRecord shard at all"
+      has += f" ({there}: `python -m fgclip_jax.prepare{command}` makes a data set)" if there else ""
     raise FileNotFoundError(f"no shard of split {split!r} in {folder!r}: {has}")
   if len(found) > 1:
     raise ValueError(f"{folder!r} holds several sets of shards of split {split!r}: {sorted(found)}; keep one")

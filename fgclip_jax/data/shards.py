@@ -38,6 +38,11 @@ class Records:
     self.paths = find_shards(folder, split)
     self._remote = paths.is_remote(folder)
     expected = dataset_folder.read_splits(folder).get(split)
+    if expected and len(expected) != len(self.paths):
+      raise ValueError(
+        f"{folder!r} has {len(self.paths)} shards of split {split!r}, but {dataset_folder.DATASET_INFO} in it knows "
+        f"{len(expected)}; run `prepare` again"
+      )
     self.damage: list[str] = []
     self._start_unopened()
     if self._remote and expected:

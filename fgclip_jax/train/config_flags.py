@@ -10,7 +10,7 @@ import runpy
 import sys
 from typing import NoReturn
 
-from absl import flags
+from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from fgclip_jax.cli import WRONG_USAGE, shipped
@@ -46,15 +46,21 @@ def parse_flags(argv: list[str]) -> list[str]:
     flag = "--config=" if argv[place].startswith("-") else ""
     argv = [*argv[:place], f"{flag}{path}{colon}{argument}", *argv[place + 1 :]]
   _let_configs_import(os.path.dirname(os.path.abspath(path)))
+  logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
   try:
-    return flags.FLAGS(argv)
+    left = flags.FLAGS(argv)
   except (AttributeError, KeyError) as error:
     _stop(_unknown_key(argv, path, argument) or f"{path}: {error}")
   except (ImportError, OSError, SyntaxError, TypeError, ValueError, flags.Error) as error:
     # ml_collections puts a whole traceback before a message of the config file
-    _stop(str(error).strip().splitlines()[-1].removeprefix("ValueError: "))
-  except Exception as error:  # a config file is a program, and may raise anything
+    message = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix("ValueError: ")
+    named = isinstance(error, flags.Error) or "config." in message or os.path.basename(path) in message
+    _stop(message if named else f"{path}: {message}")
+  except (Exception, SystemExit) as error:  # a config file is a program, and may do anything
     _stop(f"{path}: {type(error).__name__}: {first_line(error)}")
+  if given and not isinstance(CONFIG.value, ConfigDict):
+    _stop(f"{path}: get_config() must return a ConfigDict, got {type(CONFIG.value).__name__}")
+  return left
 
 
 def help_text() -> str:

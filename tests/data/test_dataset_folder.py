@@ -1,6 +1,7 @@
 """The folder of a data set: readable by TensorFlow Datasets without TensorFlow, and checked against its checksums."""
 
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -9,10 +10,12 @@ import pytest
 
 from fgclip_jax.data import dataset_folder, record, shard_writer
 from fgclip_jax.data.dataset_folder import Shard, find_shards, shard_path
+from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.data.shards import Records
 from fgclip_jax.prepare import __main__ as prepare
 from tests.helpers import standin
+from tests.helpers.toy import RECORDS, write_shards
 
 COUNTS = (2, 0, 3)
 
@@ -127,3 +130,65 @@ def test_verify_names_every_shard_that_is_not_as_it_was_written(folder, tmp_path
 def test_verify_needs_checksums(tmp_path, capsys):
   assert prepare.main(["verify", str(tmp_path)]) == 1
   assert "holds no checksums.json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("dataset_info.json", "{", "is damaged"),
+    ("dataset_info.json", "[]", "holds no JSON object"),
+    ("dataset_info.json", "[" * 100_000, "is damaged"),
+    ("dataset_info.json", '{"splits": 3}', "is damaged"),
+    ("dataset_info.json", '{"splits": [{"name": "train", "shardLengths": ["9e99"]}]}', "is damaged"),
+    ("dataset_info.json", '{"splits": [{"name": "train", "shardLengths": [-1]}]}', "so many records"),
+    ("dataset_info.json", '{"splits": [{"name": "train", "shardLengths": [1e30]}]}', "so many records"),
+    ("dataset_info.json", '{"splits": [{"shardLengths": [1]}]}', "is damaged"),
+    ("dataset_info.json", '{"splits": [{"name": "train", "shardLengths": [1, 2]}]}', "has 1 shards .* knows 2"),
+    ("info.json", "null", "holds no JSON object"),
+    ("info.json", "\xff", "is damaged"),
+  ],
+)
+def test_descriptions_that_are_damaged(tmp_path, name, content, message):
+  write_shards(tmp_path, RECORDS[:3])
+  (tmp_path / name).write_text(content, encoding="latin-1")
+  with pytest.raises(ValueError, match=f"{name}.*{message}|{message}") as caught:
+    Mixture([DataSet(str(tmp_path), "train")])
+  assert name in str(caught.value) and "\n" not in str(caught.value) and "run `prepare` again" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+  ("files", "message"),
+  [
+    (["a.csv"], "a table of captions: `python -m fgclip_jax.prepare pairs` makes"),
+    (["x.bin", "00000.tar"], "a WebDataset: `python -m fgclip_jax.prepare webdataset` makes"),
+    (["train-00000.parquet"], "prepare pairs`"),
+    (["a.JPG"], "pictures: `python -m fgclip_jax.prepare` makes"),
+    (["model.json"], "a model or run folder"),
+    ([], "no ArrayRecord shard at all$"),
+  ],
+)
+def test_a_folder_of_something_else_is_named_with_what_reads_it(tmp_path, files, message):
+  for file in files:
+    (tmp_path / file).touch()
+  with pytest.raises(FileNotFoundError, match=message):
+    find_shards(str(tmp_path), "train")
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("captions.tsv", "which is a table of captions; make one with `python -m fgclip_jax.prepare pairs`"),
+    ("pairs.jsonl.gz", "prepare pairs`"),
+    ("data.array_record", "which is a file; make one"),
+    ("pipe", "which is neither a file nor a folder; make one"),
+    ("nothing", "nothing'; make one with `python -m fgclip_jax.prepare`"),
+    ("circle", "circle'; make one"),
+  ],
+)
+def test_what_is_no_folder_is_said(tmp_path, name, message):
+  os.mkfifo(tmp_path / "pipe")
+  (tmp_path / "circle").symlink_to("circle")
+  if name not in ("pipe", "nothing", "circle"):
+    (tmp_path / name).touch()
+  with pytest.raises(FileNotFoundError, match=message):
+    find_shards(str(tmp_path / name), "train")
