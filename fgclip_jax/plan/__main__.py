@@ -12,6 +12,7 @@ measurement: it is what the step would take if every part ran at the chip's peak
 import dataclasses
 import importlib.metadata
 import json
+import os
 import sys
 from collections.abc import Iterator
 
@@ -19,6 +20,7 @@ from absl import app, flags, logging
 
 from fgclip_jax import cli
 from fgclip_jax.plan import hardware
+from fgclip_jax.storage import atomic
 from fgclip_jax.train.config_flags import CONFIG, flag_value, parse_flags, wrong_usage
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, e.g. v5e:16x16, v5p:4x4x8, h100:32x8 (hosts x GPUs).")
@@ -49,21 +51,32 @@ def main(argv: list[str]) -> int:
 
   jax.config.update("jax_enable_compilation_cache", False)  # what is compiled here cannot be read back
   try:
+    _check_output(_JSON.value)
     run = read_config(config, check_data=False)
     topology = hardware.describe(_TOPOLOGY.value or "", _SLICES.value)
     captions = Captions(_LONG.value, _SHORT.value, _REGION.value, _BOXES.value, _HARD.value)
     _print_run(run, topology, captions)
     plans = list(_search(run, topology, captions) if _SEARCH.value else _single(run, topology, captions))
+    if _JSON.value:
+      contents = {"versions": versions(), "captions": dataclasses.asdict(captions)}
+      contents |= {"plans": [dataclasses.asdict(plan) for plan in plans]}
+      with atomic.file(_JSON.value) as path, open(path, "w", encoding="utf-8") as file:
+        file.write(json.dumps(contents, indent=2) + "\n")
+      print(f"wrote {_JSON.value}")
   except (OSError, ValueError, ModuleNotFoundError) as error:
     print(f"error: {error}", file=sys.stderr)
     return cli.exit_code(error)
-  if _JSON.value:
-    with open(_JSON.value, "w", encoding="utf-8") as file:
-      contents = {"versions": versions(), "captions": dataclasses.asdict(captions)}
-      json.dump(contents | {"plans": [dataclasses.asdict(plan) for plan in plans]}, file, indent=2)
-      file.write("\n")
-    print(f"wrote {_JSON.value}")
   return 0 if any(plan.fits for plan in plans) else 1
+
+
+def _check_output(path: str | None) -> None:
+  """Raises an OSError where `--json` cannot be written: before minutes of compiling."""
+  if path is None:
+    return
+  if os.path.isdir(path):
+    raise IsADirectoryError(f"--json {path!r} is a folder; name a file")
+  if not os.path.isdir(os.path.dirname(path) or "."):
+    raise FileNotFoundError(f"--json {path!r}: there is no folder {os.path.dirname(path)!r}")
 
 
 def _parse_flags(argv: list[str]) -> list[str]:

@@ -44,6 +44,17 @@ class Captions:
   hard_share: float = 0.025
   fill: float = 0.95
 
+  def __post_init__(self):
+    for name in ("long", "short", "region"):
+      if not 2 <= getattr(self, name) <= 2**20:
+        raise ValueError(
+          f"--{name}_tokens must lie in 2..{2**20} (start and end of text count), got {getattr(self, name)}"
+        )
+    if not 0 <= self.boxes <= 2**10:
+      raise ValueError(f"--boxes_per_image must lie in 0..{2**10}, got {self.boxes}")
+    if not 0 <= self.hard_share <= 1:
+      raise ValueError(f"--hard_share must lie in 0..1, got {self.hard_share}")
+
 
 @dataclasses.dataclass
 class StepEstimate:

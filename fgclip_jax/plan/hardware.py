@@ -10,6 +10,7 @@ from typing import Any
 from fgclip_jax.storage.errors import first_line
 
 GIB = 2**30
+MOST_DEVICES = 2**17  # more than anybody has; each is described by an object
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,9 +126,13 @@ def describe(name: str, slices: int = 1) -> Topology:
     )
   if slices < 1:
     raise ValueError(f"--slices must be at least 1, got {slices}")
+  chip, sizes = CHIPS[chip_name], [int(size[:10]) for size in shape.split("x")]
+  if not 1 <= math.prod(sizes) * slices <= MOST_DEVICES:
+    raise ValueError(
+      f"--topology {name!r}{f' --slices={slices}' if slices > 1 else ''}: give 1 to {MOST_DEVICES} devices"
+    )
   from jax.experimental import topologies
 
-  chip, sizes = CHIPS[chip_name], [int(size) for size in shape.split("x")]
   if chip_name == "h100":
     if slices != 1 or len(sizes) != 2:
       raise ValueError(f"--topology {name!r}: GPUs are given as hosts x GPUs, e.g. h100:32x8, without --slices")

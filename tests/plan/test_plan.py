@@ -10,6 +10,7 @@ import pytest
 
 from fgclip_jax.plan import hardware
 from tests.helpers import compiling
+from tests.helpers.forked import ForkedCommand
 
 BATCH = 88  # no other axis has this size
 
@@ -83,6 +84,15 @@ def test_a_batch_that_is_too_large(plan, root, libtpu):
   assert out.endswith("more devices\n")
 
 
+@pytest.fixture(scope="module")
+def command(root):
+  """The command, for mistakes that end it before anything is compiled."""
+  environment = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+  environment |= {"PYTHONPATH": str(root), "JAX_PLATFORMS": "cpu"}
+  with ForkedCommand("fgclip_jax.plan", "fgclip_jax.plan.estimate", environment=environment) as command:
+    yield command
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
   "arguments, message",
@@ -90,13 +100,61 @@ def test_a_batch_that_is_too_large(plan, root, libtpu):
     ([], "error: --config is missing"),
     (["--config={configs}/stage1.py:tiny"], "error: --topology is missing"),
     (["--config={configs}/stage1.py:tiny", "--topology=v9:2x2"], "error: --topology 'v9:2x2': give a chip (v4, v5e"),
+    (["--config={configs}/stage1.py:tiny", "--topology=v5e:2"], "error: --topology 'v5e:2': give a chip"),
+    (["--config={configs}/stage1.py:tiny", "--topology=\n"], "error: --topology '\\n': give a chip"),
+    (["--config={configs}/stage1.py:tiny", "--topology=h100:0x8"], "error: --topology 'h100:0x8': give 1 to 131072"),
+    (
+      ["--config={configs}/stage1.py:tiny", "--topology=v5e:99999x99999"],
+      "error: --topology 'v5e:99999x99999': give 1",
+    ),
+    (["--config={configs}/stage1.py:tiny", "--topology=v5p:" + "9" * 5000 + "x1"], "error: --topology 'v5p:99"),
+    (
+      ["--config={configs}/stage1.py:tiny", "--topology=v5e:2x2", "--slices=999999"],
+      "error: --topology 'v5e:2x2' --sl",
+    ),
+    (["--config={configs}/stage1.py:tiny", "--topology=v5e:2x2", "--slices=0"], "error: --slices must be at least 1"),
     (["--config={configs}/stage1.py:tiny", "--topology=h100:2x8", "--slices=2"], "error: --topology 'h100:2x8': GPUs"),
     (["--config={configs}/stage1.py:tiny", "--topology=v5e:2x2", "stray"], "error: unknown argument 'stray'"),
+    (
+      ["--config={configs}/stage1.py:tiny", "--topology=v5e:2x2", "--serach"],
+      "error: Unknown command line flag 'serach'",
+    ),
+    (["--config=nowhere.py", "--topology=v5e:2x2"], "error: no config file at 'nowhere.py'"),
+    (["--config={configs}", "--topology=v5e:2x2"], "error: no config file at "),
+    (["--config={configs}/stage1.py:huge", "--topology=v5e:2x2"], "error: config.model: "),
+    (
+      ["--config={configs}/stage1.py:tiny", "--topology=v5e:2x2", "--config.steps=0"],
+      "error: config.steps must be a whole number in 1..2147483647, got 0",
+    ),
+    (["--config={configs}/stage1.py:tiny", "--topology=v5e:2x2", "--json=."], "error: --json '.' is a folder"),
+    (
+      ["--config={configs}/stage1.py:tiny", "--topology=v5e:2x2", "--json=no/a.json"],
+      "error: --json 'no/a.json': there",
+    ),
   ],
 )
-def test_mistakes(plan, root, arguments, message):
-  code, out, err = plan(*(argument.format(configs=root / "configs") for argument in arguments))
-  assert code == 1 and err.startswith(message) and "Traceback" not in err and not out
+def test_mistakes(command, root, tmp_path, arguments, message):
+  arguments = [argument.replace("{configs}", str(root / "configs")) for argument in arguments]
+  code, out, err = command(*arguments, folder=tmp_path)
+  assert code == 2 and err.startswith(message) and "Traceback" not in err and not out
+  assert err.count("\n") == 1 or "is missing" in message  # which shows how the command is used
+  assert not os.listdir(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "flag", ["--long_tokens=-1", "--short_tokens=0", "--boxes_per_image=nan", "--boxes_per_image=-1", "--hard_share=2"]
+)
+def test_assumptions_that_cannot_be(command, root, tmp_path, flag, libtpu):
+  code, _, err = command(f"--config={root}/configs/stage1.py:tiny", "--topology=v5e:2x2", flag, folder=tmp_path)
+  assert code == 2 and err.startswith(f"error: {flag.partition('=')[0]} must lie in") and err.count("\n") == 1
+
+
+@pytest.mark.slow
+def test_help(command, tmp_path):
+  code, out, err = command("--help", folder=tmp_path)
+  assert (code, err) == (0, "")
+  assert out.startswith("Estimates memory and time of a run") and re.search(r"^  --topology +The devices", out, re.M)
 
 
 @pytest.mark.slow
