@@ -41,7 +41,7 @@ def main() -> int:
     config.model = "scenes"
     config.model_changes.vision.update({"image_size": 96, "patch_size": 12})
     config.steps = config.checkpoint_every = args.steps
-    config.data.update({"path": data, "batch_size": 48, "region_text": "short"})
+    config.data.update({"path": data, "batch_size": 48, "region_text": "short", "repeat_in_batch": True})
     config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 20, "b2": 0.98, "eps": 1e-6, "clip_norm": 1.0})
     config.runtime.update({"dtype": "float32", "remat": "none"})
     begin = time.perf_counter()

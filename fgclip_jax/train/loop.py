@@ -297,7 +297,9 @@ class TrainLoop:
     arrays = to_devices(batch, self._setup.mesh, self._loader.repeats)
     if "repeated_record" in arrays and not self._repeats_reported:
       self._repeats_reported = True
-      self._log(f"step {step} holds a record more than once; such pictures are not each other's negatives")
+      self._log(
+        f"step {step}: where a batch holds a record more than once, its pictures are not each other's negatives"
+      )
     return Batch(arrays, flops, batch["record"])
 
   def _finish_steps(self, most: int) -> dict[str, float]:

@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from fgclip_jax.storage.errors import first_line
+
 
 class Profile:
   """A profile of the steps first..last, written under `WORKDIR/profile` for TensorBoard and Perfetto."""
@@ -24,12 +26,17 @@ class Profile:
 
   def after(self, step: int) -> None:
     """Ends after its last step."""
-    if self._running and step == self._last:
-      self.close()
+    if self._running and step == self._last and self.close():
       print(f"wrote {self._folder} (a profile of steps {self._first} to {self._last})")
 
-  def close(self) -> None:
-    """Ends the profile early, if it is running."""
-    if self._running:
+  def close(self) -> bool:
+    """Ends the profile, if it is running; returns whether it was written. A full disk does not end the run."""
+    if not self._running:
+      return False
+    self._running = False
+    try:
       jax.profiler.stop_trace()
-      self._running = False
+    except (OSError, RuntimeError) as error:
+      print(f"no profile in {self._folder}: {first_line(error)}", flush=True)
+      return False
+    return True

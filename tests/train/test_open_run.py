@@ -110,7 +110,7 @@ def test_a_batch_that_holds_a_record_twice_is_counted_and_said(toy, tmp_path, ca
   run = make_run(toy, **{"data.batch_size": 28, "data.repeat_in_batch": True, "steps": 3})
   train(run, str(tmp_path))
   out = capsys.readouterr().out
-  assert out.count("holds a record more than once") == 1 and "step 1 holds" in out
+  assert out.count("holds a record more than once") == 1 and "step 1: where a batch" in out
   lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
   repeated = [line["data/repeated"] for line in lines]
   assert repeated[0] >= 5 and repeated == sorted(repeated)  # 28 of 23 records
