@@ -1,5 +1,7 @@
 """The console command `fgclip`."""
 
+import glob
+import os
 import subprocess
 import sys
 import tomllib
@@ -102,3 +104,20 @@ def test_an_installed_program_finds_its_configs(root, tmp_path):
     path.relative_to(root / "fgclip_jax").as_posix() for path in expected if path.suffix in (".json", ".typed")
   }
   assert tomllib.loads((root / "pyproject.toml").read_text())["project"]["version"] == fgclip.fgclip_jax.__version__
+
+
+@pytest.mark.parametrize(
+  ("given", "taken"), [({}, "cpu"), ({"JAX_PLATFORMS": "tpu"}, "tpu"), ({"TPU_NAME": "local"}, None)], ids=str
+)
+def test_libtpu_is_left_out_where_there_is_no_accelerator(root, tmp_path, given, taken):
+  """A stand-in for it is installed; the machine has neither a TPU nor a GPU."""
+  if any(glob.glob(f"/dev/{name}") for name in ("accel*", "vfio/[0-9]*", "nvidia*", "dxg", "kfd")):
+    pytest.skip("this machine has an accelerator")
+  (tmp_path / "libtpu.py").touch()
+  code = "import fgclip_jax, os, sys; print(os.environ.get('JAX_PLATFORMS')); assert 'jax' not in sys.modules"
+  environment = {name: value for name, value in os.environ.items() if not name.startswith(("JAX_", "TPU_", "PJRT_"))}
+  environment |= {"PYTHONPATH": f"{root}:{tmp_path}", **given}
+  ended = subprocess.run(
+    [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False, timeout=60
+  )
+  assert (ended.stdout, ended.stderr) == (f"{taken}\n", "")

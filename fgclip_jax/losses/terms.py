@@ -88,12 +88,13 @@ class Context:
   def contrast(self, image: Float[Array, "N D"], text: Float[Array, "N D"], scale: Float[Array, ""], **masks: Any):
     """`contrastive.contrast` in the form that the options choose; `masks` are its arguments from `valid` on.
 
-    Rows are images, or the same number of each image's regions, in the order of the batch.
+    Where rows are the batch's images, or the same number of regions of each, in the batch's order, those of one record
+    do not repel each other. For other rows give `record` and `picture` of each.
     """
     form, chunk = self.options.form, self.options.chunk
-    if self.record is not None:
+    if self.record is not None and len(image) % len(self.record) == 0:
       each = len(image) // len(self.record)
-      masks |= {"record": jnp.repeat(self.record, each), "picture": jnp.repeat(self.picture, each)}
+      masks = {"record": jnp.repeat(self.record, each), "picture": jnp.repeat(self.picture, each)} | masks
     return contrast(image, text, scale, self.bias, form=form, chunk=chunk, axis=self.axis, **masks)
 
 

@@ -108,7 +108,7 @@ def test_damaged_lines_are_left_out_and_said(tmp_path, capsys, damage):
 
 def test_a_metrics_file_that_is_no_file(tmp_path):
   os.mkfifo(tmp_path / "metrics.jsonl")
-  with pytest.raises(OSError, match="metrics.jsonl' is a pipe"):
+  with pytest.raises(OSError, match="metrics.jsonl' is a named pipe"):
     Metrics(str(tmp_path), 100)
 
 
@@ -137,7 +137,7 @@ class WaitingLoader(Loader):
 
   def __init__(self):
     self.waited, self.skips = 0.0, SkipReport(counts=collections.Counter(image_truncated=2))
-    self.examples, self.boxes_lost = {"finehard": 60, "pairs": 20}, 5
+    self.examples, self.boxes_lost, self.repeated = {"finehard": 60, "pairs": 20}, 5, 3
 
 
 def test_clock(monkeypatch):
@@ -163,6 +163,7 @@ def test_clock(monkeypatch):
   assert second["packing_efficiency"] == 0.75
   assert second["executed_per_useful_flop"] == 2.0
   assert second["useful_tflops_per_step"] == pytest.approx(3.0)
+  assert second["data/repeated"] == 3.0
   assert second["useful_tflop_per_second"] == pytest.approx(1.5)
   assert second["bad_records/image_truncated"] == 2.0
   assert second["data/examples/finehard"] == 60.0 and second["data/examples/pairs"] == 20.0

@@ -5,6 +5,7 @@ import os
 import resource
 import shutil
 
+import jax
 import pytest
 
 from configs import common
@@ -12,6 +13,13 @@ from fgclip_jax import cli
 from fgclip_jax.train.config import RunConfig, read_config
 from fgclip_jax.train.loop import make_workdir, open_run, train, write_config
 from fgclip_jax.weights.native import FOLDER
+
+
+@pytest.fixture(scope="module", autouse=True)
+def promotion():
+  """That of dtypes which Optax's own code needs."""
+  with jax.numpy_dtype_promotion("standard"):
+    yield
 
 
 def make_run(data: str, **changes) -> RunConfig:
