@@ -239,6 +239,12 @@ def test_help(command, tmp_path, flag):
   assert max(map(len, out.splitlines())) <= 140
 
 
+def test_what_is_left_without_the_config():
+  arguments = ["main", "--config", "a.py", "--config.steps", "-3", "--noconfig.data.packed", "--workdir=w", "-config=b"]
+  assert config_flags._without_config(arguments) == ["main", "--workdir=w"]
+  assert config_flags._without_config(["main", "--config.data.packed", "--other", "3"]) == ["main", "--other", "3"]
+
+
 def test_the_config_argument_in_both_forms():
   assert config_flags.flag_value(["main", "--config=a.py:b", "--workdir=w"], "config") == "a.py:b"
   assert config_flags.flag_value(["main", "--workdir=w", "--config", "a.py"], "config") == "a.py"

@@ -312,6 +312,8 @@ def _given(section: str, values: dict[str, Any]) -> dict[str, Any]:
     elif value is not None:
       if not isinstance(value, float):
         _whole(f"{section}.{key}", value)
+      elif not 0 < value < math.inf:
+        raise ValueError(f"config.{section}.{key} must be positive and finite, got {value}")
       given[key] = value
   return given
 

@@ -81,13 +81,16 @@ def _asks_for_help(argv: list[str]) -> bool:
 
 def _without_config(argv: list[str]) -> list[str]:
   """The arguments without those that name the config or change a key of it."""
-  left, skip = [], False
+  left, takes_next = [], False
   for arg in argv:
+    is_flag = arg[:1] == "-" and arg.lstrip("-")[:1].isalpha()  # -3 is a value
     name, equals, _ = arg.lstrip("-").partition("=")
-    ours = arg.startswith("-") and (name == "config" or name.startswith("config."))
-    if not ours and not skip:
+    if is_flag and (name == "config" or name.startswith(("config.", "noconfig."))):
+      takes_next = not equals
+      continue
+    if is_flag or not takes_next:
       left.append(arg)
-    skip = ours and not equals
+    takes_next = False
   return left
 
 

@@ -184,3 +184,26 @@ def test_models_by_name(model, tmp_path, monkeypatch):
   assert {"vit_b16", "rn50"} <= set(fgclip_jax.list_presets())
   with pytest.raises(FileNotFoundError, match="'vit_b16' is a preset, a size without weights"):
     fgclip_jax.load("vit_b16")
+
+
+@pytest.mark.parametrize("place", ["file/cache", "file", "/proc/no/cache", "~/cache"])
+def test_a_cache_that_cannot_be_written_is_said_and_not_used(tmp_path, monkeypatch, capsys, place):
+  (tmp_path / "file").touch()
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("HOME", str(tmp_path / "file"))  # a home folder that holds nothing
+  before = jax.config.values["jax_compilation_cache_dir"]
+  programs.use_compilation_cache(place)
+  assert jax.config.values["jax_compilation_cache_dir"] == before
+  out = capsys.readouterr().out
+  assert out.startswith("compiled programs are not kept: ") and out.count("\n") == 1
+
+
+def test_a_cache_that_can_be_written(tmp_path, capsys):
+  before = jax.config.values["jax_compilation_cache_dir"]
+  try:
+    programs.use_compilation_cache(str(tmp_path / "a" / "b"))
+    assert jax.config.values["jax_compilation_cache_dir"] == str(tmp_path / "a" / "b")
+    programs.use_compilation_cache("")
+    assert not capsys.readouterr().out
+  finally:
+    jax.config.update("jax_compilation_cache_dir", before)

@@ -2,6 +2,7 @@
 
 import enum
 import io
+import math
 
 import ml_collections
 import numpy as np
@@ -183,6 +184,12 @@ IMPOSSIBLE = [
   ({"model_changes__vision__heads": 0}, "config.model_changes.vision.heads must be a whole number of at least 1"),
   ({"model_changes__vision__heads": 3}, "config.model_changes: width 32 must be divisible by heads 3"),
   ({"model_changes__vision__patch_size": 7}, "config.model_changes: image_size 32 must be a multiple of patch_size 7"),
+  ({"model_changes__vision__layer_norm_eps": math.nan}, "vision.layer_norm_eps must be positive and finite, got nan"),
+  ({"model_changes__text__layer_norm_eps": -1.0}, "text.layer_norm_eps must be positive and finite, got -1.0"),
+  ({"steps": 10**12}, r"config.steps must be a whole number in 1..2147483647, got 1000000000000"),
+  ({"data__batch_size": 10**12}, r"config.data.batch_size must be a whole number in 1..2147483647"),
+  ({"data__row_length": 10**10}, r"config.data.row_length must be a whole number in 0..1048576"),
+  ({"data__boxes": 10**9}, r"config.data.boxes must be a whole number in 0..1024"),
   ({"model_changes__text__depth": -2}, "config.model_changes.text.depth must be"),
   # the optimizer
   ({"optimizer__learning_rate": 0.0}, "config.optimizer.learning_rate must be positive"),
