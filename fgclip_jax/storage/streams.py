@@ -273,16 +273,19 @@ def read_entries(file: str, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
   Raises:
     ValueError: the file is broken, or lacks a list.
   """
-  missing = set(names)
+  missing, seen = set(names), {}
   try:
     for name, raw in walk(file):
+      if len(seen) < 8:
+        seen[name] = None
       if name in names:
         missing.discard(name)
         yield name, load(raw)
   except RecordError as error:
     raise ValueError(f"{file} is broken at {error}; get it again") from error
   if missing:
-    raise ValueError(f"{file} has no entries {', '.join(map(repr, sorted(missing)))}: is it the right file?")
+    there = "is a list" if "" in seen else f"has {', '.join(map(repr, seen)) or 'nothing'}"
+    raise ValueError(f"{file} has no entries {', '.join(map(repr, sorted(missing)))}: is it the right file? It {there}")
 
 
 @contextlib.contextmanager

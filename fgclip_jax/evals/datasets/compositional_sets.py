@@ -8,6 +8,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import os
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -17,6 +18,7 @@ from PIL import Image
 from fgclip_jax.data import image as image_files
 from fgclip_jax.evals.datasets.image_folders import SUFFIXES
 from fgclip_jax.evals.datasets.images import Source, read_file
+from fgclip_jax.evals.datasets.text_files import ERRORS, describe, need
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
@@ -78,8 +80,8 @@ def read_questions(
       except RecordError as error:
         skips.add(Skip.of(error, where))
         continue
-      except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
-        skips.add(Skip("question_broken", f"not the expected fields ({error!r})", place=where))
+      except ERRORS as error:
+        skips.add(Skip("question_broken", describe(error), place=where))
         continue
       if len(question.pictures) == 1:
         right, *wrong = question.captions
@@ -104,32 +106,42 @@ def _rows(dataset: str, path: str) -> Iterator[streams.Raw]:
   return (raw for _, raw in streams.scan(path))
 
 
-def _read_sugarcrepe(entry: dict[str, Any], file: str, number: str) -> Question:
-  captions = _texts(entry["caption"], entry["negative_caption"])
-  return Question(file, number, ((_text(entry["filename"]), None),), captions)
+def _read_sugarcrepe(entry: Any, file: str, number: str) -> Question:
+  captions = _texts(need(entry, "caption"), need(entry, "negative_caption"))
+  return Question(file, number, ((_text(need(entry, "filename")), None),), captions)
 
 
-def _read_aro(entry: dict[str, Any], file: str, number: str) -> Question:
+def _read_aro(entry: Any, file: str, number: str) -> Question:
   """Relation and attribution: true and false caption, box; order: the right caption first in `caption_options`."""
-  picture = _text(entry["image_path"] if "image_path" in entry else entry["image"])
+  picture = _text(need(entry, "image_path" if "image_path" in entry else "image"))
   if "caption_options" in entry:
+    if not isinstance(entry["caption_options"], list):
+      raise ValueError("`caption_options` must be a list of texts")
     return Question(file, number, ((picture, None),), _texts(*entry["caption_options"]))
   box = None
   if "bbox_x" in entry:
-    left, top, width, height = (float(entry[f"bbox_{key}"]) for key in "xywh")
+    left, top, width, height = (float(need(entry, f"bbox_{key}")) for key in "xywh")
     if not (width > 0 and height > 0):
       raise RecordError("box_without_size", "bbox_w, bbox_h", f"the box is {width:g} x {height:g} pixels")
     box = (left, top, left + width, top + height)
-  captions = _texts(entry["true_caption"], entry["false_caption"])
+    if not all(map(math.isfinite, box)):
+      raise ValueError(f"the box must be of finite numbers, got {list(box)}")
+  captions = _texts(need(entry, "true_caption"), need(entry, "false_caption"))
   if "attributes" in entry:
-    return Question(file, number, ((picture, box),), captions, "_".join(entry["attributes"]), ATTRIBUTES_LEAST)
-  return Question(file, number, ((picture, box),), captions, entry.get("relation_name", ""))
+    if not isinstance(entry["attributes"], list):
+      raise ValueError("`attributes` must be a list of texts")
+    group = "_".join(_texts(*entry["attributes"]))
+    return Question(file, number, ((picture, box),), captions, group, ATTRIBUTES_LEAST)
+  relation = entry.get("relation_name", "")
+  if not isinstance(relation, str):
+    raise ValueError(f"`relation_name` must be text, got {relation!r:.40}")
+  return Question(file, number, ((picture, box),), captions, relation)
 
 
-def _read_winoground(entry: dict[str, Any], file: str, number: str) -> Question:
-  names = [_text(entry[key]) for key in ("image_0", "image_1")]
+def _read_winoground(entry: Any, file: str, number: str) -> Question:
+  names = [_text(need(entry, key)) for key in ("image_0", "image_1")]
   files = [name if name.lower().endswith(SUFFIXES) else f"{name}.png" for name in names]  # the set has none
-  captions = _texts(entry["caption_0"], entry["caption_1"])
+  captions = _texts(need(entry, "caption_0"), need(entry, "caption_1"))
   return Question(file, str(entry.get("id", number)), tuple((name, None) for name in files), captions)
 
 
@@ -146,7 +158,7 @@ def _texts(*values: object) -> tuple[str, ...]:
 
 def _text(value: object) -> str:
   if not isinstance(value, str) or not value.strip():
-    raise ValueError(f"{value!r} is empty or no text")
+    raise ValueError(f"{value!r:.40} is empty or no text")
   return value
 
 
@@ -172,4 +184,8 @@ def _crop(path: str, box: Box) -> Image.Image:
   left, top, right, bottom = (round(edge) for edge in box)
   if right <= 0 or bottom <= 0 or left >= picture.width or top >= picture.height:
     raise RecordError("box_outside", path, f"the box {list(box)} is outside of its {picture.width} x {picture.height}")
+  if (right - left) * (bottom - top) > image_files.MAX_PIXELS:
+    raise RecordError(
+      "box_outside", path, f"the box {list(box)} is far larger than its {picture.width} x {picture.height}"
+    )
   return picture.crop((left, top, right, bottom))

@@ -9,8 +9,9 @@ import tqdm
 from jaxtyping import Float32, Int
 
 from fgclip_jax.evals.datasets import instances
+from fgclip_jax.evals.datasets.text_files import ERRORS, describe, lacks
 from fgclip_jax.storage.skip_report import Skip, SkipReport
-from fgclip_jax.storage.streams import named, read_entries
+from fgclip_jax.storage.streams import read_entries
 
 _GRID_SIDES = (1.0, 0.5, 0.25)
 _GRID_ASPECTS = (0.5, 1.0, 2.0)  # width to height
@@ -61,14 +62,14 @@ def read_proposals(
     data: the images and the classes.
     most: the number of proposals kept of an image.
     classes: also reads the class of each.
-    skips: counts proposals that cannot be used: `proposal_without_size`, and `proposal_elsewhere` for those of images
-      that are not in `data`.
+    skips: counts proposals that cannot be used: `proposal_broken` (not the expected fields), `proposal_without_size`,
+      `proposal_of_unknown_class`, and `proposal_elsewhere` for those of images that are not in `data`.
     progress: shows a progress bar.
 
   Raises:
-    FileNotFoundError, ValueError: the file is missing or broken; the message names the entry.
+    OSError, ValueError: the file is missing or broken, or a score is not in 0..1; the message names the entry.
   """
-  image_number = {image.identity: number for number, image in enumerate(data.images)}
+  image_number = instances.IdNumbers(image.identity for image in data.images)
 
   def best(rows: array.array, image: instances.Image) -> tuple[np.ndarray, np.ndarray]:
     """The rows to keep, best first, of equal ones the first; and their boxes as fractions."""
@@ -82,23 +83,32 @@ def read_proposals(
     return table[kept], box[kept]
 
   found = [array.array("d") for _ in data.images]
+  names = ("image_id", "bbox", "score", *(["category_id"] if classes else ()))
   read = 0
   for _, entry in tqdm.tqdm(read_entries(path, ("",)), desc="proposals", unit="box", disable=not progress):
     read += 1
+    label, place = -1, f"{path}, entry {read - 1}"
     try:
       left, top, width, height = map(float, entry["bbox"])
       score = float(entry["score"])
-      label = data.class_number[entry["category_id"]] if classes else -1
-      if not 0 <= score <= 1:
-        raise ValueError(f"score {score} is not in 0..1")
-      number = image_number.get(entry["image_id"])
-    except Exception:
-      with named(path, entry):  # only for a broken entry, since entering it for millions of entries takes time
-        raise
-    if number is None:
-      message = f"image {entry['image_id']} is not among those that are measured"
-      skips.add(Skip("proposal_elsewhere", message, place=path))
+      image = entry["image_id"]
+      if classes and entry["category_id"] in data.class_number:
+        label = data.class_number[entry["category_id"]]
+    except ERRORS as error:
+      missing = [key for key in names if not isinstance(entry, dict) or key not in entry]
+      odd = ValueError(lacks(missing[0], entry)) if missing and isinstance(entry, dict) else error
+      skips.add(Skip("proposal_broken", describe(odd), place=place))
+      continue
+    if score < 0 or score > 1:  # logits or percent: then all scores are, and those that are in 0..1 would be wrong
+      raise ValueError(f"{place}: `score` must be from 0 to 1, got {score:g}")
+    if math.isnan(score):
+      skips.add(Skip("proposal_broken", "`score` is not a number", place=place))
+    elif image not in image_number:
+      skips.add(Skip("proposal_elsewhere", f"image {image!r:.40} is not among those that are measured", place=place))
+    elif classes and label < 0:
+      skips.add(Skip("proposal_of_unknown_class", f"there is no class {entry['category_id']!r:.40}", place=place))
     else:
+      number = image_number[image]
       found[number].extend((left, top, width, height, score, label))
       if len(found[number]) > 2 * most * _FIELDS:
         found[number] = array.array("d", best(found[number], data.images[number])[0].tobytes())

@@ -8,6 +8,14 @@ from typing import Any
 from fgclip_jax.storage import text
 from fgclip_jax.storage.skip_report import printable
 
+# what reading the fields of a record of any form can raise
+ERRORS = (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError)
+
+
+def describe(error: Exception) -> str:
+  """Says what one of `ERRORS` means for the reader of a record."""
+  return f"not the expected fields ({error if isinstance(error, ValueError) else repr(error)})"
+
 
 def read_json(path: str) -> Any:
   """The value of a JSON file.

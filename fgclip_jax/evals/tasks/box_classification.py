@@ -78,12 +78,14 @@ class BoxClassification:
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `box_topK`, and for LVIS `box_rare_topK`, `box_common_topK`, `box_frequent_topK`."""
     notes = guards.check_resolution(model, self.allow)
-    data = instances.read(self.annotations, self.classes).limit(self.limit)
+    broken = SkipReport()  # entries of the annotations
+    data = instances.read(self.annotations, self.classes, broken).limit(self.limit)
     fractions = data.fractions()
     sized = instances.have_size(fractions)
     usable = np.flatnonzero(sized & ~data.crowd)
     if not len(usable):
       raise ValueError(f"{self.annotations}: none of the {len(data.label)} boxes can be used: all are crowds or empty")
+    records = len(data.label) + len(broken)
     classes = templates.class_embeddings(model, data.names, templates.TEMPLATES[self.templates], progress)
     numbers, rows = instances.group_by_image(data.image, usable)
     files = [paths.join(self.images, data.images[number].path) for number in numbers]
@@ -97,7 +99,7 @@ class BoxClassification:
       raise ValueError(f"none of {len(files)} images could be used: {skips.summary(len(files))}")
     features, label = features[asked], data.label[asked]
     rank, predicted, _ = ranking.search(features, classes, np.stack([np.arange(len(asked)), label], axis=1))
-    skipped = {
+    skipped = dict(broken.counts) | {
       "box_of_crowd": int(data.crowd.sum()),
       "box_without_size": int((~sized & ~data.crowd).sum()),
       "box_without_image": len(usable) - len(asked),
@@ -113,9 +115,9 @@ class BoxClassification:
     return Result(
       self._metrics(data, rank, label),
       examples,
-      len(data.label),
+      records,
       {kind: count for kind, count in skipped.items() if count},
-      [*notes, skips.summary(len(files))],
+      [*notes, broken.summary(records, "boxes and images of the annotations"), skips.summary(len(files))],
     )
 
   def _metrics(self, data: instances.Instances, rank: np.ndarray, label: np.ndarray) -> dict[str, Metric]:

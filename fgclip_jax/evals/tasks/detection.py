@@ -138,11 +138,15 @@ class Detection:
     notes = guards.check_resolution(model, self.allow)
     if self.keep_classes and not self.proposals:
       raise ValueError("keep_classes needs proposals that name classes: give a file of proposals")
-    data = instances.read(self.annotations).limit(self.limit)
+    broken = SkipReport()  # entries of the annotations
+    whole = instances.read(self.annotations, None, broken)
+    data, entries = whole.limit(self.limit), len(whole.label) + len(broken)
     lvis = bool(data.frequencies)
     skips = SkipReport()  # proposals
     if self.proposals:
       proposals, read = read_proposals(self.proposals, data, self.max_proposals, self.keep_classes, skips, progress)
+      if not any(len(each.score) for each in proposals):
+        raise ValueError(f"{self.proposals}: no proposal can be used: {skips.summary(read, 'proposals')}")
     else:
       proposals, read = [grid()] * len(data.images), len(grid().box) * len(data.images)
       notes.append(f"proposals are a grid of {len(grid().box)} boxes: what fits none of them cannot be found")
@@ -169,8 +173,9 @@ class Detection:
     if lvis:
       detections = that_count(data, detections)
     values = average_precision(data, used, detections)
-    notes += [skips.summary(read, "proposals"), lost.summary(len(files))]
-    return Result(values, _examples(data, detections), len(files), lost.counts, notes)
+    notes += [broken.summary(entries, "boxes and images of the annotations"), skips.summary(read, "proposals")]
+    notes.append(lost.summary(len(files)))
+    return Result(values, _examples(data, detections), len(files), lost.counts + broken.counts, notes)
 
 
 def learned_scale(model: FGCLIP) -> float:

@@ -13,12 +13,13 @@ from jaxtyping import Float32
 
 from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.datasets import instances
+from fgclip_jax.evals.datasets.text_files import ERRORS, describe, need
 from fgclip_jax.evals.encoding import encode_boxes
 from fgclip_jax.evals.evaluator import Metric, Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
-from fgclip_jax.storage.skip_report import Skip, SkipReport
+from fgclip_jax.storage.skip_report import Skip, SkipReport, printable
 
 SHORT = "FG-OVD: a box's description among ten that differ in attributes"
 TEXT = """Top-1 for each level (hard, medium, easy, trivial), and by the kind of attribute that was changed."""
@@ -172,7 +173,8 @@ def read_rows(path: str, skips: SkipReport, limit: int | None = None) -> tuple[l
 
   Args:
     path: a file of JSON lines.
-    skips: counts the others: `row_broken`, `row_without_negatives`, `box_without_size`.
+    skips: counts the others: `row_broken`, `row_without_negatives`, `box_without_size`, and the kinds of lines that
+      cannot be parsed.
     limit: the number to read, from the first; None for all.
 
   Raises:
@@ -187,8 +189,11 @@ def read_rows(path: str, skips: SkipReport, limit: int | None = None) -> tuple[l
       where = f"{path}, row {number}"
       try:
         row = _make_row(streams.load(raw), number)
-      except (KeyError, TypeError, ValueError, IndexError) as error:
-        skips.add(Skip("row_broken", f"not the expected fields ({error!r})", place=where))
+      except RecordError as error:
+        skips.add(Skip.of(error, where))
+        continue
+      except ERRORS as error:
+        skips.add(Skip("row_broken", describe(error), place=where))
         continue
       if not instances.have_size(row.box[None])[0]:
         skips.add(Skip("box_without_size", "the box has no size within the picture", place=where))
@@ -202,17 +207,23 @@ def read_rows(path: str, skips: SkipReport, limit: int | None = None) -> tuple[l
 
 
 def _make_row(entry: Any, number: int) -> Row:
+  for name in ("width", "height", "bbox", "pos_expression", "neg_expression", "test_type", "img_path"):
+    need(entry, name)
   size = np.asarray([[float(entry["width"]), float(entry["height"])]])
-  if not (size > 0).all():
+  if not (np.isfinite(size) & (size > 0)).all():
     raise ValueError(f"{size[0].tolist()} is no size of an image")
   box = np.asarray(entry["bbox"], np.float64).reshape(1, 4)
+  if not isinstance(entry["pos_expression"], list) or not isinstance(entry["neg_expression"], list):
+    raise ValueError("`pos_expression` and `neg_expression` must be lists of texts")
   (positive,) = entry["pos_expression"]
   negatives = tuple(text for text in dict.fromkeys(entry["neg_expression"]) if text != positive)
   if not all(isinstance(text, str) and text.strip() for text in (positive, *negatives)):
     raise ValueError("an expression is empty or no text")
-  level: str = entry["test_type"]
-  level = LEVELS.get(level, level)
-  return Row(level, number, entry["img_path"], instances.to_fractions(box, size)[0], positive, negatives)
+  level, image = entry["test_type"], entry["img_path"]
+  if not isinstance(level, str) or not isinstance(image, str):
+    raise ValueError(f"`test_type` and `img_path` must be text, got {level!r:.40} and {image!r:.40}")
+  level = printable(LEVELS.get(level, level))
+  return Row(level, number, image, instances.to_fractions(box, size)[0], positive, negatives)
 
 
 @functools.cache

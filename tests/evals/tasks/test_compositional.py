@@ -200,3 +200,20 @@ def test_errors(model, tmp_path, draw):
     Compositional("crepe", (path,), str(tmp_path))
   with pytest.raises(ValueError, match="limit must be at least 1"):
     Compositional("sugarcrepe", (path,), str(tmp_path), limit=0).run(model)
+
+
+def test_odd_questions_are_counted_and_the_others_asked(model, tmp_path, draw):
+  """Texts where lists are meant, boxes of no size or of any size, names that no file can have."""
+  draw(tmp_path / "0.png", 0)
+  good = {"image_path": "0.png", "true_caption": "a b", "false_caption": "b a", "relation_name": "on"}
+  box = {"bbox_x": 0, "bbox_y": 0, "bbox_w": 9, "bbox_h": 9}
+  odd = [
+    good | {"attributes": "red"}, good | {"relation_name": 3}, good | {"true_caption": None}, good | {"image_path": 7},
+    good | box | {"bbox_w": float("inf")}, good | box | {"bbox_x": float("nan")}, good | {"bbox_x": 1},
+    {"image_path": "0.png", "caption_options": "ab"}, {"filename": "0.png"}, None, [1], "question",
+  ]  # fmt: skip
+  lost = [good | {"image_path": "a\0b.png"}, good | box | {"bbox_w": 1e9, "bbox_h": 1e9}, good | {"image_path": "."}]
+  path = write(tmp_path / "a.json", [good, *odd, good | box | {"bbox_h": 0}, *lost])
+  result = Compositional("aro", (path,), str(tmp_path)).run(model)
+  assert result.records == 17 and result.metrics["a_top1"].count == 1
+  assert result.skipped == {"question_broken": 12, "box_without_size": 1, "question_without_picture": 3}

@@ -205,11 +205,30 @@ def test_a_grid_where_there_are_no_proposals(files):
 
 
 def test_a_wrong_proposal_is_named(files, tmp_path):
-  for entry in ({"score": 1.5}, {"bbox": [1, 2]}, {"category_id": 77}):
+  for entry, message in (
+    ({"score": 1.5}, r"p\.json, entry 0: `score` must be from 0 to 1, got 1.5"),
+    ({"bbox": [1, 2]}, r"no proposal can be used.*p\.json, entry 0: not the expected fields"),
+    ({"category_id": 77}, "proposal_of_unknown_class 1, the first: .* there is no class 77"),
+    ({"image_id": "a.png"}, "proposal_elsewhere 1, the first: .* image 'a.png' is not among"),
+  ):
     whole = {"image_id": 1, "bbox": [0, 0, 9, 9], "score": 0.5, "category_id": 1} | entry
     (tmp_path / "p.json").write_text(json.dumps([whole]))
-    with pytest.raises(ValueError, match=r"p\.json: not the expected fields"):
+    with pytest.raises(ValueError, match=message):
       detection.Detection(files[1], str(files[0]), str(tmp_path / "p.json"), keep_classes=True).run(model())
+
+
+def test_odd_proposals_are_counted_and_the_others_used(tmp_path):
+  """Ids as text where the annotations have numbers, scores that are no numbers, records of other forms."""
+  annotations = instances.read(write_coco(tmp_path / "a.json", [(1, "1.png")], [(1, 1, 1, [0, 0, 9, 9], {})], CLASSES))
+  whole = {"image_id": "1", "bbox": ["0", 0, 9, 9], "score": "0.5", "category_id": "2"}
+  odd = [{"score": float("nan")}, {"bbox": None}, {"bbox": {"x": 1}}, {"score": None}, {"category_id": [1]}]
+  entries = [whole, *(whole | each for each in odd), {"image": 1}, [1], None, 7, "x", whole | {"image_id": {"a": 1}}]
+  (tmp_path / "p.json").write_text(json.dumps(entries))
+  skips = SkipReport(limit=9)
+  (found,), read = detection.read_proposals(str(tmp_path / "p.json"), annotations, 300, True, skips)
+  assert read == 12 and found.label.tolist() == [1] and found.score.tolist() == [0.5]
+  assert skips.counts == {"proposal_broken": 9, "proposal_of_unknown_class": 1, "proposal_elsewhere": 1}
+  assert "has no 'image_id', but image; is 'image' meant?" in str(skips.examples["proposal_broken"][4])
 
 
 def test_the_learned_scale():

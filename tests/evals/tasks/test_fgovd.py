@@ -189,3 +189,24 @@ def test_a_text_that_is_too_long_is_refused(tmp_path):
     fgovd.FgOvd((path,), str(tmp_path)).run(model())
   result = fgovd.FgOvd((path,), str(tmp_path), allow=("cut_texts",)).run(model())
   assert result.metrics["fgovd_hard_top1"].count == 1 and any("were cut" in note for note in result.notes)
+
+
+def test_odd_rows_are_counted_by_kind_and_the_others_measured(tmp_path):
+  """Among them texts where lists are meant, whose letters would pass for wrong texts without a word."""
+  good = row("a red cup", "a blue cup")
+  odd = [
+    row("a red cup", "b") | {"neg_expression": "a blue cup"}, row("x", "b") | {"pos_expression": "x"},
+    row("a", None), row("a", "b", bbox=[1, 2]), row("a", "b", bbox=None), row("a", "b", width=0),
+    row("a", "b", height="x"), row("a", "b", test_type=["hard"]), row("a", "b", img_path=None), row("a", "b", width=float("inf")),
+    row("a", {"text": "b"}),
+  ]  # fmt: skip
+  path = write_rows(tmp_path / "h.jsonl", [good, *odd])
+  with open(path, "ab") as file:
+    file.write(b'\n[1]\nnull\n7\n{"pos": 1}\n{broken\n\xff\xfe\n')
+  skips = SkipReport()
+  found, read = fgovd.read_rows(path, skips)
+  assert [each.positive for each in found] == ["a red cup"] and read == 18
+  assert skips.counts == {"row_broken": 15, "record_not_json": 1, "record_not_utf8": 1}
+  (tmp_path / "i.json").write_text(json.dumps({"images": [], "annotations": [], "categories": []}))
+  with pytest.raises(ValueError, match="row 0: .*has no 'width', but images, annotations, categories"):
+    fgovd.FgOvd((str(tmp_path / "i.json"),), str(tmp_path)).run(model())
