@@ -263,6 +263,7 @@ class FGCLIP:
     return image @ text.T
 
   def _encode_pixels(self, pixels: np.ndarray, dense: bool, normalize: bool) -> tuple[jax.Array, jax.Array | None]:
+    programs.announce(pixels)
     return programs.encode_pixels(self.params, pixels, setup=self._setup, dense=dense, normalize=normalize)
 
   def _in_chunks(
@@ -317,7 +318,8 @@ class FGCLIP:
         mine = by_row[first:last]
         at = np.zeros((2, size * length // 2), np.int32)
         at[:, : len(mine)] = places[mine, 0] - row, ends[mine]
-        arrays = (text[key][row : row + size] for key in ("tokens", "segment", "position"))
+        arrays = [text[key][row : row + size] for key in ("tokens", "segment", "position")]
+        programs.announce(*arrays, *at)
         yield programs.encode_rows(self.params, *arrays, *at, setup=self._setup, kind=kind, normalize=normalize)
 
     features = np.zeros((len(ids), self.config.embedding_width), np.float32)

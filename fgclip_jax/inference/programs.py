@@ -1,11 +1,12 @@
 """The compiled programs behind the public model: few sizes, on one device or spread over a mesh."""
 
 import collections
+import contextlib
 import dataclasses
 import functools
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, cast
 
 import jax
@@ -25,6 +26,8 @@ CHUNKS = (1, 4, 16, 64)
 ROW_LENGTHS = (8, 16, 32, 64, 128)
 IN_FLIGHT = 2  # chunks that are computed while the next one is made ready
 CACHE_FOLDER = os.path.join("~", ".cache", "fgclip_jax", "xla")
+
+_listener: Callable[..., None] | None = None
 
 Device = str | jax.Device | jax.sharding.Mesh
 
@@ -83,6 +86,23 @@ def run_ahead(outputs: Iterable[Any]) -> Iterator[Any]:
       yield jax.tree.map(np.asarray, started.popleft())
   while started:
     yield jax.tree.map(np.asarray, started.popleft())
+
+
+@contextlib.contextmanager
+def announced(listener: Callable[..., None]) -> Iterator[None]:
+  """Calls a function with the arguments of every program of a model, from the thread that is about to start it."""
+  global _listener
+  _listener = listener
+  try:
+    yield
+  finally:
+    _listener = None
+
+
+def announce(*arguments: np.ndarray) -> None:
+  """Reports that a program is about to start."""
+  if _listener is not None:
+    _listener(*arguments)
 
 
 def place(params: parameters.Params, device: Device | None) -> parameters.Params:

@@ -3,9 +3,11 @@
 import collections
 import functools
 import traceback
+import zlib
 from collections.abc import Callable, Sequence
 
 import jax
+import numpy as np
 
 from fgclip_jax.data.dataset_folder import find_shards
 from fgclip_jax.evals import registry
@@ -14,6 +16,7 @@ from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import Params
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.storage import paths
+from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.distributed import agree
 
 
@@ -70,10 +73,10 @@ def measure(
 ) -> dict[str, float]:
   """Runs evaluators on the parameters of a run, without moving them; every process of the run must call it.
 
-  A failing evaluator is logged, and the other evaluators and the run continue. In a run of several processes, each
-  process prints its own failure, and an evaluator that fails on one process reports no numbers on any. If it fails on
-  some processes (a file is missing on one machine) while the others wait for them inside a computation, the run ends
-  after at most an hour.
+  A failing evaluator is logged and counted, and the other evaluators and the run continue. In a run of several
+  processes, each process prints its own failure, and an evaluator that fails on one process (a file is missing on one
+  machine), or reads other data there, is skipped on all: they meet before every computation on the devices, so that
+  none waits inside one that another never starts.
 
   Args:
     evaluators: the benchmarks to run.
@@ -84,34 +87,98 @@ def measure(
     heartbeat: called with the name of what is measured next, for the watchdog.
 
   Returns:
-    Numbers named `eval/NAME/METRIC`, shares from 0 to 1; for NAME see `evaluator_names`.
+    Numbers named `eval/NAME/METRIC`, shares from 0 to 1; for NAME see `evaluator_names`. If any evaluator was skipped,
+    `eval/skipped` is their number.
   """
   from fgclip_jax.evals import results
+  from fgclip_jax.inference import programs
   from fgclip_jax.inference.model import FGCLIP
 
   live = FGCLIP(model, params, Runtime(dtype=runtime.dtype, attention=runtime.attention))
   numbers: dict[str, float] = {}
+  skipped = 0
   processes = jax.process_count()
   log_here = log if processes == 1 else functools.partial(print, f"process {jax.process_index()}:", flush=True)
   for evaluator, name in zip(evaluators, evaluator_names(evaluators), strict=True):
     heartbeat(f"{name}, after step {step}")
     result, failed = None, f"step {step}: {name} could not be measured"
+    meeting = _Meeting()
     try:
-      with jax.transfer_guard("allow"):
+      with jax.transfer_guard("allow"), programs.announced(meeting.before_program):
         result = evaluator.run(live)
+    except _OthersError:
+      pass  # said below
     except Exception as error:  # of any kind: days of training are worth more than a benchmark
-      log_here(f"{failed}: {error}")
+      log_here(f"{failed}: {first_line(error)}")
       if not isinstance(error, OSError | ValueError):
         log_here(traceback.format_exc())
       heartbeat(f"the other processes, after {name} failed on this one")
     # all processes keep or drop the numbers together, so that they choose the same best checkpoint
-    failures = agree(int(result is None), sum)
-    if failures or result is None:
-      if result:
-        log(f"{failed} on {failures} of {processes} processes, which print why")
+    others = meeting.end(result is not None)
+    if others or result is None:
+      if others:
+        log(f"{failed}: {others}; it is skipped")
+      skipped += 1
       continue
     log(f"step {step}: {name}\n{results.table({'': results.as_json(result)})}")
     for note in result.notes:
       log(f"note: {note}")
     numbers |= {f"eval/{name}/{metric}": found.value for metric, found in result.metrics.items()}
-  return numbers
+  return numbers | ({"eval/skipped": float(skipped)} if skipped else {})
+
+
+class _OthersError(RuntimeError):
+  """An evaluation ends here since it ended in another process, or differs there."""
+
+
+class _Meeting:
+  """The processes of a run during one evaluation: each computation begins on all of them, or on none.
+
+  A computation of a sharded model waits for every process. One that failed never starts it, and the others would wait
+  for long; so they compare what they are about to compute, from host to host, which takes a millisecond.
+  """
+
+  def __init__(self):
+    self._alone = jax.process_count() == 1
+    self._over: str | None = None  # why
+    self._lost: Exception | None = None
+
+  def before_program(self, *arguments: np.ndarray) -> None:
+    """Meets the others before a computation; raises an `_OthersError` if they do not all begin the same."""
+    if not self._alone:
+      self._meet(functools.reduce(lambda code, each: zlib.crc32(np.ascontiguousarray(each), code), arguments, 0))
+      if self._over:
+        raise _OthersError(self._over)
+
+  def end(self, done: bool) -> str:
+    """Meets the others after the evaluation; returns why it must be skipped because of them, or an empty text.
+
+    Raises:
+      TimeoutError, ConnectionError: the others are lost.
+    """
+    if self._lost is not None:
+      raise self._lost
+    if not self._alone and self._over is None:
+      self._meet(_DONE if done else _FAILED)
+    return self._over or ""
+
+  def _meet(self, code: int) -> None:
+    try:
+      found = agree(code, _compare)
+    except Exception as error:
+      self._lost = error
+      raise
+    if found <= _FIRST_FAILED:
+      self._over = f"process {_FIRST_FAILED - found} of {jax.process_count()} failed, and prints why"
+    elif found == _DIFFERENT:
+      self._over = "the processes do not read the same data; do all machines have the same files?"
+
+
+_DONE, _FAILED, _DIFFERENT, _FIRST_FAILED = -1, -2, -3, -10  # beside checksums, which are not negative
+
+
+def _compare(codes: list[int]) -> int:
+  """What all processes do: the code that they share, or which one failed, or that they differ."""
+  if _FAILED in codes:
+    return _FIRST_FAILED - codes.index(_FAILED)
+  return codes[0] if len(set(codes)) == 1 else _DIFFERENT

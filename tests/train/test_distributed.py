@@ -185,9 +185,9 @@ peers.close()
 """
   (zero, one) = run(body, by_flags(2))
   assert (zero[0], one[0]) == (0, 0), zero[2] + one[2]
-  numbers = "{'eval/none/share': 0.25}"
+  numbers = "{'eval/none/share': 0.25, 'eval/skipped': 2.0}"
   assert zero[1].endswith(f"{numbers}\n")
-  assert "step 7: one could not be measured on 1 of 2 processes, which print why" in zero[1]
+  assert "step 7: one could not be measured: process 1 of 2 failed, and prints why; it is skipped" in zero[1]
   assert "process 0: step 7: all could not be measured: no pictures for all" in zero[1]
   assert one[1].splitlines() == [
     "process 1: step 7: one could not be measured: no pictures for one",
@@ -251,3 +251,55 @@ def test_an_impossible_environment(monkeypatch):
     monkeypatch.setenv(f"JAX_{name}", value)
   with pytest.raises(ValueError, match="JAX_NUM_PROCESSES must be a whole number, got 'two'"):
     start()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("fault", ["raises at once", "raises later", "reads other texts", "ends early"])
+def test_an_evaluation_that_fails_on_one_process_is_skipped_on_all(run, fault):
+  """The model is spread over both processes: a computation that one never starts would hold up the other for ever."""
+  body = f"""
+import time
+import jax, numpy as np
+from fgclip_jax.evals.evaluator import Metric, Result
+from fgclip_jax.models import config
+from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.train import evaluation
+from tests.helpers.toy_models import init
+
+class Odd:
+  name = "odd"
+  fault = {fault!r}
+  def run(self, model, progress=False):
+    for turn in range(3):
+      if index == 1 and (self.fault == "raises at once" or (self.fault == "raises later" and turn)):
+        raise OSError("no file here")
+      if index == 1 and self.fault == "ends early" and turn:
+        break
+      model.encode_text([f"a cat {{turn}}", "a dog" if index and self.fault == "reads other texts" else "a cup"])
+      model.encode_image(np.full((2, 32, 32, 3), turn, np.uint8))
+    return Result({{"share": Metric(0.5, None, 4)}}, {{}}, 4)
+
+class Fine(Odd):
+  name, fault = "fine", ""
+
+tiny = config.preset("tiny")
+mesh = jax.make_mesh((2,), ("data",), axis_types=(jax.sharding.AxisType.Auto,))
+whole = jax.sharding.NamedSharding(mesh, jax.P())
+params = jax.tree.map(lambda leaf: jax.device_put(np.asarray(leaf), whole), init(tiny, 0))
+begin = time.monotonic()
+for evaluators in ([Odd()], [Fine()]):
+  found = evaluation.measure(evaluators, tiny, params, Runtime(), 7, lambda text: index or print(text), lambda _: None)
+  print(sorted(found.items()))
+print("seconds", time.monotonic() - begin)
+peers.close()
+"""
+  results = run(body, by_flags(2), [{"JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo"}] * 2)
+  assert [code for code, _, _ in results] == [0, 0], results
+  for _, out, _ in results:
+    assert "[('eval/skipped', 1.0)]" in out and "[('eval/fine/share', 0.5)]" in out
+  zero, one = (out for _, out, _ in results)
+  if fault.startswith("raises"):
+    assert "process 1: step 7: odd could not be measured: no file here" in one
+    assert "step 7: odd could not be measured: process 1 of 2 failed, and prints why; it is skipped" in zero
+  else:
+    assert "step 7: odd could not be measured: the processes do not read the same data" in zero

@@ -146,7 +146,8 @@ def test_whatever_fails_in_a_benchmark_is_told_and_the_others_go_on():
   params, said = parameters.abstract_params(TINY), []
   params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), params)
   found = evaluation.measure([Failing(), Probe()], TINY, params, Runtime(), 7, said.append, lambda _: None)
-  assert found == {"eval/probe/share": 0.25} and said[0] == "step 7: failing could not be measured: out of memory"
+  assert found == {"eval/probe/share": 0.25, "eval/skipped": 1}
+  assert said[0] == "step 7: failing could not be measured: out of memory"
   assert said[1].startswith("Traceback")
 
 

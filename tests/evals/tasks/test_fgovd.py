@@ -197,7 +197,8 @@ def test_odd_rows_are_counted_by_kind_and_the_others_measured(tmp_path):
   odd = [
     row("a red cup", "b") | {"neg_expression": "a blue cup"}, row("x", "b") | {"pos_expression": "x"},
     row("a", None), row("a", "b", bbox=[1, 2]), row("a", "b", bbox=None), row("a", "b", width=0),
-    row("a", "b", height="x"), row("a", "b", test_type=["hard"]), row("a", "b", img_path=None), row("a", "b", width=float("inf")),
+    row("a", "b", height="x"), row("a", "b", test_type=["hard"]),
+    row("a", "b", img_path=None), row("a", "b", width=float("inf")),
     row("a", {"text": "b"}),
   ]  # fmt: skip
   path = write_rows(tmp_path / "h.jsonl", [good, *odd])
