@@ -14,12 +14,13 @@ import warnings
 
 import jax
 
-from fgclip_jax.cli import positive
+from fgclip_jax.cli import FAILED, positive
 from fgclip_jax.evals import guards, options, registry, results
 from fgclip_jax.evals.evaluator import Evaluator, Result
 from fgclip_jax.evals.tasks.dataset import Records
 from fgclip_jax.inference import programs
 from fgclip_jax.inference.model import DTYPES, FGCLIP, load
+from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights import formats
 
 compare, table = results.compare, results.table
@@ -55,8 +56,8 @@ def main(argv: list[str] | None = None) -> int:
     else:
       _run(args, args.make(args))
   except (OSError, ValueError) as error:
-    print(f"error: {error}", file=sys.stderr)
-    return 1
+    print(f"error: {printable(str(error).replace(chr(10), ' '))}", file=sys.stderr)
+    return FAILED
   return 0
 
 
@@ -136,6 +137,8 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
   start = time.perf_counter()
   for row in args.published:
     results.check_published(row)
+  inputs = [entry if isinstance(entry, str) else entry[0] for entry in evaluator.files()]
+  results.check_outputs((args.output, args.examples), [args.model, *inputs])
   programs.use_compilation_cache()
   device = programs.all_devices() if jax.local_device_count() > 1 else None
   model = load(args.model, args.dtype, device, ema=not args.raw_weights)
@@ -149,7 +152,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
   print(f"Evaluating {evaluator.name} on {devices}")
   result = evaluator.run(model, progress=True)
   seconds = time.perf_counter() - start
-  name = args.name or os.path.basename(os.path.normpath(args.model))
+  name = args.name or printable(os.path.basename(os.path.normpath(args.model)))
   _report(args, evaluator, result, name, seconds)
   if args.output:
     settings = {key: getattr(args, key) for key in ("model", "dtype", "raw_weights", "image_size")}

@@ -7,6 +7,7 @@ evaluator's settings a part of it, of a path a part of its last name; `metrics`,
 """
 
 import dataclasses
+import errno
 import functools
 import hashlib
 import importlib.metadata
@@ -22,12 +23,18 @@ import jax
 import numpy as np
 
 import fgclip_jax
+from fgclip_jax.evals.datasets.text_files import read_json
 from fgclip_jax.evals.evaluator import Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.models import params
+from fgclip_jax.storage import atomic, paths
+from fgclip_jax.storage.skip_report import printable
 
 FORMAT = 2  # of the JSON files
 _ROWS = 10_000  # examples held as Python objects at once
+_MOST_BYTES = 64 << 20  # of a result file
+_FIELDS = {"benchmark": str, "name": str, "metrics": dict, "settings": dict, "skipped": dict}  # that comparing reads
+_KINDS = {str: "text", dict: "an object"}
 
 _LABELS = {
   "top1_argmax": "top1, of classes of the same name the first alone (as published)",
@@ -93,10 +100,34 @@ def as_json(result: Result) -> dict[str, dict[str, float | int | None]]:
   return {name: dataclasses.asdict(metric) for name, metric in result.metrics.items()}
 
 
+def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str]) -> None:
+  """Looks, before anything is computed, whether files of results can be written; makes their folders.
+
+  Args:
+    outputs: the paths; None for one that is not wanted.
+    inputs: files and folders that are read, which results must not replace.
+
+  Raises:
+    OSError, ValueError: one is a folder, cannot be written, or is an input or another output.
+  """
+  taken = {os.path.realpath(path): path for path in inputs if not paths.is_remote(path)}
+  for output in filter(None, outputs):
+    place = os.path.realpath(output)
+    if place in taken:
+      raise ValueError(f"{output!r} would replace {taken[place]!r}: give another file for the results")
+    taken[place] = output
+    if os.path.isdir(output):
+      raise IsADirectoryError(errno.EISDIR, "is a folder, and results are a file", output)
+    os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+    if not os.access(output if os.path.exists(output) else os.path.dirname(place), os.W_OK):
+      raise PermissionError(errno.EACCES, "may not be written", output)
+
+
 def write(path: str, result: dict[str, Any]) -> None:
-  """Writes a described result."""
+  """Writes a described result; a failure leaves an older file as it was."""
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-  with open(path, "w", encoding="utf-8") as file:
+  # names of files that are not UTF-8 become escapes of JSON
+  with atomic.file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
     json.dump(result, file, indent=2, ensure_ascii=False)
     file.write("\n")
 
@@ -106,7 +137,7 @@ def write_examples(path: str, result: Result) -> int:
   os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
   columns = result.examples
   count = len(next(iter(columns.values()), ()))
-  with open(path, "w", encoding="utf-8") as file:
+  with atomic.file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
     for first in range(0, count, _ROWS):
       block = [column[first : first + _ROWS] for column in columns.values()]
       for row in zip(*(part.tolist() if isinstance(part, np.ndarray) else part for part in block), strict=True):
@@ -118,18 +149,47 @@ def read(path: str) -> dict[str, Any]:
   """Reads a described result.
 
   Raises:
-    FileNotFoundError, ValueError: the file is missing, or is not one.
+    OSError, ValueError: the file is missing, is not one, or has a value that none can have; the message names the
+      field.
   """
-  try:
-    with open(path, encoding="utf-8") as file:
-      result = json.load(file)
-  except ValueError as error:
-    raise ValueError(f"{path!r} is not JSON: {error}") from error
+  if paths.size(path) > _MOST_BYTES:
+    raise ValueError(f"{path!r} is larger than a result file can be ({_MOST_BYTES:,} bytes)")
+  result = read_json(path)
   if not isinstance(result, dict) or result.get("format") != FORMAT or "metrics" not in result:
     raise ValueError(
       f"{path!r} is not a result file of `python -m fgclip_jax.evaluate` (format {FORMAT}): run it again"
     )
+  for name, kind in _FIELDS.items():
+    if not isinstance(result.get(name), kind):
+      raise ValueError(f"{path!r}: `{name}` must be {_KINDS[kind]}, got {result.get(name)!r:.40}: run it again")
+  for name, metric in result["metrics"].items():
+    _check_metric(f"{path!r}: metric {name!r:.80}", metric)
+  for kind, count in result["skipped"].items():
+    if not _is_count(count):
+      raise ValueError(f"{path!r}: `skipped.{printable(kind):.80}` must be a count, got {count!r:.40}")
+  limit = result["settings"].get("limit")
+  if limit is not None and not _is_count(limit):
+    raise ValueError(f"{path!r}: `settings.limit` must be a count, got {limit!r:.40}")
   return result
+
+
+def _check_metric(where: str, metric: Any) -> None:
+  if not isinstance(metric, dict):
+    raise ValueError(f"{where} must be an object, got {metric!r:.40}")
+  for key in ("value", "chance", "count"):
+    if key not in metric:
+      raise ValueError(f"{where} has no {key!r}")
+  for key in ("value", "chance"):
+    share = metric[key]
+    number = isinstance(share, int | float) and not isinstance(share, bool) and 0 <= share <= 1
+    if not number and (key == "value" or share is not None):
+      raise ValueError(f"{where}: {key!r} must be a share from 0 to 1, got {share!r:.40}")
+  if metric["count"] is not None and not _is_count(metric["count"]):
+    raise ValueError(f"{where}: 'count' must be a count, got {metric['count']!r:.40}")
+
+
+def _is_count(value: Any) -> bool:
+  return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def table(columns: Mapping[str, Metrics]) -> str:
@@ -139,13 +199,13 @@ def table(columns: Mapping[str, Metrics]) -> str:
     columns: the heading of each result, with its metrics.
   """
   names = list(dict.fromkeys(name for metrics in columns.values() for name in metrics))
-  rows = [("", "chance", *columns, "count")]
+  rows = [("", "chance", *map(_short, columns), "count")]
   for name in names:
     found = [metrics.get(name) for metrics in columns.values()]
     chances = [metric["chance"] for metric in found if metric]
     rows.append(
       (
-        _LABELS.get(name, name),
+        _LABELS.get(name, _short(name)),
         _one_or_all([f"{100 * chance:.2f}" for chance in chances if chance is not None]) or "-",
         *(f"{100 * metric['value']:.1f}" if metric else "-" for metric in found),
         _one_or_all([f"{metric['count']:,}" for metric in found if metric and metric["count"]]) or "-",
@@ -186,12 +246,14 @@ def compare(paths: Sequence[str], published_rows: Sequence[str] = ()) -> str:
     notes = []
     for path, result in mine:
       name = result["name"] if result["name"] not in columns else f"{result['name']} ({path})"
+      while name in columns:  # the same file again
+        name = f"{name} again"
       columns[name] = result["metrics"]
-      notes += [f"note: {name}: {note}" for note in _incomplete(result)]
+      notes += [f"note: {_short(name)}: {note}" for note in _incomplete(result)]
     notes += _differences([result for _, result in mine])
     beside, sources = published_columns(benchmark, mine[0][1]["settings"], columns.values(), published_rows)
     notes += [f"note: {source}" for source in sources]
-    heading = [] if len(groups) == 1 else [f"{benchmark} ({', '.join(path for path, _ in mine)})"]
+    heading = [] if len(groups) == 1 else [f"{_short(benchmark)} ({', '.join(path for path, _ in mine)})"]
     parts.append("\n".join([*heading, table(columns | beside), "Values and chance in percent.", *notes]))
   return "\n\n".join(parts)
 
@@ -200,7 +262,7 @@ def _incomplete(result: dict[str, Any]) -> list[str]:
   """Notes on the data that a result leaves out."""
   notes = []
   if result["skipped"]:
-    kinds = ", ".join(f"{kind} {count:,}" for kind, count in result["skipped"].items())
+    kinds = ", ".join(f"{_short(kind)} {count:,}" for kind, count in result["skipped"].items())
     notes.append(f"not all of the data could be used ({kinds})")
   if result["settings"].get("limit"):
     notes.append(f"measured on the first {result['settings']['limit']:,} alone")
@@ -213,8 +275,14 @@ def _differences(results: Sequence[dict[str, Any]]) -> list[str]:
   for key in dict.fromkeys(key for result in results for key in result["settings"] if key != "model"):
     values = [result["settings"].get(key) for result in results]
     if any(value != values[0] for value in values):
-      notes.append(f"note: not the same {key}: {', '.join(map(str, values))}")
+      notes.append(f"note: not the same {_short(key)}: {', '.join(_short(str(value), 1000) for value in values)}")
   return notes
+
+
+def _short(text: str, longest: int = 200) -> str:
+  """A text of a file as a table shows it."""
+  text = printable(text)
+  return text if len(text) <= longest else f"{text[: longest - 3]}..."
 
 
 def _one_or_all(values: list[str]) -> str:

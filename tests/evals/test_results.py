@@ -1,6 +1,8 @@
 """Result files, published numbers, comparison, and the commands on photographs."""
 
+import errno
 import json
+import os
 import re
 
 import jax
@@ -262,3 +264,104 @@ def test_every_command_makes_an_evaluator_and_shows_help(capsys):
     evaluate.main(["--help"])
   out = capsys.readouterr().out
   assert all(f"\n  {name} " in out for name in EVALUATORS)
+
+
+def good_result():
+  metrics = {"top1": {"value": 0.5, "chance": None, "count": 4}}
+  more = {"settings": {"images": "a"}, "skipped": {}, "records": 4, "notes": []}
+  return {"format": results.FORMAT, "benchmark": "classify folder", "name": "mine", "metrics": metrics, **more}
+
+
+@pytest.mark.parametrize("data", [b"\xef\xbb\xbf%s", "utf-16", b"%s\r\n"])
+def test_result_files_that_other_programs_saved_are_read(tmp_path, data):
+  text = json.dumps(good_result())
+  (tmp_path / "r.json").write_bytes(text.encode("utf-16") if isinstance(data, str) else data % text.encode())
+  assert "top1" in results.compare([str(tmp_path / "r.json")])
+
+
+@pytest.mark.parametrize(
+  "change, message",
+  [
+    ({"metrics": {"top1": {"value": float("nan"), "chance": None, "count": 1}}}, "'value' must be a share.*nan"),
+    ({"metrics": {"top1": {"value": "0.5", "chance": None, "count": 1}}}, "'value' must be a share"),
+    (
+      {"metrics": {"top1": {"value": 87.5, "chance": None, "count": 1}}},
+      "'value' must be a share from 0 to 1, got 87.5",
+    ),
+    ({"metrics": {"top1": {"value": None, "chance": None, "count": 1}}}, "'value' must be a share"),
+    ({"metrics": {"top1": {"value": 0.5, "chance": True, "count": 1}}}, "'chance' must be a share"),
+    ({"metrics": {"top1": {"value": 0.5, "chance": None, "count": -1}}}, "'count' must be a count"),
+    ({"metrics": {"top1": {"value": 0.5, "count": 1}}}, "has no 'chance'"),
+    ({"metrics": {"top1": 0.5}}, "must be an object"),
+    ({"metrics": ["top1"]}, "`metrics` must be an object"),
+    ({"settings": None}, "`settings` must be an object, got None: run it again"),
+    ({"settings": {"limit": "all"}}, "`settings.limit` must be a count"),
+    ({"skipped": {"a": "many"}}, "`skipped.a` must be a count"),
+    ({"name": ["a"]}, "`name` must be text"),
+    ({"format": 1}, r"is not a result file of .* \(format 2\): run it again"),
+  ],
+)
+def test_hostile_values_of_result_files_are_named(tmp_path, change, message):
+  (tmp_path / "r.json").write_text(json.dumps(good_result() | change))
+  with pytest.raises(ValueError, match=f"r.json.*{message}"):
+    results.compare([str(tmp_path / "r.json")])
+
+
+def test_what_is_no_result_file_is_one_line(tmp_path, capsys):
+  (tmp_path / "cut.json").write_text(json.dumps(good_result())[:40])
+  (tmp_path / "deep.json").write_text("[" * 100_000)
+  (tmp_path / "twice.json").write_text('{"format": 2, "format": 2}')
+  (tmp_path / "list.json").write_text("[]")
+  (tmp_path / "empty.json").write_text("")
+  (tmp_path / "folder.json").mkdir()
+  os.mkfifo(tmp_path / "pipe.json")
+  for name in ("cut", "deep", "twice", "list", "empty", "folder", "pipe", "none"):
+    assert evaluate.main(["--compare", str(tmp_path / f"{name}.json")]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and f"{name}.json" in said
+
+
+def test_names_in_result_files_cannot_rewrite_a_terminal(tmp_path):
+  odd = good_result() | {"name": "a\x1b[2Jb" + "x" * 999, "settings": {"images": "\x1b]0;b"}, "skipped": {"\x07": 1}}
+  paths = []
+  for number, content in enumerate((odd, good_result() | {"name": odd["name"]})):
+    (tmp_path / f"{number}.json").write_text(json.dumps(content))
+    paths.append(str(tmp_path / f"{number}.json"))
+  text = results.compare([*paths, *paths, paths[0]])
+  assert "\x1b" not in text and "\x07" not in text and "\\x1b[2Jb" in text
+  assert text.splitlines()[0].count("...") == 5  # a column for each file, also where one is given again
+  assert max(map(len, text.splitlines()[:4])) < 1200
+
+
+def test_outputs_are_looked_at_before_anything_is_computed(folder, tmp_path, draw, capsys):
+  draw(tmp_path / "val" / "cat" / "a.jpg", 0)
+  labels = tmp_path / "labels.csv"
+  labels.write_text("cat/a.jpg,cat\n")
+  (tmp_path / "file").write_text("")
+  command = ["classify", "folder", "--model", folder, "--images", str(tmp_path / "val"), "--labels", str(labels)]
+  for more, message in (
+    (["--output", str(labels)], "would replace .*labels.csv"),
+    (["--examples", str(tmp_path / "val" / ".." / "labels.csv")], "would replace"),
+    (["--output", str(tmp_path / "val")], "would replace|is a folder"),
+    (["--output", str(tmp_path)], "is a folder"),
+    (["--output", str(tmp_path / "o.json"), "--examples", str(tmp_path / "o.json")], "would replace"),
+    (["--output", str(tmp_path / "file" / "o.json")], "Not a directory|File exists"),
+  ):
+    assert evaluate.main([*command, *more]) == 1
+    out, err = capsys.readouterr()
+    assert re.search(f"error: .*{message}", err) and "Evaluating" not in out
+  assert labels.read_text() == "cat/a.jpg,cat\n"
+
+
+def test_a_full_disk_leaves_the_older_results_whole(tmp_path, monkeypatch):
+  path = tmp_path / "r.json"
+  results.write(str(path), good_result())
+  before = path.read_bytes()
+
+  def full(*arguments, **options):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  monkeypatch.setattr(results.json, "dump", full)
+  with pytest.raises(OSError, match="No space left on device.*r.json"):
+    results.write(str(path), good_result())
+  assert path.read_bytes() == before and os.listdir(tmp_path) == ["r.json"]
