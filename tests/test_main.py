@@ -64,7 +64,7 @@ def command(root):
 
 
 @pytest.mark.slow
-def test_a_run_from_end_to_end(run, root, data, tmp_path):
+def test_a_run_from_end_to_end(run, command, root, data, tmp_path):
   arguments = [
     f"--config={root}/configs/stage2.py:tiny",
     "--workdir=runs/tiny",
@@ -107,12 +107,12 @@ def test_a_run_from_end_to_end(run, root, data, tmp_path):
     assert [json.loads(line)["step"] for line in file] == [1, 2, 3, 4]
   assert os.listdir(workdir / "tensorboard")
 
-  code, out, err = run(*arguments)
+  code, out, err = command(*arguments, folder=tmp_path)
   assert code == 0, err
   assert "continuing runs/tiny from step 4\n" in out and "nothing left to do" in out
 
   # and another model is refused
-  code, out, err = run(*arguments, "--config.model_changes.vision.depth=2")
+  code, out, err = command(*arguments, "--config.model_changes.vision.depth=2", folder=tmp_path)
   assert code == 2 and "error: runs/tiny was begun with another config" in err
   assert "model_changes.vision.depth 1 -> 2" in err
   assert "Traceback" not in err
@@ -262,13 +262,13 @@ def test_a_config_by_path_or_by_name(root, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().err.endswith("there are clip, common, quickstart, stage1, stage2\n")
 
 
-def test_a_config_of_ones_own_imports_its_neighbours_and_ours(root, tmp_path):
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  "config", [["--config=mine.py"], ["--config", "mine.py"], ["--config", "common"], ["-config=common"]]
+)
+def test_a_config_of_ones_own_imports_its_neighbours_and_ours(command, tmp_path, config):
   (tmp_path / "base.py").write_text("from configs import common\nget_config = common.get_config\n")
   (tmp_path / "mine.py").write_text("from configs.base import get_config\n")
-  code = "import sys; from fgclip_jax.train.config_flags import *; parse_flags(sys.argv); print(CONFIG.value.steps)"
-  for config in (["--config=mine.py"], ["--config", "mine.py"], ["--config", "common"], ["-config=common"]):
-    process = subprocess.run(
-      [sys.executable, "-c", code, *config, "--config.steps=7"],
-      cwd=tmp_path, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
-    assert process.stdout == "7\n", process.stderr
+  code, out, err = command("--workdir=w", *config, "--config.steps=0", folder=tmp_path)
+  # the config was read, and its key set
+  assert (code, out, err) == (2, "", "error: config.steps must be a whole number in 1..2147483647, got 0\n")

@@ -195,7 +195,7 @@ def test_a_cache_that_cannot_be_written_is_said_and_not_used(tmp_path, monkeypat
   programs.use_compilation_cache(place)
   assert jax.config.values["jax_compilation_cache_dir"] == before
   out = capsys.readouterr().out
-  assert out.startswith("compiled programs are not kept: ") and out.count("\n") == 1
+  assert out.startswith("compiled programs are not kept for the next run: ") and out.count("\n") == 1
 
 
 def test_a_cache_that_can_be_written(tmp_path, capsys):

@@ -163,7 +163,7 @@ IMPOSSIBLE = [
   ({"patch_dropout": "half"}, "config.patch_dropout must be float"),
   ({"compilation_cache": None}, "config.compilation_cache must be str"),
   # ranges
-  ({"steps": 0}, "config.steps must be a whole number of at least 1"),
+  ({"steps": 0}, "config.steps must be a whole number in 1..2147483647, got 0"),
   ({"steps": 1.5}, "config.steps must be a whole number"),
   ({"seed": -1}, "config.seed must be a whole number in 0..4294967295"),
   ({"log_every": 0}, "config.log_every must be"),
