@@ -31,6 +31,16 @@ def add_images(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--images", required=True, metavar="DIR", help="the folder of the images")
 
 
+def add_fields(parser: argparse.ArgumentParser) -> None:
+  """Adds the names of the fields of files of captions."""
+  for option, what in (
+    ("image", "image's path, or of its bytes"),
+    ("short", "short caption"),
+    ("long", "long caption"),
+  ):
+    parser.add_argument(f"--{option}_field", metavar="NAME", help=f"the field of the {what} (default: by the form)")
+
+
 def add_conversion(parser: argparse.ArgumentParser, name: str) -> None:
   """Adds the options of every command that converts a source; `name` is the default of `--name`."""
   parser.add_argument("--name", default=name, help="the data set's name, in the shards' names (default: %(default)s)")

@@ -1,5 +1,6 @@
 """Reads pictures with captions from the files of retrieval benchmarks."""
 
+import functools
 import itertools
 import json
 import os
@@ -7,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from fgclip_jax.evals.datasets.image_folders import SUFFIXES
+from fgclip_jax.prepare.sources import caption_files, known_forms
 from fgclip_jax.storage import paths, streams
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
@@ -16,21 +18,41 @@ SHAREGPT4V = 1000  # entries, from the first, are the benchmark ShareGPT4V-1K
 
 
 class Entry(NamedTuple):
-  """A picture's path below the folder of the images, and its captions."""
+  """A picture's path below the folder of the images, and its captions.
+
+  A picture that its record holds is read by `read_picture`, and `image` is its name only.
+  """
 
   image: str
   captions: tuple[str, ...]
+  read_picture: Callable[[], bytes] | None = None
+
+
+class Options(NamedTuple):
+  """What decides how a set's files are read, beside the set.
+
+  Attributes:
+    split: the split to take, of sets that have any; None: all.
+    fields: of `pairs`, the names of fields that are given.
+    kind: `short` or `long`: the captions to take of records that have both.
+    notes: gets a line on the fields that are read, where they are not those of the plain form.
+  """
+
+  split: str | None = None
+  fields: caption_files.Fields = caption_files.Fields()
+  kind: str = "short"
+  notes: list[str] | None = None
 
 
 def read(
-  dataset: str, annotations: str, split: str, limit: int | None, skips: SkipReport, skip_empty: bool = True
+  dataset: str, annotations: str, options: Options, limit: int | None, skips: SkipReport, skip_empty: bool = True
 ) -> list[Entry]:
   """Reads the entries of a set, in the order of its file.
 
   Args:
     dataset: a key of `READERS`.
     annotations: its file or folder.
-    split: for `flickr30k` and files of the same form, the split to take.
+    options: the split, and of `pairs` the fields.
     limit: the number of entries to read, from the first; None for all.
     skips: counts entries that cannot be used, as `caption_missing` (no caption, or an empty one) or by the kind of
       their record's error.
@@ -42,22 +64,38 @@ def read(
   if limit is not None and limit < 1:
     raise ValueError(f"limit must be at least 1, got {limit}")
   entries = []
-  for found in itertools.islice(READERS[dataset](annotations, split), limit):
+  for found in itertools.islice(_read(dataset, annotations, options), limit):
     if isinstance(found, RecordError):
       skips.add(Skip.of(found, annotations))
       continue
     captions = tuple(text.strip() for text in found.captions if text.strip() or not skip_empty)
     if captions:
-      entries.append(Entry(found.image, captions))
+      entries.append(found._replace(captions=captions))
     else:
       skips.add(Skip("caption_missing", found.image, place=annotations))
   if not any(text for entry in entries for text in entry.captions):
-    raise ValueError(f"{annotations!r} holds no picture with a caption{f' of split {split!r}' if split else ''}")
+    where = f" of split {options.split!r}" if options.split else ""
+    reasons = "".join(f"; {skip.kind} {count}, the first: {skip}" for skip, count in skips.firsts())
+    raise ValueError(f"{annotations!r} holds no picture with a caption{where}{reasons}")
   return entries
 
 
-def _read_coco(path: str, split: str) -> Iterator[Entry]:
-  del split
+def _read(dataset: str, path: str, options: Options) -> Iterator[Entry | RecordError]:
+  """Yields what a set's reader does; an error also names a known form that the file is of instead."""
+  try:
+    yield from READERS[dataset](path, options)
+  except RecordError:
+    raise
+  except ValueError as error:
+    form = known_forms.find_container(path) if dataset != "pairs" and paths.is_file(path) else None
+    command = known_forms.FORMS[form].evaluate if form else None
+    if form is None or command is None or command.split()[1:2] == [dataset]:
+      raise
+    raise ValueError(f"{error}. {known_forms.advise(form, path, 'evaluate')}") from error
+
+
+def _read_coco(path: str, options: Options) -> Iterator[Entry]:
+  del options
   value = _load(path)
   captions: dict[Any, list[str]] = {_need(image, "id", path): [] for image in _need(value, "images", path)}
   for annotation in _need(value, "annotations", path):
@@ -69,23 +107,23 @@ def _read_coco(path: str, split: str) -> Iterator[Entry]:
     yield Entry(_need(image, "file_name", path), tuple(captions[image["id"]][:CAPTIONS]))
 
 
-def _read_karpathy(path: str, split: str) -> Iterator[Entry | RecordError]:
+def _read_karpathy(path: str, options: Options) -> Iterator[Entry | RecordError]:
   """`dataset_flickr30k.json`, `dataset_coco.json`; or a CSV file with columns filename, split and raw (a list)."""
   if path.lower().endswith(".csv"):
     for row in _rows(path):
       if isinstance(row, RecordError):
         yield row
-      elif _need(row, "split", path) == split:
+      elif _need(row, "split", path) == options.split:
         yield Entry(_need(row, "filename", path), tuple(json.loads(_need(row, "raw", path)))[:CAPTIONS])
     return
   for image in _need(_load(path), "images", path):
-    if _need(image, "split", path) == split:
+    if _need(image, "split", path) == options.split:
       sentences = tuple(_need(sentence, "raw", path) for sentence in _need(image, "sentences", path))
       yield Entry(os.path.join(image.get("filepath", ""), _need(image, "filename", path)), sentences[:CAPTIONS])
 
 
-def _read_sharegpt4v(path: str, split: str) -> Iterator[Entry | RecordError]:
-  del split
+def _read_sharegpt4v(path: str, options: Options) -> Iterator[Entry | RecordError]:
+  del options
   for place, entry in enumerate(itertools.islice(_rows(path), SHAREGPT4V)):
     if isinstance(entry, RecordError):
       yield entry
@@ -95,16 +133,16 @@ def _read_sharegpt4v(path: str, split: str) -> Iterator[Entry | RecordError]:
     yield Entry(_need(entry, "image", f"{path}, entry {place}"), caption)
 
 
-def _read_dci(path: str, split: str) -> Iterator[Entry]:
-  del split
+def _read_dci(path: str, options: Options) -> Iterator[Entry]:
+  del options
   for name in (name for name in paths.list_folder(path) if name.endswith(".json")):
     file = paths.join(path, name)
     value = _load(file)
     yield Entry(_need(value, "image", file), (_need(value, "extra_caption", file) or "",))
 
 
-def _read_urban1k(path: str, split: str) -> Iterator[Entry]:
-  del split
+def _read_urban1k(path: str, options: Options) -> Iterator[Entry]:
+  del options
   stems = {os.path.splitext(name)[0]: name for name in paths.list_folder(paths.join(path, "caption"))}
   for name in paths.list_folder(paths.join(path, "image")):
     stem, suffix = os.path.splitext(name)
@@ -113,27 +151,41 @@ def _read_urban1k(path: str, split: str) -> Iterator[Entry]:
       yield Entry(name, (text,))
 
 
-def _read_pairs(path: str, split: str) -> Iterator[Entry | RecordError]:
-  """Objects or rows with `image` and `caption` or `captions`, text or list; rows of one image are joined."""
-  del split
-  captions: dict[str, list[str]] = {}
-  for place, row in enumerate(_rows(path)):
-    if isinstance(row, RecordError):
-      yield row
-      continue
-    found = row.get("captions", row.get("caption")) if isinstance(row, dict) else None
-    found = [found] if isinstance(found, str) else found
-    image = row.get("image") if isinstance(row, dict) else None
-    if not isinstance(image, str) or not isinstance(found, list) or not all(isinstance(text, str) for text in found):
-      yield RecordError("record_wrong_form", f"record {place}", "needs `image`, a path, and `caption` or `captions`")
-    else:
-      captions.setdefault(image, []).extend(found)
-  yield from (Entry(image, tuple(texts)) for image, texts in captions.items())
+def _read_pairs(path: str, options: Options) -> Iterator[Entry | RecordError]:
+  """Records of any form that `prepare pairs` reads; those of one image are joined."""
+  found = caption_files.find([path], options.fields, split=options.split, command="evaluate")
+  if found.note and options.notes is not None:
+    options.notes.append(found.note)
+  entries: dict[str, Entry] = {}
+  for file in found.files:
+    stem = os.path.splitext(os.path.basename(file))[0]
+    for place, (_, raw) in enumerate(caption_files.scan(file)):
+      try:
+        value = caption_files.load(raw)
+        if not caption_files.in_split(value, found.layout.split):
+          continue
+        entry = caption_files.parse(value, found.layout)
+      except RecordError as error:
+        read = error.kind.startswith(("record_", "parquet_", "arrow_")) and error.kind != "record_not_object"
+        yield error if read else RecordError("record_wrong_form", f"record {place}", str(error))
+        continue
+      texts = (entry.long or entry.short) if options.kind == "long" else (entry.short or entry.long)
+      held = entry.data is not None
+      name = f"{stem}/{place}" if held else entry.image
+      read_picture = functools.partial(_read_picture, raw, found.layout) if held else None
+      known = entries.setdefault(name, Entry(name, (), read_picture))
+      entries[name] = known._replace(captions=known.captions + texts)
+  yield from entries.values()
 
 
-READERS: dict[str, Callable[[str, str], Iterator[Entry | RecordError]]] = {
+def _read_picture(raw: caption_files.Raw, layout: caption_files.Layout) -> bytes:
+  return caption_files.parse(caption_files.load(raw), layout).data or b""
+
+
+READERS: dict[str, Callable[[str, Options], Iterator[Entry | RecordError]]] = {
   "coco": _read_coco,
   "flickr30k": _read_karpathy,
+  "karpathy": _read_karpathy,
   "sharegpt4v": _read_sharegpt4v,
   "dci": _read_dci,
   "urban1k": _read_urban1k,

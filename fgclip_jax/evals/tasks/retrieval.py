@@ -2,19 +2,24 @@
 
 import argparse
 import dataclasses
+import functools
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 
 from fgclip_jax.data.image import Mode
 from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.datasets import caption_sets
+from fgclip_jax.evals.datasets.images import Source
 from fgclip_jax.evals.encoding import encode_images
 from fgclip_jax.evals.evaluator import Result
 from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.prepare.cli import add_fields
+from fgclip_jax.prepare.sources import caption_files
 from fgclip_jax.storage import paths
+from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import SkipReport
 
 SHORT = "retrieval of pictures and captions, each way: COCO, Flickr30k, ShareGPT4V-1K, DCI, Urban1k, your own pairs"
@@ -30,12 +35,39 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--kind", choices=("short", "long"), help="the model's path for captions (default: long for sets of long captions)"
   )
-  parser.add_argument("--split", default="test", help="of flickr30k (default: %(default)s)")
+  parser.add_argument(
+    "--split",
+    help="of flickr30k and karpathy (default: test), and of pairs (default: all)",
+  )
+  add_fields(parser)
   parser.add_argument(
     "--skip_empty", action="store_true", help="of dci: without the pictures whose caption is empty (203 of 7,805)"
   )
   options.add_mode(parser)
   options.add_limit(parser)
+
+
+class _Pictures(Sequence[Source]):
+  """The pictures of entries: paths, or bytes that are read from their records in order, by the thread that asks."""
+
+  def __init__(self, entries: Sequence[caption_sets.Entry], files: Sequence[str]):
+    self._entries, self._files = entries, files
+
+  def __len__(self) -> int:
+    return len(self._entries)
+
+  def __getitem__(self, place):
+    read_picture = self._entries[place].read_picture
+    if read_picture is None:
+      return self._files[place]
+    try:
+      return read_picture()
+    except RecordError as error:
+      return functools.partial(_raise, error)  # counted where the other pictures are
+
+
+def _raise(error: RecordError) -> NoReturn:
+  raise error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,11 +79,13 @@ class ImageTextRetrieval:
   against the model.
 
   Attributes:
-    dataset: `coco`, `flickr30k`, `sharegpt4v`, `dci`, `urban1k` or `pairs`.
+    dataset: `coco`, `flickr30k`, `karpathy` (the same form), `sharegpt4v`, `dci`, `urban1k` or `pairs`.
     annotations: its file, or its folder (`dci`, `urban1k`).
     images: the folder of the pictures; None: the annotations' folder, or for `urban1k` the folder `image` in it.
     kind: the model's path for the captions, `short` or `long`; None: `long` for the sets of long captions.
-    split: for `flickr30k`.
+    split: for `flickr30k` and `karpathy`; None: `test`. For `pairs`; None: all records.
+    image_field, short_field, long_field: for `pairs`, the names of the records' fields; None: by the file's form, see
+      `prepare.sources.caption_files`. With `kind` "long" the long captions are taken where there are any.
     skip_empty: for `dci`, leaves out the pictures (203 of 7,805) whose caption is empty. FG-CLIP's published numbers
       count them among the questions and answers, where they are almost never found; some other papers do not.
     mode, limit, allow: see `Classification`; the limit is of pictures.
@@ -61,11 +95,14 @@ class ImageTextRetrieval:
   annotations: str
   images: str | None = None
   kind: str | None = None
-  split: str = "test"
+  split: str | None = None
   skip_empty: bool = False
   mode: Mode | None = None
   limit: int | None = None
   allow: tuple[str, ...] = ()
+  image_field: str | None = None
+  short_field: str | None = None
+  long_field: str | None = None
 
   def __post_init__(self):
     if self.dataset not in caption_sets.READERS or self.kind not in (None, "short", "long"):
@@ -79,20 +116,28 @@ class ImageTextRetrieval:
     return f"retrieve {self.dataset}"
 
   def settings(self) -> dict[str, Any]:
-    values = dataclasses.asdict(self) | {"kind": self._kind, "images": self._images}
-    unused = {"split": "flickr30k", "skip_empty": "dci"}
-    return {key: value for key, value in values.items() if unused.get(key, self.dataset) == self.dataset}
+    values = dataclasses.asdict(self) | {"kind": self._kind, "images": self._images, "split": self._split}
+    if self.dataset != "dci":
+      del values["skip_empty"]
+    optional = ("split", "image_field", "short_field", "long_field")  # left out where nothing is chosen by them
+    return {key: value for key, value in values.items() if value is not None or key not in optional}
 
   @property
   def _kind(self) -> str:
     return self.kind or ("long" if self.dataset in caption_sets.LONG else "short")
 
   @property
+  def _split(self) -> str | None:
+    return self.split or ("test" if self.dataset in ("flickr30k", "karpathy") else None)
+
+  @property
   def _images(self) -> str:
     if self.images is not None:
       return self.images
-    default = {"urban1k": paths.join(self.annotations, "image"), "dci": self.annotations}
-    return default.get(self.dataset, os.path.dirname(self.annotations))
+    if self.dataset == "urban1k":
+      return paths.join(self.annotations, "image")
+    whole = self.dataset == "dci" or (self.dataset == "pairs" and paths.is_folder(self.annotations))
+    return self.annotations if whole else os.path.dirname(self.annotations)
 
   def files(self) -> list[str | tuple[str, str]]:
     return [self.annotations, self._images]
@@ -102,11 +147,13 @@ class ImageTextRetrieval:
     notes = guards.check_resolution(model, self.allow)
     skips = SkipReport()
     skip_empty = self.skip_empty or self.dataset != "dci"
-    entries = caption_sets.read(self.dataset, self.annotations, self.split, self.limit, skips, skip_empty)
+    fields = caption_files.Fields(self.image_field, self.short_field, self.long_field)
+    options = caption_sets.Options(self._split, fields, self._kind, notes)
+    entries = caption_sets.read(self.dataset, self.annotations, options, self.limit, skips, skip_empty)
     records = len(entries) + len(skips)
     texts = [text for entry in entries for text in entry.captions]
     embeddings, cut = guards.encode_texts(model, texts, self._kind, self.allow, progress)
-    image, kept = encode_images(model, self._files(entries), skips, self.mode, progress)
+    image, kept = encode_images(model, _Pictures(entries, self._files(entries)), skips, self.mode, progress)
     notes += [skips.summary(records, "pictures"), *cut]
     if not len(kept):
       raise ValueError(

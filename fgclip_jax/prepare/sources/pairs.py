@@ -1,4 +1,4 @@
-"""Images with captions of your own in a plain form: JSON lines, a JSON list, or CSV.
+"""Images with captions of your own, in the plain form of this program or in one of those that `caption_files` lists.
 
 ```
 {"image": "a/1.jpg", "short": SHORT, "long": LONG, "regions": [{"box": [x1, y1, x2, y2], "short": SHORT,
@@ -10,25 +10,32 @@ height. A CSV file has the columns image, short (or caption) and long, named in 
 
 import argparse
 import dataclasses
-from collections.abc import Iterator
+import posixpath
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, Region
 from fgclip_jax.prepare import cli
-from fgclip_jax.prepare.sources import image_store
-from fgclip_jax.storage import paths, streams
+from fgclip_jax.prepare.sources import caption_files, conversations, image_store
+from fgclip_jax.storage import arrow, parquet, paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Report
 
 SHORT = "images with captions of your own"
 TEXT = (
   """
-Converts images with captions of your own: a JSON-lines file (.jsonl), a JSON list (.json), or CSV (.csv, .tsv).
+Converts images with captions of your own: JSON lines (.jsonl), a JSON list (.json), CSV (.csv, .tsv) or Parquet.
 
 Fields: `image` (a path under IMAGES), `short` (or `caption`), optionally `long`, and in JSON optionally `regions`:
   {"image": "a/1.jpg", "short": "two dogs", "long": "two dogs play on ...", "regions": [
     {"box": [0.1, 0.2, 0.6, 0.9], "short": "a brown dog", "long": "...", "negatives": ["a white dog", ...]}]}
 A box is x1, y1, x2, y2 as fractions of the image's width and height.
+
+Also read as they are: open_clip's CSV and TSV (filepath, title); a Hugging Face ImageFolder (the folder with
+metadata.jsonl), Parquet files, or folder of save_to_disk; DOCCI (image_file, description); ShareGPT4V and LLaVA
+(conversations). Of other files, --image_field, --short_field and --long_field name the fields. Of a list of captions
+the first is taken. A form without short captions gets the first sentence of the long one as its short caption.
 """
   + cli.IMAGE_CHECK
 )
@@ -39,52 +46,75 @@ FIELDS = ("image", "short", "caption", "long", "regions")
 
 @dataclasses.dataclass(frozen=True)
 class Pairs:
-  """The source: `files` of captions, and the folder of their images."""
+  """The source: `files` of captions, the folder of their images, and how their records are read."""
 
   form = "pairs"
   files: tuple[str, ...]
   images: image_store.Folder
+  layout: caption_files.Layout = caption_files.PLAIN
 
-  def arguments(self) -> dict:
-    return self.images.arguments()
+  def arguments(self) -> dict[str, Any]:
+    # the plain form's are those of older data sets, which can so be continued
+    layout = {} if self.layout == caption_files.PLAIN else {"layout": dataclasses.asdict(self.layout)}
+    return {**self.images.arguments(), **layout}
 
-  def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, streams.Raw]]:
-    return streams.scan(file, offset)
+  def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, caption_files.Raw]]:
+    for place, raw in caption_files.scan(file, offset):
+      if self.layout.split is None or self._in_split(raw):
+        yield place, raw
 
-  def load(self, raw: streams.Raw, report: Report) -> Record:
-    record, names = parse(streams.load(raw, report), report)
-    return dataclasses.replace(record, image=self.images.read(names))
+  def _in_split(self, raw: caption_files.Raw) -> bool:
+    try:
+      return caption_files.in_split(caption_files.load(raw), self.layout.split)
+    except RecordError:
+      return True  # it is counted when it is loaded
+
+  def load(self, raw: caption_files.Raw, report: Report) -> Record:
+    value = caption_files.load(raw)
+    row = raw if isinstance(raw, parquet.Row | arrow.Row) else None
+    record, names = parse(value, report, self.layout, row, paths.absolute(self.images.path))
+    return record if record.image else dataclasses.replace(record, image=self.images.read(names))
 
 
-def check_captions(path: str) -> str:
-  """Returns the path of a captions file; raises `FileNotFoundError`, or `ValueError` for an unknown ending."""
-  if not paths.is_file(path):
-    raise FileNotFoundError(f"no captions file at {path!r}")
-  if not path.lower().endswith(streams.SUFFIXES):
-    raise ValueError(f"{path!r} must end in one of {', '.join(streams.SUFFIXES)}: its ending decides how it is read")
-  return path
-
-
-def parse(value: object, report: Report) -> tuple[Record, tuple[str, ...]]:
-  """Makes a record, without its image, from one annotation.
+def parse(
+  value: object,
+  report: Report,
+  layout: caption_files.Layout = caption_files.PLAIN,
+  row: parquet.Row | arrow.Row | None = None,
+  images: str = "",
+) -> tuple[Record, tuple[str, ...]]:
+  """Makes a record from one annotation; with its image only where the annotation holds it.
 
   Args:
-    value: the parsed JSON object or CSV row.
+    value: the parsed JSON object or row.
     report: called with everything that is left out of the record or worth a note.
+    layout: where it has what.
+    row: its place, which names a record that holds its image.
+    images: the absolute path of the images folder; an absolute path of an image under it is made relative to it.
 
   Returns:
-    The record and the one path, relative to the images folder, of its image, which is also its id.
+    The record and the paths, relative to the images folder, at which its image may lie; its id is the first, unless the
+    layout names a field for it.
 
   Raises:
     RecordError: the record cannot be used.
   """
   annotation = annotation_fields.get_mapping(value, "record")
-  path = annotation_fields.check_path(annotation_fields.get_text(annotation, "image", "image", report), "image")
-  key = "caption" if "caption" in annotation and "short" not in annotation else "short"
-  short = annotation_fields.get_text(annotation, key, key, report)
-  long = annotation_fields.get_text(annotation, "long", "long", report, optional=True)
-  for unknown in sorted(set(annotation) - set(FIELDS)):
-    report("note", RecordError("field_unknown", unknown, f"is not read; the fields are {', '.join(FIELDS)}"))
+  entry = caption_files.parse(annotation, layout)
+  if entry.data is not None:
+    place = f"{posixpath.splitext(posixpath.basename(row.path))[0]}/{row.number}" if row else entry.image
+    names = (place or "image",)
+  else:
+    names = _find_paths(caption_files.relative(entry.image, images), layout.image)
+  short, long = (_get_first(getattr(entry, kind), annotation, kind, layout, report) for kind in ("short", "long"))
+  if not layout.short:
+    short = conversations.first_sentence(long)
+    report("note", RecordError("short_from_long", "short", "is the first sentence of the long caption"))
+  if layout.id and not entry.id:
+    report("note", RecordError("id_missing", layout.id, f"is missing, null or blank; the id is {names[0]!r}"))
+  if layout == caption_files.PLAIN and row is None:  # of rows the fields are named once, before
+    for unknown in sorted({*map(str, annotation)} - {*FIELDS}):
+      report("note", RecordError("field_unknown", unknown, f"is not read; the fields are {', '.join(FIELDS)}"))
   regions = []
   for index, region in enumerate(
     annotation_fields.get_list(annotation.get("regions"), "regions", "regions", report, "region")
@@ -93,7 +123,33 @@ def parse(value: object, report: Report) -> tuple[Record, tuple[str, ...]]:
       regions.append(_parse_region(region, f"regions[{index}]", report))
     except RecordError as error:
       report("region", error)
-  return Record(id=path, image=b"", short=short, long=long, regions=tuple(regions)), (path,)
+  identity = entry.id or names[0]
+  annotation_fields.check_unicode(identity, "id", layout.id or layout.image)
+  return Record(identity, entry.data or b"", short, long, tuple(regions)), names
+
+
+def _find_paths(path: str, field: str) -> tuple[str, ...]:
+  """The paths at which an image may lie: as it is spelled, and as Windows would read it."""
+  names = [annotation_fields.check_path(path, field)]
+  if "\\" in path:
+    names.append(annotation_fields.check_path(path.replace("\\", "/"), field))
+  return tuple(names)
+
+
+def _get_first(texts: Sequence[str], annotation: dict, kind: str, layout: caption_files.Layout, report: Report) -> str:
+  """The first of several captions, checked; it may be missing if it is a long one beside a short one."""
+  wanted = layout.short if kind == "short" else (layout.long,) if layout.long else ()
+  if not wanted:
+    return ""
+  name = next((name for name in wanted if name in annotation), wanted[0])
+  texts = [text for text in texts if text.strip()] or [*texts[:1]]
+  if len(texts) > 1:
+    report("note", RecordError("captions_unused", name, f"{len(texts)} captions, of which the first is taken"))
+  optional = kind == "long" and bool(layout.short)
+  label = name if name in ("short", "caption", "long") else kind
+  return annotation_fields.get_text(
+    {name: texts[0] if texts else ""}, name, name, report, name=label, optional=optional
+  )
 
 
 def _parse_region(value: object, field: str, report: Report) -> Region:
@@ -110,12 +166,22 @@ def _parse_region(value: object, field: str, report: Report) -> Region:
 def add_options(parser: argparse.ArgumentParser) -> None:
   """Adds the command's options."""
   cli.add_output(parser)
-  parser.add_argument("--captions", required=True, metavar="FILE", help="JSON lines, a JSON list, or CSV")
-  cli.add_images(parser)
+  parser.add_argument(
+    "--captions", required=True, nargs="+", metavar="PATH", help="JSON lines, a JSON list, CSV, Parquet, or a folder"
+  )
+  parser.add_argument("--images", metavar="DIR", help="the folder of the images (default: that of the captions)")
+  cli.add_fields(parser)
+  parser.add_argument("--id_field", metavar="NAME", help="the field of a record's id (default: the image's path)")
+  parser.add_argument(
+    "--from_split", metavar="NAME", help="read only this split: of a folder of several, or of the field `split`"
+  )
   cli.add_conversion(parser, name="pairs")
 
 
 def run(options: argparse.Namespace) -> None:
   """Runs the command."""
-  captions = check_captions(options.captions)
-  cli.convert(options, Pairs((captions,), image_store.Folder(options.images)))
+  fields = caption_files.Fields(options.image_field, options.short_field, options.long_field, options.id_field)
+  found = caption_files.find(options.captions, fields, options.images, options.from_split)
+  if found.note:
+    print(found.note)
+  cli.convert(options, Pairs(found.files, image_store.Folder(found.images), found.layout))

@@ -231,7 +231,11 @@ def test_what_is_wrong_is_said(model, tmp_path):
     ("flickr30k", '{"images": [{"filename": "x"}]}', "needs the key 'split'"),
     ("flickr30k", '{"images": []}', "holds no picture with a caption of split 'test'"),
     ("sharegpt4v", '[{"image": "x"}]', "entry 0: needs the key 'conversations'"),
-    ("pairs", '[{"image": "x", "caption": 3}]', "holds no picture with a caption"),
+    (
+      "pairs",
+      '[{"image": "x", "caption": 3}]',
+      "caption: must be text or a list of texts, got 3; the fields are 'image', 'caption'",
+    ),
     ("pairs", '[{"image": "none.jpg", "caption": "x"}]', "can be used: 1 of 1 pictures"),
   ):
     (tmp_path / "a.json").write_text(content)

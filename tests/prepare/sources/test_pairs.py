@@ -3,7 +3,7 @@
 import pytest
 
 from fgclip_jax.data.record import Record, Region
-from fgclip_jax.prepare.sources import pairs
+from fgclip_jax.prepare.sources import caption_files, pairs
 from fgclip_jax.storage.errors import RecordError
 
 
@@ -53,7 +53,7 @@ def test_regions_are_kept():
     ({"image": "1.jpg"}, "short_missing"),
     ({"image": "1.jpg", "short": ""}, "short_empty"),
     ({"image": "1.jpg", "caption": " "}, "caption_empty"),
-    ({"image": "1.jpg", "short": ["a dog"]}, "short_wrong_type"),
+    ({"image": "1.jpg", "short": {"en": "a dog"}}, "short_wrong_type"),
     ({"image": "1.jpg", "short": "a \udce9 dog"}, "short_not_unicode"),
     ({"image": "1.jpg", "short": "a dog", "long": 3}, "long_wrong_type"),
   ],
@@ -92,11 +92,15 @@ def test_bad_negatives_and_unknown_fields_are_told():
   ]
 
 
+def find(path):
+  return caption_files.find([str(path)], caption_files.Fields()).files
+
+
 def test_a_captions_file_must_exist_and_have_a_known_ending(tmp_path):
   with pytest.raises(FileNotFoundError, match="no captions file"):
-    pairs.check_captions(str(tmp_path / "a.jsonl"))
+    find(tmp_path / "a.jsonl")
   (tmp_path / "a.txt").touch()
   with pytest.raises(ValueError, match="must end in one of .json, .jsonl, .csv, .tsv"):
-    pairs.check_captions(str(tmp_path / "a.txt"))
-  (tmp_path / "a.CSV").touch()
-  assert pairs.check_captions(str(tmp_path / "a.CSV")) == str(tmp_path / "a.CSV")
+    find(tmp_path / "a.txt")
+  (tmp_path / "a.CSV").write_text("image,caption\na.jpg,a dog\n")
+  assert find(tmp_path / "a.CSV") == (str(tmp_path / "a.CSV"),)
