@@ -14,7 +14,7 @@ from fgclip_jax.prepare import benchmark, inspect, sources, verify
 
 TOOLS = (inspect, verify, benchmark)
 # Help lists these sources first; others follow by name.
-FIRST = ("finehard", "webdataset", "pairs", "coco", "visual_genome", "flickr30k", "tfds", "scenes")
+FIRST = ("finehard", "webdataset", "pairs", "coco", "karpathy", "visual_genome", "flickr30k", "yolo", "tfds", "scenes")
 PARTS = ("SHORT", "TEXT", "EXAMPLE", "add_options", "run")  # what makes a module a command
 
 

@@ -19,7 +19,7 @@ def run(options):
 
 
 def test_commands_are_listed_in_order():
-  expected = "finehard webdataset pairs coco visual_genome flickr30k tfds scenes inspect verify benchmark"
+  expected = "finehard webdataset pairs coco karpathy visual_genome flickr30k yolo tfds scenes inspect verify benchmark"
   assert list(prepare.find_commands()) == expected.split()
 
 

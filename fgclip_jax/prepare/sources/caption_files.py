@@ -61,7 +61,7 @@ class Layout:
   """
 
   image: str = "image"
-  short: tuple[str, ...] = ("short", "caption")
+  short: tuple[str, ...] = ("short", "caption", "captions")
   long: str | None = "long"
   id: str | None = None
   split: str | None = None
@@ -131,7 +131,7 @@ def find(
       files += found
     else:
       files.append(_check_file(path, command))
-  samples = _sample(files[0], command)
+  samples = _get_samples(files[0], command)
   layout = _choose(samples, fields, files[0], command)
   if split is not None and in_folder is None:
     layout = dataclasses.replace(layout, split=split)
@@ -141,7 +141,7 @@ def find(
   if command == "prepare":
     _check_absolute(samples, layout, files[0], paths.absolute(images))
   for file in files[1:]:
-    _choose(_sample(file, command), fields, file, command)
+    _choose(_get_samples(file, command), fields, file, command)
   note = "" if layout == PLAIN and not _has_rows(files[0]) else _describe(samples, layout, files[0])
   return CaptionFiles(tuple(files), layout, images, note)
 
@@ -160,7 +160,7 @@ def _has_rows(file: str) -> bool:
 
 
 def load(raw: Raw) -> object:
-  """Parses what `scan` yielded."""
+  """Parses what `scan` yielded; raises `RecordError` as `streams.load` and a row's `read` do."""
   return raw.read() if isinstance(raw, parquet.Row | arrow.Row) else streams.load(raw)
 
 
@@ -186,7 +186,7 @@ def parse(value: object, layout: Layout) -> Entry:
   short: tuple[str, ...] = ()
   if layout.short:
     name = next((name for name in layout.short if _get(record, name) is not _MISSING), layout.short[0])
-    kind = name if name in ("short", "caption") else "short"
+    kind = name if name in PLAIN.short else "short"
     short = _get_texts(_get(record, name), name, kind)
   return Entry(image, data, short, long, _get_id(record, layout.id) if layout.id else "")
 
@@ -248,14 +248,18 @@ def _check_file(path: str, command: str) -> str:
   return path
 
 
-def _sample(file: str, command: str) -> list[dict]:
-  """Returns the first records of a file.
-
-  Raises:
-    ValueError: there is none; the message names what else the file is.
-  """
+def _get_samples(file: str, command: str) -> list[dict]:
+  """The first records of a file; raises `ValueError` if there is none, or if another command reads its form."""
   if form := known_forms.find_container(file):
     raise ValueError(known_forms.advise(form, file, command))
+  samples, reason = sample(file)
+  if not samples:
+    raise ValueError(f"no record in {file}: {reason}")
+  return samples
+
+
+def sample(file: str) -> tuple[list[dict], str]:
+  """The first records of a file, and why there is none."""
   found, reason = [], "it is empty"
   try:
     for _, raw in itertools.islice(scan(file), 16 if _has_rows(file) else SAMPLES):
@@ -269,9 +273,7 @@ def _sample(file: str, command: str) -> list[dict]:
         reason = str(error)
   except RecordError as error:
     reason = str(error)
-  if not found:
-    raise ValueError(f"no record in {file}: {reason}")
-  return found
+  return found, reason
 
 
 def _choose(samples: list[dict], fields: Fields, file: str, command: str) -> Layout:
@@ -280,30 +282,33 @@ def _choose(samples: list[dict], fields: Fields, file: str, command: str) -> Lay
     if name is not None and all(_get(record, name) is _MISSING for record in samples):
       near = difflib.get_close_matches(name, map(str, columns), 1)
       advice = f"; is it {near[0]!r}?" if near else ""
-      raise ValueError(f"{file} has no field {name!r} (--{option}_field): {_list(columns)}{advice}")
+      raise ValueError(f"{file} has no field {name!r} (--{option}_field): {list_fields(samples)}{advice}")
   image = fields.image or next((name for name in IMAGES if name in columns), None)
   if image is None:
     if advice := known_forms.name_records(file, samples[0], command):
       raise ValueError(advice)
-    raise ValueError(f"{file}: no field of images; {_list(columns)}{_advise('image', samples, columns)}")
+    raise ValueError(f"{file}: no field of images; {list_fields(samples)}{_advise('image', samples, columns)}")
   values = [_get(record, image) for record in samples]
   if all(isinstance(value, str) and value.startswith(("http://", "https://")) for value in values):
     raise ValueError(known_forms.advise_download(file, image))
   if conversations.FIELD in columns and not (fields.short or fields.long):
     return Layout(image, (), conversations.FIELD, fields.id)
   present = [name for name in SHORTS if name in columns and name != image]
-  short = (fields.short,) if fields.short else PLAIN.short if {"short", "caption"} & {*present} else (*present[:1],)
+  short = (fields.short,) if fields.short else PLAIN.short if {*PLAIN.short} & {*present} else (*present[:1],)
   long = fields.long or ("long" if "long" in columns or short == PLAIN.short else None)
+  if command == "evaluate" and short == PLAIN.short:
+    short = short[::-1]  # of a list and a text beside it, an evaluation takes the list
   if not short and long is None and image == "image_file" and "description" in columns:
     long = "description"  # DOCCI
   if not short and long is None:
-    raise ValueError(
-      f"{file}: no field of captions; {_list(columns)}{_advise('short', samples, [c for c in columns if c != image])}"
-    )
+    advice = _advise("short", samples, [name for name in columns if name != image])
+    raise ValueError(f"{file}: no field of captions; {list_fields(samples)}{advice}")
   return Layout(image, short, long, fields.id)
 
 
-def _list(columns: list) -> str:
+def list_fields(samples: list[dict]) -> str:
+  """Names the fields of records."""
+  columns = list(dict.fromkeys(str(name) for record in samples for name in record))
   return f"the fields are {', '.join(map(repr, columns[:20]))}{', ...' if len(columns) > 20 else ''}"
 
 
@@ -335,7 +340,7 @@ def _check_records(samples: list[dict], layout: Layout, file: str) -> None:
       if not error.kind.endswith(("_missing", "_wrong_type", "_none")):
         return
       first = first or error
-  raise ValueError(f"{file}: none of the first {len(samples)} records can be used: {first}; {_list([*samples[0]])}")
+  raise ValueError(f"{file}: none of the first {len(samples)} records can be used: {first}; {list_fields(samples)}")
 
 
 def relative(path: str, images: str) -> str:
@@ -348,7 +353,7 @@ def _check_absolute(samples: list[dict], layout: Layout, file: str, images: str)
   values = [_get(record, layout.image) for record in samples]
   outside = [value for value in values if isinstance(value, str) and relative(value, images).startswith("/")]
   if outside and len(outside) == len(values):
-    folder = os.path.dirname(os.path.commonprefix(outside)) or "/"
+    folder = os.path.commonpath([os.path.dirname(path) for path in outside])
     raise ValueError(f"{file}: images are not under {images}, but at {outside[0]!r}: give --images {folder}")
 
 

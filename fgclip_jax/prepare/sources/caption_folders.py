@@ -66,7 +66,8 @@ def _image_folder_splits(folder: str, names: list[str]) -> dict[str, list[str]]:
   for name in names:
     if "." not in name and paths.is_folder(paths.join(folder, name)):
       held = paths.list_folder(paths.join(folder, name))
-      found |= {name: [f"{name}/{file}"] for file in reversed(_METADATA) if file in held}
+      if file := next((file for file in _METADATA if file in held), None):
+        found[name] = [f"{name}/{file}"]
   return found
 
 

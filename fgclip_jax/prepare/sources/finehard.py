@@ -11,13 +11,13 @@ import argparse
 import dataclasses
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, Region
 from fgclip_jax.prepare import cli
-from fgclip_jax.prepare.sources import image_store
-from fgclip_jax.storage import paths, streams
+from fgclip_jax.prepare.sources import caption_files, image_store, known_forms
+from fgclip_jax.storage import paths, streams, text
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Report
 
@@ -82,10 +82,25 @@ def find_annotations(path: str) -> tuple[str, ...]:
     raise FileNotFoundError(f"no annotation file or folder at {path!r}")
   if not path.lower().endswith(".txt"):
     return (path,)
-  lines = [line.strip() for line in paths.read(path).decode("utf-8-sig").splitlines() if line.strip()]
+  lines = [line.strip() for line in text.lines(path) if line.strip()]
   if not lines:
     raise FileNotFoundError(f"{path!r} lists no annotation file")
   return tuple(_find_listed(line, path) for line in lines)
+
+
+def check_fields(files: Sequence[str]) -> None:
+  """Raises `ValueError` if no record of the first file that has any has the fields of FineHARD."""
+  for file in files:
+    samples, _ = caption_files.sample(file)
+    if not samples:
+      continue  # a broken file is counted when it is read
+    for field in ("f_path", "caption", "short_caption"):
+      if not any(field in record for record in samples):
+        message = f"{file} has no field {field!r}: {caption_files.list_fields(samples)}"
+        form = known_forms.find_container(file)
+        advice = known_forms.advise(form, file, "prepare") if form else "`prepare pairs` reads other forms"
+        raise ValueError(f"{message}. {advice}")
+    return
 
 
 def _find_listed(line: str, path: str) -> str:
@@ -178,5 +193,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
   """Runs the command."""
   files = find_annotations(options.annotations)
+  check_fields(files)
   images = image_store.find(options.images, options.url2key, cli.tables_folder(options), cli.make_engine(options))
   cli.convert(options, FineHard(files, images))

@@ -41,7 +41,7 @@ the first is taken. A form without short captions gets the first sentence of the
 )
 EXAMPLE = "--captions captions.jsonl --images photos --output data/photos"
 
-FIELDS = ("image", "short", "caption", "long", "regions")
+FIELDS = ("image", "short", "caption", "captions", "long", "regions")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -146,7 +146,7 @@ def _get_first(texts: Sequence[str], annotation: dict, kind: str, layout: captio
   if len(texts) > 1:
     report("note", RecordError("captions_unused", name, f"{len(texts)} captions, of which the first is taken"))
   optional = kind == "long" and bool(layout.short)
-  label = name if name in ("short", "caption", "long") else kind
+  label = name if name in caption_files.PLAIN.short or name == "long" else kind
   return annotation_fields.get_text(
     {name: texts[0] if texts else ""}, name, name, report, name=label, optional=optional
   )

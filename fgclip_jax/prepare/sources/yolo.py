@@ -17,7 +17,9 @@ from typing import Any
 
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, joins
-from fgclip_jax.storage import paths
+from fgclip_jax.storage import folders, paths, text
+from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import SkipReport
 from fgclip_jax.storage.tars import IMAGE_SUFFIXES
 
 SHORT = "YOLO's labels: boxes with class names"
@@ -78,9 +80,10 @@ def read_classes(path: str) -> tuple[dict[int, str], bool]:
   Raises:
     ValueError: the file is not of this form.
   """
-  data = _decode(path)
+  data = text.read(path)
   if not path.lower().endswith((".yaml", ".yml")):
-    return dict(enumerate(line.strip() for line in data.rstrip().splitlines())), False
+    lines = [line.strip() for line in text.lines(path)]
+    return {number: line for number, line in enumerate(lines) if line}, False
   import yaml  # comes with Flax
 
   try:
@@ -91,6 +94,9 @@ def read_classes(path: str) -> tuple[dict[int, str], bool]:
     raise ValueError(
       f"{path} has no list or object `names` of classes ({' '.join(str(error).split())[:200]})"
     ) from error
+  for number, name in entries.items():
+    if isinstance(name, bool) or not isinstance(name, str | int | float):
+      raise ValueError(f"{path}: the name of class {number} must be text, got a {type(name).__name__}")
   return {number: str(name) for number, name in entries.items()}, _KEYPOINTS in value
 
 
@@ -106,25 +112,16 @@ def make(state: str, images: str, labels: str, classes: str, folder: image_store
   Raises:
     ValueError: there is no label, or the class names cannot be read.
   """
-  found = [name for name in _walk(labels) if name.endswith(".txt") and posixpath.basename(name) not in _NAMES]
+  skips = SkipReport()
+  found = [name for name in folders.walk(labels, skips, (".txt",)) if posixpath.basename(name) not in _NAMES]
   if not found:
     raise ValueError(f"no .txt file of labels under {labels} (--labels)")
   names, pose = read_classes(classes)
-  pictures = [name for name in _walk(images) if name.lower().endswith(tuple(f".{each}" for each in IMAGE_SUFFIXES))]
+  pictures = list(folders.walk(images, skips, tuple(f".{suffix}" for suffix in IMAGE_SUFFIXES)))
+  if note := skips.summary(len(found) + len(pictures) + len(skips), "files"):
+    print(note)
   join = functools.partial(_join, labels, pictures, found, names, pose)
   return joins.make(state, FORM, join, [classes, images, *(paths.join(labels, name) for name in found)], folder)
-
-
-def _walk(folder: str, inner: str = "") -> Iterator[str]:
-  """Yields the files under a folder, relative to it, in order."""
-  for name in paths.list_folder(paths.join(folder, inner) if inner else folder):
-    if name.startswith(".") or name == "__MACOSX":
-      continue
-    path = posixpath.join(inner, name)
-    if paths.is_folder(paths.join(folder, path)):
-      yield from _walk(folder, path)
-    else:
-      yield path
 
 
 def _join(
@@ -144,7 +141,12 @@ def _join(
 
 def _make_line(picture: str, path: str, names: dict[int, str], pose: bool) -> dict:
   regions, found, largest, short = [], [], -1.0, None
-  for number, line in enumerate(_decode(path).splitlines()):
+  try:
+    lines = list(text.lines(path))
+  except (RecordError, paths.NotRegularFileError) as error:
+    lines = []
+    found.append(["region", "label_unreadable", path, str(error)])
+  for number, line in enumerate(lines):
     if not line.strip():
       continue
     place = f"{path}, line {number + 1}"
@@ -166,7 +168,7 @@ def _make_line(picture: str, path: str, names: dict[int, str], pose: bool) -> di
 def _parse(line: str, pose: bool) -> tuple[int, list[float]]:
   """Returns the class and the box x1, y1, x2, y2 of a line; raises `ValueError` for what is none."""
   first, *rest = line.split()
-  label, *values = (float(text) for text in (first, *rest))
+  label, *values = (float(each) for each in (first, *rest))
   if not all(map(math.isfinite, (label, *values))) or label != int(label):
     raise ValueError("needs a whole number of a class and finite numbers")
   if len(values) in (4, 5) or (pose and len(values) > 4):  # a fifth number is a detector's score
@@ -176,13 +178,6 @@ def _parse(line: str, pose: bool) -> tuple[int, list[float]]:
     raise ValueError(f"needs 4 numbers of a box or the pairs of a polygon, got {len(values)}")
   xs, ys = values[::2], values[1::2]
   return int(label), [min(xs), min(ys), max(xs), max(ys)]
-
-
-def _decode(path: str) -> str:
-  try:
-    return paths.read(path).decode("utf-8-sig")
-  except UnicodeDecodeError as error:
-    raise ValueError(f"{path} is not UTF-8 text ({error})") from error
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
