@@ -25,6 +25,7 @@ from fgclip_jax.data import annotation_fields
 from fgclip_jax.prepare.sources import caption_folders, conversations, known_forms
 from fgclip_jax.storage import arrow, parquet, paths, streams
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import Report
 from fgclip_jax.storage.tars import IMAGE_SUFFIXES
 
 Raw = streams.Raw | parquet.Row | arrow.Row
@@ -159,9 +160,9 @@ def _has_rows(file: str) -> bool:
   return file.lower().endswith((".parquet", ".arrow"))
 
 
-def load(raw: Raw) -> object:
-  """Parses what `scan` yielded; raises `RecordError` as `streams.load` and a row's `read` do."""
-  return raw.read() if isinstance(raw, parquet.Row | arrow.Row) else streams.load(raw)
+def load(raw: Raw, report: Report | None = None) -> object:
+  """Parses what `scan` yielded; raises `RecordError`, and reports, as `streams.load` and a row's `read` do."""
+  return raw.read() if isinstance(raw, parquet.Row | arrow.Row) else streams.load(raw, report)
 
 
 def in_split(value: object, split: str | None) -> bool:

@@ -70,7 +70,7 @@ class Pairs:
       return True  # it is counted when it is loaded
 
   def load(self, raw: caption_files.Raw, report: Report) -> Record:
-    value = caption_files.load(raw)
+    value = caption_files.load(raw, report)
     row = raw if isinstance(raw, parquet.Row | arrow.Row) else None
     record, names = parse(value, report, self.layout, row, paths.absolute(self.images.path))
     return record if record.image else dataclasses.replace(record, image=self.images.read(names))

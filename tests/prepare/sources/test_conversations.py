@@ -49,7 +49,9 @@ def test_other_questions_are_passed_over(question):
 def test_turns_in_other_spellings_are_read_and_broken_ones_refused():
   turns = [{"role": "user", "content": "Describe this image"}, {"role": "assistant", "content": CAPTION}]
   assert conversations.find_caption(turns) == CAPTION
-  assert conversations.find_caption([{"from": "human", "value": "<image>"}, {"from": "gpt", "text": CAPTION}]) == CAPTION
+  assert (
+    conversations.find_caption([{"from": "human", "value": "<image>"}, {"from": "gpt", "text": CAPTION}]) == CAPTION
+  )
   for value, kind in (
     ("text", "conversations_wrong_type"),
     (None, "conversations_wrong_type"),

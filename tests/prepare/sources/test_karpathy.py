@@ -49,7 +49,11 @@ def test_splits_are_chosen_and_unknown_ones_named(tmp_path, capsys):
 
 @pytest.mark.parametrize(
   ("changes", "kind"),
-  [({"sentences": []}, "short_missing"), ({"sentences": [{"raw": None}]}, "short_missing"), ({"filename": "x.jpg"}, "image_missing")],
+  [
+    ({"sentences": []}, "short_missing"),
+    ({"sentences": [{"raw": None}]}, "short_missing"),
+    ({"filename": "x.jpg"}, "image_missing"),
+  ],
 )
 def test_an_image_without_captions_or_file_is_counted(tmp_path, changes, kind):
   options = write(tmp_path, **changes)
