@@ -52,9 +52,10 @@ def photos(tmp_path):
 
 
 SHORTS = ["a cat", 'a "red" cat, here', "a dog"]
+QUOTED = '"a ""red"" cat, here"'
 PAIRS = list(zip(NAMES, SHORTS, strict=True))
 FORMS = {
-  "open_clip.csv": table(("filepath", "title"), PAIRS[0], (NAMES[1], '"a ""red"" cat, here"'), PAIRS[2], delimiter="\t"),
+  "open_clip.csv": table(("filepath", "title"), PAIRS[0], (NAMES[1], QUOTED), PAIRS[2], delimiter="\t"),
   "open_clip.tsv": table(("filepath", "title"), *PAIRS, delimiter="\t"),
   "excel.csv": b"\xef\xbb\xbf" + table(("image", "caption"), *PAIRS, delimiter=";"),
   "lists.jsonl": jsonl(*({"image": name, "captions": [text, "another"]} for name, text in PAIRS)),
