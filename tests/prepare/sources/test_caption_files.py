@@ -141,7 +141,7 @@ def fails(tmp_path, capsys, data, *options, name="a.jsonl"):
   [
     (jsonl(*ODD), "a.jsonl", (), ["no field of images", "'picture', 'words', 'more', 'key'", "--image_field picture"]),
     (jsonl(*ODD), "a.jsonl", PICTURE, ["no field of captions", "likely --short_field words"]),
-    (jsonl(*ODD), "a.jsonl", (*PICTURE, "--short_field", "word"), ["no field 'word' (--short_field)", "is it 'words'?"]),
+    (jsonl(*ODD), "a.jsonl", (*PICTURE, "--short_field", "word"), ["no field 'word' (--short_field)", "is it 'words'"]),
     (jsonl(*ODD), "a.jsonl", (*PICTURE, "--short_field", "key"), ["none of the first 3 records", "must be text"]),
     (jsonl({"image": "a.jpg", "alt text": "x"}), "a.jsonl", (), ["likely --short_field 'alt text'"]),
     (table(("filepath", "title"), ("a", "b"), delimiter="~"), "a.csv", (), ["the fields are 'filepath~title'"]),
