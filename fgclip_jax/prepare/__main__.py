@@ -11,6 +11,7 @@ import sys
 from typing import Any
 
 from fgclip_jax.prepare import benchmark, inspect, sources, verify
+from fgclip_jax.storage.skip_report import printable
 
 TOOLS = (inspect, verify, benchmark)
 # Help lists these sources first; others follow by name.
@@ -36,7 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     print("\nStopped. Run the same command again to continue.", file=sys.stderr)
     return 1
   except (OSError, ValueError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    lines = map(printable, str(error).split("\n"))  # they may hold names from inside files
+    print("error:", "\n".join(lines), file=sys.stderr)
     return 1
   return 0
 

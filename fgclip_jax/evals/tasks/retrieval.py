@@ -17,7 +17,7 @@ from fgclip_jax.evals.encoding import encode_images
 from fgclip_jax.evals.evaluator import Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.prepare.cli import add_fields
-from fgclip_jax.prepare.sources import caption_files
+from fgclip_jax.prepare.sources import caption_files, caption_folders
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import SkipReport
@@ -136,8 +136,11 @@ class ImageTextRetrieval:
       return self.images
     if self.dataset == "urban1k":
       return paths.join(self.annotations, "image")
-    whole = self.dataset == "dci" or (self.dataset == "pairs" and paths.is_folder(self.annotations))
-    return self.annotations if whole else os.path.dirname(self.annotations)
+    if self.dataset == "dci":
+      return self.annotations
+    if self.dataset == "pairs" and paths.is_folder(self.annotations):
+      return os.path.dirname(caption_folders.find(self.annotations, self._split, "evaluate")[0][0])
+    return os.path.dirname(self.annotations)
 
   def files(self) -> list[str | tuple[str, str]]:
     return [self.annotations, self._images]
@@ -147,14 +150,15 @@ class ImageTextRetrieval:
     notes = guards.check_resolution(model, self.allow)
     skips = SkipReport()
     skip_empty = self.skip_empty or self.dataset != "dci"
+    read_notes: list[str] = []
     fields = caption_files.Fields(self.image_field, self.short_field, self.long_field)
-    options = caption_sets.Options(self._split, fields, self._kind, notes)
+    options = caption_sets.Options(self._split, fields, self._kind, read_notes)
     entries = caption_sets.read(self.dataset, self.annotations, options, self.limit, skips, skip_empty)
     records = len(entries) + len(skips)
     texts = [text for entry in entries for text in entry.captions]
     embeddings, cut = guards.encode_texts(model, texts, self._kind, self.allow, progress)
     image, kept = encode_images(model, _Pictures(entries, self._files(entries)), skips, self.mode, progress)
-    notes += [skips.summary(records, "pictures"), *cut]
+    notes += [skips.summary(records, "pictures"), *cut, *read_notes]
     if not len(kept):
       raise ValueError(
         f"no picture of {self.annotations!r} under {self._images!r} can be used: {'; '.join(filter(None, notes))}"

@@ -18,6 +18,7 @@ import difflib
 import itertools
 import os
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -143,7 +144,8 @@ def find(
     _check_absolute(samples, layout, files[0], paths.absolute(images))
   for file in files[1:]:
     _choose(_get_samples(file, command), fields, file, command)
-  note = "" if layout == PLAIN and not _has_rows(files[0]) else _describe(samples, layout, files[0])
+  plain = {*layout.short} == {*PLAIN.short} and dataclasses.replace(layout, short=PLAIN.short) == PLAIN
+  note = "" if plain and not _has_rows(files[0]) else _describe(samples, layout, files[0])
   return CaptionFiles(tuple(files), layout, images, note)
 
 
@@ -327,7 +329,7 @@ def _advise(option: str, samples: list[dict], columns: list) -> str:
     likely = [name for name in columns if texts[name] and not pictures[name] and _CAPTION_NAME.search(str(name))]
     spaced = {name: sum(" " in str(v) for v in values) for name, values in texts.items() if not pictures[name]}
     likely = likely or [name for name, count in spaced.items() if count and count == max(spaced.values())]
-  return f"; likely --{option}_field {likely[0]}" if likely else f"; name it by --{option}_field"
+  return f"; likely --{option}_field {shlex.quote(str(likely[0]))}" if likely else f"; name it by --{option}_field"
 
 
 def _check_records(samples: list[dict], layout: Layout, file: str) -> None:

@@ -73,7 +73,7 @@ class Pairs:
     value = caption_files.load(raw, report)
     row = raw if isinstance(raw, parquet.Row | arrow.Row) else None
     record, names = parse(value, report, self.layout, row, paths.absolute(self.images.path))
-    return record if record.image else dataclasses.replace(record, image=self.images.read(names))
+    return dataclasses.replace(record, image=self.images.read(names)) if names else record
 
 
 def parse(
@@ -93,8 +93,8 @@ def parse(
     images: the absolute path of the images folder; an absolute path of an image under it is made relative to it.
 
   Returns:
-    The record and the paths, relative to the images folder, at which its image may lie; its id is the first, unless the
-    layout names a field for it.
+    The record and the paths, relative to the images folder, at which its image may lie; none if the record holds it.
+    The record's id is the first path, unless the layout names a field for it.
 
   Raises:
     RecordError: the record cannot be used.
@@ -102,16 +102,17 @@ def parse(
   annotation = annotation_fields.get_mapping(value, "record")
   entry = caption_files.parse(annotation, layout)
   if entry.data is not None:
-    place = f"{posixpath.splitext(posixpath.basename(row.path))[0]}/{row.number}" if row else entry.image
-    names = (place or "image",)
+    names: tuple[str, ...] = ()
+    name = f"{posixpath.splitext(posixpath.basename(row.path))[0]}/{row.number}" if row else entry.image
   else:
     names = _find_paths(caption_files.relative(entry.image, images), layout.image)
+    name = names[0]
   short, long = (_get_first(getattr(entry, kind), annotation, kind, layout, report) for kind in ("short", "long"))
   if not layout.short:
     short = conversations.first_sentence(long)
     report("note", RecordError("short_from_long", "short", "is the first sentence of the long caption"))
   if layout.id and not entry.id:
-    report("note", RecordError("id_missing", layout.id, f"is missing, null or blank; the id is {names[0]!r}"))
+    report("note", RecordError("id_missing", layout.id, f"is missing, null or blank; the id is {name!r}"))
   if layout == caption_files.PLAIN and row is None:  # of rows the fields are named once, before
     for unknown in sorted({*map(str, annotation)} - {*FIELDS}):
       report("note", RecordError("field_unknown", unknown, f"is not read; the fields are {', '.join(FIELDS)}"))
@@ -123,7 +124,7 @@ def parse(
       regions.append(_parse_region(region, f"regions[{index}]", report))
     except RecordError as error:
       report("region", error)
-  identity = entry.id or names[0]
+  identity = entry.id or name
   annotation_fields.check_unicode(identity, "id", layout.id or layout.image)
   return Record(identity, entry.data or b"", short, long, tuple(regions)), names
 
