@@ -13,7 +13,6 @@ ELSEWHERE = {
   "data/config": "data/loader",
   "data/shard_writer": "data/dataset_folder",
   "data/tfds_reader": "prepare/sources/tfds",
-  "evals/datasets/caption_sets": "evals/tasks/retrieval",
   "evals/datasets/class_lists": "evals/tasks/segmentation",
   "evals/datasets/compositional_sets": "evals/tasks/compositional",
   "evals/datasets/label_maps": "evals/tasks/segmentation",

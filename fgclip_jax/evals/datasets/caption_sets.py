@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fgclip_jax.evals.datasets.image_folders import SUFFIXES
 from fgclip_jax.prepare.sources import caption_files, known_forms
-from fgclip_jax.storage import paths, streams
+from fgclip_jax.storage import paths, streams, text
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
 
@@ -35,7 +35,8 @@ class Options(NamedTuple):
     split: the split to take, of sets that have any; None: all.
     fields: of `pairs`, the names of fields that are given.
     kind: `short` or `long`: the captions to take of records that have both.
-    notes: gets a line on the fields that are read, where they are not those of the plain form.
+    notes: gets lines: on the fields that are read, where they are not those of the plain form, and on captions that
+      are left out of pictures that have others.
   """
 
   split: str | None = None
@@ -63,12 +64,19 @@ def read(
   """
   if limit is not None and limit < 1:
     raise ValueError(f"limit must be at least 1, got {limit}")
-  entries = []
+  entries, wrong, first = [], 0, ""
   for found in itertools.islice(_read(dataset, annotations, options), limit):
     if isinstance(found, RecordError):
       skips.add(Skip.of(found, annotations))
       continue
-    captions = tuple(text.strip() for text in found.captions if text.strip() or not skip_empty)
+    if not isinstance(found.image, str):
+      skips.add(Skip("image_wrong_type", f"an image must be a path, got {found.image!r:.80}", place=annotations))
+      continue
+    texts = [text for text in found.captions if isinstance(text, str)]
+    if len(texts) < len(found.captions):
+      wrong += len(found.captions) - len(texts)
+      first = first or found.image
+    captions = tuple(text.strip() for text in texts if text.strip() or not skip_empty)
     if captions:
       entries.append(found._replace(captions=captions))
     else:
@@ -77,6 +85,8 @@ def read(
     where = f" of split {options.split!r}" if options.split else ""
     reasons = "".join(f"; {skip.kind} {count}, the first: {skip}" for skip, count in skips.firsts())
     raise ValueError(f"{annotations!r} holds no picture with a caption{where}{reasons}")
+  if wrong and options.notes is not None:
+    options.notes.append(f"{wrong:,} captions are no text and are left out, the first of {first!r}")
   return entries
 
 
@@ -97,9 +107,9 @@ def _read(dataset: str, path: str, options: Options) -> Iterator[Entry | RecordE
 def _read_coco(path: str, options: Options) -> Iterator[Entry]:
   del options
   value = _load(path)
-  captions: dict[Any, list[str]] = {_need(image, "id", path): [] for image in _need(value, "images", path)}
-  for annotation in _need(value, "annotations", path):
-    image = _need(annotation, "image_id", path)
+  captions: dict[Any, list[str]] = {_need_id(image, "id", path): [] for image in _need_list(value, "images", path)}
+  for annotation in _need_list(value, "annotations", path):
+    image = _need_id(annotation, "image_id", path)
     if image not in captions:
       raise ValueError(f"{path}: annotation {annotation.get('id')} is of image {image}, not listed")
     captions[image].append(_need(annotation, "caption", path))
@@ -114,12 +124,21 @@ def _read_karpathy(path: str, options: Options) -> Iterator[Entry | RecordError]
       if isinstance(row, RecordError):
         yield row
       elif _need(row, "split", path) == options.split:
-        yield Entry(_need(row, "filename", path), tuple(json.loads(_need(row, "raw", path)))[:CAPTIONS])
+        try:
+          sentences = json.loads(_need(row, "raw", path))
+        except (ValueError, RecursionError) as error:
+          yield RecordError("captions_not_json", "raw", f"is no list of captions ({error})")
+          continue
+        yield Entry(_need(row, "filename", path), tuple(sentences if isinstance(sentences, list) else ())[:CAPTIONS])
     return
-  for image in _need(_load(path), "images", path):
+  for image in _need_list(_load(path), "images", path):
     if _need(image, "split", path) == options.split:
-      sentences = tuple(_need(sentence, "raw", path) for sentence in _need(image, "sentences", path))
-      yield Entry(os.path.join(image.get("filepath", ""), _need(image, "filename", path)), sentences[:CAPTIONS])
+      sentences = tuple(_need(sentence, "raw", path) for sentence in _need_list(image, "sentences", path))
+      folder, name = image.get("filepath") or "", _need(image, "filename", path)
+      if not isinstance(folder, str) or not isinstance(name, str):
+        yield RecordError("image_wrong_type", "filename", f"must be text, got {folder!r:.40}, {name!r:.40}")
+        continue
+      yield Entry(os.path.join(folder, name), sentences[:CAPTIONS])
 
 
 def _read_sharegpt4v(path: str, options: Options) -> Iterator[Entry | RecordError]:
@@ -128,7 +147,7 @@ def _read_sharegpt4v(path: str, options: Options) -> Iterator[Entry | RecordErro
     if isinstance(entry, RecordError):
       yield entry
       continue
-    turns = _need(entry, "conversations", f"{path}, entry {place}")
+    turns = _need_list(entry, "conversations", f"{path}, entry {place}")
     caption = (_need(turns[1], "value", f"{path}, entry {place}"),) if len(turns) > 1 else ()
     yield Entry(_need(entry, "image", f"{path}, entry {place}"), caption)
 
@@ -147,8 +166,8 @@ def _read_urban1k(path: str, options: Options) -> Iterator[Entry]:
   for name in paths.list_folder(paths.join(path, "image")):
     stem, suffix = os.path.splitext(name)
     if suffix.lower() in SUFFIXES:
-      text = paths.read(paths.join(path, "caption", stems[stem])).decode() if stem in stems else ""
-      yield Entry(name, (text,))
+      caption = text.read(paths.join(path, "caption", stems[stem])) if stem in stems else ""
+      yield Entry(name, (caption,))
 
 
 def _read_pairs(path: str, options: Options) -> Iterator[Entry | RecordError]:
@@ -196,8 +215,10 @@ LONG = ("sharegpt4v", "dci", "urban1k")  # sets with long captions
 
 def _load(path: str) -> Any:
   try:
-    return json.loads(paths.read(path))
-  except ValueError as error:
+    return json.loads(text.read(path))
+  except RecordError:
+    raise
+  except (ValueError, RecursionError) as error:
     raise ValueError(f"{path!r} is not JSON: {error}") from error
 
 
@@ -208,6 +229,20 @@ def _rows(path: str) -> Iterator[Any]:
       yield streams.load(raw)
     except RecordError as error:
       yield error
+
+
+def _need_list(value: Any, key: str, where: str) -> list:
+  found = _need(value, key, where)
+  if not isinstance(found, list):
+    raise ValueError(f"{where}: {key!r} must be a list, got {found!r:.80}")
+  return found
+
+
+def _need_id(value: Any, key: str, where: str) -> str | int:
+  found = _need(value, key, where)
+  if not isinstance(found, str | int):
+    raise ValueError(f"{where}: {key!r} must be a number or text, got {found!r:.80}")
+  return found
 
 
 def _need(value: Any, key: str, where: str) -> Any:

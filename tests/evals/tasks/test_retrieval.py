@@ -5,6 +5,8 @@ import json
 import pathlib
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 
 from fgclip_jax.evals import ImageTextRetrieval, ranking
@@ -245,3 +247,35 @@ def test_what_is_wrong_is_said(model, tmp_path):
     ImageTextRetrieval("dci", str(tmp_path / "none")).run(model)
   with pytest.raises(ValueError, match="dataset must be one of coco"):
     ImageTextRetrieval("flickr", "x")
+
+
+def test_pictures_in_rows_and_folders_are_those_of_files(model, tmp_path, draw):
+  for split in ("train", "test"):
+    (tmp_path / "set" / split).mkdir(parents=True)
+    for place in range(3):
+      draw(tmp_path / "set" / split / f"{place}.jpg", place + (split == "train"))
+    rows = [{"file_name": f"{place}.jpg", "text": f"caption {place}"} for place in range(3)]
+    (tmp_path / "set" / split / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+  rows = [
+    {
+      "image": {"bytes": (tmp_path / "set" / "test" / f"{place}.jpg").read_bytes(), "path": None},
+      "short": [f"caption {place}"],
+    }
+    for place in range(3)
+  ]
+  pyarrow.parquet.write_table(
+    pyarrow.Table.from_pylist([*rows, {"image": {"bytes": b"", "path": None}}]), tmp_path / "a.parquet"
+  )
+  folder = ImageTextRetrieval("pairs", str(tmp_path / "set"), split="test").run(model)
+  inside = ImageTextRetrieval("pairs", str(tmp_path / "a.parquet")).run(model)
+  assert folder.metrics == inside.metrics and folder.metrics["image_to_text_r1"].count == 3
+  assert folder.examples["score"].tolist() == inside.examples["score"].tolist()
+  assert inside.skipped == {"record_wrong_form": 1}
+
+
+def test_settings_name_only_what_is_chosen(tmp_path):
+  plain = ImageTextRetrieval("pairs", "a.jsonl").settings()
+  assert not {"split", "skip_empty", "image_field", "short_field", "long_field"} & set(plain)
+  chosen = ImageTextRetrieval("pairs", "a.jsonl", split="val", short_field="words").settings()
+  assert chosen == plain | {"split": "val", "short_field": "words"}
+  assert ImageTextRetrieval("flickr30k", "a.json").settings()["split"] == "test"
