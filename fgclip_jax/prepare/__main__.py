@@ -37,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\nStopped. Run the same command again to continue.", file=sys.stderr)
     return 1
   except (OSError, ValueError) as error:
-    lines = map(printable, str(error).split("\n"))  # they may hold names from inside files
+    lines = (printable(line) for line in str(error).split("\n"))
     print("error:", "\n".join(lines), file=sys.stderr)
     return 1
   return 0

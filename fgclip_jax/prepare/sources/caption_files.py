@@ -133,19 +133,23 @@ def find(
       files += found
     else:
       files.append(_check_file(path, command))
-  samples = _get_samples(files[0], command)
-  layout = _choose(samples, fields, files[0], command)
+  for file in files:
+    if form := known_forms.find_container(file):
+      raise ValueError(known_forms.advise(form, file, command))
+  first, samples = _find_samples(files)
+  layout = _choose(samples, fields, first, command)
+  for file in files:
+    if file != first and not _has_rows(file) and (others := sample(file)[0]):  # a broken one is counted when it is read
+      _choose(others, fields, file, command)
   if split is not None and in_folder is None:
     layout = dataclasses.replace(layout, split=split)
     _check_split(files, split)
-  _check_records(samples, layout, files[0])
+  _check_records(samples, layout, first)
   images = images or os.path.dirname(files[0]) or "."
   if command == "prepare":
-    _check_absolute(samples, layout, files[0], paths.absolute(images))
-  for file in files[1:]:
-    _choose(_get_samples(file, command), fields, file, command)
+    _check_absolute(samples, layout, first, paths.absolute(images))
   plain = {*layout.short} == {*PLAIN.short} and dataclasses.replace(layout, short=PLAIN.short) == PLAIN
-  note = "" if plain and not _has_rows(files[0]) else _describe(samples, layout, files[0])
+  note = "" if plain and not _has_rows(first) else _describe(samples, layout, first)
   return CaptionFiles(tuple(files), layout, images, note)
 
 
@@ -251,14 +255,15 @@ def _check_file(path: str, command: str) -> str:
   return path
 
 
-def _get_samples(file: str, command: str) -> list[dict]:
-  """The first records of a file; raises `ValueError` if there is none, or if another command reads its form."""
-  if form := known_forms.find_container(file):
-    raise ValueError(known_forms.advise(form, file, command))
-  samples, reason = sample(file)
-  if not samples:
-    raise ValueError(f"no record in {file}: {reason}")
-  return samples
+def _find_samples(files: Sequence[str]) -> tuple[str, list[dict]]:
+  """The first file that has records, and its first ones; raises `ValueError` if there is none."""
+  reason = None
+  for file in files:
+    found, why = sample(file)
+    if found:
+      return file, found
+    reason = reason or f"no record in {file}: {why}"
+  raise ValueError(reason or "no file of captions")
 
 
 def sample(file: str) -> tuple[list[dict], str]:

@@ -89,18 +89,18 @@ def find_annotations(path: str) -> tuple[str, ...]:
 
 
 def check_fields(files: Sequence[str]) -> None:
-  """Raises `ValueError` if no record of the first file that has any has the fields of FineHARD."""
+  """Raises `ValueError` if no record of the first ones has the fields of FineHARD."""
+  samples: list[dict] = []
   for file in files:
-    samples, _ = caption_files.sample(file)
-    if not samples:
-      continue  # a broken file is counted when it is read
-    for field in ("f_path", "caption", "short_caption"):
-      if not any(field in record for record in samples):
-        message = f"{file} has no field {field!r}: {caption_files.list_fields(samples)}"
-        form = known_forms.find_container(file)
-        advice = known_forms.advise(form, file, "prepare") if form else "`prepare pairs` reads other forms"
-        raise ValueError(f"{message}. {advice}")
-    return
+    samples += caption_files.sample(file)[0]  # a broken file is counted when it is read
+    if len(samples) >= caption_files.SAMPLES:
+      break
+  for field in ("f_path", "caption", "short_caption"):
+    if samples and not any(field in record for record in samples):
+      message = f"{files[0]} has no field {field!r}: {caption_files.list_fields(samples)}"
+      form = known_forms.find_container(files[0])
+      advice = known_forms.advise(form, files[0], "prepare") if form else "`prepare pairs` reads other forms"
+      raise ValueError(f"{message}. {advice}")
 
 
 def _find_listed(line: str, path: str) -> str:
