@@ -73,10 +73,21 @@ EVERY_OPTION = {
     evals.Classification("tfds", "N", split="validation", data_dir="D", templates="name", mode="center_crop", **GUARDS),
   ),
   "retrieve": (
-    f"flickr30k --annotations A --images I --kind long --split val --skip_empty --mode center_crop {BOTH}",
+    "flickr30k --annotations A --images I --kind long --split val --skip_empty --mode center_crop "
+    f"--image_field a --short_field b --long_field c {BOTH}",
     evals.ImageTextRetrieval(
-      "flickr30k", "A", "I", kind="long", split="val", skip_empty=True, mode="center_crop", **GUARDS
-    ),
+      "flickr30k",
+      "A",
+      "I",
+      kind="long",
+      split="val",
+      skip_empty=True,
+      mode="center_crop",
+      image_field="a",
+      short_field="b",
+      long_field="c",
+      **GUARDS,
+    ),  # fmt: skip
   ),
   "boxes": (
     f"--annotations A --images I --classes C --templates openai7 {BOTH}",
