@@ -87,7 +87,7 @@ EVERY_OPTION = {
       short_field="b",
       long_field="c",
       **GUARDS,
-    ),  # fmt: skip
+    ),
   ),
   "boxes": (
     f"--annotations A --images I --classes C --templates openai7 {BOTH}",
