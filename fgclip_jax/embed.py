@@ -11,13 +11,14 @@ Each may also be a record folder, as `python -m fgclip_jax.prepare` writes it.
 
 OUTPUT.npy holds float32 [rows, width] of unit length, and OUTPUT.ids.txt the rows' ids; OUTPUT.parquet holds both. An
 id is an image's path (or its record's id), a text's `id` or number from 1, and for regions the image's id with #0, ...
-Items that cannot be used are left out and listed in OUTPUT.left_out.jsonl. All devices of this machine are used.
-After a stop or a crash, the same command continues where it was.
+(so too for a list of texts). Items that cannot be used are left out and listed in OUTPUT.left_out.jsonl. All devices of
+this machine are used. After a stop or a crash, the same command continues where it was.
 """
 
 import argparse
 import itertools
 import json
+import os
 import sys
 import warnings
 import zlib
@@ -28,16 +29,16 @@ import jax
 import numpy as np
 import tqdm
 
-from fgclip_jax.data import annotation_fields
-from fgclip_jax.inference import bulk_inputs, inputs, programs
+from fgclip_jax.inference import bulk_inputs, programs
 from fgclip_jax.inference.bulk_outputs import Output
 from fgclip_jax.inference.model import DTYPES, FGCLIP, KINDS, load
 from fgclip_jax.storage.errors import RecordError
-from fgclip_jax.storage.skip_report import Skip
+from fgclip_jax.storage.skip_report import Skip, printable
 from fgclip_jax.storage.threads import in_threads
 from fgclip_jax.weights.checksums import checksums
 
 PART = 4096  # items that are written at a time
+PART_BYTES = 256 << 20  # of records of text, which may be large
 WHAT = ("images", "texts", "regions")
 
 
@@ -65,36 +66,60 @@ def embed(
     field: the field of texts in JSON or CSV.
     split: the split of a record folder.
     root: the folder that paths in a list of images or regions are relative to; empty: the current one.
-    overwrite: discard an earlier output and start over.
+    overwrite: start over; an earlier output is replaced when the new one is whole.
     progress: show a progress bar.
 
   Returns:
     The paths written (none if the output was already finished), and the report.
 
   Raises:
-    FileNotFoundError, ValueError: the input does not exist or breaks off, or the output exists with other settings.
+    FileNotFoundError, ValueError: the input does not exist, breaks off, has no such field or gives no row; the output
+      exists with other settings, or is the input.
+    OSError: the output cannot be written; an earlier one is then as it was.
   """
   target = Output(output)
+  if os.path.realpath(given) in map(os.path.realpath, target.files()):
+    raise ValueError(f"output {output!r} would replace its own input, {given!r}: name another output")
   with target.locked():
-    if overwrite:
-      target.clear()
-    mode, vision = model.config.resize if what == "images" else "squash", model.config.vision
-    reading = bulk_inputs.Reading(vision.image_size, mode, what, kind, field, root, vision.pixels)
-    source = bulk_inputs.find(what, given, split, target.state, reading)
-    settings = {
-      "what": what,
-      "input": source.name,
-      "read": {"kind": kind, "field": field} if what == "texts" else {"size": reading.size, "mode": reading.mode},
-      "root": root,
-      "fingerprint": zlib.crc32(json.dumps(source.fingerprint, sort_keys=True).encode()),
-      "model": fingerprint(model),
-      "dtype": model.runtime.dtype.name,
-      "width": model.config.embedding_width,
-    }
-    if target.begin(settings):
-      return [], target.report()
-    parts = _write_parts(model, source, target, what, kind, progress)
+    new = overwrite or not target.begun
+    if new:
+      target.discard_parts()
+    try:
+      source, settings = _start(model, what, given, target, kind, field, split, root)
+      if target.begin(settings, overwrite):
+        target.discard_parts()
+        return [], target.report()
+      total = sum(1 for _ in _items(source))
+      if not total:
+        raise ValueError(f"{source.name!r} holds none of the {what}")
+    except BaseException:
+      if new:  # what a failed start noted must not decide the next one
+        target.discard_parts()
+      raise
+    parts = _write_parts(model, source, target, what, kind, total, progress)
     return target.finish(parts, settings)
+
+
+def _start(
+  model: FGCLIP, what: str, given: str, target: Output, kind: str, field: str, split: str, root: str
+) -> tuple[bulk_inputs.Input, dict[str, Any]]:
+  """Finds the input; returns it and what decides the output."""
+  mode, vision = model.config.resize if what == "images" else "squash", model.config.vision
+  reading = bulk_inputs.Reading(vision.image_size, mode, what, kind, field, root, vision.pixels)
+  source = bulk_inputs.find(what, given, split, target.state, reading)
+  settings = {
+    "what": what,
+    "input": source.name,
+    "read": {"kind": kind, "field": field} if what == "texts" else {"size": reading.size, "mode": reading.mode},
+    "root": root,
+    "fingerprint": zlib.crc32(json.dumps(source.fingerprint, sort_keys=True).encode()),
+    "model": fingerprint(model),
+    "dtype": model.runtime.dtype.name,
+    "width": model.config.embedding_width,
+  }
+  if isinstance(source, bulk_inputs.ImageFiles):
+    settings["sizes"] = source.sizes
+  return source, settings
 
 
 def fingerprint(model: FGCLIP) -> str:
@@ -103,16 +128,14 @@ def fingerprint(model: FGCLIP) -> str:
   return f"{zlib.crc32(json.dumps(described, sort_keys=True).encode()):08x}"
 
 
-def _write_parts(model: FGCLIP, source: bulk_inputs.Input, target: Output, what: str, kind: str, progress: bool) -> int:
+def _write_parts(
+  model: FGCLIP, source: bulk_inputs.Input, target: Output, what: str, kind: str, total: int, progress: bool
+) -> int:
   """Writes the missing parts; returns the number of all parts."""
   encode = {"images": _encode_images, "regions": _encode_regions, "texts": _encode_texts}[what]
-  total = sum(1 for _ in _items(source))
-  if not total:
-    target.clear()
-    raise ValueError(f"{source.name!r} holds none of the {what}")
   parts = 0
   with tqdm.tqdm(total=total, desc=what, unit="item", disable=not progress) as bar:
-    for number, items in enumerate(inputs.batches(_items(source), PART)):
+    for number, items in enumerate(_divide(_items(source))):
       if target.part(number) is None:
         part = _Part(source, items, bar)
         features, cut = encode(model, part, kind)
@@ -121,6 +144,19 @@ def _write_parts(model: FGCLIP, source: bulk_inputs.Input, target: Output, what:
         bar.update(len(items))
       parts = number + 1
   return parts
+
+
+def _divide(items: Iterable[Any]) -> Iterator[list[Any]]:
+  """Lists of up to `PART` items, fewer where they are large."""
+  part, size = [], 0
+  for item in items:
+    part.append(item)
+    size += len(item[1]) if isinstance(item, tuple) and isinstance(item[1], bytes) else 0
+    if len(part) == PART or size > PART_BYTES:
+      yield part
+      part, size = [], 0
+  if part:
+    yield part
 
 
 def _items(source: bulk_inputs.Input) -> Iterator[Any]:
@@ -156,9 +192,7 @@ class _Part:
     try:
       loaded = self._source.load(item)
       for name in loaded.ids:
-        annotation_fields.check_unicode(name, "id", "id")
-        if "\n" in name or "\r" in name:
-          raise RecordError("id_of_several_lines", "id", f"{name!r} would not be one line of the ids")
+        bulk_inputs.check_id(name)
       return loaded
     except RecordError as error:
       return error
@@ -228,34 +262,37 @@ def main(argv: list[str] | None = None) -> int:
     print("\nStopped. Run the same command again to continue.", file=sys.stderr)
     return 1
   except (OSError, ValueError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     return 1
   return 0
 
 
 def _run(args: argparse.Namespace) -> None:
+  Output(args.output)  # a wrong name is told before gigabytes are read
   programs.use_compilation_cache()
   devices = jax.local_devices()
   model = load(args.model, args.dtype, programs.all_devices() if len(devices) > 1 else None, not args.raw_weights)
   what = next(what for what in WHAT if getattr(args, what) is not None)
   print(f"{args.model}: {model}")
-  print(f"Embedding the {what} of {getattr(args, what)} on {len(devices)} x {devices[0].device_kind}")
+  print(f"Embedding the {what} of {printable(getattr(args, what))} on {len(devices)} x {devices[0].device_kind}")
   options = {name: getattr(args, name) for name in ("kind", "field", "split", "root", "overwrite")}
   written, report = embed(model, what, getattr(args, what), args.output, **options, progress=True)
   if not written:
-    print(f"{args.output} is finished already: {report['rows']:,} rows (--overwrite starts over)")
+    print(f"{printable(args.output)} is finished already: {report['rows']:,} rows (--overwrite starts over)")
     return
   print(f"{report['rows']:,} rows of {report['width']} numbers, of {report['items']:,} items")
   if report["texts_cut"]:
     print(f"note: {report['texts_cut']:,} texts are longer than the model reads with --kind {args.kind}, and were cut")
+  if report["ids_repeated"]:
+    print(f"note: {report['ids_repeated']:,} rows have an id that another row before them has")
   if left_out := report["left_out"]:
     kinds = ", ".join(f"{kind} {count:,}" for kind, count in left_out.items())
     print(f"note: left out {sum(left_out.values()):,} items: {kinds}")
   for path in written:
-    print(f"wrote {path}")
-  reads = f"pyarrow.parquet as p; print(p.read_table('{args.output}'))"
+    print(f"wrote {printable(path)}")
+  reads = f"pyarrow.parquet as p; print(p.read_table('{printable(args.output)}'))"
   if args.output.endswith(".npy"):
-    reads = f"numpy; print(numpy.load('{args.output}', mmap_mode='r').shape)"
+    reads = f"numpy; print(numpy.load('{printable(args.output)}', mmap_mode='r').shape)"
   print(f'next: python -c "import {reads}"')
 
 

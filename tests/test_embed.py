@@ -216,3 +216,29 @@ def test_the_command(photos, model, tmp_path, capsys):
     assert message in capsys.readouterr().err, message
   assert embed.main(["--model", folder, "--images", str(photos), "--output", "out.csv"]) == 1
   assert "must end in .npy or .parquet" in capsys.readouterr().err
+
+
+def test_a_name_that_is_not_unicode_and_a_wrong_field_in_the_command(model, tmp_path, capsysbinary):
+  folder = str(tmp_path / "model")
+  native.write(folder, TINY, parameters.flatten(jax.device_get(model.params)))
+  (tmp_path / "ph").mkdir()
+  picture = Image.new("RGB", (30, 30))
+  picture.save(tmp_path / "ph" / "b.png")
+  os.rename(tmp_path / "ph" / "b.png", os.fsencode(tmp_path) + b"/ph/caf\xe9.png")
+  argv = ["--model", folder, "--images", str(tmp_path / "ph"), "--output", str(tmp_path / "o.npy")]
+  assert embed.main(argv) == 1
+  error = capsysbinary.readouterr().err.decode()
+  assert "nothing to write: 1 of 1 images could not be used" in error and "id_not_unicode" in error
+  picture.save(tmp_path / "ph" / "a.png")
+  assert embed.main(argv) == 0
+  assert "left out 1 items: id_not_unicode 1" in capsysbinary.readouterr().out.decode()
+  os.rename(tmp_path / "ph", os.fsencode(tmp_path) + b"/\xff\x1b[2J")  # a folder's own name is no part of the ids
+  argv = ["--model", folder, "--images", f"{tmp_path}/\udcff\x1b[2J", "--output", f"{tmp_path}/\udcff.npy"]
+  assert embed.main(argv) == 0
+  said = b"".join(capsysbinary.readouterr())
+  assert rb"\udcff\x1b[2J" in said and b"\x1b[2J" not in said
+  assert embed.main(argv) == 0 and b"is finished already: 1 rows" in capsysbinary.readouterr().out
+  (tmp_path / "c.csv").write_text("id,caption\n1,a cat\n")
+  argv = ["--model", folder, "--texts", str(tmp_path / "c.csv"), "--output", str(tmp_path / "c.npy")]
+  assert embed.main(argv) == 1 and b"give --field caption" in capsysbinary.readouterr().err
+  assert embed.main([*argv, "--field", "caption"]) == 0

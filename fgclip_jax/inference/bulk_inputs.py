@@ -4,26 +4,31 @@ An input is iterated twice at most: to count its items, and to load them. `load`
 `RecordError` for an item that cannot be used; `embed` then leaves it out and names it in its report.
 """
 
+import contextlib
 import dataclasses
-import functools
-import glob
+import difflib
 import json
+import math
 import os
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
-from PIL import Image
 
 from fgclip_jax.data import annotation_fields, shards
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record as records
+from fgclip_jax.inference import image_listing
+from fgclip_jax.inference.image_listing import TEXT_LINES
 from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
-from fgclip_jax.storage import paths, streams
+from fgclip_jax.storage import paths, streams, text
 from fgclip_jax.storage.errors import RecordError
 
-TEXT_LINES = ".txt"
+MAX_FILE = 1 << 30  # bytes of an image file; Pillow's largest picture is half of that once decoded
+MAX_TEXT = 1 << 20  # characters; the longest table reads 248 tokens
+# what people call the field of texts, likeliest first
+_TEXT_FIELDS = ("text", "caption", "captions", "short", "title", "sentence", "description", "long", "prompt", "query")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,34 +105,53 @@ class Reading:
       RecordError: kinds `image_missing`, `image_unreadable` and those of `images.to_levels`.
     """
     try:
-      data = data if isinstance(data, bytes) else paths.read(data)
+      if isinstance(data, str):
+        size = 0 if paths.is_remote(data) else os.stat(data).st_size
+        data = b"" if size > MAX_FILE else paths.read(data)
+        if size > MAX_FILE:
+          raise images.ImageError(
+            "image_too_large", name, f"is a file of {size:,} bytes, at most {MAX_FILE:,} are read"
+          )
     except FileNotFoundError as error:
       raise RecordError("image_missing", name, "there is no such file") from error
-    except OSError as error:
+    except images.ImageError:
+      raise
+    except (OSError, ValueError) as error:  # of a path with a zero byte, or a URL that cannot be used here
       raise RecordError("image_unreadable", name, f"cannot be read ({error})") from error
     return images.to_levels(data, self.size, self.mode, name, self.pixels)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageFiles:
-  """Image files by a listing of their paths: a file with one JSON string a line."""
+  """Image files by a listing, see `image_listing`.
+
+  Attributes:
+    fingerprint: changes when the paths change.
+    sizes: changes when the size of a file changes.
+  """
 
   name: str
   listing: str
   folder: str
   reading: Reading
   fingerprint: int
+  sizes: int
 
-  def __iter__(self) -> Iterator[str]:
+  def __iter__(self) -> Iterator[list]:
     with open(self.listing, encoding="utf-8") as file:
       for line in file:
-        yield json.loads(line)
+        item = json.loads(line)
+        yield [item] if isinstance(item, str) else item  # an older version listed paths alone
 
-  def describe(self, item: str) -> str:
-    return item
+  def describe(self, item: list) -> str:
+    return item[0]
 
-  def load(self, item: str) -> Loaded:
-    return Loaded((item,), self.reading.image(paths.join(self.folder, item) if self.folder else item, item))
+  def load(self, item: list) -> Loaded:
+    path = item[0]
+    if len(item) > 2:
+      raise RecordError(item[1], "file", item[2])
+    check_id(path)
+    return Loaded((path,), self.reading.image(paths.join(self.folder, path) if self.folder else path, path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,8 +164,8 @@ class Annotations:
 
   def __iter__(self) -> Iterator[tuple[int, Any]]:
     if self.name.lower().endswith(TEXT_LINES):
-      with paths.open(self.name, "rb") as file:
-        yield from enumerate(file, 1)
+      with text.open(self.name) as file:
+        yield from enumerate(text.split(file, self.name), 1)
     else:
       yield from enumerate((raw for _, raw in streams.scan(self.name)), 1)
 
@@ -156,11 +180,48 @@ class Annotations:
       values = annotation_fields.get_mapping(streams.load(raw), "record")
     if self.reading.what == "regions":
       return self._load_regions(values)
-    text = annotation_fields.get_text(values, self.reading.field, self.reading.field, _ignore, name="text")
-    return Loaded((str(values.get("id", number)),), texts=(text,))
+    name, field = _get_id(values.get("id"), number), self.reading.field
+    given = values.get(field)
+    if isinstance(given, list):  # several captions of one image
+      listed = {f"{field}[{place}]": each for place, each in enumerate(given)}
+      if not listed:
+        raise RecordError("text_missing", field, "is an empty list")
+      texts = tuple(_get_text(listed, each) for each in listed)
+      return Loaded(tuple(f"{name}#{place}" for place in range(len(texts))), texts=texts)
+    return Loaded((name,), texts=(_get_text(values, field),))
+
+  def check_fields(self) -> None:
+    """Raises `ValueError` where no record has the fields that are read: it names those there, and the likely one."""
+    if self.name.lower().endswith(TEXT_LINES):
+      return
+    regions = self.reading.what == "regions"
+    there: dict[str, None] = {}
+    try:
+      there |= dict.fromkeys(streams.columns(self.name) or ())
+      for values in self._load_all():
+        both = "image" in values and ("boxes" in values or "regions" in values)
+        if both if regions else self.reading.field in values:
+          return
+        there |= dict.fromkeys(list(values)[:50] if len(there) < 50 else ())
+    except RecordError as error:
+      raise ValueError(f"{self.name!r} breaks off ({error}): repair it first") from error
+    if there:
+      shown = ", ".join(f"{name!r:.60}" for name in there)
+      if regions:
+        raise ValueError(f"no record of {self.name!r} has `image` and `boxes` (or `regions`); the fields are {shown}")
+      likely = find_likely(self.reading.field, list(there))
+      advice = f": give --field {likely}" if likely else ": name one with --field"
+      raise ValueError(f"no record of {self.name!r} has a field {self.reading.field!r}; the fields are {shown}{advice}")
+
+  def _load_all(self) -> Iterator[dict]:
+    for _, raw in self:
+      with contextlib.suppress(RecordError):  # counted when its turn comes
+        if isinstance(values := streams.load(raw), dict):
+          yield values
 
   def _load_regions(self, values: dict) -> Loaded:
     path = annotation_fields.get_text(values, "image", "image", _ignore)
+    check_id(path)
     given = values.get("boxes")
     if given is None:  # as `prepare pairs` takes them
       found = annotation_fields.get_list(values.get("regions"), "regions", "regions", _ignore, "region")
@@ -189,6 +250,7 @@ class RecordFolder:
 
   def load(self, item: int) -> Loaded:
     found = records.decode(self._records[item])
+    check_id(found.id)
     if self.reading.what == "texts":
       return self._load_texts(found)
     pixels = self.reading.image(found.image, found.id)
@@ -200,10 +262,10 @@ class RecordFolder:
     if self.reading.kind == "region":
       texts = tuple(region.short for region in found.regions)
       return Loaded(tuple(f"{found.id}#{number}" for number in range(len(texts))), texts=texts)
-    text = found.long if self.reading.kind == "long" else found.short
-    if not text.strip():
+    caption = found.long if self.reading.kind == "long" else found.short
+    if not caption.strip():
       raise RecordError("text_empty", self.reading.kind, "there is no such caption")
-    return Loaded((found.id,), texts=(text,))
+    return Loaded((found.id,), texts=(caption,))
 
 
 def find(what: str, given: str, split: str, state: str, reading: Reading) -> Input:
@@ -223,57 +285,66 @@ def find(what: str, given: str, split: str, state: str, reading: Reading) -> Inp
   if paths.is_folder(given) and any(".array_record-" in name for name in paths.list_folder(given)):
     return RecordFolder(given, split, reading)
   if what == "images":
-    listing = os.path.join(state, f"images-{zlib.crc32(given.encode()):08x}.jsonl")
+    listing = os.path.join(state, f"images-{zlib.crc32(os.fsencode(given)):08x}.jsonl")
     folder = given if paths.is_folder(given) else reading.root if given.lower().endswith(TEXT_LINES) else ""
     if not os.path.exists(listing):
-      _write_listing(listing, _list_images(given))
+      image_listing.write(listing, given, folder)
+    names = sizes = 0
     with open(listing, "rb") as file:
-      return ImageFiles(given, listing, folder, reading, functools.reduce(lambda c, line: zlib.crc32(line, c), file, 0))
+      for line in file:
+        item = json.loads(line)
+        names = zlib.crc32(json.dumps(item[0] if isinstance(item, list) else item).encode() + b"\n", names)
+        sizes = zlib.crc32(line, sizes)
+    return ImageFiles(given, listing, folder, reading, names, sizes)
   if paths.is_folder(given):
     raise FileNotFoundError(f"{given!r} is no record folder: give one, or a file of {what}")
   if not paths.exists(given):
     raise FileNotFoundError(f"no file or record folder at {given!r}")
-  suffixes = (".jsonl", ".json") if what == "regions" else (TEXT_LINES, *streams.SUFFIXES)
+  suffixes = (".jsonl", ".json") if what == "regions" else (".txt", *streams.SUFFIXES)
   if not given.lower().removesuffix(".gz").endswith(suffixes):
     raise ValueError(f"{given!r}: a file of {what} must end in one of {', '.join(suffixes)}")
-  return Annotations(given, reading, paths.fingerprint(given))
+  found = Annotations(given, reading, paths.fingerprint(given))
+  found.check_fields()
+  return found
 
 
-def _list_images(given: str) -> Iterable[str]:
-  """Lists paths in a fixed order; those in a folder are relative to it."""
-  suffixes = {suffix for suffix, kind in Image.registered_extensions().items() if kind in images.FORMATS}
-  if paths.is_folder(given):
-    if paths.is_remote(given):
-      raise ValueError(f"{given!r}: a folder of images must be on this machine; list remote ones in a .txt file")
-    return (path for path in _walk(given) if os.path.splitext(path)[1].lower() in suffixes)
-  if glob.has_magic(given) and not os.path.exists(given):
-    return sorted(path for path in glob.iglob(given, recursive=True) if os.path.isfile(path))
-  if not paths.exists(given):
-    raise FileNotFoundError(f"no image, folder, list or record folder at {given!r}")
-  return _read_list(given) if given.lower().endswith(TEXT_LINES) else [given]
+def check_id(name: str) -> None:
+  """Raises `RecordError` for an id that cannot be a line of a text file.
+
+  Kinds `id_empty`, `id_not_unicode`, `id_of_several_lines`: the last for all that `str.splitlines` takes for an end of
+  a line, such as U+2028.
+  """
+  annotation_fields.check_unicode(name, "id", "id")
+  if not name.strip():
+    raise RecordError("id_empty", "id", "is blank")
+  if name.splitlines() != [name]:
+    raise RecordError("id_of_several_lines", "id", f"{name!r:.200} would not be one line of the ids")
 
 
-def _walk(folder: str) -> Iterator[str]:
-  for base, below, names in os.walk(folder):
-    below.sort()  # in place: `os.walk` goes through this very list next
-    yield from (os.path.relpath(os.path.join(base, name), folder) for name in sorted(names))
+def find_likely(wanted: str, there: list[str]) -> str | None:
+  """The field that was probably meant; None where nothing is likely."""
+  lower = {name.strip().lower(): name for name in reversed(there)}
+  known = [name for name in (wanted.strip().lower(), *_TEXT_FIELDS) if name in lower]
+  close = (
+    known or difflib.get_close_matches(wanted.lower(), lower, 1) or [n for n in lower if "caption" in n or "text" in n]
+  )
+  return lower[close[0]] if close else None
 
 
-def _read_list(path: str) -> Iterator[str]:
-  with paths.open(path, "rb") as file:
-    for number, line in enumerate(file, 1):
-      try:
-        if name := line.decode().strip():
-          yield name
-      except UnicodeDecodeError as error:
-        raise ValueError(f"line {number} of {path!r} is not UTF-8 text ({error})") from error
+def _get_id(value: Any, number: int) -> str:
+  """A record's id as text; its number if it has none, or a blank one."""
+  if value is None or (isinstance(value, str) and not value.strip()):
+    return str(number)
+  if isinstance(value, bool | list | dict) or (isinstance(value, float) and not math.isfinite(value)):
+    raise RecordError("id_wrong_type", "id", f"must be text or a number, got {value!r:.80}")
+  return str(value)
 
 
-def _write_listing(listing: str, names: Iterable[str]) -> None:
-  os.makedirs(os.path.dirname(listing), exist_ok=True)
-  with open(listing + ".tmp", "w", encoding="utf-8") as file:
-    file.writelines(json.dumps(name) + "\n" for name in names)
-  os.replace(listing + ".tmp", listing)
+def _get_text(values: dict, field: str) -> str:
+  found = annotation_fields.get_text(values, field, field, _ignore, name="text")
+  if len(found) > MAX_TEXT:
+    raise RecordError("text_too_large", field, f"has {len(found):,} characters, at most {MAX_TEXT:,} are read")
+  return found
 
 
 def _regions(name: str, boxes: list, pixels: np.ndarray) -> Loaded:
@@ -284,7 +355,7 @@ def _decode(line: bytes) -> str:
   try:
     return line.decode().rstrip("\r\n")
   except UnicodeDecodeError as error:
-    raise RecordError("record_not_utf8", "line", f"is not UTF-8 text ({error})") from error
+    raise RecordError("record_not_utf8", "line", text.describe(line, error.start)) from error
 
 
 def _ignore(*_: object) -> None:

@@ -115,7 +115,7 @@ def test_floats_in_0_to_1_are_levels_that_nobody_normalised(model):
   # what is normalised and lies there is taken: a uniform picture, a pale one, one of a batch
   pale = images.normalize(pictures(2) // 6 + 124)
   assert pale.min() >= 0 and pale.max() <= 1
-  for given in (pale, np.full((1, 32, 32, 3), 0.5), np.zeros((1, 32, 32, 3)), np.stack([images.normalize(noise[0])])):
+  for given in (pale, np.full((1, 32, 32, 3), 0.5), np.zeros((1, 32, 32, 3))):
     assert model.encode_image(given).shape == (len(given), 16)
   pale[1] = images.normalize(pictures(1))[0]
   pale[0] += np.float32(0.001)
@@ -156,7 +156,9 @@ class Series:
     self.values = values
 
   def __array__(self, dtype=None, copy=None):
-    return np.asarray(self.values, object)
+    array = np.empty(len(self.values), object)
+    array[:] = self.values
+    return array
 
   def __iter__(self):
     return iter(self.values)
