@@ -3,11 +3,13 @@
 python -m fgclip_jax.export --model runs/stage2 exported --format stablehlo
 python -m fgclip_jax.export --model path/to/fg-clip-base exported --format onnx --what image,text,long_text
 
-Each part is one file with its weights inside and takes any number of images or texts; export.json tells what goes in,
-what comes out, and how pictures and texts are made ready. ONNX needs the packages of requirements-export.txt.
+Each part is one file with its weights inside and takes any number of images or texts, at least one (ONNX Runtime ends
+the process at a batch of 0); export.json tells what goes in, what comes out, and how pictures and texts are made ready.
+ONNX needs the packages of requirements-export.txt.
 """
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
@@ -31,6 +33,8 @@ from fgclip_jax.models.fgclip import DualEncoder, unit_length
 from fgclip_jax.models.pixels import normalize
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime, Transformer
+from fgclip_jax.storage import atomic
+from fgclip_jax.storage.skip_report import printable
 
 FORMATS = ("stablehlo", "onnx")
 PARTS = ("image", "text", "long_text", "dense", "regions")
@@ -198,9 +202,15 @@ def to_onnx(part: Part) -> bytes:
 
 
 def run(format: str, data: bytes, arrays: Sequence[np.ndarray]) -> np.ndarray:
-  """The output of an exported part, by JAX or by ONNX Runtime on the CPU."""
+  """The output of an exported part, by JAX or by ONNX Runtime on the CPU.
+
+  Raises:
+    ValueError: an empty batch for ONNX: ONNX Runtime divides by its size and ends the process.
+  """
   if format == "stablehlo":
     return np.asarray(jax.export.deserialize(bytearray(data)).call(*arrays))
+  if not all(len(array) for array in arrays):
+    raise ValueError("ONNX Runtime ends the process at a batch of 0: give one row at least")
   import onnxruntime
 
   session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
@@ -228,7 +238,9 @@ def sample(model: FGCLIP, part: Part, batch: int, seed: int = 0) -> list[np.ndar
 
 
 def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list[str]:
-  """Writes parts of a model, each only once its file has given the model's own embeddings.
+  """Writes parts of a model, once the file of each has given the model's own embeddings.
+
+  All files are made whole before the first takes its place: a failure leaves an earlier export as it was.
 
   Args:
     model: the model, on one device; its dtype is that of the graphs. ONNX is float32.
@@ -242,7 +254,8 @@ def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list
   Raises:
     ValueError: an unknown format or part, one that the model does not have, or ONNX in another dtype.
     ModuleNotFoundError: the packages for ONNX are not installed.
-    ArithmeticError: a file does not give the model's embeddings; it is not written.
+    ArithmeticError: a file does not give the model's embeddings; nothing is written.
+    OSError: the folder cannot be written.
   """
   dtype = model.runtime.dtype.name
   if format not in FORMATS:
@@ -258,32 +271,44 @@ def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list
   description = {"format": format, "model": repr(model), "dtype": dtype, "parts": {}}
   if format == "stablehlo":
     description |= {"platforms": PLATFORMS, "jax": jax.__version__}
-  paths = []
+  paths = [os.path.join(output, DESCRIPTION)]
   bar = tqdm.tqdm(parts.items(), "parts", unit="part")
-  for name, part in bar:
-    bar.set_postfix_str(name)
-    data = to_onnx(part) if format == "onnx" else to_stablehlo(part)
-    arrays = sample(model, part, batch=3)
-    expected, found = np.asarray(jax.jit(part.function)(*arrays)), run(format, data, arrays)
-    difference = float(np.abs(found - expected).max())
-    if not difference <= TOLERANCE[dtype]:
-      raise ArithmeticError(f"part {name!r} as {format} differs from the model by {difference:.2g}: it is not written")
-    paths.append(os.path.join(output, f"{name}.{format}"))
-    with open(paths[-1], "wb") as file:
-      file.write(data)
-    inputs = {key: {"shape": shape, "dtype": kind} for key, (shape, kind) in part.inputs.items()}
-    shape = ["batch", *(["boxes"] if name == "regions" else []), *expected.shape[2 if name == "regions" else 1 :]]
-    description["parts"][name] = {
-      "file": os.path.basename(paths[-1]),
-      "inputs": inputs,
-      "outputs": {part.output: {"shape": shape, "dtype": "float32", "length": 1}},
-      "preprocessing": part.preprocessing,
-      "largest_difference": difference,
-    }
-  paths.append(os.path.join(output, DESCRIPTION))
-  with open(paths[-1], "w", encoding="utf-8") as file:
-    json.dump(description, file, indent=2)
+  with contextlib.ExitStack() as stack:
+    described = stack.enter_context(atomic.file(paths[0]))
+    for name, part in bar:
+      bar.set_postfix_str(name)
+      data = to_onnx(part) if format == "onnx" else to_stablehlo(part)
+      arrays = sample(model, part, batch=3)
+      expected, found = np.asarray(jax.jit(part.function)(*arrays)), run(format, data, arrays)
+      difference = float(np.abs(found - expected).max())
+      if not difference <= TOLERANCE[dtype]:
+        raise ArithmeticError(
+          f"part {name!r} as {format} differs from the model by {difference:.2g}: it is not written"
+        )
+      paths.insert(-1, os.path.join(output, f"{name}.{format}"))
+      with open(stack.enter_context(atomic.file(paths[-2])), "wb") as file:
+        file.write(data)
+      inputs = {key: {"shape": shape, "dtype": kind} for key, (shape, kind) in part.inputs.items()}
+      shape = ["batch", *(["boxes"] if name == "regions" else []), *expected.shape[2 if name == "regions" else 1 :]]
+      description["parts"][name] = {
+        "file": os.path.basename(paths[-2]),
+        "inputs": inputs,
+        "outputs": {part.output: {"shape": shape, "dtype": "float32", "length": 1}},
+        "preprocessing": part.preprocessing,
+        "largest_difference": difference,
+      }
+    with open(described, "w", encoding="utf-8") as file:
+      json.dump(description, file, indent=2)
   return paths
+
+
+def _check_output(model: str, output: str) -> None:
+  """Raises `ValueError` where the files would be written among those of the model, or nowhere."""
+  folder, given = os.path.realpath(output), os.path.realpath(model)
+  if folder == given or (os.path.isfile(given) and folder == os.path.dirname(given)):
+    raise ValueError(f"output {output!r} holds the model that is read: name another folder")
+  if os.path.lexists(folder) and not os.path.isdir(folder):
+    raise NotADirectoryError(f"output {output!r} is no folder: name one to write files in")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -301,14 +326,15 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--allow_pickle", action="store_true", help="read a pickle (.bin, .pt), without executing it")
   args = parser.parse_args(argv)
   try:
+    _check_output(args.model, args.output)
     model = load(args.model, dtype=args.dtype, allow_pickle=args.allow_pickle)
-    print(f"{args.model}: {model}")
-    paths = export(model, args.output, args.format, args.what.split(","))
+    print(f"{printable(args.model)}: {model}")
+    paths = export(model, args.output, args.format, [name.strip() for name in args.what.split(",")])
   except ModuleNotFoundError as error:
-    print(f"error: {error}: ONNX needs `pip install -r requirements-export.txt`", file=sys.stderr)
+    print(f"error: {printable(str(error))}: ONNX needs `pip install -r requirements-export.txt`", file=sys.stderr)
     return 1
   except (OSError, ValueError, ArithmeticError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     return 1
   for path in paths:
     print(f"wrote {path} ({os.path.getsize(path) / 2**20:.1f} MiB)")

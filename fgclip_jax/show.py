@@ -21,8 +21,9 @@ from fgclip_jax.data import record
 from fgclip_jax.evals.datasets.records import Examples
 from fgclip_jax.inference.model import FGCLIP, load
 from fgclip_jax.inference.programs import use_compilation_cache
-from fgclip_jax.storage import streams
+from fgclip_jax.storage import atomic, paths, streams
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.viz import box_scores, drawing, heatmap
 from fgclip_jax.viz.drawing import Box
 
@@ -56,7 +57,8 @@ def show(
   font, missing = drawing.find_font(texts, drawing.FONT_SIZE)
   below = [box_scores.draw(picture, found, font)] if found else []
   os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
-  heatmap.draw(picture, heats, font, below).save(output)
+  with atomic.file(output) as temporary:
+    heatmap.draw(picture, heats, font, below).save(temporary)
   return heats, found, missing
 
 
@@ -96,14 +98,18 @@ def main(argv: list[str] | None = None) -> int:
   try:
     _run(args)
   except (OSError, ValueError, IndexError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    print(f"error: {printable(str(error))}", file=sys.stderr)
     return 1
   return 0
 
 
 def _run(args: argparse.Namespace) -> None:
-  if os.path.splitext(args.output)[1].lower() not in Image.registered_extensions():
+  ending = os.path.splitext(args.output)[1].lower()
+  if Image.registered_extensions().get(ending) not in Image.SAVE:
     raise ValueError(f"output {args.output!r} must end in .png, .jpg or .webp, which decides the format")
+  for given in (args.image, args.boxes):
+    if given and os.path.realpath(given) == os.path.realpath(args.output):
+      raise ValueError(f"output {args.output!r} would replace its own input: name another file by --output")
   picture, texts, boxes = _from_record(args) if args.data else _from_file(args)
   table = _read_boxes(args.boxes) if args.boxes else None
   use_compilation_cache()
@@ -124,8 +130,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _from_file(args: argparse.Namespace) -> tuple[Image.Image, list[str], list[list[Box]]]:
-  with open(args.image, "rb") as file:
-    picture = _open(file.read(), args.image)
+  picture = _open(paths.read(args.image), args.image)
   boxes = [record.check_box(box, f"--box {i + 1}") for i, box in enumerate(args.box)]
   return picture, args.text, [boxes] * len(args.text)
 

@@ -165,3 +165,44 @@ def test_without_the_packages_it_says_what_to_install(model, tmp_path, monkeypat
   command = ["--model", str(tmp_path / "m"), str(tmp_path / "out"), "--format", "onnx", "--what", "text"]
   assert export.main(command) == 1
   assert "pip install -r requirements-export.txt" in capsys.readouterr().err
+
+
+def test_an_output_that_cannot_be_is_refused_before_the_model_is_read(model, tmp_path, monkeypatch, capsys):
+  native.write(str(tmp_path / "m"), TINY, params.flatten(jax.device_get(model.params)))
+  (tmp_path / "link").symlink_to("m")
+  (tmp_path / "file").write_text("mine")
+  (tmp_path / "w").mkdir()
+  (tmp_path / "w" / "m.safetensors").write_text("weights")
+  before = sorted(path.name for path in (tmp_path / "m").iterdir())
+  monkeypatch.setattr(export, "load", None)
+  for given, output, message in (
+    ("m", "m", "holds the model that is read"),
+    ("m", "link", "holds the model that is read"),
+    ("link", "m", "holds the model that is read"),
+    ("w/m.safetensors", "w", "holds the model that is read"),
+    ("m", "file", "is no folder"),
+  ):
+    command = ["--model", str(tmp_path / given), str(tmp_path / output), "--format", "stablehlo"]
+    assert export.main(command) == 1
+    assert message in capsys.readouterr().err
+  assert (tmp_path / "file").read_text() == "mine" and sorted(p.name for p in (tmp_path / "m").iterdir()) == before
+
+
+def test_an_earlier_export_stays_whole_where_a_new_one_fails(model, tmp_path, monkeypatch):
+  export.export(model, str(tmp_path), "stablehlo", ["image", "text"])
+  before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+  found = export.run
+  monkeypatch.setattr(export, "run", lambda *a: found(*a) + (a[2][0].ndim == 2))  # the second part is wrong
+  other = api.FGCLIP(TINY, init(TINY, 1))
+  with pytest.raises(ArithmeticError, match="part 'text'"):
+    export.export(other, str(tmp_path), "stablehlo", ["image", "text"])
+  assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_an_empty_batch_is_refused_where_it_would_end_the_process():
+  for arrays in (
+    [np.zeros((0, 32, 32, 3), np.uint8)],
+    [np.zeros((1, 32, 32, 3), np.uint8), np.zeros((0, 3, 4), np.float32)],
+  ):
+    with pytest.raises(ValueError, match="give one row at least"):
+      export.run("onnx", b"", arrays)

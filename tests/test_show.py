@@ -1,6 +1,8 @@
 """The command that draws heat maps."""
 
+import os
 import re
+import shutil
 
 import numpy as np
 import pytest
@@ -118,3 +120,23 @@ def test_what_is_wrong_is_said(model, data, photo, tmp_path, capsys):
     with pytest.raises(SystemExit):
       show.main(["--model", model, *argv])
     assert message in capsys.readouterr().err
+
+
+def test_an_output_that_is_the_input_or_cannot_be_written(model, photo, tmp_path, capsys):
+  picture = tmp_path / "p.png"
+  shutil.copy(photo, picture)
+  os.mkfifo(tmp_path / "pipe.png")
+  (tmp_path / "folder.png").mkdir()
+  data = picture.read_bytes()
+  for image, output, message in (
+    (picture, picture, "would replace its own input"),
+    (tmp_path / "pipe.png", tmp_path / "h.png", "is a named pipe"),
+    ("/dev/zero", tmp_path / "h.png", "is a device"),
+    (picture, tmp_path / "folder.png", "folder.png"),
+    (picture, tmp_path / "h.psd", "must end in"),
+    (picture, picture / "h.png", "p.png"),
+  ):
+    assert show.main(["--model", model, "--image", str(image), "--text", "a", "--output", str(output)]) == 1
+    assert message in capsys.readouterr().err, message
+  assert picture.read_bytes() == data
+  assert sorted(path.name for path in tmp_path.iterdir()) == ["folder.png", "p.png", "pipe.png"]
