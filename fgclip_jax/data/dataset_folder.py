@@ -23,9 +23,11 @@ from typing import Any, cast
 from fgclip_jax.data import record
 from fgclip_jax.storage import paths, workers
 from fgclip_jax.storage.errors import first_line
+from fgclip_jax.storage.skip_report import printable
 
 VERSION = "1.0.0"  # of the records' schema, as TensorFlow Datasets count versions
 INFO, DATASET_INFO, CHECKSUMS = "info.json", "dataset_info.json", "checksums.json"
+_MAX_BYTES = 64 << 20  # of such a file
 _DESCRIPTION = "Images with short and long captions, and regions with captions and hard negatives, for FG-CLIP."
 _TEMPLATE = "{DATASET}-{SPLIT}.{FILEFORMAT}-{SHARD_X_OF_Y}"
 
@@ -49,11 +51,16 @@ class Shard:
 
 def read_name(folder: str) -> str | None:
   """The name of the data set in a folder; None where there is none."""
-  return _read(folder, DATASET_INFO).get("name")
+  name = _read(folder, DATASET_INFO).get("name")
+  return name if isinstance(name, str) else None
 
 
 def read_splits(folder: str) -> dict[str, list[int]]:
-  """How many records each shard of each split has; empty where nothing was prepared."""
+  """How many records each shard of each split is said to have; empty where nothing was prepared.
+
+  Raises:
+    ValueError: the description is damaged; the message names the file. Shards can be read without it.
+  """
   return {split: found.lengths for split, found in _read_splits(folder).items()}
 
 
@@ -105,6 +112,8 @@ def verify_shard(folder: str, entry: tuple[str, dict[str, Any]]) -> str | None:
   workers.tick(expected["bytes"])
   if not paths.exists(path):
     return f"{path} is missing"
+  if not paths.is_file(path):
+    return f"{path} is no file"
   if paths.size(path) != expected["bytes"]:
     return f"{path} has {paths.size(path):,} bytes, it was written with {expected['bytes']:,}"
   if hash_file(path) != expected["sha256"]:
@@ -113,8 +122,20 @@ def verify_shard(folder: str, entry: tuple[str, dict[str, Any]]) -> str | None:
 
 
 def read_checksums(folder: str) -> dict[str, dict[str, Any]]:
-  """Of each shard, by file name, its size in `bytes` and its `sha256`."""
-  return _read(folder, CHECKSUMS)
+  """Of each shard, by file name, its size in `bytes` and its `sha256`.
+
+  Raises:
+    ValueError: an entry is not of this form, or names no shard in the folder.
+  """
+  sums = _read(folder, CHECKSUMS)
+  for file, entry in sums.items():
+    found = match_shard(file)
+    if not found or found["rest"] or not {"/", os.sep, "\0"}.isdisjoint(file):
+      raise ValueError(f"{paths.join(folder, CHECKSUMS)}: {printable(file)!r} is not the name of a shard")
+    size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
+    if not isinstance(size, int) or size < 0 or not isinstance(digest, str):
+      raise ValueError(f"{paths.join(folder, CHECKSUMS)}: {file} needs its `bytes` and its `sha256`")
+  return sums
 
 
 def hash_file(path: str) -> str:
@@ -186,7 +207,8 @@ def _write_dataset_info(folder: str, name: str, splits: dict[str, _Split]) -> No
 def _read(folder: str, file: str) -> dict[str, Any]:
   path = paths.join(folder, file)
   try:
-    value = json.loads(paths.read(path))
+    data = paths.read(path, 0, _MAX_BYTES + 1)
+    value = json.loads(data) if len(data) <= _MAX_BYTES else None
   except FileNotFoundError:
     return {}
   except (ValueError, RecursionError) as error:

@@ -19,6 +19,7 @@ from fgclip_jax.models.pixel_spec import CLIP_PIXELS, RESIZE_MODES, PixelSpec
 from fgclip_jax.storage.errors import RecordError
 
 MAX_PIXELS = 178_956_970  # Pillow's limit against decompression bombs; half a gigabyte once decoded
+MAX_SIDE = 1 << 18  # between rows and columns, resizing holds a picture of the new width and the old height
 MIN_SIDE = 2
 
 # Named, since Pillow can do more than is safe with files from the web: it runs Ghostscript on EPS, for one.
@@ -44,8 +45,9 @@ class ImageError(RecordError):
   """An image that cannot be used. Kinds:
 
   `image_empty` (no bytes), `image_unreadable` (not an image, or a damaged or unsupported one), `image_truncated`
-  (the file ends too early), `image_too_large` (more than `MAX_PIXELS`), `image_too_thin` (a side below `MIN_SIDE`,
-  or for `center_crop` one so long beside the other that the scaled image has more than `MAX_PIXELS`).
+  (the file ends too early), `image_too_large` (more than `MAX_PIXELS`, or a side above `MAX_SIDE`), `image_too_thin`
+  (a side below `MIN_SIDE`, or for `center_crop` one so long beside the other that the scaled image has more than
+  `MAX_PIXELS`).
   """
 
 
@@ -235,6 +237,8 @@ def _check_size(image: Image.Image) -> None:
     raise ImageError("image_too_thin", "image", f"has {width} x {height} pixels; each side needs {MIN_SIDE}")
   if width * height > MAX_PIXELS:
     raise ImageError("image_too_large", "image", f"has {width} x {height} pixels, at most {MAX_PIXELS:,} are decoded")
+  if max(width, height) > MAX_SIDE:
+    raise ImageError("image_too_large", "image", f"has {width} x {height} pixels, a side at most {MAX_SIDE:,}")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

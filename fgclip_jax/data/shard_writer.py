@@ -31,6 +31,19 @@ def write(path: str, records: Iterable[bytes]) -> dataset_folder.Shard:
     paths.remove(temporary)
 
 
+def count(path: str) -> int:
+  """Counts the records of a shard; raises `ValueError` or `OSError` for one that is not whole."""
+  if paths.is_remote(path):
+    return len(remote_shard.RemoteShard(path))
+  try:
+    reader = ArrayRecordReader(path)
+    held = reader.num_records()
+    reader.close()
+  except RuntimeError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+  return held
+
+
 def _write(temporary: str, path: str, records: Iterable[bytes]) -> dataset_folder.Shard:
   count = content = 0
   with _errors_as_os_error(temporary):

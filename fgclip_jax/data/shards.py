@@ -15,6 +15,8 @@ from fgclip_jax.storage.damaged_shard import DamagedShard
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.remote_shard import RemoteShard
 
+_LEAST = 40  # bytes of the smallest record in a shard's file
+_LOST = 1 << 20  # records that a damaged shard may have lost, whatever is left of its file
 REQUESTS = 128  # at once to object storage: 128 of 50 ms read 2560 records a second
 
 
@@ -22,7 +24,8 @@ class Records:
   """A split's records by number; the readers open when first used, in the process that uses them.
 
   Of a shard that is damaged, the records that are still whole are read. The others keep their numbers, as far as
-  `dataset_info.json` knows how many there were, so that the order of the rest does not depend on the damage.
+  `dataset_info.json` knows how many there were, so that the order of the rest does not depend on the damage. Whole
+  shards are counted themselves; of a damaged one, a number is only believed that its file or `_LOST` allows.
 
   Shards in object storage (a folder such as `gs://bucket/finehard`) are not opened here where `dataset_info.json` knows
   their records, so what is damaged there shows when it is read.
@@ -66,8 +69,10 @@ class Records:
       for number, (path, (shard, cause)) in enumerate(zip(self.paths, opened, strict=True)):
         count = len(shard)
         if cause:
-          count = max(expected[number], count) if expected else count
-          known = f"{len(shard)} of its {count}" if expected else f"its first {len(shard)}"
+          said = expected[number] if expected else 0
+          believed = count < said <= max(_LOST, _size(path) // _LEAST)
+          count = said if believed else count
+          known = f"{len(shard)} of its {count}" if believed else f"its first {len(shard)}"
           message = f"{known} records can be read; run `prepare` again for all"
           self.damage.append(f"damaged shard {path} ({cause}): {message}")
         counts.append(count)
@@ -131,15 +136,27 @@ class Records:
     return shard, int(index) - (int(self._ends[shard - 1]) if shard else 0)
 
 
+def _size(path: str) -> int:
+  try:
+    return paths.size(path)
+  except OSError:
+    return 0
+
+
 def _open_shard(path: str) -> tuple[Any, str]:
   """A shard's records, and why it cannot be opened as a whole; empty where it can."""
   try:
     if paths.is_remote(path):
       return RemoteShard(path), ""
+    paths.open(path).close()  # refuses a pipe or a device, for which the reader would wait
     source: Any = grain.sources.ArrayRecordDataSource([path])
     len(source)  # this opens the file
     return source, ""
   except Exception as error:  # the reader raises many types
     if paths.is_remote(path) and isinstance(error, OSError):
       raise  # the network's fault, not the shard's
-    return DamagedShard(path), str(error).strip() or "it ends too early"
+    cause = str(error).strip() or "it ends too early"
+    try:
+      return DamagedShard(path), cause
+    except paths.NotRegularFileError:
+      return [], cause

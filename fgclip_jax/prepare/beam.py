@@ -2,11 +2,17 @@
 
 Beam only calls a function for each task. Tasks and results are files in a folder that all machines reach: so neither is
 part of the pipeline's description, which runners limit to a few megabytes, and results arrive one by one.
+
+They are pickles, which execute code when they are read. So each is sealed with a key that is drawn for the run and
+passed to the workers by Beam, never through the folder: a file that this run did not write is refused.
 """
 
 import dataclasses
 import functools
+import hashlib
+import hmac
 import pickle
+import secrets
 import threading
 import time
 import uuid
@@ -58,12 +64,13 @@ class Beam:
     """
     folder = paths.join(self.folder, f"beam-{uuid.uuid4().hex[:8]}")
     paths.make_folder(folder)
-    paths.write(paths.join(folder, _FUNCTION), pickle.dumps(function))
+    key = secrets.token_bytes(32)
+    _save(paths.join(folder, _FUNCTION), function, key)
     for number, task in enumerate(tasks):
-      paths.write(_task_path(folder, number), pickle.dumps(task))
+      _save(_task_path(folder, number), task, key)
     failure: list[BaseException] = []
     # The runner blocks until the pipeline ends; in a thread, results can be taken while it runs.
-    runner = threading.Thread(target=self._launch, args=(folder, len(tasks), label, failure), daemon=True)
+    runner = threading.Thread(target=self._launch, args=(folder, key, len(tasks), label, failure), daemon=True)
     runner.start()
     done: set[str] = set()
     try:
@@ -74,7 +81,7 @@ class Beam:
           if name.endswith(".tmp"):
             continue
           done.add(name)
-          result, error = pickle.loads(paths.read(paths.join(folder, name)))
+          result, error = _load(paths.join(folder, name), key)
           if error:
             raise error
           yield result
@@ -89,29 +96,48 @@ class Beam:
       raise
     paths.remove(folder)
 
-  def _launch(self, folder: str, count: int, label: str, failure: list[BaseException]) -> None:
+  def _launch(self, folder: str, key: bytes, count: int, label: str, failure: list[BaseException]) -> None:
     import apache_beam
     from apache_beam.options.pipeline_options import PipelineOptions
 
     try:
       with apache_beam.Pipeline(options=PipelineOptions(list(self.flags))) as pipeline:
         numbers = pipeline | "tasks" >> apache_beam.Create(range(count)) | "spread" >> apache_beam.Reshuffle()
-        _ = numbers | label >> apache_beam.Map(functools.partial(_run_task, folder))
+        _ = numbers | label >> apache_beam.Map(functools.partial(_run_task, folder, key))
     except BaseException as error:
       failure.append(error)
 
 
-def _run_task(folder: str, number: int) -> None:
+def _run_task(folder: str, key: bytes, number: int) -> None:
   """Runs one task on a worker, and writes its result or its error to a file."""
   if paths.exists(paths.join(folder, _STOP)):
     return
   result = error = None
   try:
-    function = pickle.loads(paths.read(paths.join(folder, _FUNCTION)))
-    result = function(pickle.loads(paths.read(_task_path(folder, number))))
+    function = _load(paths.join(folder, _FUNCTION), key)
+    result = function(_load(_task_path(folder, number), key))
   except Exception as caught:  # raised again where the run was started
     error = caught
-  paths.write(paths.join(folder, f"result-{number:06d}"), pickle.dumps((result, error)))
+  _save(paths.join(folder, f"result-{number:06d}"), (result, error), key)
+
+
+def _save(path: str, value: Any, key: bytes) -> None:
+  data = pickle.dumps(value)
+  paths.write(path, _seal(path, data, key) + data)
+
+
+def _load(path: str, key: bytes) -> Any:
+  """Reads what `_save` wrote with the same key and under the same name; raises `BeamError` for anything else."""
+  content = paths.read(path)
+  size = hashlib.sha256().digest_size
+  data = content[size:]
+  if not hmac.compare_digest(content[:size], _seal(path, data, key)):
+    raise BeamError(f"{path} was not written by this run, and is not read")
+  return pickle.loads(data)
+
+
+def _seal(path: str, data: bytes, key: bytes) -> bytes:
+  return hmac.digest(key, path.rpartition("/")[2].encode() + b"\0" + data, "sha256")
 
 
 def _task_path(folder: str, number: int) -> str:

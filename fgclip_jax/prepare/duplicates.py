@@ -16,6 +16,7 @@ of the records over 2^(width of a band).
 """
 
 import array
+import contextlib
 import dataclasses
 import functools
 import hashlib
@@ -98,8 +99,11 @@ class Hashes:
   def add(self, number: int, data: bytes) -> None:
     """Adds the image of record `number`: the bytes of a file that can be decoded."""
     self._exact.extend((*hash_bytes(data), number))
-    if self._search.near is not None and (value := hash_image(data)):
-      self._near.extend((value, number))
+    if self._search.near is None:
+      return
+    with contextlib.suppress(Exception):  # Pillow raises many types for images that nobody has decoded before
+      if value := hash_image(data):
+        self._near.extend((value, number))
 
   def save(self, shard: int) -> None:
     """Writes the shard's file, which is complete from the moment it exists."""

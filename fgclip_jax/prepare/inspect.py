@@ -41,15 +41,21 @@ def run(options: argparse.Namespace) -> None:
     print(f"warning: {damage}")
   print(f"Reading {len(records):,} records of split {options.split!r} of {options.folder}")
   found = report.count_split(records, options.workers)
-  made = job.load_json(paths.join(options.folder, f"report-{options.split}.json"))
+  path = paths.join(options.folder, f"report-{options.split}.json")
   facts = {}
-  if made:
-    facts = made["arguments"] | made["created_with"] | {"files": len(made["arguments"]["files"])}
-    before = DatasetStats.from_json({key: value for key, value in made.items() if key in DatasetStats().to_json()})
-    found = dataclasses.replace(found, duplicates=before.duplicates)
-    for skip, count in before.findings.firsts():
-      if skip.kind not in found.findings.counts:
-        found.findings.add(skip, count)
+  try:
+    if made := job.load_json(path):
+      facts = made["arguments"] | made["created_with"] | {"files": len(made["arguments"]["files"])}
+      before = DatasetStats.from_json({key: value for key, value in made.items() if key in DatasetStats().to_json()})
+      found = dataclasses.replace(found, duplicates=before.duplicates)
+      for skip, count in before.findings.firsts():
+        if skip.kind not in found.findings.counts:
+          found.findings.add(skip, count)
+  except (AttributeError, KeyError, TypeError, ValueError) as error:
+    print(f"warning: {path} is no report of `prepare`, and is not read ({error!r})")
+  if not found.records:
+    table = found.format_table()
+    raise ValueError(f"none of {len(records):,} records of split {options.split!r} can be read:\n{table}")
   print(f"\n{report.format_histograms(found.histograms)}\n")
   if table := found.format_table():
     print(f"Left out when it was made, or cannot be read now:\n{table}")

@@ -192,8 +192,9 @@ def save_json(path: str, value: dict) -> None:
 
 
 def load_json(path: str) -> dict | None:
-  """Reads a JSON file; None where there is none."""
+  """Reads a JSON object; None where there is none, or a damaged file."""
   try:
-    return json.loads(paths.read(path))
-  except FileNotFoundError:
+    value = json.loads(paths.read(path))
+  except (FileNotFoundError, ValueError, RecursionError):
     return None
+  return value if isinstance(value, dict) else None

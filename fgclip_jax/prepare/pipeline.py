@@ -15,7 +15,6 @@ import dataclasses
 import functools
 import importlib.metadata
 import itertools
-import json
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -203,6 +202,8 @@ def _load_plan(job: Job, state: str, overwrite: bool) -> dict | None:
   matches = map(match_shard, paths.list_folder(job.output))
   shards = [match[0] for match in matches if match and match["split"] == job.split and not match["rest"]]
   plan = load_json(paths.join(state, "plan.json"))
+  if plan and not (isinstance(plan.get("arguments"), dict) and isinstance(plan.get("files"), list)):
+    plan = None
   if plan and not overwrite:
     changes = compare_arguments(plan["arguments"], get_arguments(job))
     if not changes:
@@ -297,17 +298,17 @@ def _scan(job: Job, task: _Task) -> Iterator[tuple[Piece, int, Any]]:
 
 
 def _load_finished(task: _Task, search: duplicates.Search) -> _Done | None:
-  """Loads what a finished shard holds; None for one that was not finished, was removed, or was cut off."""
+  """Loads what a finished shard holds; None for one that was not finished, was removed, or is not whole."""
   try:
     description = load_json(task.description)
-    if not description or paths.size(task.path) != description["size"]:
+    if not description or not paths.is_file(task.path) or not paths.exists(search.hashes_path(task.number)):
       return None
-    if not paths.exists(search.hashes_path(task.number)):
-      return None
-  except (FileNotFoundError, json.JSONDecodeError):
+    stats = DatasetStats.from_json(description.pop("tally"))
+    shard = dataset_folder.Shard(**description)
+    whole = paths.size(task.path) == shard.size and shard_writer.count(task.path) == shard.records
+  except (FileNotFoundError, KeyError, TypeError, AttributeError, ValueError):
     return None
-  stats = DatasetStats.from_json(description.pop("tally"))
-  return _Done(dataset_folder.Shard(**description), stats)
+  return _Done(shard, stats) if whole else None
 
 
 def _refuse_fault(*parts: DatasetStats) -> None:

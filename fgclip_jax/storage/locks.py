@@ -1,14 +1,17 @@
 """Locks that one process holds at a time: a lock on a local file, or a marker in object storage."""
 
 import contextlib
+import errno
 import fcntl
 import itertools
 import json
 import os
 import socket
+import stat
 import time
 import uuid
 from collections.abc import Iterator
+from typing import IO
 
 from fgclip_jax.storage import paths
 
@@ -51,12 +54,31 @@ def hold(path: str, what: str, wait: bool = False) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hold_file(path: str, what: str) -> Iterator[None]:
-  with open(path, "w") as file:
+  with open_lock(path) as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
       raise LockedError(f"another process is {what}") from error
     yield
+
+
+def open_lock(path: str) -> IO[bytes]:
+  """Opens a local file for `flock`, and makes it where there is none; its content is left as it is.
+
+  Raises:
+    ValueError: there is something else than a file: a link is never followed.
+    OSError: it cannot be opened.
+  """
+  try:
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+  except OSError as error:
+    if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+      raise ValueError(f"{path!r} is to be a lock, and is a link or no file; remove it") from error
+    raise
+  if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+    os.close(descriptor)
+    raise ValueError(f"{path!r} is to be a lock, and is no file; remove it")
+  return os.fdopen(descriptor, "r+b")
 
 
 @contextlib.contextmanager

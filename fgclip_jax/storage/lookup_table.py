@@ -24,6 +24,7 @@ from fgclip_jax.storage.workers import Engine, run_tasks, tick
 
 MAX_PARTS = 16  # a look-up asks one part after the other
 _INFO = "table.json"
+_SQLITE = b"SQLite format 3\0"  # the first bytes of a part
 _ROWS = 10_000  # between two checks whether the run was stopped
 
 Reader = Callable[[Any], Iterator[tuple[str, str] | RecordError]]
@@ -114,16 +115,24 @@ def _make(
 
 
 def _open(folder: str, arguments: dict) -> Table | None:
-  """Opens the table in a folder; None if there is none, or one that was made from other inputs."""
+  """Opens the table in a folder; None if there is none, a damaged one, or one that was made from other inputs."""
   try:
     info = json.loads(paths.read(paths.join(folder, _INFO)))
-  except (FileNotFoundError, json.JSONDecodeError):
+    if info["arguments"] != arguments:
+      return None
+    broken = tuple((name, reason) for name, reason in info["table"].pop("broken"))
+    skipped = tuple(info["table"].pop("skipped"))
+    table = Table(folder=folder, broken=broken, skipped=skipped, **info["table"])
+    whole = 0 <= table.parts <= MAX_PARTS and all(
+      map(_is_part, (_part_path(folder, part) for part in range(table.parts)))
+    )
+  except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
     return None
-  if info["arguments"] != arguments:
-    return None
-  broken = tuple((name, reason) for name, reason in info["table"].pop("broken"))
-  skipped = tuple(info["table"].pop("skipped"))
-  return Table(folder=folder, broken=broken, skipped=skipped, **info["table"])
+  return table if whole else None
+
+
+def _is_part(path: str) -> bool:
+  return paths.is_file(path) and paths.read(path, 0, len(_SQLITE)) == _SQLITE
 
 
 def _part_path(folder: str, part: int) -> str:

@@ -6,6 +6,7 @@ Only regular files are read: a pipe would wait for a writer for ever, and a devi
 """
 
 import builtins
+import contextlib
 import errno
 import os
 import posixpath
@@ -59,6 +60,8 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
     system, name = _resolve(path)
     return system.cat_file(name, start=offset, end=None if size is None else offset + size)
   with open(path) as file:
+    if size is not None:  # `read` takes as much memory as it is asked for
+      size = min(size, max(os.fstat(file.fileno()).st_size - offset, 0))
     file.seek(offset)
     return file.read(-1 if size is None else size)
 
@@ -144,14 +147,28 @@ def fingerprint(path: str) -> dict[str, Any]:
 
 
 def write(path: str, data: bytes) -> None:
-  """Writes a file that is complete from the moment it exists."""
+  """Writes a file that is complete from the moment it exists.
+
+  Raises:
+    OSError: it cannot be written; the error names `path`, also where the disk is full.
+  """
   if is_remote(path):
     system, name = _resolve(path)
     system.pipe_file(name, data)
     return
-  with builtins.open(f"{path}.tmp", "wb") as file:
-    file.write(data)
-  os.replace(f"{path}.tmp", path)
+  temporary = f"{path}.tmp"
+  try:
+    if os.path.lexists(temporary):  # of a run that was killed; a link there is not followed
+      os.remove(temporary)
+    with builtins.open(temporary, "xb") as file:
+      file.write(data)
+    os.replace(temporary, path)
+  except OSError as error:
+    with contextlib.suppress(OSError):
+      os.remove(temporary)
+    if error.filename is None:  # a full disk
+      error.filename = path
+    raise
 
 
 def publish(local: str, path: str) -> None:

@@ -25,6 +25,7 @@ SORT = "the files of a sample must follow one another: pack them with tar --sort
 _KNOWN = (*IMAGE_SUFFIXES, "json", "txt")  # endings that part a name with several dots at the last one
 _BLOCK = tarfile.BLOCKSIZE
 _MAX_NAME = 1 << 20  # bytes of a header that holds a name
+_MAX_SIZE = 512 << 20  # bytes of a member
 _AHEAD = 32  # members that decide how a name with several dots is parted
 _ZEROS = bytes(_BLOCK)
 
@@ -51,6 +52,9 @@ class Sample:
   def read(self, suffix: str) -> bytes:
     """Returns the bytes of the sample's file with an ending."""
     offset, size = self.parts[suffix]
+    if size > _MAX_SIZE:
+      message = f"of {size:,} bytes; at most {_MAX_SIZE:,} are read"
+      raise RecordError("tar_member_too_large", f"{self.key}.{suffix}", message)
     if self.file is None or self.file.closed:
       data = paths.read(self.path, offset, size)
     else:

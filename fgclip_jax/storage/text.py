@@ -31,10 +31,13 @@ def read(path: str) -> str:
   """
   with open(path) as file:
     start = file.tell()
-    data = file.read(MAX_TEXT + 1)
-  if len(data) > MAX_TEXT:
-    raise RecordError("text_too_large", path, f"is longer than {MAX_TEXT:,} bytes")
-  return decode(data, path, start)
+    parts, size = [], 0
+    while data := file.read(CHUNK):
+      parts.append(data)
+      size += len(data)
+      if size > MAX_TEXT:
+        raise RecordError("text_too_large", path, f"is longer than {MAX_TEXT:,} bytes")
+  return decode(b"".join(parts), path, start)
 
 
 def lines(path: str) -> Iterator[str]:

@@ -192,3 +192,67 @@ def test_what_is_no_folder_is_said(tmp_path, name, message):
     (tmp_path / name).touch()
   with pytest.raises(FileNotFoundError, match=message):
     find_shards(str(tmp_path / name), "train")
+
+
+@pytest.mark.parametrize("lengths", [["999999999999", "0", "3"], [0, 0, 0], [1, 1, 1]])
+def test_records_are_counted_in_the_shards_whatever_their_description_says(tmp_path, lengths):
+  write(str(tmp_path))
+  info = {"name": "toy", "splits": [{"name": "train", "shardLengths": lengths}]}
+  (tmp_path / dataset_folder.DATASET_INFO).write_text(json.dumps(info))
+  assert len(Records(str(tmp_path), "train")) == sum(COUNTS)
+
+
+def test_a_lying_count_of_a_damaged_shard_is_not_believed(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (shard,) = write(str(tmp_path), counts=(4,))
+  path = pathlib.Path(shard_path(str(tmp_path), "toy", "train", 0, 1))
+  path.write_bytes(b"\x5a" * 70_000)
+  info = tmp_path / dataset_folder.DATASET_INFO
+  info.write_text(json.dumps({"name": "toy", "splits": [{"name": "train", "shardLengths": ["999999999999"]}]}))
+  assert shard.records == 4
+  assert prepare.main(["inspect", ".", "--workers", "1"]) == 1
+  assert "no record that can be read" in capsys.readouterr().err
+  info.write_text(json.dumps({"name": "toy", "splits": [{"name": "train", "shardLengths": ["4"]}]}))
+  assert prepare.main(["inspect", ".", "--workers", "1"]) == 1
+  output = capsys.readouterr()
+  assert "none of 4 records of split 'train' can be read" in output.err and "shard_lost" in output.err
+  assert "Next:" not in output.out
+
+
+@pytest.mark.parametrize(
+  ("sums", "message"),
+  [
+    ({"a": 5}, "'a' is not the name of a shard"),
+    ({"../../../etc/passwd": {"bytes": 5, "sha256": "x"}}, "is not the name of a shard"),
+    ({"/dev/zero": {"bytes": 0, "sha256": "x"}}, "is not the name of a shard"),
+    ({"../x-train.array_record-00000-of-00001": {"bytes": 5, "sha256": "x"}}, "is not the name of a shard"),
+    ({"x\x1b[2J": {"bytes": 5, "sha256": "x"}}, r"'x\x1b[2J' is not the name"),
+    ({"toy-train.array_record-00000-of-00003": 5}, "needs its `bytes` and its `sha256`"),
+    ({"toy-train.array_record-00000-of-00003": {"bytes": "5", "sha256": 3}}, "needs its `bytes` and its `sha256`"),
+    ([1], "is damaged (it holds no JSON object)"),
+    ("x", "is damaged"),
+  ],
+)
+def test_edited_checksums_lead_nowhere(tmp_path, capsys, sums, message):
+  write(str(tmp_path))
+  (tmp_path / dataset_folder.CHECKSUMS).write_text(json.dumps(sums))
+  assert prepare.main(["verify", str(tmp_path), "--workers", "1"]) == 1
+  error = capsys.readouterr().err
+  assert message in error.replace("\\\\", "\\") and error.count("\n") == 1
+
+
+def test_pipes_and_devices_under_the_names_of_shards_are_named(tmp_path, capsys, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write(str(tmp_path))
+  first, _, last = (pathlib.Path(shard_path(str(tmp_path), "toy", "train", number, 3)) for number in range(3))
+  first.unlink()
+  os.mkfifo(first)
+  records = Records(str(tmp_path), "train")
+  assert (len(records), "is a named pipe" in records.damage[0]) == (sum(COUNTS), True)
+  assert prepare.main(["verify", str(tmp_path), "--workers", "1"]) == 1
+  assert "00000-of-00003 is no file" in capsys.readouterr().err
+  assert prepare.main(["inspect", ".", "--workers", "1"]) == 0
+  last.unlink()
+  last.symlink_to("/dev/zero")
+  assert prepare.main(["inspect", ".", "--workers", "1"]) == 1
+  assert "shard_lost" in capsys.readouterr().err

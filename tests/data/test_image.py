@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from fgclip_jax.data import decode
 from fgclip_jax.data import image as module
 from fgclip_jax.data.image import ImageError, center_crop, normalize, open_image, preprocess, to_square
 from fgclip_jax.storage.errors import RecordError
@@ -246,3 +247,22 @@ def test_preprocess_refuses_other_types():
     preprocess([PNG, 5], 32)
   with pytest.raises(ValueError, match="squash, center_crop"):
     preprocess(PNG, 32, "stretch")
+
+
+def _chunk(kind, data):
+  return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(("width", "height"), [(2, 80_000_000), (80_000_000, 2), (1 << 19, 16), (100_000, 100_000)])
+def test_a_small_file_of_a_huge_picture_is_refused_before_it_is_decoded(width, height):
+  head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+  data = b"\x89PNG\r\n\x1a\n" + _chunk(b"IHDR", head) + _chunk(b"IDAT", b"never read") + _chunk(b"IEND", b"")
+  for read in (open_image, lambda data: decode.decode_square(data, 64, "fast")):
+    with pytest.raises(ImageError) as caught:
+      read(data)
+    assert caught.value.kind == "image_too_large"
+
+
+def test_the_longest_picture_that_is_decoded_takes_little_memory():
+  picture = Image.new("RGB", (2, module.MAX_SIDE))
+  assert module.make_square(picture, 448).shape == (448, 448, 3)

@@ -109,3 +109,22 @@ def load_all(source, broken=False):
         raise
       found.append(error.kind)
   return found, reported
+
+
+def write_waiting_program(folder, name):
+  """Writes a program that is `prepare`, but waits for ever where it would read the image `name`; returns its path."""
+  program = folder / "waiting.py"
+  program.write_text(
+    "import sys, time\n"
+    "from fgclip_jax.prepare import __main__\n"
+    "from fgclip_jax.prepare.sources import image_store\n"
+    "read = image_store.Folder.read\n"
+    "def wait(self, names):\n"
+    f"  while any(name.endswith({name!r}) for name in names):\n"
+    "    time.sleep(1)\n"
+    "  return read(self, names)\n"
+    "image_store.Folder.read = wait\n"  # worker processes read this file, too
+    "if __name__ == '__main__':\n"
+    "  sys.exit(__main__.main())\n"
+  )
+  return str(program)

@@ -13,7 +13,8 @@ import pytest
 from fgclip_jax.data.dataset_folder import find_shards
 from fgclip_jax.prepare import beam, job
 from fgclip_jax.storage import workers
-from tests.prepare.test_pipeline import Input, make_image
+from tests.helpers import trees
+from tests.prepare.test_pipeline import Input
 
 needs_beam = pytest.mark.skipif(
   importlib.util.find_spec("apache_beam") is None, reason="needs apache-beam: pip install -r requirements-beam.txt"
@@ -68,12 +69,12 @@ def test_the_same_command_continues_what_another_engine_began(given, capsys):
 @needs_beam
 def test_killed_midway_the_same_command_continues(given, root):
   given.add("a.json", [f"{index}.png" for index in range(8)])
-  picture = given.images / "5.png"
-  picture.unlink()
-  os.mkfifo(picture)  # reading it waits for ever: the third of four shards cannot be finished
-  command = [sys.executable, "-m", "fgclip_jax.prepare", *given.arguments("--shards", "4", "--engine", "beam")]
+  program = trees.write_waiting_program(given.images.parent, "5.png")  # in the third of four shards
+  command = [sys.executable, program, *given.arguments("--shards", "4", "--engine", "beam")]
   state = given.output / ".prepare" / "train"
-  process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  process = subprocess.Popen(
+    command, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+  )
   try:
     deadline = time.monotonic() + 90
     while not (state.is_dir() and {"00000.json", "00001.json"} <= set(os.listdir(state))) and process.poll() is None:
@@ -83,8 +84,6 @@ def test_killed_midway_the_same_command_continues(given, root):
   finally:
     process.send_signal(signal.SIGKILL)
     process.communicate(timeout=30)
-  picture.unlink()
-  picture.write_bytes(make_image())
   assert given.convert("--shards", "4", "--engine", "beam") == 0
   continued = read_files(given.output)
   assert given.convert("--shards", "4", "--overwrite") == 0
@@ -151,3 +150,16 @@ def test_without_the_package_it_says_what_to_install(given, capsys, monkeypatch)
   monkeypatch.setitem(sys.modules, "apache_beam.options", None)
   assert given.convert("--engine", "beam") == 1
   assert "pip install -r requirements-beam.txt" in capsys.readouterr().err
+
+
+def test_what_another_wrote_is_never_unpickled(tmp_path):
+  key, path = b"k" * 32, str(tmp_path / "result-000001")
+  beam._save(path, [1, 2], key)
+  assert beam._load(path, key) == [1, 2]
+  (tmp_path / "result-000002").write_bytes((tmp_path / "result-000001").read_bytes())
+  with open(path, "ab") as file:
+    file.write(b"x")
+  (tmp_path / "task-000001").write_bytes(b"cposix\nsystem\n(S'touch hacked'\ntR.")
+  for name in ("result-000001", "result-000002", "task-000001"):
+    with pytest.raises(beam.BeamError, match="was not written by this run"):
+      beam._load(str(tmp_path / name), key)

@@ -23,7 +23,7 @@ from fgclip_jax.data.dataset_folder import find_shards, shard_path
 from fgclip_jax.prepare import __main__ as prepare
 from fgclip_jax.prepare import job, pipeline
 from fgclip_jax.prepare.sources import finehard, image_store
-from tests.helpers import standin
+from tests.helpers import standin, trees
 
 
 def make_image():
@@ -131,13 +131,13 @@ def test_the_same_command_continues(given, capsys):
 @pytest.mark.parametrize("workers", [1, 2])
 def test_killed_midway_the_same_command_continues(given, workers, root):
   given.add("a.json", [f"{index}.png" for index in range(8)])
-  picture = given.images / "5.png"
-  picture.unlink()
-  os.mkfifo(picture)  # reading it waits for ever: the third of four shards cannot be finished
-  command = [sys.executable, "-m", "fgclip_jax.prepare", *given.arguments("--shards", "4", workers=workers)]
+  program = trees.write_waiting_program(given.images.parent, "5.png")  # in the third of four shards
+  command = [sys.executable, program, *given.arguments("--shards", "4", workers=workers)]
   state = given.output / ".prepare" / "train"
   finished = {"00000.json", "00001.json"}
-  process = subprocess.Popen(command, cwd=root, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+  process = subprocess.Popen(
+    command, env=os.environ | {"PYTHONPATH": str(root)}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+  )
   try:
     deadline = time.monotonic() + 60
     while not (state.is_dir() and finished <= set(os.listdir(state))) and process.poll() is None:
@@ -151,8 +151,6 @@ def test_killed_midway_the_same_command_continues(given, workers, root):
     find_shards(str(given.output), "train")
   first = pathlib.Path(shard_path(str(given.output), "finehard", "train", 0, 4))
   written = first.stat().st_mtime_ns
-  picture.unlink()
-  picture.write_bytes(make_image())
   assert given.convert("--shards", "4") == 0
   assert first.stat().st_mtime_ns == written
   assert [[item.id for item in shard] for shard in read(given.output)] == [
@@ -283,3 +281,45 @@ def test_shards_of_unknown_origin_are_not_overwritten(given, capsys):
   assert given.convert() == 1
   assert "mine-train.array_record-00000-of-00001" in capsys.readouterr().err
   assert stranger.read_bytes() == b"precious"
+
+
+def test_a_finished_shard_that_is_damaged_is_written_again(given, capsys):
+  given.add("a.json", [f"{index}.png" for index in range(6)])
+  assert given.convert("--shards", "3") == 0
+  before = {path.name: path.read_bytes() for path in given.output.glob("*array_record*")}
+  first, second, third = map(pathlib.Path, find_shards(str(given.output), "train"))
+  first.write_bytes(bytes(first.stat().st_size))  # as after a power failure
+  second.unlink()
+  second.symlink_to("/dev/zero")
+  state = given.output / ".prepare" / "train"
+  (state / "00002.json").write_text('{"records": 2}')
+  assert third.exists()
+  assert given.convert("--shards", "3") == 0
+  assert "finished already" not in capsys.readouterr().out
+  assert {path.name: path.read_bytes() for path in given.output.glob("*array_record*")} == before
+
+
+@pytest.mark.parametrize("plan", [b"", b"[]", b'{"arguments": 3}', b"\xff", b"[" * 100_000])
+def test_a_damaged_plan_is_not_continued(given, capsys, plan):
+  given.add("a.json", ["0.png"])
+  assert given.convert() == 0
+  (given.output / ".prepare" / "train" / "plan.json").write_bytes(plan)
+  capsys.readouterr()
+  assert given.convert() == 1
+  assert "cannot be continued" in capsys.readouterr().err
+  assert given.convert("--overwrite") == 0
+
+
+def test_pipes_and_links_without_end_are_counted_as_pictures_that_cannot_be_read(given):
+  given.add("a.json", [f"{index}.png" for index in range(4)])
+  for index in range(3):
+    (given.images / f"{index}.png").unlink()
+  os.mkfifo(given.images / "0.png")
+  (given.images / "1.png").symlink_to("/dev/zero")
+  (given.images / "2.png").symlink_to("2.png")
+  assert given.convert() == 0
+  report = json.loads((given.output / "report-train.json").read_text())
+  assert (report["read"], report["records"]) == (4, 1)
+  assert {kind: entry["count"] for kind, entry in report["findings"].items() if entry["loss"] == "record"} == {
+    "image_not_file": 3
+  }

@@ -70,3 +70,25 @@ def test_a_marker_of_another_machine_says_how_to_go_on(tmp_path):
   with pytest.raises(locks.LockedError, match=r"process 1 on elsewhere, since then.*delete stand-in://.*train.lock"):
     with locks.hold(path, "baking"):
       pass
+
+
+def test_a_link_or_a_pipe_is_never_taken_for_a_lock(tmp_path):
+  target = tmp_path / "precious"
+  target.write_text("text")
+  (tmp_path / "link.lock").symlink_to(target)
+  (tmp_path / "dangling.lock").symlink_to(tmp_path / "none")
+  os.mkfifo(tmp_path / "pipe.lock")
+  (tmp_path / "folder.lock").mkdir()
+  for name in ("link", "dangling", "pipe", "folder"):
+    path = str(tmp_path / f"{name}.lock")
+    with pytest.raises(ValueError, match=f"{name}.lock' is to be a lock, and is .*; remove it"), locks.hold(path, "x"):
+      pass
+  assert target.read_text() == "text"
+  assert not (tmp_path / "none").exists()
+
+
+def test_what_a_lock_file_holds_stays(tmp_path):
+  (tmp_path / "a.lock").write_text("text")
+  with locks.hold(str(tmp_path / "a.lock"), "x"):
+    pass
+  assert (tmp_path / "a.lock").read_text() == "text"

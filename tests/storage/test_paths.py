@@ -3,6 +3,8 @@
 import builtins
 import os
 import pickle
+import resource
+import signal
 import socket
 
 import pytest
@@ -119,3 +121,26 @@ def test_a_link_to_a_file_is_read_and_a_circle_of_links_is_an_error(tmp_path):
   assert not paths.is_file(str(tmp_path / "circle"))
   with pytest.raises(OSError, match="symbolic links"):
     paths.open(str(tmp_path / "circle"))
+
+
+def test_a_link_under_the_temporary_name_is_not_followed(tmp_path):
+  (tmp_path / "precious").write_text("text")
+  (tmp_path / "a.json.tmp").symlink_to(tmp_path / "precious")
+  paths.write(str(tmp_path / "a.json"), b"new")
+  assert (tmp_path / "precious").read_text() == "text"
+  assert [path.name for path in sorted(tmp_path.iterdir())] == ["a.json", "precious"]
+
+
+def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
+  (tmp_path / "a.json").write_bytes(b"old")
+  limit = resource.getrlimit(resource.RLIMIT_FSIZE)
+  handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+  resource.setrlimit(resource.RLIMIT_FSIZE, (1000, limit[1]))  # as a full disk: writing fails without a file's name
+  try:
+    with pytest.raises(OSError, match="a.json") as caught:
+      paths.write(str(tmp_path / "a.json"), bytes(100_000))
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+    signal.signal(signal.SIGXFSZ, handler)
+  assert caught.value.filename == str(tmp_path / "a.json")
+  assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]

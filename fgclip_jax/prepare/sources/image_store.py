@@ -11,6 +11,7 @@ with them the name is `coyo_image_0/KEY`, in whichever archive or folder under `
 import dataclasses
 import errno
 import json
+import os
 import posixpath
 from collections.abc import Iterator
 from typing import Any
@@ -19,6 +20,7 @@ from fgclip_jax.storage import lookup_table, parquet, paths, streams, tars
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.workers import Engine
 
+MAX_BYTES = 512 << 20  # of an image file
 _URL2KEY = "url2key_"  # url2key_coyo_image_0.json has the keys of the images under coyo_image_0
 
 
@@ -43,16 +45,24 @@ class Folder:
   def read(self, names: tuple[str, ...]) -> bytes:
     """Returns the first file found at `names`, paths relative to the folder, or raises `RecordError`.
 
-    Kinds: `image_missing`, `image_not_permitted`.
+    Kinds: `image_missing`, `image_not_permitted`, `image_not_file` (a pipe, a device, links in a circle),
+    `image_too_large` (of more than `MAX_BYTES`).
     """
     for name in names:
       try:
-        return paths.read(paths.join(self.path, name))
+        data = paths.read(paths.join(self.path, name), 0, MAX_BYTES + 1)
+        if len(data) > MAX_BYTES:
+          raise RecordError("image_too_large", "image", f"{name!r} has more than {MAX_BYTES:,} bytes")
+        return data
+      except paths.NotRegularFileError as error:
+        raise RecordError("image_not_file", "image", str(error)) from error
       except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
         continue
       except PermissionError as error:
         raise RecordError("image_not_permitted", "image", f"{name!r} may not be read") from error
       except OSError as error:
+        if error.errno == errno.ELOOP:
+          raise RecordError("image_not_file", "image", f"{name!r} is a link that leads to itself") from error
         if error.errno != errno.ENAMETOOLONG:
           raise  # a fault of the disk or the network, not of the record
     raise RecordError("image_missing", "image", f"no file {names[0]!r} under {self.path}")
@@ -182,7 +192,15 @@ def _pick_archives(root: str, folder: str, names: list[str]) -> list[str]:
 def _subfolders(root: str, folder: str, names: list[str]) -> list[str]:
   files = (*tars.IMAGE_SUFFIXES, "tar", "parquet", "json", "txt")
   inner = [posixpath.join(folder, name) for name in names if _suffix(name) not in files]
-  return [name for name in inner if paths.is_folder(paths.join(root, name))]
+  # A link is not followed into a folder that holds it, which would have no end.
+  return [name for name in inner if paths.is_folder(path := paths.join(root, name)) and not _leads_up(path)]
+
+
+def _leads_up(path: str) -> bool:
+  if paths.is_remote(path) or not os.path.islink(path):
+    return False
+  target = os.path.realpath(path)
+  return os.path.commonpath([target, os.path.realpath(os.path.dirname(path))]) == target
 
 
 def _suffix(name: str) -> str:

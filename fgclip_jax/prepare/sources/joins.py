@@ -89,13 +89,23 @@ def make(
   lines, made = paths.join(state, _LINES), paths.join(state, _MADE)
   paths.make_folder(state)
   with locks.hold(f"{state}.lock", f"writing {lines}"):
-    if not paths.exists(made) or json.loads(paths.read(made))["digest"] != digest:
+    if not _is_whole(lines, made, digest):
       paths.remove(made)
       with paths.open(lines, "wb") as output:
         for line in tqdm.tqdm(join(files), desc="joining annotations", unit=" images"):
           output.write(json.dumps(line).encode() + b"\n")
-      paths.write(made, json.dumps({"digest": digest, **made_of}).encode())
+      paths.write(made, json.dumps({"digest": digest, "bytes": paths.size(lines), **made_of}).encode())
   return Joined(form, (lines,), folder)
+
+
+def _is_whole(lines: str, made: str, digest: str) -> bool:
+  """Whether the lines are there, whole, and made from the same files."""
+  try:
+    found = json.loads(paths.read(made))
+    size = paths.size(lines)
+    return found["digest"] == digest and found.get("bytes", size) == size
+  except (FileNotFoundError, ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    return False
 
 
 @contextlib.contextmanager
