@@ -13,7 +13,8 @@ import sys
 
 from fgclip_jax.models.params import flatten, is_statistic, unflatten
 from fgclip_jax.models.positions import resize
-from fgclip_jax.weights import clip_to_fgclip, formats
+from fgclip_jax.storage import atomic
+from fgclip_jax.weights import clip_to_fgclip, formats, native
 
 _FORMATS = """formats: jax (ours); pytorch (FG-CLIP's published layout; of a plain CLIP the same as clip); clip
 (transformers' CLIPModel); clip_vision (transformers' CLIPVisionModel, the image tower alone); open_clip. Of an
@@ -52,14 +53,12 @@ def convert(
 
   Raises:
     FileNotFoundError, ValueError: `source` is no model, or a broken one; see `weights.formats.read`.
+      Also: `output` is, holds or lies in the input, or holds a link to it.
     FileExistsError: `output` holds files, and not `overwrite`.
   """
   found = formats.detect(source, allow_pickle)
   to = to or ("pytorch" if found == "jax" else "jax")
-  if os.path.exists(output) and os.path.realpath(output) == os.path.realpath(source):
-    raise ValueError(f"output {output!r} is the input folder; name another")
-  if os.path.isdir(output) and os.listdir(output) and not overwrite:
-    raise FileExistsError(f"{output!r} holds files already; name another folder, or replace its model by --overwrite")
+  _check_output(source, output, overwrite)
   config, flat, origin = formats.read(source, ema, allow_pickle, activation, heads)
   if ema and formats.is_averaged(source):
     print("the weights that the run has averaged over its steps (--raw_weights: those of its last step)")
@@ -75,13 +74,24 @@ def convert(
     print(f"image positions interpolated for {image_size} px")
   if config.fine_grained and to in ("clip", "open_clip"):
     print(f"{to} has no place for FG-CLIP's long texts and regions: its path for short texts is written")
-  if os.path.isdir(output):
-    formats.remove_model(output)
-  paths = formats.FORMATS[to].write(output, config, flat, origin)
+  paths = formats.write(output, to, config, flat, origin)
   kind = "FG-CLIP" if config.fine_grained else "CLIP"
   size = sum(leaf.size for name, leaf in flat.items() if not is_statistic(name))
   print(f"{kind}, {size / 1e6:.1f} M parameters: {found} -> {to}")
   return paths
+
+
+def _check_output(source: str, output: str, overwrite: bool) -> None:
+  """Refuses an output that would replace what it must not, before anything is read or written."""
+  if os.path.lexists(output) and not os.path.isdir(output):
+    raise NotADirectoryError(f"{output!r} is no folder; name one, which may be a new one")
+  atomic.check_apart(source, formats.input_files(source), output, formats.model_files())
+  if not os.path.isdir(output):
+    return
+  if os.listdir(output) and not overwrite:
+    raise FileExistsError(f"{output!r} holds files already; name another folder, or replace its model by --overwrite")
+  if native.is_run(output):  # its checkpoints are of no use without its model.json
+    raise ValueError(f"{output!r} is a run folder; name another one")
 
 
 def main(argv: list[str] | None = None) -> int:

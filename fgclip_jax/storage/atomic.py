@@ -13,7 +13,7 @@ import shutil
 import stat
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from fgclip_jax.storage import paths
 
@@ -104,12 +104,68 @@ def folder(path: str | os.PathLike[str], owned: Sequence[str] = ()) -> Iterator[
       shutil.rmtree(temporary, ignore_errors=True)
 
 
+def check_apart(source: str, files: Iterable[str], output: str, owned: Sequence[str] = ()) -> None:
+  """Refuses an output folder that is the input, holds it, lies in it, or holds a link to it that would be replaced.
+
+  Args:
+    source: the input: a file or a folder.
+    files: the files that are read.
+    output: the folder, which need not exist.
+    owned: see `folder`.
+
+  Raises:
+    ValueError: says which.
+  """
+  if os.path.isdir(source):
+    if os.path.isdir(output) and os.path.samefile(source, output):
+      raise ValueError(f"output {output!r} is the input folder; name another")
+    if _is_in(output, source):
+      raise ValueError(f"output {output!r} lies in the input folder {source!r}; name another")
+  if not os.path.isdir(output):
+    return
+  if _is_in(source, output):
+    raise ValueError(f"output {output!r} holds the input {source!r}; name another")
+  found = {}
+  for each in files:
+    with contextlib.suppress(OSError):  # a link that leads nowhere, in a folder
+      found[_identity(each)] = each
+  folders = {_identity(folder) for folder in {os.path.dirname(os.path.realpath(each)) for each in files}}
+  replaced = [name for name in os.listdir(output) if _matches(name, owned)]
+  inside = [os.path.join(output, name) for name in replaced]
+  for each in inside:
+    inside += [os.path.join(base, name) for base, _, names in os.walk(each) for name in names]
+  for each in inside:
+    with contextlib.suppress(OSError):
+      if (same := found.get(_identity(each))) or (os.path.isdir(each) and _identity(each) in folders):
+        raise ValueError(f"output {output!r} holds a link to the input: {each!r} is {same or source!r}; name another")
+  for each in found.values():
+    if _is_in(each, output):
+      raise ValueError(f"output {output!r} holds the input: {each!r} is a link into it; name another")
+
+
+def _is_in(path: str, folder: str) -> bool:
+  """Whether a path, which need not exist, lies in a folder, links followed."""
+  parent, seen = os.path.realpath(path), ""
+  while parent != seen:
+    parent, seen = os.path.dirname(parent), parent
+    if os.path.isdir(parent) and os.path.samefile(parent, folder):
+      return True
+  return False
+
+
+def _identity(path: str) -> tuple[int, int]:
+  found = os.stat(path)
+  return found.st_dev, found.st_ino
+
+
+def _matches(name: str, patterns: Sequence[str]) -> bool:
+  return any(fnmatch.fnmatchcase(name, pattern) for pattern in patterns)
+
+
 def _swap(made: str, target: str, old: str, owned: Sequence[str]) -> None:
   """Moves everything in `made` into `target`, and what it replaces into `old`; undoes that where it fails."""
   new = os.listdir(made)
-  leaving = [
-    name for name in os.listdir(target) if name in new or any(fnmatch.fnmatchcase(name, pattern) for pattern in owned)
-  ]
+  leaving = [name for name in os.listdir(target) if name in new or _matches(name, owned)]
   os.mkdir(old)
   moves = [(os.path.join(target, name), os.path.join(old, name)) for name in leaving]
   moves += [(os.path.join(made, name), os.path.join(target, name)) for name in new]

@@ -4,15 +4,15 @@ A new format is a module with the functions of a `Format`, and a line in `FORMAT
 """
 
 import dataclasses
-import glob
+import fnmatch
 import os
-import shutil
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import numpy as np
 
 from fgclip_jax.models.config import ModelConfig
+from fgclip_jax.storage import atomic
 from fgclip_jax.weights import huggingface, huggingface_processor, native, open_clip
 from fgclip_jax.weights.clip_to_fgclip import to_clip
 from fgclip_jax.weights.tensor_files import INDEX_SUFFIX, SUFFIXES, open_tensors
@@ -205,17 +205,40 @@ def read_config(path: str) -> ModelConfig:
   return found.read_config(path)
 
 
-def remove_model(folder: str) -> None:
-  """Removes the files of a model of any format, and no others, so that another one can be written there.
+def write(
+  folder: str, to: str, config: ModelConfig, flat: Flat, source: Source | None = None
+) -> list[str]:
+  """Writes a model into a folder, in place of a model of any format that it holds; other files in it stay.
+
+  The new model is made whole first: a failure leaves the folder as it was.
+
+  Args:
+    folder: made if it does not exist.
+    to: a key of `FORMATS`.
+    config, flat, source: what `read` returned.
+
+  Returns:
+    The paths written.
 
   Raises:
-    ValueError: it is a run folder, whose checkpoints are of no use without its `model.json`.
+    ValueError: the format has no place for this model.
+    OSError: the folder cannot be written, or its disk is full.
   """
-  if native.is_run(folder):
-    raise ValueError(f"{folder!r} is a run folder; name another one")
-  for pattern in (pattern for each in FORMATS.values() for pattern in each.files):
-    for path in glob.glob(os.path.join(glob.escape(folder), pattern)):
-      if os.path.isdir(path):
-        shutil.rmtree(path, ignore_errors=True)
-      else:
-        os.remove(path)
+  with atomic.folder(folder, model_files()) as temporary:
+    made = FORMATS[to].write(temporary, config, flat, source)
+    return [os.path.join(folder, os.path.relpath(path, temporary)) for path in made]
+
+
+def model_files() -> list[str]:
+  """Patterns of the names of files and folders that a model of any format consists of."""
+  return [pattern for each in FORMATS.values() for pattern in each.files]
+
+
+def input_files(path: str) -> list[str]:
+  """The files that a model is read from: all in its folder, or a file of weights, its shards and what lies beside."""
+  if os.path.isdir(path):
+    return [os.path.join(base, name) for base, _, files in os.walk(path) for name in files]
+  folder = os.path.dirname(path) or "."
+  shards = index_shards(path) if path.endswith(INDEX_SUFFIX) else []
+  beside = [name for name in os.listdir(folder) if any(fnmatch.fnmatchcase(name, each) for each in model_files())]
+  return [path, *(os.path.join(folder, name) for name in [*shards, *beside])]
