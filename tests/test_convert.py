@@ -1,8 +1,11 @@
 """The convert command: there and back gives the same bytes, and nothing is overwritten unasked."""
 
+import dataclasses
 import itertools
 import json
+import os
 import re
+import subprocess
 
 import ml_dtypes
 import numpy as np
@@ -212,6 +215,117 @@ def test_the_input_folder_is_no_output(tmp_path, capsys):
   for output in (start, f"{start}/", tmp_path / "link"):
     assert "is the input folder" in _fails(capsys, start, output, "--overwrite")
   assert folders.detect(str(start)) == "pytorch"
+
+
+def _tree(folder):
+  return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("to", ["jax", "clip_vision"])
+@pytest.mark.parametrize(
+  "place",
+  [
+    "file in output",
+    "inside",
+    "deep inside",
+    "holds",
+    "hard link",
+    "link",
+    "linked folder",
+    "file is a link",
+    "shards",
+  ],
+)
+def test_an_output_that_touches_the_input_is_refused(place, to, tmp_path, capsys):
+  start = source = _write(tmp_path / "start" / "model", CLIP)
+  output = tmp_path / "out"
+  if place == "file in output":
+    source, output = start / "model.safetensors", start
+  elif "inside" in place:
+    output = start / ("a/b/c" if "deep" in place else "a")
+  elif place == "holds":
+    output = start.parent
+  elif place == "hard link":
+    output.mkdir()
+    (output / "model.safetensors").hardlink_to(start / "model.safetensors")
+  elif place == "link":
+    output.mkdir()
+    (output / "config.json").symlink_to(start / "config.json")
+  elif place == "linked folder":
+    output.mkdir()
+    (output / "params").symlink_to(start)
+  elif place == "file is a link":  # as in the cache of the model hub
+    output.mkdir()
+    (start / "model.safetensors").rename(output / "blob")
+    (start / "model.safetensors").symlink_to(output / "blob")
+  else:
+    source, output = start / "model.safetensors.index.json", start
+    names = list(safetensors.numpy.load_file(start / "model.safetensors"))
+    (start / "model.safetensors").rename(start / "weights.safetensors")
+    source.write_text(json.dumps({"weight_map": dict.fromkeys(names, "weights.safetensors")}))
+  before = _tree(tmp_path)
+  message = _fails(capsys, source, output, "--overwrite", "--to", to)
+  assert "name another" in message and str(output) in message
+  assert _tree(tmp_path) == before
+
+
+def test_siblings_and_folders_beside_a_file_are_outputs(tmp_path, monkeypatch):
+  start = _write(tmp_path / "model", CLIP)
+  monkeypatch.chdir(start)
+  for output in ("../model2", "../model/../mode", str(tmp_path / "model_out")):
+    assert convert.main([".", output]) == 0
+  assert convert.main(["model.safetensors", "ours"]) == 0  # a file's own folder may hold the output
+  (tmp_path / "link").symlink_to(tmp_path / "model_out")
+  assert convert.main([".", str(tmp_path / "link"), "--overwrite"]) == 0
+  assert (tmp_path / "link").is_symlink() and folders.read_config(str(tmp_path / "model_out")) == CLIP
+
+
+@pytest.mark.parametrize("to", sorted(folders.FORMATS))
+def test_a_failed_write_leaves_the_old_output_whole(to, tmp_path, monkeypatch, capsys):
+  start, output = _write(tmp_path / "start", CLIP), tmp_path / "out"
+  assert convert.main([str(start), str(output)]) == 0
+  (output / "notes.txt").write_text("mine")
+  capsys.readouterr()
+  before, write = _tree(tmp_path), folders.FORMATS[to].write
+
+  def fails(*args):
+    write(*args)
+    raise OSError(28, "No space left on device")
+
+  monkeypatch.setitem(folders.FORMATS, to, dataclasses.replace(folders.FORMATS[to], write=fails))
+  for path in (output, tmp_path / "new"):
+    message = _fails(capsys, start, path, "--overwrite", "--to", to)
+    assert "No space left on device" in message and str(path) in message
+  assert _tree(tmp_path) == before and sorted(path.name for path in tmp_path.iterdir()) == ["out", "start"]
+
+
+@pytest.mark.parametrize("to", sorted(folders.FORMATS))
+def test_a_disk_that_is_full_keeps_the_old_model(to, tmp_path, capsys):
+  start, disk = _write(tmp_path / "start", CLIP), tmp_path / "disk"
+  disk.mkdir()
+  if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
+    pytest.skip("needs the right to mount a file system")
+  try:
+    (disk / "config.json").write_text("{}")
+    (disk / "model.safetensors").write_bytes(bytes(3000))
+    before = _tree(disk)
+    message = _fails(capsys, start, disk, "--overwrite", "--to", to)
+    assert "No space left on device" in message and str(disk) in message
+    assert _tree(disk) == before
+  finally:
+    subprocess.run(["umount", disk])
+
+
+def test_the_umask_decides_the_modes(tmp_path):
+  start = _write(tmp_path / "start", CLIP)
+  before = os.umask(0o027)
+  try:
+    for to in folders.FORMATS:
+      assert convert.main([str(start), str(tmp_path / to), "--to", to]) == 0
+      modes = {path.stat().st_mode & 0o777 for path in (tmp_path / to).rglob("*") if path.is_file()}
+      assert modes == {0o640}, to
+  finally:
+    os.umask(before)
 
 
 def test_an_output_that_holds_files_is_left_alone_unless_told(tmp_path, capsys):

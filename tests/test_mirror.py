@@ -26,6 +26,7 @@ ELSEWHERE = {
   "inference/image_listing": "inference/bulk_inputs",
   "models/params": "train/state",
   "models/pixel_spec": "models/config",
+  "models/sizes": "models/config",
   "models/text": "models/towers",
   "models/transformer": "models/towers",
   "models/vit": "models/towers",
@@ -54,7 +55,9 @@ ELSEWHERE = {
   "viz/contact_sheet": "prepare/report",
   "weights/name_map": "weights/openai",
   "weights/open_clip": "weights/openai",
+  "weights/open_clip_pixels": "weights/formats",
   "weights/openai_names": "weights/openai",
+  "weights/pickled": "weights/torch_pickle",
   "weights/tensor_files": "weights/torch_pickle",
 }
 MODULES = [

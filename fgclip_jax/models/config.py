@@ -11,6 +11,7 @@ import itertools
 from typing import Any, ClassVar
 
 from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
+from fgclip_jax.models.sizes import check_number, check_sizes, is_depth, shown
 
 END_ID = 49407  # CLIP's end-of-text token
 
@@ -44,6 +45,8 @@ class TowerConfig:
   layer_norm_eps: float = 1e-5
 
   def __post_init__(self):
+    check_sizes(self)
+    check_number("layer_norm_eps", self.layer_norm_eps, 0.0)
     if self.width % self.heads:
       raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
     if self.activation not in ("quick_gelu", "gelu"):
@@ -132,10 +135,11 @@ class ResNetConfig(ImageTowerConfig):
   pixels: PixelSpec = CLIP_PIXELS
 
   def __post_init__(self):
+    if not isinstance(self.depths, tuple) or len(self.depths) != 4 or not all(is_depth(each) for each in self.depths):
+      raise ValueError(f"depths of a ResNet must be four positive numbers of blocks, got {self.depths}")
+    check_sizes(self)
     if self.width < 2 or self.width % 2:
       raise ValueError(f"width {self.width} of a ResNet must be even: its stem begins with half of it")
-    if len(self.depths) != 4 or min(self.depths) < 1:
-      raise ValueError(f"depths of a ResNet must be four positive numbers of blocks, got {self.depths}")
     if self.image_size % self.patch_size:
       raise ValueError(f"image_size {self.image_size} of a ResNet must be a multiple of {self.patch_size}")
 
@@ -192,6 +196,13 @@ class TextConfig(TowerConfig):
   end_id: int = END_ID
   tokenizer: str = "clip"
 
+  def __post_init__(self):
+    super().__post_init__()
+    if not isinstance(self.end_id, int) or isinstance(self.end_id, bool) or not 0 <= self.end_id < 1 << 31:
+      raise ValueError(f"end_id must be a token's id, got {shown(self.end_id)}")
+    if not isinstance(self.tokenizer, str):
+      raise ValueError(f"tokenizer must be a name, got {shown(self.tokenizer)}")
+
   @property
   def position_tables(self) -> dict[str, int]:
     """The rows of each table of positions, in the order in which they are laid end to end."""
@@ -233,6 +244,10 @@ class ModelConfig:
   logit_bias: float | None = None
 
   def __post_init__(self):
+    check_sizes(self)
+    check_number("temperature_init", self.temperature_init)
+    if self.logit_bias is not None:
+      check_number("logit_bias", self.logit_bias)
     if self.fine_grained and self.vision.pixels.resize not in (None, "squash"):
       raise ValueError(
         f"an FG-CLIP's pictures are squashed, since boxes are fractions of the whole picture: pixels.resize is "
@@ -285,7 +300,7 @@ class ModelConfig:
       ValueError: impossible sizes.
     """
     values = dict(values)
-    if missing := [key for key in ("vision", "text") if key not in values]:
+    if missing := [key for key in ("vision", "text") if not isinstance(values.get(key), dict)]:
       raise TypeError(f"the model's sizes lack {' and '.join(missing)}")
     vision: dict[str, Any] = dict(values.pop("vision"))
     text = values.pop("text")

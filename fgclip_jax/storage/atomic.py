@@ -125,7 +125,7 @@ def check_apart(source: str, files: Iterable[str], output: str, owned: Sequence[
     return
   if _is_in(source, output):
     raise ValueError(f"output {output!r} holds the input {source!r}; name another")
-  found = {}
+  found, files = {}, list(files)
   for each in files:
     with contextlib.suppress(OSError):  # a link that leads nowhere, in a folder
       found[_identity(each)] = each

@@ -13,9 +13,10 @@ import numpy as np
 
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.storage import atomic
+from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights import huggingface, huggingface_processor, native, open_clip
 from fgclip_jax.weights.clip_to_fgclip import to_clip
-from fgclip_jax.weights.tensor_files import INDEX_SUFFIX, SUFFIXES, open_tensors
+from fgclip_jax.weights.tensor_files import INDEX_SUFFIX, SUFFIXES, index_shards, open_tensors
 
 Flat = Mapping[str, np.ndarray]
 Source = Mapping[str, Any]
@@ -166,11 +167,12 @@ def _detect_folder(folder: str, allow_pickle: bool) -> str:
 
 
 def _detect_file(file: str, allow_pickle: bool) -> str:
-  names = open_tensors(file, allow_pickle)
+  tensors = open_tensors(file, allow_pickle)
   for name, each in FORMATS.items():
-    if each.in_tensors(names):
+    if each.in_tensors(tensors):
       return name
-  raise ValueError(f"{file!r} holds tensors of no known model: {', '.join(sorted(names)[:5])}, ...")
+  there = ", ".join(f"{printable(name)} {tensors.shape(name)}" for name in sorted(tensors)[:5])
+  raise ValueError(f"{file!r} holds tensors of no known model: {there}, ... ({len(tensors)} in all)")
 
 
 def read(
@@ -205,9 +207,7 @@ def read_config(path: str) -> ModelConfig:
   return found.read_config(path)
 
 
-def write(
-  folder: str, to: str, config: ModelConfig, flat: Flat, source: Source | None = None
-) -> list[str]:
+def write(folder: str, to: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:
   """Writes a model into a folder, in place of a model of any format that it holds; other files in it stay.
 
   The new model is made whole first: a failure leaves the folder as it was.

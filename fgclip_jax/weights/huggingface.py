@@ -10,14 +10,16 @@ import numpy as np
 import safetensors.numpy
 
 from fgclip_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from fgclip_jax.weights import huggingface_names, huggingface_processor
+from fgclip_jax.weights import families, huggingface_names, huggingface_processor
 from fgclip_jax.weights.name_map import leaf_shapes, read_rows, write_rows
 from fgclip_jax.weights.tensor_files import Tensors, find_file, open_tensors, read_json
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
+_TYPES = ("clip", "longclip", "long_clip")
 _VISION_TYPE = "clip_vision_model"
+_MAX_POSITIONS = 1 << 20
 _FGCLIP_ONLY = "text_filip_projection.weight"
 _DTYPE_NAMES = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16"}
 _DTYPE_NAMES[np.dtype(ml_dtypes.bfloat16)] = "bfloat16"
@@ -56,13 +58,13 @@ def model_config(config: Mapping[str, Any], long_length: int | None, path: str =
   """
   if config.get("model_type") == _VISION_TYPE:
     raise ValueError(f"{path!r} describes an image tower alone (a CLIPVisionModel): a model needs a text tower too")
+  families.check_config(path, config)
   towers = (config.get("text_config"), config.get("vision_config"))
-  if config.get("model_type", "clip") != "clip" or not all(isinstance(tower, dict) for tower in towers):
+  if config.get("model_type", "clip") not in _TYPES or not all(isinstance(tower, dict) for tower in towers):
     raise ValueError(f"{path!r} is not a CLIP configuration: needs model_type 'clip', text_config and vision_config")
-  text = _TEXT_DEFAULTS | config["text_config"] | (config.get("text_config_dict") or {})
-  vision = _VISION_DEFAULTS | config["vision_config"] | (config.get("vision_config_dict") or {})
-
   try:
+    text = _TEXT_DEFAULTS | config["text_config"] | (config.get("text_config_dict") or {})
+    vision = _VISION_DEFAULTS | config["vision_config"] | (config.get("vision_config_dict") or {})
     return ModelConfig(
       vision=_vision_config(vision),
       text=TextConfig(
@@ -75,7 +77,7 @@ def model_config(config: Mapping[str, Any], long_length: int | None, path: str =
       embedding_width=config.get("projection_dim", 512),
       temperature_init=config.get("logit_scale_init_value", 2.6592),
     )
-  except ValueError as error:
+  except (ValueError, TypeError) as error:  # the values may be of any type
     raise ValueError(f"{path!r}: {error}") from error
 
 
@@ -121,6 +123,7 @@ def _open(path: str, allow_pickle: bool) -> tuple[str, dict[str, Any], Tensors]:
   if not os.path.exists(config_file):
     raise FileNotFoundError(f"no {CONFIG_FILE} in {folder!r}: a model under transformers' names needs it")
   config = read_json(config_file)
+  families.check_config(config_file, config)
   file = find_file(path, WEIGHTS_FILES) if os.path.isdir(path) else path
   return config_file, config, open_tensors(file, allow_pickle)
 
@@ -128,9 +131,10 @@ def _open(path: str, allow_pickle: bool) -> tuple[str, dict[str, Any], Tensors]:
 def _read_config(path: str, allow_pickle: bool) -> tuple[ModelConfig, dict[str, Any], Tensors]:
   config_file, config_json, tensors = _open(path, allow_pickle)
   long_length = None
-  if _FGCLIP_ONLY in tensors or "FGCLIPModel" in (config_json.get("architectures") or ()):
-    rest = "text_model.embeddings.position_embedding_res.weight"
-    long_length = tensors[rest].shape[0] if rest in tensors else 248
+  classes = config_json.get("architectures")
+  if _FGCLIP_ONLY in tensors or (isinstance(classes, list) and "FGCLIPModel" in classes):
+    rest = tensors.shape(huggingface_names.LONG_REST) if huggingface_names.LONG_REST in tensors else ()
+    long_length = rest[0] if rest else 248
   config = model_config(config_json, long_length, config_file)
   folder = os.path.dirname(config_file)
   pixels = huggingface_processor.read_image(folder, config.vision.image_size, config.fine_grained)
@@ -157,8 +161,11 @@ def read(path: str, allow_pickle: bool = False) -> tuple[ModelConfig, dict[str, 
     FileNotFoundError, ValueError: name the file, and list every tensor that does not fit.
   """
   config, config_json, tensors = _read_config(path, allow_pickle)
+  tensors.print_note()
   shapes = leaf_shapes(config)
-  buffers = {name: tensors[name].shape[-1] for name in tensors if name.endswith(".position_ids")}
+  buffers = {
+    name: tensors.shape(name)[-1] for name in tensors if name.endswith(".position_ids") and tensors.shape(name)
+  }
   try:
     flat = huggingface_names.from_theirs(tensors.renamed(_no_buffer), config, shapes)
   except ValueError as error:
@@ -180,7 +187,7 @@ def read_vision(path: str, allow_pickle: bool = False) -> tuple[VisionConfig, di
   values = config_json if alone else config_json.get("vision_config") or {}
   try:
     config = _vision_config(_VISION_DEFAULTS | values)
-  except ValueError as error:
+  except (ValueError, TypeError) as error:
     raise ValueError(f"{config_file!r}: {error}") from error
   # transformers 5 leaves the tower's name out where there is no other
   bare = alone and not any(name.startswith("vision_model.") for name in tensors)
@@ -215,7 +222,8 @@ def write(
   source = source if (source or {}).get("format", "pytorch") == "pytorch" else None
   tensors = huggingface_names.to_theirs(flat, config)
   for name, length in (source or {}).get("buffers", {}).items():
-    tensors[name] = np.arange(length, dtype=np.int64)[None]
+    if length <= _MAX_POSITIONS:
+      tensors[name] = np.arange(length, dtype=np.int64)[None]
   config_json = (source or {}).get("config") or to_config_json(config, common_dtype(flat.values()))
   paths = save(folder, config_json, tensors)
   return (

@@ -1,12 +1,14 @@
 """The name table of the PyTorch format of CLIP and FG-CLIP (transformers' names); Long-CLIP's stretched positions."""
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from fgclip_jax.models.config import ModelConfig, TextConfig, TowerConfig, VisionConfig
 from fgclip_jax.weights.name_map import Row, linear, norm, patches, read_rows, same, transposed, write_rows
 
+LONG_REST = "text_model.embeddings.position_embedding_res.weight"  # FG-CLIP's and Long-CLIP's second position table
 KEPT_POSITIONS = 20  # rows of the short table that begin the long one (Long-CLIP's stretch)
 
 
@@ -46,11 +48,12 @@ def vision_table(config: VisionConfig) -> list[Row]:
   ]
 
 
-def _text_rows(config: TextConfig) -> list[Row]:
+def _text_rows(config: TextConfig, split_positions: bool) -> list[Row]:
   positions = "text_model.embeddings.position_embedding"
+  short = ("text/short_positions", f"{positions}.weight")
   rows = [
     same("text/token_embedding", "text_model.embeddings.token_embedding.weight"),
-    same("text/short_positions", f"{positions}.weight"),
+    long_positions(*short, f"{positions}_res.weight") if split_positions else same(*short),
     *_blocks("text", "text_model", config),
     *norm("text/final_norm", "text_model.final_layer_norm"),
     transposed("short_projection/kernel", "text_projection.weight"),
@@ -73,21 +76,24 @@ _TEMPERATURES = {
 }
 
 
-def table(config: ModelConfig) -> list[Row]:
-  """The rows for a model of this size; its image tower must be one of `IMAGE_ROWS`."""
+def table(config: ModelConfig, split_positions: bool = False) -> list[Row]:
+  """The rows for a model of this size; its image tower must be one of `IMAGE_ROWS`.
+
+  `split_positions`: the positions of a plain CLIP lie in Long-CLIP's two tables.
+  """
   return [
     *IMAGE_ROWS[config.vision.type](config.vision),
     transposed("vision_projection/kernel", "visual_projection.weight"),
-    *TEXT_ROWS[config.text.type](config.text),
+    *TEXT_ROWS[config.text.type](config.text, split_positions),
     *(same(f"temperature/{name}", _TEMPERATURES[name]) for name in config.temperatures),
   ]
 
 
 def from_theirs(
-  tensors: Mapping[str, np.ndarray], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
+  tensors: Mapping[str, Any], config: ModelConfig, shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
   """Their tensors as our flat parameters; see `table.read_rows`."""
-  return read_rows(table(config), tensors, shapes)
+  return read_rows(table(config, not config.fine_grained and LONG_REST in tensors), tensors, shapes)
 
 
 def to_theirs(flat: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:

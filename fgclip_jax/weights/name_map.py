@@ -6,15 +6,19 @@ In a row with layers, `{}` in their names is a layer's number, and our leaves st
 
 import dataclasses
 import functools
+import math
 import types
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import abstract_params, flatten
+from fgclip_jax.storage.skip_report import printable
 
 Arrays = tuple[np.ndarray, ...]
+_LARGE = 1 << 28  # elements; below, `Row.shapes` may take memory for them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +104,14 @@ def leaf_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
   return types.MappingProxyType({name: leaf.shape for name, leaf in flatten(abstract_params(config)).items()})
 
 
+def tensor_shape(tensors: Mapping[str, Any], name: str) -> tuple[int, ...]:
+  """A tensor's shape; of tensors in a file (`tensor_files.Tensors`) without reading it."""
+  found = getattr(tensors, "shape", None)
+  return found(name) if found else tensors[name].shape
+
+
 def read_rows(
-  rows: Sequence[Row], tensors: Mapping[str, np.ndarray], shapes: Mapping[str, tuple[int, ...]]
+  rows: Sequence[Row], tensors: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]
 ) -> dict[str, np.ndarray]:
   """Their tensors as our flat parameters.
 
@@ -114,7 +124,13 @@ def read_rows(
     ValueError: lists every missing, extra and misshapen tensor.
   """
   faults, flat, used = [], {}, set()
+  shape_of = functools.partial(tensor_shape, tensors)
+  there = sum(math.prod(shape_of(name)) for name in tensors)
   for row in rows:
+    if (size := sum(math.prod(shapes[name]) for name in row.ours)) > max(there, _LARGE):
+      raise ValueError(
+        f"a model of this size has {size:,} parameters in {row.ours[0]} alone, and all tensors together have {there:,}"
+      )
     expected, layers = row.shapes(shapes), []
     for names in row.names():
       used.update(names)
@@ -122,17 +138,17 @@ def read_rows(
       for name, shape in zip(names, expected, strict=True):
         if name not in tensors:
           faults.append(f"missing    {name} {shape}")
-        elif (value := tensors[name]).shape != shape:
-          faults.append(f"misshapen  {name} {value.shape}, expected {shape}")
+        elif (found := shape_of(name)) != shape:
+          faults.append(f"misshapen  {name} {found}, expected {shape}")
         else:
-          values.append(value)
+          values.append(tensors[name])
       if len(values) == len(names):
         layers.append(row.read(*values))
     if len(layers) == len(row.names()):
       for index, name in enumerate(row.ours):
         parts = [layer[index] for layer in layers]
         flat[name] = parts[0] if row.layers is None else np.stack(parts)
-  faults += [f"extra      {name} {tensors[name].shape}" for name in sorted(set(tensors) - used)]
+  faults += [f"extra      {printable(name)} {shape_of(name)}" for name in sorted(set(tensors) - used)]
   if faults:
     raise ValueError(f"{len(faults)} tensors do not fit the model that is described:\n  " + "\n  ".join(faults))
   return flat

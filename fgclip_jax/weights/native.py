@@ -12,6 +12,8 @@ from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import Params, flatten, unflatten
+from fgclip_jax.storage import atomic
+from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights.checksums import check as check_sums
 from fgclip_jax.weights.name_map import leaf_shapes
 from fgclip_jax.weights.tensor_files import read_json
@@ -35,7 +37,7 @@ def write(
 
 def write_model_file(folder: str, config: ModelConfig, source: Mapping[str, Any] | None = None) -> None:
   """Writes `model.json` alone (a run folder has one beside its checkpoints)."""
-  with open(os.path.join(folder, MODEL_FILE), "w", encoding="utf-8") as file:
+  with atomic.file(os.path.join(folder, MODEL_FILE)) as path, open(path, "w", encoding="utf-8") as file:
     json.dump({"format": FORMAT, "model": config.to_dict(), "source": source}, file, indent=2)
     file.write("\n")
 
@@ -47,9 +49,25 @@ def read_model_file(folder: str) -> tuple[ModelConfig, dict[str, Any] | None]:
   if values.get("format") != FORMAT:
     raise ValueError(f"{path!r} has format {values.get('format')!r}; this version reads {FORMAT}")
   try:
-    return ModelConfig.from_dict(values["model"]), values.get("source")
-  except (KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"{path!r} does not describe a model: {error}") from error
+    config = ModelConfig.from_dict(values["model"])
+    source = values.get("source")
+    _check_source(source)
+  except (KeyError, TypeError, ValueError, AttributeError) as error:
+    raise ValueError(f"{path!r} does not describe a model: {printable(str(error))}") from error
+  return config, source
+
+
+def _check_source(source: Any) -> None:
+  """A ValueError if it is not what a format's `read` returns; formats look at no other keys."""
+  kinds = {"format": str, "config": dict | None, "buffers": dict, "text": str}
+  if source is not None and not isinstance(source, dict):
+    raise ValueError(f"source is a {type(source).__name__}")
+  for key, kind in kinds.items():
+    if source and key in source and not isinstance(source[key], kind):
+      raise ValueError(f"source.{key} is a {type(source[key]).__name__}")
+  for name, value in (source or {}).get("buffers", {}).items():
+    if not isinstance(value, int) or not 0 <= value < 1 << 62:
+      raise ValueError(f"source.buffers.{name} is no number")
 
 
 def is_run(folder: str) -> bool:
@@ -79,14 +97,20 @@ def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarr
     tree = read_params(folder, ema)
   else:
     params = os.path.abspath(os.path.join(folder, PARAMS_FOLDER))
-    tree = ocp.load(params, _abstract(params))
-  flat = {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}
+    tree = _abstract(params)
+    _check_shapes(folder, config, tree)  # before the arrays take memory
+    tree = ocp.load(params, tree)
+  _check_shapes(folder, config, tree)
+  return config, {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, source
+
+
+def _check_shapes(folder: str, config: ModelConfig, tree: Params) -> None:
   expected = dict(leaf_shapes(config))
-  found = {name: leaf.shape for name, leaf in flat.items()}
+  found = {name: tuple(leaf.shape) for name, leaf in flatten(tree).items()}
   if expected != found:
     different = sorted(set(expected.items()) ^ set(found.items()))
-    raise ValueError(f"{folder!r}: the parameters do not fit {MODEL_FILE}: {different}")
-  return config, flat, source
+    names = ", ".join(f"{name} {size}" for name, size in different[:8])
+    raise ValueError(f"{folder!r}: the parameters do not fit {MODEL_FILE}: {names}{', ...' * (len(different) > 8)}")
 
 
 def _abstract(path: str):

@@ -1,8 +1,8 @@
 """Models of OpenAI's code, of open_clip and of Long-CLIP: one layout of tensors, with or without a config beside it.
 
 Without an `open_clip_config.json`, sizes are inferred from the tensors' shapes. Shapes do not show two things:
-attention heads are assumed to have 64 channels, as in every published model, and the activation to be OpenAI's
-quick_gelu.
+the number of attention heads, which is known for the widths of published models and must be said for others, and the
+activation, which is taken to be OpenAI's quick_gelu.
 """
 
 import math
@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from fgclip_jax.models.config import END_ID, ModelConfig, ResNetConfig, TextConfig, VisionConfig
-from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
-from fgclip_jax.weights import torch_pickle
+from fgclip_jax.storage.skip_report import printable
+from fgclip_jax.weights import families, torch_pickle
 from fgclip_jax.weights.clip_to_fgclip import to_clip
 from fgclip_jax.weights.huggingface import save
-from fgclip_jax.weights.name_map import leaf_shapes, read_rows, write_rows
+from fgclip_jax.weights.name_map import leaf_shapes, read_rows, tensor_shape, write_rows
+from fgclip_jax.weights.open_clip_pixels import read_pixels, write_pixels
 from fgclip_jax.weights.openai_names import LONG_REST, counters, table
 from fgclip_jax.weights.tensor_files import Tensors, find_file, open_tensors, read_json
 
@@ -28,7 +29,10 @@ WEIGHTS_FILES = (
   WEIGHTS_FILE, "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin", "model.safetensors",
   "pytorch_model.bin",
 )  # fmt: skip
-HEAD_WIDTH = 64
+HEAD_WIDTH = 64  # of a ResNet's pooling, and where open_clip's config says nothing
+# Heads by width, of every ViT and of every text tower among open_clip's model_configs. ViT-H, g, bigG and e have 16.
+_IMAGE_HEADS = {384: 6, 512: 8, 768: 12, 896: 14, 1024: 16, 1280: 16, 1408: 16, 1664: 16, 1792: 16}
+_TEXT_HEADS = {256: 4, 384: 6, 512: 8, 640: 10, 768: 12, 1024: 16, 1280: 20}
 _NO_PARAMETERS = ("input_resolution", "context_length", "vocab_size", "attn_mask", "text.attn_mask")
 _LARGEST_ID = 2  # TextConfig's number for the rule that these models follow
 # open_clip's settings that change what a model computes, with the value under which it is a model of ours
@@ -53,8 +57,11 @@ _HARMLESS = {
   "vision_cfg": {"patch_dropout", "output_tokens", "attn_pooler_queries", "attn_pooler_heads"},
   "text_cfg": {"pad_id", "output_tokens"},
 }
-_RESIZE = {"squash": "squash", "shortest": "center_crop", "longest": "pad"}  # resize_mode, and `PixelSpec.resize`
-_INTERPOLATIONS = ("bicubic", "bilinear")  # that open_clip knows
+_HINTS = {
+  "timm_model_name": ": an image tower of timm (SigLIP, EVA-CLIP, MobileCLIP, ConvNeXt and others); use open_clip",
+  "hf_model_name": ": a text tower of Hugging Face; use open_clip",
+  "hf_tokenizer_name": ": another tokenizer (SigLIP, MetaCLIP 2 and others); use open_clip",
+}
 
 
 def is_ours(names: Collection[str]) -> bool:
@@ -63,65 +70,74 @@ def is_ours(names: Collection[str]) -> bool:
 
 
 def infer_config(
-  tensors: Mapping[str, np.ndarray], activation: str | None = None, heads: tuple[int, int] | None = None
+  tensors: Mapping[str, Any], activation: str | None = None, heads: tuple[int, int] | None = None
 ) -> ModelConfig:
   """The size of a model from its tensors.
 
   Args:
     tensors: a whole model's, under its names.
     activation: `quick_gelu` (the default) or `gelu`, of both towers.
-    heads: attention heads of the image and the text tower; by default of 64 channels each. A ResNet's are given by
-      its width.
+    heads: attention heads of the image and the text tower; by default those of the published models of these widths.
+      A ResNet's are given by its width.
 
   Raises:
-    ValueError: a tensor that the size follows from is missing, or there is no such model.
+    ValueError: a tensor that the size follows from is missing, there is no such model, or no published one has this
+      width and `heads` is not given.
   """
   text = "text." if "text.positional_embedding" in tensors else ""
 
-  def shape(name):
+  def shape(name, rank):
     if name not in tensors:
       raise ValueError(f"there is no {name}, from which the model's size would follow")
-    return tensors[name].shape
+    if len(found := tensor_shape(tensors, name)) != rank or 0 in found:
+      raise ValueError(f"{name} has shape {found}, from which no size follows")
+    return found
 
   def depth(start, end):
     """How many layers there are with names start0end, start1end..."""
     numbers = [name[len(start) : -len(end)] for name in tensors if name.startswith(start) and name.endswith(end)]
     return len(numbers)
 
-  def tower(prefix, width, given):
+  def tower(prefix, width, given, known):
+    if not given and width not in known:
+      part = "image" if prefix == "visual." else "text"
+      raise ValueError(
+        f"the tensors do not show the number of attention heads of the {part} tower, and no published model has its "
+        f"width, {width}: say it by heads= (--heads IMAGE TEXT)"
+      )
     blocks = f"{prefix}transformer.resblocks."
     return {
       "width": width,
       "depth": depth(blocks, ".ln_1.weight"),
-      "heads": given or max(width // HEAD_WIDTH, 1),
-      "mlp_width": shape(f"{blocks}0.mlp.c_fc.weight")[0],
+      "heads": given or known[width],
+      "mlp_width": shape(f"{blocks}0.mlp.c_fc.weight", 2)[0],
       "activation": activation or "quick_gelu",
     }
 
   def grid(name):
-    return math.isqrt(shape(name)[0] - 1)
+    return math.isqrt(shape(name, 2)[0] - 1)
 
   image_heads, text_heads = heads or (None, None)
   if "visual.attnpool.positional_embedding" in tensors:
     depths = tuple(depth(f"visual.layer{number}.", ".conv1.weight") for number in range(1, 5))
     side = 32 * grid("visual.attnpool.positional_embedding")
-    vision = ResNetConfig(shape("visual.layer1.0.conv1.weight")[0], depths, side)
+    vision = ResNetConfig(shape("visual.layer1.0.conv1.weight", 4)[0], depths, side)
   else:
-    width, _, patch, _ = shape("visual.conv1.weight")
+    width, _, patch, _ = shape("visual.conv1.weight", 4)
     side = patch * grid("visual.positional_embedding")
-    vision = VisionConfig(**tower("visual.", width, image_heads), image_size=side, patch_size=patch)
-  length, width = shape(f"{text}positional_embedding")
-  vocabulary, _ = shape(f"{text}token_embedding.weight")
+    vision = VisionConfig(**tower("visual.", width, image_heads, _IMAGE_HEADS), image_size=side, patch_size=patch)
+  length, width = shape(f"{text}positional_embedding", 2)
+  vocabulary, _ = shape(f"{text}token_embedding.weight", 2)
   return ModelConfig(
     vision=vision,
     text=TextConfig(
-      **tower(text, width, text_heads),
+      **tower(text, width, text_heads, _TEXT_HEADS),
       vocab_size=vocabulary,
       short_length=length,
       long_length=None,
       end_id=_end_id({}, vocabulary),
     ),
-    embedding_width=shape(f"{text}text_projection")[1],
+    embedding_width=shape(f"{text}text_projection", 2)[1],
     logit_bias=0.0 if "logit_bias" in tensors else None,
   )
 
@@ -140,16 +156,18 @@ def model_config(config: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelCon
     ValueError: names the file and the setting that has no counterpart here.
   """
   model = config.get("model_cfg", config)
-  vision, text = (model.get(part) for part in _OURS)
+  vision, text = (model.get(part) if isinstance(model, dict) else None for part in _OURS)
   if not isinstance(vision, dict) or not isinstance(text, dict) or "embed_dim" not in model:
     raise ValueError(f"{path!r} is no configuration of open_clip: needs embed_dim, vision_cfg and text_cfg")
   if "multimodal_cfg" in model:
-    raise ValueError(f"{path!r}: multimodal_cfg has no counterpart here")
+    raise ValueError(f"{path!r}: multimodal_cfg has no counterpart here: it is a CoCa; use open_clip")
   for part, ours in _OURS.items():
     for key, value in model[part].items():
       fits = value == ours[key] if key in ours else not value or key in _READ[part] | _HARMLESS[part]
       if not fits:
-        raise ValueError(f"{path!r}: {part}.{key} = {value!r} has no counterpart here")
+        raise ValueError(
+          f"{path!r}: {part}.{key} = {printable(repr(value)[:200])} has no counterpart here{_HINTS.get(key, '')}"
+        )
   if text.get("pool_type", "argmax") not in ("argmax", "eos"):
     raise ValueError(f"{path!r}: text_cfg.pool_type = {text['pool_type']!r} has no counterpart here")
   activation = "quick_gelu" if model.get("quick_gelu") else "gelu"
@@ -170,7 +188,7 @@ def model_config(config: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelCon
   try:
     if len(set(sides)) > 1:
       raise ValueError(f"images of {size} are no squares")
-    pixels = _pixels(config.get("preprocess_cfg") or {}, sides[0])
+    pixels = read_pixels(config.get("preprocess_cfg") or {}, sides[0])
     width = vision.get("width", 768)
     if isinstance(vision.get("layers"), list):
       if head_width != HEAD_WIDTH:
@@ -193,60 +211,8 @@ def model_config(config: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelCon
       temperature_init=model.get("init_logit_scale", ModelConfig.temperature_init),
       logit_bias=model.get("init_logit_bias"),
     )
-  except ValueError as error:
+  except (ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:  # values of any type
     raise ValueError(f"{path!r}: {error}") from error
-
-
-def _pixels(values: Mapping[str, Any], side: int) -> PixelSpec:
-  """Reads `preprocess_cfg`; a ValueError names a setting that no `PixelSpec` can express."""
-
-  def fail(key, wanted):
-    raise ValueError(f"preprocess_cfg.{key} = {values[key]!r} has no counterpart here: must be {wanted}")
-
-  if not isinstance(values, Mapping):
-    raise ValueError(f"preprocess_cfg = {values!r} must be a section of settings")
-  values = {key: value for key, value in values.items() if value is not None}
-  known = ("size", "mode", "mean", "std", "interpolation", "resize_mode", "fill_color")
-  for key in values:
-    if key not in known:
-      fail(key, f"left out; {', '.join(known)} are read")
-  if values.get("size", side) not in (side, [side], [side, side]):
-    fail("size", f"the model's image_size, {side}")
-  if values.get("mode", "RGB") != "RGB":
-    fail("mode", "'RGB'")
-  if values.get("resize_mode", "shortest") not in _RESIZE:
-    fail("resize_mode", f"one of {', '.join(_RESIZE)}")
-  if values.get("interpolation", "bicubic") not in _INTERPOLATIONS:
-    fail("interpolation", f"one of {', '.join(_INTERPOLATIONS)}")
-  resize = _RESIZE[values.get("resize_mode", "shortest")]
-  colours = {"mean": CLIP_PIXELS.mean, "std": CLIP_PIXELS.std, "fill_color": 0}
-  colours = {key: values.get(key, value) for key, value in colours.items()}
-  # one value stands for all three colours
-  mean, std, fill = (tuple(each) if isinstance(each, list | tuple) else (each,) * 3 for each in colours.values())
-  try:
-    return PixelSpec(
-      mean,
-      std,
-      None if resize == "center_crop" else resize,  # plain CLIP's own way
-      values.get("interpolation", "bicubic"),
-      fill if resize == "pad" else CLIP_PIXELS.fill,
-    )
-  except ValueError as error:
-    raise ValueError(f"preprocess_cfg: {error}") from None
-
-
-def _to_preprocess_json(config: ModelConfig) -> dict[str, Any]:
-  pixels = config.vision.pixels
-  if pixels.interpolation not in _INTERPOLATIONS:
-    raise ValueError(
-      f"the model's pictures are resized with {pixels.interpolation!r}, and open_clip knows {_INTERPOLATIONS}: write "
-      "it as jax or clip"
-    )
-  (resize,) = (theirs for theirs, ours in _RESIZE.items() if ours == config.resize)
-  values = {
-    "mean": list(pixels.mean), "std": list(pixels.std), "interpolation": pixels.interpolation, "resize_mode": resize,
-  }  # fmt: skip
-  return values | {"fill_color": list(pixels.fill)} if config.resize == "pad" else values
 
 
 def to_config_json(config: ModelConfig) -> dict[str, Any]:
@@ -278,7 +244,7 @@ def to_config_json(config: ModelConfig) -> dict[str, Any]:
   model["init_logit_scale"] = config.temperature_init
   if config.logit_bias is not None:
     model["init_logit_bias"] = config.logit_bias
-  return {"model_cfg": model, "preprocess_cfg": _to_preprocess_json(config)}
+  return {"model_cfg": model, "preprocess_cfg": write_pixels(config)}
 
 
 def _vit_json(vision: VisionConfig) -> dict[str, Any]:
@@ -306,7 +272,10 @@ def _open(
 ) -> tuple[ModelConfig, dict[str, Any] | None, Tensors]:
   folder = path if os.path.isdir(path) else os.path.dirname(path)
   file = find_file(path, WEIGHTS_FILES) if os.path.isdir(path) else path
-  tensors = open_tensors(file, allow_pickle).renamed(lambda name: None if name in _NO_PARAMETERS else name)
+  found = open_tensors(file, allow_pickle)
+  # OpenAI's archives hold their sizes; anybody may have saved another one
+  is_openais = "input_resolution" in found and torch_pickle.is_script(file)
+  tensors = found.renamed(lambda name: None if name in _NO_PARAMETERS else name)
   config_file = os.path.join(folder, CONFIG_FILE)
   if os.path.exists(config_file):
     if activation or heads:
@@ -315,9 +284,10 @@ def _open(
     return model_config(config_json, config_file), config_json, tensors
   try:
     config = infer_config(tensors, activation, heads)
+    families.check_vocabulary(file, config.text.vocab_size)
   except ValueError as error:
     raise ValueError(f"{file!r}: {error}") from None
-  if not activation and not torch_pickle.is_script(file) and LONG_REST not in tensors:
+  if not activation and not is_openais and LONG_REST not in tensors:
     warnings.warn(
       f"{file!r} has no {CONFIG_FILE} beside it, so its activation is not known: taken to be quick_gelu, OpenAI's. "
       "Most models trained with open_clip have gelu: say which by activation= (--activation)",
@@ -350,12 +320,13 @@ def read(
     FileNotFoundError, ValueError: name the file, and list every tensor that does not fit.
   """
   config, config_json, tensors = _open(path, allow_pickle, activation, heads)
+  tensors.print_note()
   buffers = {name: tensors[name].item() for name in counters(config) if name in tensors}
   text = "text." if "text.positional_embedding" in tensors else ""
   rows = table(config, text, split_positions=LONG_REST in tensors)
   shapes = leaf_shapes(config)
   scalars = ("logit_scale", "logit_bias")  # open_clip also keeps them as arrays of one
-  single = {name: tensors[name].reshape(()) for name in scalars if name in tensors and tensors[name].shape == (1,)}
+  single = {name: tensors[name].reshape(()) for name in scalars if name in tensors and tensors.shape(name) == (1,)}
   kept = tensors.renamed(lambda name: None if name in buffers else name).replaced(single)
   try:
     flat = read_rows(rows, kept, shapes)
@@ -386,7 +357,7 @@ def write(
   elif model_config(config_json).vision.pixels != config.vision.pixels:  # changed since it was read
     config_json = {
       "model_cfg": config_json.get("model_cfg", config_json),
-      "preprocess_cfg": _to_preprocess_json(config),
+      "preprocess_cfg": write_pixels(config),
     }
   tensors = write_rows(table(config, text), flat)
   counts = source.get("buffers", {})

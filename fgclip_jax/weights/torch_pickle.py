@@ -1,196 +1,257 @@
 """Reads PyTorch's own files without PyTorch. Pickles are parsed and never executed.
 
 There are three kinds: TorchScript archives (`torch.jit.save`), zip files with a pickled tree of modules beside their
-code; zip files with a pickled state dict (`torch.save`); and the bare pickles that `torch.save` wrote before PyTorch
-1.6. A pickle names the functions that rebuild its objects, which is how it could run any code. The unpickler here maps
-the few names that build tensors to functions of its own and refuses all others; NumPy cuts the tensors from the bytes.
+code; zip files with a pickled object (`torch.save`); and the bare pickles that `torch.save` wrote before PyTorch 1.6.
+A pickle names the functions that rebuild its objects, which is how it could run any code. The unpickler here resolves
+no name: the few that build tensors stand for functions of its own, and an object of any other class becomes a note of
+what it would have been made of, in which tensors can be found. NumPy cuts the tensors from the bytes.
 """
 
-import dataclasses
 import functools
-import math
+import io
+import lzma
 import pickle
+import struct
 import zipfile
-from collections import OrderedDict
-from collections.abc import Callable, Mapping
-from typing import IO, Any
+import zlib
+from collections.abc import Callable
+from typing import Any, ClassVar
 
-import ml_dtypes
-import numpy as np
+from fgclip_jax.storage import paths
+from fgclip_jax.storage.skip_report import printable
+from fgclip_jax.weights.pickled import STORAGES, Global, Object, PickledTensor, Storage, rebuild
 
 ZIP_START, PICKLE_START = b"PK\x03\x04", b"\x80"
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C  # the first object of a file from before PyTorch 1.6
-_STORAGES = {
-  "DoubleStorage": np.float64, "FloatStorage": np.float32, "HalfStorage": np.float16,
-  "BFloat16Storage": ml_dtypes.bfloat16, "LongStorage": np.int64, "IntStorage": np.int32, "ShortStorage": np.int16,
-  "CharStorage": np.int8, "ByteStorage": np.uint8, "BoolStorage": np.bool_,
-}  # fmt: skip
+_MAX_TREE = 1 << 30  # bytes of a file's pickled object, without its tensors
+_MAX_RATIO, _SMALL = 200, 64 << 20  # an entry that unpacks to more than this many times its size, and bytes, is a bomb
 
-Reader = Callable[[], np.ndarray]
+Fetch = Callable[[Storage], bytes]
 
 
-class _Module:
-  """Any TorchScript module: its parameters and submodules become attributes, its code is never read."""
+class _Bounded:
+  """A file that is asked for no more bytes than it has: a pickle may say that a text is of any length."""
+
+  def __init__(self, file: Any):
+    self._file, start = file, file.tell()
+    self._end = file.seek(0, io.SEEK_END)
+    file.seek(start)
+    self.readline = file.readline
+
+  def read(self, size: int) -> bytes:
+    if size > self._end - self._file.tell():
+      raise EOFError("it breaks off")
+    return self._file.read(size)
+
+  def readinto(self, buffer: bytearray) -> int:
+    buffer[:] = self.read(len(buffer))
+    return len(buffer)
 
 
-@dataclasses.dataclass(frozen=True)
-class _Storage:
-  dtype: np.dtype
-  key: str
+class _Unpickler(pickle._Unpickler):  # pyright: ignore[reportAttributeAccessIssue]
+  """Python's own parser of pickles, in which names stay names and nothing is called but `pickled.rebuild`.
 
+  The one written in C cannot be used: it reserves memory for whatever place a pickle names in its memo, and it sets
+  attributes of objects, classes included, as the pickle says.
+  """
 
-@dataclasses.dataclass(frozen=True)
-class _Tensor:
-  """A view of a storage; offset and strides count elements."""
+  dispatch: ClassVar[dict[int, Callable]] = dict(pickle._Unpickler.dispatch)  # pyright: ignore[reportAttributeAccessIssue]
+  stack: list[Any]
+  append: Callable[[Any], None]
+  pop_mark: Callable[[], list[Any]]
+  readline: Callable[[], bytes]
 
-  storage: _Storage
-  offset: int
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
+  def __init__(self, file: Any):
+    super().__init__(_Bounded(file), encoding="latin-1")
+    self.storages: dict[str, Storage] = {}
 
-  def cut(self, data: bytes) -> np.ndarray:
-    """The tensor, from the bytes of its storage; NumPy checks that it fits in them."""
-    size = self.storage.dtype.itemsize
-    strides = [size * stride for stride in self.strides]
-    if math.prod(self.shape) == 0:
-      return np.zeros(self.shape, self.storage.dtype)
-    view = np.ndarray(self.shape, self.storage.dtype, data, size * self.offset, strides)
-    return np.array(view, order="C")
+  def find_class(self, module: str, name: str) -> Global:
+    return Global(f"{module}.{name}")
 
+  def get_extension(self, code: int) -> Global:
+    return Global(f"extension {code}")
 
-def _rebuild_tensor(storage, offset, shape, strides, *_):
-  if not isinstance(storage, _Storage):
-    raise pickle.UnpicklingError(f"a tensor's storage is a {type(storage).__name__}")
-  return _Tensor(storage, offset, tuple(shape), tuple(strides))
+  def persistent_load(self, pid: Any) -> Storage | Global:
+    if isinstance(pid, tuple) and len(pid) > 1 and pid[0] == "module" and isinstance(pid[1], Global):
+      return pid[1]  # a class, with its source beside it, in files from before PyTorch 1.6
+    if not isinstance(pid, tuple) or len(pid) < 3 or pid[0] != "storage" or not isinstance(pid[1], Global):
+      raise pickle.UnpicklingError("a persistent id is not that of a tensor's storage")
+    if not isinstance(pid[2], str | int):
+      raise pickle.UnpicklingError("the key of a tensor's storage is no text")
+    storage = Storage(pid[1].name, STORAGES.get(pid[1].name), str(pid[2]))
+    return self.storages.setdefault(storage.key, storage)
 
+  def _reduce(self):
+    args = self.stack.pop()
+    self.stack[-1] = rebuild(self.stack[-1], args)
 
-def _first(value, *_):
-  return value
+  def _new_with_keywords(self):
+    self.stack.pop()
+    self._reduce()
 
+  def _instance(self):
+    module, name = (self.readline()[:-1].decode("ascii", "replace") for _ in range(2))
+    args = tuple(self.pop_mark())
+    self.append(rebuild(self.find_class(module, name), args))
 
-_KNOWN = {
-  ("collections", "OrderedDict"): OrderedDict,
-  ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
-  ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
-  ("torch._utils", "_rebuild_parameter"): _first,
-  ("torch.jit._pickle", "restore_type_tag"): _first,
-  **{("torch.jit._pickle", f"build_{kind}list"): _first for kind in ("int", "tensor", "double", "bool")},
-  **{("torch", name): np.dtype(dtype) for name, dtype in _STORAGES.items()},
-}
+  def _object(self):
+    kind, *args = self.pop_mark()
+    self.append(rebuild(kind, tuple(args)))
 
+  def _build(self):
+    state = self.stack.pop()
+    if isinstance(self.stack[-1], Object):
+      self.stack[-1].state = state
 
-class _Unpickler(pickle.Unpickler):
-  """Builds tensors, ordered dicts and, in TorchScript, modules, and nothing else. Keeps storages by their keys."""
+  def _set(self, pairs: list[Any]):
+    target = self.stack[-1]
+    entries = target.entries if isinstance(target, Object) else target
+    if type(entries) is not dict:
+      raise pickle.UnpicklingError("entries are set in something that is no dict")
+    for key, value in zip(pairs[::2], pairs[1::2], strict=False):
+      # other keys, such as tuples, name no weights, and hashing them may take any time
+      entries[key if isinstance(key, str | int | float | bytes | None) else Object("key")] = value
 
-  def __init__(self, file: IO[bytes], script: bool = False):
-    super().__init__(file, encoding="utf-8")
-    self._script, self.storages = script, {}
+  def _set_one(self):
+    value, key = self.stack.pop(), self.stack.pop()
+    self._set([key, value])
 
-  def find_class(self, module: str, name: str) -> Any:
-    if (module, name) in _KNOWN:
-      return _KNOWN[module, name]
-    if self._script and module.split(".")[0] == "__torch__":
-      return _Module
-    raise pickle.UnpicklingError(f"it wants {module}.{name}, which is no part of weights")
+  def _extend(self, values: list[Any]):
+    target = self.stack[-1]
+    found = target.values if isinstance(target, Object) else target
+    if type(found) is not list:
+      raise pickle.UnpicklingError("values are added to something that is no list")
+    found.extend(values)
 
-  def persistent_load(self, key: Any) -> _Storage:
-    kind, dtype, name = key[:3]
-    if kind != "storage" or not isinstance(dtype, np.dtype):
-      raise pickle.UnpicklingError(f"{key!r} is not a tensor's storage")
-    self.storages[str(name)] = storage = _Storage(dtype, str(name))
-    return storage
+  def _append_one(self):
+    value = self.stack.pop()
+    self._extend([value])
+
+  def _set_of_values(self):
+    self.append(Object("set"))
+
+  def _frozen_set(self):
+    self.append(Object("frozenset", tuple(self.pop_mark())))
+
+  dispatch |= {
+    pickle.REDUCE[0]: _reduce,
+    pickle.NEWOBJ[0]: _reduce,
+    pickle.NEWOBJ_EX[0]: _new_with_keywords,
+    pickle.INST[0]: _instance,
+    pickle.OBJ[0]: _object,
+    pickle.BUILD[0]: _build,
+    pickle.SETITEM[0]: _set_one,
+    pickle.SETITEMS[0]: lambda self: self._set(self.pop_mark()),
+    pickle.DICT[0]: lambda self: self._dict(self.pop_mark()),
+    pickle.APPEND[0]: _append_one,
+    pickle.APPENDS[0]: lambda self: self._extend(self.pop_mark()),
+    pickle.ADDITEMS[0]: lambda self: self._extend(self.pop_mark()),
+    pickle.EMPTY_SET[0]: _set_of_values,
+    pickle.FROZENSET[0]: _frozen_set,
+  }
+
+  def _dict(self, pairs: list[Any]):
+    self.append({})
+    self._set(pairs)
 
 
 def is_script(path: str) -> bool:
-  """Whether a file is a TorchScript archive; False for any other kind of file."""
-  if not zipfile.is_zipfile(path):
+  """Whether a file is a TorchScript archive; False for any other kind of file, and for a damaged one."""
+  try:
+    with paths.open(path) as file, zipfile.ZipFile(file) as archive:
+      return any(name.endswith("/constants.pkl") for name in archive.namelist())
+  except DAMAGE:
     return False
-  with zipfile.ZipFile(path) as archive:
-    return any(name.endswith("/constants.pkl") for name in archive.namelist())
 
 
-def open_pickle(path: str) -> dict[str, Reader]:
-  """The tensors of a file by name, each as a function that reads it.
-
-  A training checkpoint's `state_dict` is taken, and the `module.` before its names is dropped.
+def open_pickle(path: str) -> tuple[Any, Fetch]:
+  """What a file holds, with `pickled.PickledTensor` for its tensors, and a function that reads a storage's bytes.
 
   Raises:
-    ValueError: the file is damaged, holds something that is no tensor, or no tensors at all; names it.
+    ValueError: the file is damaged; names it.
   """
   try:
-    with open(path, "rb") as file:
+    with paths.open(path) as file:
       zipped = file.read(len(ZIP_START)) == ZIP_START
-    tree, fetch = (_open_zip if zipped else _open_legacy)(path)
-    named = _named_tensors(tree)
-    # every tensor is found here, so that a damaged file fails by its name and not when a tensor is read
-    return {name: functools.partial(_cut, path, name, tensor, fetch) for name, tensor in named.items()}
-  except _DAMAGE as error:
-    raise ValueError(f"{path!r} cannot be read as PyTorch weights: {error}") from error
+    return (_open_zip if zipped else _open_legacy)(path)
+  except DAMAGE as error:
+    raise ValueError(f"{path!r} cannot be read as PyTorch weights: {_reason(error)}") from error
 
 
-_DAMAGE = (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, KeyError, IndexError, TypeError, AttributeError,
-           ValueError, OverflowError, NotImplementedError)  # fmt: skip
+# what the parsers of pickles and zip files raise for damaged ones; of OSError only those of an unpacker, without errno
+DAMAGE = (
+  pickle.UnpicklingError, zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, EOFError, LookupError,
+  TypeError, AttributeError, ValueError, ArithmeticError, RuntimeError, MemoryError, AssertionError,
+)  # fmt: skip
 
 
-def _cut(path: str, name: str, tensor: _Tensor, fetch: Callable[[str], bytes]) -> np.ndarray:
+def _reason(error: BaseException) -> str:
+  lines = printable(str(error)).splitlines()
+  return (lines[0] if lines else type(error).__name__)[:300]
+
+
+def read_tensor(path: str, name: str, tensor: PickledTensor, fetch: Fetch) -> Any:
+  """The tensor as an array; a ValueError names the file and the tensor."""
   try:
-    return tensor.cut(fetch(tensor.storage.key))
-  except _DAMAGE as error:
-    raise ValueError(f"{path!r}: tensor {name} cannot be read: {error}") from error
+    return tensor.cut(fetch(tensor.storage))
+  except DAMAGE as error:
+    raise ValueError(f"{path!r}: tensor {printable(name)} cannot be read: {_reason(error)}") from error
 
 
-def _open_zip(path: str) -> tuple[Any, Callable[[str], bytes]]:
+def _open_zip(path: str) -> tuple[Any, Fetch]:
   archive = zipfile.ZipFile(path)
   names = set(archive.namelist())
-  (root,) = {name.split("/")[0] for name in names}
-  if f"{root}/byteorder" in names and archive.read(f"{root}/byteorder") != b"little":
+  trees = sorted((name for name in names if name.split("/")[1:] == ["data.pkl"] or name == "data.pkl"), key=len)
+  if not trees:
+    raise ValueError("it is a zip file, but none of torch.save's: it holds no data.pkl")
+  root = trees[0].removesuffix("data.pkl")
+  read = functools.partial(_read_entry, archive)
+  if f"{root}byteorder" in names and read(f"{root}byteorder") != b"little":
     raise ValueError("its numbers are big-endian")
-  with archive.open(f"{root}/data.pkl") as file:
-    tree = _Unpickler(file, script=f"{root}/constants.pkl" in names).load()
-  return tree, lambda key: archive.read(f"{root}/data/{key}")
+  with io.BytesIO(read(trees[0])) as file:
+    tree = _Unpickler(file).load()
+  return tree, lambda storage: read(f"{root}data/{storage.key}")
 
 
-def _open_legacy(path: str) -> tuple[Any, Callable[[str], bytes]]:
-  with open(path, "rb") as file:
+def _read_entry(archive: zipfile.ZipFile, name: str) -> bytes:
+  entry = archive.getinfo(name)
+  packed = entry.compress_type != zipfile.ZIP_STORED
+  if packed and entry.file_size > max(_SMALL, _MAX_RATIO * entry.compress_size):
+    raise ValueError(f"entry {name} says that it unpacks to {entry.file_size:,} bytes of {entry.compress_size:,}")
+  if name.endswith("data.pkl") and entry.file_size > _MAX_TREE:
+    raise ValueError(f"entry {name} of {entry.file_size:,} bytes is too large")
+  try:
+    return archive.read(name)
+  except OSError as error:
+    if error.errno is None:  # bz2's
+      raise ValueError(f"entry {name}: {error}") from error
+    raise
+
+
+def _open_legacy(path: str) -> tuple[Any, Fetch]:
+  with paths.open(path) as file:
     if _Unpickler(file).load() != _LEGACY_MAGIC:
       raise ValueError("it is a pickle, but not one of torch.save's")
     for _ in ("protocol version", "system information"):
       _Unpickler(file).load()
     unpickler = _Unpickler(file)
     tree = unpickler.load()
+    keys = _Unpickler(file).load()
+    if not isinstance(keys, list):
+      raise ValueError("it has no list of storages")
     places = {}
-    for key in _Unpickler(file).load():
+    for key in keys:
       count = int.from_bytes(file.read(8), "little")
-      size = count * unpickler.storages[key].dtype.itemsize
+      if not isinstance(key, str) or (storage := unpickler.storages.get(key)) is None or storage.dtype is None:
+        raise ValueError("a storage is of an unknown kind, so that those after it cannot be found")
+      size = count * storage.dtype.itemsize
       places[key] = (file.tell(), size)
       file.seek(size, 1)
 
-  def fetch(key):
-    offset, size = places[key]
-    with open(path, "rb") as file:
+  def fetch(storage):
+    offset, size = places[storage.key]
+    with paths.open(path) as file:
       file.seek(offset)
       return file.read(size)
 
   return tree, fetch
-
-
-def _named_tensors(tree: Any) -> dict[str, _Tensor]:
-  """The tensors of a state dict or of a tree of modules, by their dotted names."""
-  if isinstance(tree, _Module):
-    return dict(_walk(tree, ""))
-  if isinstance(tree, Mapping) and "state_dict" in tree:
-    tree = tree["state_dict"]
-  if not isinstance(tree, Mapping) or not tree:
-    raise ValueError("it holds no state dict")
-  for name, value in tree.items():
-    if not isinstance(value, _Tensor):
-      raise ValueError(f"its entry {name!r} is a {type(value).__name__}, not a tensor")
-  return {str(name).removeprefix("module."): tensor for name, tensor in tree.items()}
-
-
-def _walk(module: _Module, prefix: str):
-  for name, value in vars(module).items():
-    if isinstance(value, _Tensor):
-      yield prefix + name, value
-    elif isinstance(value, _Module):
-      yield from _walk(value, f"{prefix}{name}.")

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import pathlib
 import stat
 import subprocess
 import threading
@@ -86,7 +87,7 @@ def test_errors_name_the_output_and_other_errors_stay(tmp_path):
     pass
   assert caught.value.filename == str(tmp_path / "none" / "out")
   with pytest.raises(FileNotFoundError) as caught, atomic.file(tmp_path / "out"):
-    open(tmp_path / "input")
+    (tmp_path / "input").read_text()
   assert caught.value.filename == str(tmp_path / "input")
   (tmp_path / "file").write_text("")
   with pytest.raises(NotADirectoryError, match="file"), atomic.folder(tmp_path / "file"):
@@ -159,7 +160,7 @@ def _earlier(path):
 
 def _tree(path):
   return {
-    os.path.relpath(os.path.join(base, name), path): open(os.path.join(base, name)).read()
+    os.path.relpath(os.path.join(base, name), path): pathlib.Path(base, name).read_text()
     for base, _, files in os.walk(path)
     for name in files
   }

@@ -7,12 +7,14 @@ import pathlib
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint import v1 as ocp
 from PIL import Image
 
 import fgclip_jax
 from fgclip_jax import convert
 from fgclip_jax.data import image as images
 from fgclip_jax.models.config import preset
+from fgclip_jax.models.params import unflatten
 from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.weights import clip_to_fgclip, native
 from fgclip_jax.weights import formats as folders
@@ -96,6 +98,38 @@ def test_the_clip_that_an_fgclip_is_written_as_squashes(to, write, tmp_path):
   # and becomes an FG-CLIP again, which squashes by itself
   assert convert.main([str(tmp_path / to), str(tmp_path / "again"), "--as", "fgclip"]) == 0
   assert fgclip_jax.load(str(tmp_path / "again")).config.vision.pixels == CLIP_PIXELS
+
+
+@pytest.mark.parametrize("spec", ["CLIP", "bilinear"])
+@pytest.mark.parametrize("fine_grained", [True, False])
+def test_transformers_makes_the_same_pixels_of_a_picture(fine_grained, spec, write, transformers, tmp_path):
+  """With the image processor that each of its formats is written with, of pictures that are not square."""
+  config = FGCLIP.replace(text={} if fine_grained else {"long_length": None}, vision={"pixels": SPECS[spec]})
+  ours, _ = write(config)
+  model = fgclip_jax.load(ours)
+  kind = getattr(transformers, "CLIPImageProcessorPil", transformers.CLIPImageProcessor)
+  for to in ("pytorch", "clip", "clip_vision"):
+    assert convert.main([ours, str(tmp_path / to), "--to", to]) == 0
+    processor = kind.from_pretrained(str(tmp_path / to))
+    for picture in (PICTURE, PICTURE.rotate(90, expand=True)):
+      pixels = np.asarray(processor(picture, return_tensors="pt")["pixel_values"])[0].transpose(1, 2, 0)
+      np.testing.assert_allclose(model.preprocess(picture)[0], pixels, atol=1e-4)
+    if to != "clip_vision":
+      read = fgclip_jax.load(str(tmp_path / to))
+      np.testing.assert_allclose(read.encode_image(PICTURE), model.encode_image(PICTURE), atol=1e-6)
+
+
+def test_a_run_gives_the_same_embeddings_in_every_format(tmp_path, random_params):
+  run = tmp_path / "run"
+  state = {"params": unflatten(random_params(FGCLIP))}
+  run.mkdir()
+  native.write_model_file(str(run), FGCLIP)
+  with ocp.training.Checkpointer(str(run / native.FOLDER)) as checkpointer:
+    checkpointer.save_checkpointables(3, state)
+  expected = fgclip_jax.load(str(run)).encode_image(PICTURE)
+  for to in ("jax", "pytorch", "clip", "open_clip"):
+    assert convert.main([str(run), str(tmp_path / to), "--to", to]) == 0
+    np.testing.assert_allclose(fgclip_jax.load(str(tmp_path / to)).encode_image(PICTURE), expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(("mean", "squash"), [*itertools.product([None, [0.5] * 3], [False, True])])

@@ -9,7 +9,8 @@ import pytest
 import safetensors.numpy
 
 from fgclip_jax.models.config import preset
-from fgclip_jax.weights import huggingface
+from fgclip_jax.weights import huggingface, huggingface_names
+from fgclip_jax.weights.name_map import write_rows
 
 FGCLIP = preset("tiny").replace(text={"vocab_size": 60})
 CLIP = FGCLIP.replace(text={"long_length": None, "vocab_size": 60})
@@ -111,7 +112,7 @@ def test_a_folder_without_config(folder):
   [
     ("{", "is not JSON"),
     ("[1, 2]", "must hold a JSON object, holds a list"),
-    ('{"model_type": "siglip", "text_config": {}, "vision_config": {}}', "is not a CLIP configuration"),
+    ('{"model_type": "siglip", "text_config": {}, "vision_config": {}}', "is not read, SigLIP"),
     ('{"model_type": "clip", "text_config": {}}', "is not a CLIP configuration"),
     ('{"model_type": "clip", "text_config": null, "vision_config": null}', "is not a CLIP configuration"),
     ('{"text_config": {"hidden_act": "relu"}, "vision_config": {}}', "activation must be"),
@@ -215,3 +216,19 @@ def test_a_logit_bias_has_no_place_in_this_format(tmp_path, random_params):
   with pytest.raises(ValueError, match="has a logit bias .*: write it as jax or open_clip"):
     huggingface.write(str(tmp_path / "out"), config, random_params(config))
   assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("kind", ["clip", "longclip"])
+@pytest.mark.parametrize("split", [False, True], ids=["one table", "two tables"])
+def test_long_clip_under_transformers_names(kind, split, tmp_path, random_params):
+  config = preset("tiny").replace(text={"vocab_size": 60, "short_length": 248, "long_length": None})
+  flat = random_params(config)
+  tensors = write_rows(huggingface_names.table(config, split), flat)
+  if split:
+    tensors["text_model.embeddings.position_embedding.weight"] = np.array(flat["text/short_positions"])
+    tensors["text_model.embeddings.position_embedding.weight"][20:] = 7.0  # not read
+  values = huggingface.to_config_json(config, np.dtype(np.float32)) | {"model_type": kind}
+  huggingface.save(str(tmp_path), values, tensors)
+  found, read, _ = huggingface.read(str(tmp_path))
+  assert found == config
+  assert all(np.array_equal(read[name], value) for name, value in flat.items())

@@ -1,6 +1,8 @@
 """Our own model folders, and which format a folder has."""
 
 import json
+import pathlib
+import re
 
 import chex
 import jax
@@ -89,3 +91,17 @@ def test_a_run_gives_its_averaged_weights_or_on_request_its_last(ema, tmp_path, 
   assert not folders.is_averaged(output)
   for flat in (folders.read(run, ema)[1], flatten(fgclip_jax.load(run, ema=ema).params), folders.read(output)[1]):
     chex.assert_trees_all_equal(flat, expected)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_orbax_reads_the_parameters_as_the_docs_say(tmp_path, random_params):
+  page = (pathlib.Path(__file__).parents[2] / "docs" / "weights.md").read_text(encoding="utf-8")
+  new, old = re.search(r"```python\n(from orbax.checkpoint import v1.*?)```", page, re.DOTALL)[1].split("\n\n")
+  flat = random_params(TINY)
+  native.write(str(tmp_path), TINY, flat)
+  for code in (new, old):
+    names: dict = {}
+    exec(code.replace("/absolute/path/to/models/b32", str(tmp_path)), names)
+    found = flatten(names["params"])
+    assert found.keys() == flat.keys()
+    assert all(np.array_equal(found[name], value) for name, value in flat.items())

@@ -1,11 +1,13 @@
 """OpenAI's, open_clip's and Long-CLIP's layout: what is read, what is inferred, what is refused."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
 import safetensors.numpy
 
+from fgclip_jax import convert
 from fgclip_jax.models.config import preset
 from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import huggingface, open_clip
@@ -85,6 +87,63 @@ def test_published_sizes_are_inferred_from_shapes_alone(name):
       for tensor, shape in zip(names, sizes, strict=True):
         tensors[tensor] = np.broadcast_to(np.int8(0), shape)  # takes no memory
   assert open_clip.infer_config(tensors) == config
+
+
+def _shapes(width, patch, text_width, mlp=4.0):
+  """Tensors that show a bare model's size, without memory."""
+  shapes = {
+    "visual.conv1.weight": (width, 3, patch, patch), "visual.positional_embedding": (257, width),
+    "positional_embedding": (77, text_width), "token_embedding.weight": (49408, text_width),
+    "text_projection": (text_width, 512),
+  }  # fmt: skip
+  for prefix, size, hidden in (("visual.", width, int(width * mlp)), ("", text_width, 4 * text_width)):
+    shapes[f"{prefix}transformer.resblocks.0.ln_1.weight"] = (size,)
+    shapes[f"{prefix}transformer.resblocks.0.mlp.c_fc.weight"] = (hidden, size)
+  return {name: np.broadcast_to(np.float32(0), shape) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize(
+  ("width", "patch", "text_width", "heads"),
+  [
+    (384, 16, 384, (6, 6)), (512, 32, 256, (8, 4)), (512, 16, 512, (8, 8)), (768, 16, 512, (12, 8)),
+    (896, 16, 640, (14, 10)), (1024, 14, 768, (16, 12)), (1280, 14, 1024, (16, 16)), (1408, 14, 1024, (16, 16)),
+    (1664, 14, 1280, (16, 20)), (1792, 14, 1280, (16, 20)),
+  ],
+  ids=["S", "M-alt", "M", "B", "B-plus", "L", "H", "g", "bigG", "e"],
+)  # fmt: skip
+def test_published_widths_have_their_heads(width, patch, text_width, heads):
+  """As in open_clip's model_configs: `width // head_width` and text_cfg.heads."""
+  config = open_clip.infer_config(_shapes(width, patch, text_width, 4.3637), "gelu")
+  assert (config.vision.heads, config.text.heads) == heads
+  assert open_clip.infer_config(_shapes(width, patch, text_width), "gelu", (2, 4)).vision.heads == 2
+
+
+@pytest.mark.parametrize(
+  ("width", "text_width", "part"), [(1152, 512, "image"), (128, 512, "image"), (768, 896, "text")]
+)
+def test_other_widths_need_their_heads(width, text_width, part):
+  tensors = _shapes(width, 16, text_width)
+  with pytest.raises(ValueError, match=f"attention heads of the {part} tower.*--heads IMAGE TEXT"):
+    open_clip.infer_config(tensors)
+  config = open_clip.infer_config(tensors, heads=(16, 8))
+  assert (config.vision.heads, config.text.heads) == (16, 8)
+
+
+@pytest.mark.parametrize("options", [[], ["--as", "fgclip"], ["--image_size", "64"], ["--to", "clip"], ["--overwrite"]])
+def test_the_activation_is_warned_about_whatever_else_is_said(options, tmp_path, random_params):
+  path = write_file(tmp_path / "model.safetensors", CLIP, random_params(CLIP))
+  with pytest.warns(UserWarning, match="activation is not known"):
+    assert convert.main([path, str(tmp_path / "out"), "--heads", "2", "2", *options]) == 0
+
+
+def test_an_archive_that_is_not_openais_is_warned_about(torch, tmp_path, random_params):
+  tensors = {name: torch.tensor(value) for name, value in write_rows(table(CLIP), random_params(CLIP)).items()}
+  for extra, count in (({}, 1), ({"input_resolution": torch.tensor(32)}, 0)):
+    save(torch, "archive", tensors | extra, str(tmp_path / "model.pt"))
+    with warnings.catch_warnings(record=True) as caught:
+      warnings.simplefilter("always")
+      read(tmp_path / "model.pt", activation=None)
+    assert len([each for each in caught if "activation is not known" in str(each.message)]) == count
 
 
 def test_an_unknown_activation_is_warned_about_and_taken_to_be_openais(tmp_path, random_params):

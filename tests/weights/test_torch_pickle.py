@@ -114,7 +114,9 @@ def test_what_a_pickle_names_is_refused_and_not_executed(kind, tmp_path):
       archive.writestr("model/data.pkl", pickle.dumps(harmful, protocol=2))
       if kind == "archive":
         archive.writestr("model/constants.pkl", pickle.dumps(()))
-  with pytest.raises(ValueError, match=r"model.pt' cannot be read .*: it wants .*, which is no part of weights"):
+  with pytest.raises(
+    ValueError, match=r"model.pt' holds no state dict: there is no tensor in it, only weight \(__builtin__.getattr\)"
+  ):
     open_tensors(str(path), allow_pickle=True)
   assert not made.exists()
 
@@ -147,7 +149,7 @@ def test_a_truncated_file_is_an_error_that_names_it(kind, share, torch, tensors,
   [
     ([1, 2], "holds no state dict"),
     ({}, "holds no state dict"),
-    ({"epoch": 3}, "entry 'epoch' is a int, not a tensor"),
+    ({"epoch": 3}, r"no tensor in it, only epoch \(int\)"),
   ],
   ids=["list", "empty", "numbers"],
 )
