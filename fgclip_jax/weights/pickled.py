@@ -13,6 +13,7 @@ import numpy as np
 _DTYPES: dict[str, Any] = {
   "Double": np.float64, "Float": np.float32, "Half": np.float16, "BFloat16": ml_dtypes.bfloat16, "Long": np.int64,
   "Int": np.int32, "Short": np.int16, "Char": np.int8, "Byte": np.uint8, "Bool": np.bool_,
+  "ComplexFloat": np.complex64, "ComplexDouble": np.complex128,
 }  # fmt: skip
 STORAGES = {f"torch.{name}Storage": np.dtype(dtype) for name, dtype in _DTYPES.items()}
 STORAGES |= {f"torch{part}.UntypedStorage": np.dtype(np.uint8) for part in ("", ".storage")}
