@@ -166,7 +166,10 @@ def embed(
   notes = _notes(examples, labels.unusable)
   if not images:
     raise ValueError(f"no record of split {split!r} in {folder!r} can be used: {'; '.join(filter(None, notes))}")
-  classes = labels.classes(read_info(folder).get("region_classes"))
+  declared = read_info(folder).get("region_classes")
+  if declared is not None and not (isinstance(declared, list) and all(isinstance(each, str) for each in declared)):
+    raise ValueError(f"{folder!r}: `region_classes` of its description must be a list of texts, got {declared!r:.80}")
+  classes = labels.classes(declared)
   short_text, short_notes = labels.short_texts.encode(model, "short", progress)
   long_text, long_notes = labels.long_texts.encode(model, "long", progress)
   image, region = np.concatenate(images), np.concatenate(regions)

@@ -146,7 +146,7 @@ class _Meeting:
   def before_program(self, *arguments: np.ndarray) -> None:
     """Meets the others before a computation; raises an `_OthersError` if they do not all begin the same."""
     if not self._alone:
-      self._meet(functools.reduce(lambda code, each: zlib.crc32(np.ascontiguousarray(each), code), arguments, 0))
+      self._meet(functools.reduce(lambda code, each: zlib.crc32(np.asarray(each).tobytes(), code), arguments, 0))
       if self._over:
         raise _OthersError(self._over)
 

@@ -55,7 +55,7 @@ def read(source: str) -> ClassList:
     raise FileNotFoundError(f"{source!r} is neither a file nor one of the lists {', '.join(lists())}") from error
   while lines and not lines[-1].strip():  # blank lines at the end are no classes
     lines.pop()
-  names = tuple(map(_split, lines))
+  names = [_split(line) for line in lines]
   for number, each in enumerate(names, 1):
     if not each:
       raise ValueError(f"{source}, line {number}: needs the name of a class")
@@ -65,7 +65,7 @@ def read(source: str) -> ClassList:
     raise ValueError(f"{source}: every line begins with a number, as in {lines[0].strip()!r:.80}: leave only the names")
   if not 2 <= len(names) <= MOST:
     raise ValueError(f"{source} has {len(names)} classes: needs one on each line, 2 to {MOST:,}")
-  return ClassList(names, "background" if names[0][0].lower() == "background" else "class")
+  return ClassList(tuple(names), "background" if names[0][0].lower() == "background" else "class")
 
 
 def _split(line: str) -> tuple[str, ...]:
