@@ -29,6 +29,7 @@ def tiny_run(form: str, data: str, init_from: str = "", **changes: Any) -> RunCo
   if config.objective.regional_group:
     config.objective.regional_group = BATCH // 2
   config.log_every, config.keep.newest = 1, 1
+  config.runtime.unroll = 1  # the same numbers, and a program for one block instead of one for each
   config.update_from_flattened_dict(changes)
   return read_config(config)
 

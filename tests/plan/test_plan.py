@@ -174,11 +174,11 @@ def test_a_missing_compiler_is_named(monkeypatch):
 
 @pytest.mark.slow
 def test_the_papers_batch_on_256_chips(plan, root, tmp_path, libtpu):
-  """Minutes: stage 1 of the large model."""
+  """With a tiny model, whose weights are too small to be shared evenly: the plans of docs/scale.md take minutes."""
   keys = ["--config.runtime.micro_batches=2", "--config.mesh=data=16,fsdp=16", "--json=plan.json"]
-  code, out, err = plan(f"--config={root}/configs/stage1.py:vit_l14_336", "--topology=v5e:16x16", *keys, seconds=600)
+  code, out, err = plan(f"--config={root}/configs/stage1.py:tiny", "--topology=v5e:16x16", *keys, seconds=600)
   assert code == 0, out + err
   (found,) = json.loads((tmp_path / "plan.json").read_text())["plans"]
   assert not found["problem"]
-  check_step(found)
-  assert found["memory"]["peak"] < 12 * 2**30
+  assert found["batch"]["images"] == 61440 and not found["checks"]["batch_by_batch_arrays"]
+  assert found["memory"]["peak"] < 2 * 2**30

@@ -1,4 +1,4 @@
-"""Every config at tiny size, two steps on one device; what it leaves can be carried to other formats and back."""
+"""Configs at tiny size, two steps on one device; what they leave can be carried to other formats and back."""
 
 import chex
 import jax
@@ -8,10 +8,10 @@ from fgclip_jax.convert import convert
 from fgclip_jax.models.params import abstract_params, unflatten
 from fgclip_jax.weights import formats
 from tests.helpers import tiny_runs
-from tests.helpers.tiny_runs import FORMS, count_shapes, tiny_run
+from tests.helpers.tiny_runs import count_shapes, tiny_run
 
 
-@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("form", ["stage2", "clip", "clip:rn50"])  # all of them run on eight devices
 def test_two_steps(train_on, toy, weights, tmp_path, form):
   run = tiny_run(form, toy, weights[form])
   state = train_on(run, tmp_path / "run", devices=1)
