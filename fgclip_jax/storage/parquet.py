@@ -16,6 +16,7 @@ from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
 
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img")
+MAX_BYTES = 512 << 20  # of an image
 _ROWS = 16  # rows decoded at a time: images, a few MB in all
 
 
@@ -118,9 +119,15 @@ def find_image_column(path: str) -> str | None:
 
 
 def get_bytes(value: object) -> bytes | None:
-  """Returns the bytes of an image's cell, which is bytes or an object with a field `bytes`; None if there are none."""
+  """Returns the bytes of an image's cell, which is bytes or an object with a field `bytes`; None if there are none.
+
+  Raises:
+    RecordError: kind `image_too_large`: it has more than `MAX_BYTES`.
+  """
   if isinstance(value, dict):
     value = value.get("bytes")
+  if isinstance(value, bytes) and len(value) > MAX_BYTES:
+    raise RecordError("image_too_large", "image", f"has {len(value):,} bytes; at most {MAX_BYTES:,} are read")
   return value if isinstance(value, bytes) else None
 
 

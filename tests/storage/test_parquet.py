@@ -60,3 +60,10 @@ def test_a_broken_file_or_row_is_named(tmp_path):
   assert rows[7].read()["key"] == "7"
   with pytest.raises(FileNotFoundError):
     list(parquet.scan(str(tmp_path / "none.parquet")))
+
+
+def test_a_cell_that_is_no_picture_any_more_is_refused(monkeypatch):
+  monkeypatch.setattr(parquet, "MAX_BYTES", 3)
+  assert parquet.get_bytes({"bytes": b"abc"}) == b"abc"
+  with pytest.raises(RecordError, match="has 4 bytes; at most 3"):
+    parquet.get_bytes({"bytes": b"abcd"})
