@@ -139,6 +139,31 @@ def test_what_a_dry_run_prints_is_applied(machine, flags):
   assert json.loads(here.log.read_text())["stdin"] == printed
 
 
+@pytest.mark.parametrize("flags", [["tpu", *V5E], ["gpu", "--nodes=2"]])
+def test_a_bucket_needs_no_claim_but_an_account(machine, root, flags):
+  here = machine()
+  command = ["launch/kubernetes.sh", *flags, "--dry_run", *JOB[:2], "--service_account=trainer"]
+  training = ["--config=c", "--workdir=gs://bucket/run"]
+  manifest = check(here.bash(*command, "--", *training).stdout, root)
+  [replicated] = manifest["spec"]["replicatedJobs"]
+  pod = replicated["template"]["spec"]["template"]["spec"]
+  assert pod["serviceAccountName"] == "trainer"
+  assert [volume["name"] for volume in pod["volumes"]] == ["memory"]
+  assert container_of(replicated["template"]["spec"])["args"][-2:] == training
+  refused = here.bash(*command, "--", "--config=c", "--workdir=/mnt/shared/run", code=2)
+  assert "--claim is missing" in refused.stderr
+
+
+@pytest.mark.parametrize("flags", [["tpu", *V5E], ["gpu", "--nodes=2"]])
+def test_without_an_account_the_pods_have_the_default_one(machine, root, flags):
+  here = machine()
+  text = here.bash("launch/kubernetes.sh", *flags, "--dry_run", *JOB, "--", *here.training).stdout
+  [replicated] = check(text, root)["spec"]["replicatedJobs"]
+  pod = replicated["template"]["spec"]["template"]["spec"]
+  assert "serviceAccountName" not in pod
+  assert {"name": "shared", "persistentVolumeClaim": {"claimName": "shared"}} in pod["volumes"]
+
+
 def test_the_image_is_built_from_files_that_are_there(root):
   text = (root / "launch/kubernetes/Dockerfile").read_text()
   for accelerator in ("tpu", "gpu"):
