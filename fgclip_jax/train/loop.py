@@ -22,9 +22,11 @@ from fgclip_jax.models.positions import resize
 from fgclip_jax.storage import atomic
 from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
+from fgclip_jax.train.distributed import agree
 from fgclip_jax.train.evaluation import measure
 from fgclip_jax.train.flops import StepFlops, count_flops
 from fgclip_jax.train.guard import NUMBERS, Guard, NonFiniteError
+from fgclip_jax.train.lease import Lease
 from fgclip_jax.train.logger import Clock, Metrics, duration
 from fgclip_jax.train.mesh import (
   check_batch,
@@ -63,14 +65,28 @@ def open_run(run: RunConfig, workdir: str) -> tuple["TrainLoop", TrainState]:
   """Opens all that a run needs, and returns its loop and first state; no step has been compiled.
 
   Raises:
-    ValueError: data, weights or checkpoints that do not fit the config.
+    ValueError: data, weights or checkpoints that do not fit the config; or another run trains in the workdir.
     OSError: data or weights that are not there, or a workdir that cannot be written.
   """
   log = print if jax.process_index() == 0 else lambda *_: None
   setup = run.setup(open_mesh(run, log))
   use_compilation_cache(run.compilation_cache)
   make_workdir(workdir)
+  lease = (
+    Lease(workdir, log) if jax.process_index() == 0 else None
+  )  # before checkpoints: opening them removes half ones
+  try:
+    return _open_run(run, workdir, setup, lease, log)
+  except BaseException:
+    if lease:
+      lease.close()
+    raise
 
+
+def _open_run(
+  run: RunConfig, workdir: str, setup: TrainSetup, lease: Lease | None, log: Log
+) -> tuple["TrainLoop", TrainState]:
+  agree(0)  # the lease is held
   # exact resume: the number of steps made decides which batch comes next, the learning rate, and every random key
   checkpoints = Checkpoints(workdir, run.keep, run.guard.max_failed_saves, log)
   changes: list[str] = []
@@ -88,7 +104,7 @@ def open_run(run: RunConfig, workdir: str) -> tuple["TrainLoop", TrainState]:
     log(f"continuing {workdir} from step {begin}{'; changed since: ' if changes else ''}{', '.join(changes)}")
   if jax.process_index() == 0:
     write_config(run, workdir)
-  return TrainLoop(run, workdir, setup, loader, checkpoints, begin, log), state
+  return TrainLoop(run, workdir, setup, loader, checkpoints, begin, log, lease), state
 
 
 def train_steps(loop: "TrainLoop", state: TrainState) -> TrainState:
@@ -208,6 +224,7 @@ class TrainLoop:
     loader, checkpoints: of the run; closed with the loop.
     begin: the last step already made.
     log: prints a line.
+    lease: the right to train in the workdir, held by the first process; checked before each save.
   """
 
   def __init__(
@@ -219,7 +236,9 @@ class TrainLoop:
     checkpoints: Checkpoints,
     begin: int,
     log: Log,
+    lease: Lease | None = None,
   ):
+    self._lease = lease
     self._run, self._setup, self._loader, self._checkpoints = run, setup, loader, checkpoints
     self._begin, self._log = begin, log
     self._metrics = Metrics(workdir, run.steps, begin) if jax.process_index() == 0 else None
@@ -235,7 +254,15 @@ class TrainLoop:
 
   def __enter__(self) -> "TrainLoop":
     self._opened = contextlib.ExitStack()
-    parts = (self._preemption, self._watchdog, self._loader, self._checkpoints, self._profile, self._metrics)
+    parts = (
+      self._lease,
+      self._preemption,
+      self._watchdog,
+      self._loader,
+      self._checkpoints,
+      self._profile,
+      self._metrics,
+    )
     for part in filter(None, parts):
       self._opened.callback(part.close)
     # a batch's transfer is explicit; anything implicit in the loop would stall the devices
@@ -270,6 +297,8 @@ class TrainLoop:
           numbers |= self._evaluate(step, state)
         if saves:
           self._watchdog.heartbeat(f"the checkpoint of step {step}")
+          if self._lease:
+            self._lease.check()
           self._checkpoints.save(step, state, run.values, numbers, at_once=batch is None)
         if ends:
           raise PreemptedError(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
