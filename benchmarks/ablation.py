@@ -134,12 +134,14 @@ def run(seed: int, setting: str, options: argparse.Namespace) -> dict:
   workdir = folder(options.workdir, seed, setting)
   path = os.path.join(workdir, RESULT)
   config = make_config(seed, setting, options)
-  wanted = {"steps": config.steps, "stage1_steps": options.stage1_steps, "batch": options.batch}
+  data = os.path.relpath(os.path.realpath(options.data), os.path.realpath(options.workdir))
+  wanted = {"steps": config.steps, "stage1_steps": options.stage1_steps, "batch": options.batch, "data": data}
   if os.path.exists(path):
     with open(path, encoding="utf-8") as file:
       result = json.load(file)
-    if any(result[key] != value for key, value in wanted.items()):
-      raise ValueError(f"{path} is of {[result[key] for key in wanted]}, not {wanted}: give another --workdir")
+    was = {key: result.get(key, value if key == "data" else None) for key, value in wanted.items()}  # once without data
+    if was != wanted:
+      raise ValueError(f"{path} is of {was}, not {wanted}: give another --workdir")
     print(f"kept {path}", flush=True)
     return result
   begin, begin_processor = time.perf_counter(), processor_seconds()

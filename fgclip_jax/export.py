@@ -35,6 +35,7 @@ from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime, Transformer
 from fgclip_jax.storage import atomic
 from fgclip_jax.storage.skip_report import printable
+from fgclip_jax.weights import formats
 
 FORMATS = ("stablehlo", "onnx")
 PARTS = ("image", "text", "long_text", "dense", "regions")
@@ -303,11 +304,15 @@ def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list
 
 
 def _check_output(model: str, output: str) -> None:
-  """Raises `ValueError` where the files would be written among those of the model, or nowhere."""
+  """Raises `ValueError` where the files would be written among or over those of the model, or nowhere."""
   folder, given = os.path.realpath(output), os.path.realpath(model)
   if folder == given or (os.path.isfile(given) and folder == os.path.dirname(given)):
     raise ValueError(f"output {output!r} holds the model that is read: name another folder")
-  if os.path.lexists(folder) and not os.path.isdir(folder):
+  if os.path.exists(model):  # a folder above or below is no harm, for only files of these names are replaced
+    owned = (DESCRIPTION, *(f"{part}.{format}" for part in PARTS for format in FORMATS))
+    files = [each for each in formats.input_files(model) if not each.startswith(os.path.join(output, ""))]
+    atomic.check_links(model, files, output, owned)
+  if os.path.lexists(output) and not os.path.isdir(output):
     raise NotADirectoryError(f"output {output!r} is no folder: name one to write files in")
 
 

@@ -101,3 +101,5 @@ def test_a_tiny_pass(tmp_path, capsys, monkeypatch):
   assert told[told.index("| |") :] == again[again.index("| |") :]
   with pytest.raises(ValueError, match="give another --workdir"):
     ablation.main([*arguments, "--batch", "16"])
+  with pytest.raises(ValueError, match="'data': '.*other'"):
+    ablation.main([*arguments, "--data", str(tmp_path / "other")])

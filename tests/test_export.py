@@ -173,6 +173,8 @@ def test_an_output_that_cannot_be_is_refused_before_the_model_is_read(model, tmp
   (tmp_path / "file").write_text("mine")
   (tmp_path / "w").mkdir()
   (tmp_path / "w" / "m.safetensors").write_text("weights")
+  (tmp_path / "linked").mkdir()
+  (tmp_path / "linked" / "image.onnx").symlink_to(tmp_path / "w" / "m.safetensors")
   before = sorted(path.name for path in (tmp_path / "m").iterdir())
   monkeypatch.setattr(export, "load", None)
   for given, output, message in (
@@ -180,6 +182,7 @@ def test_an_output_that_cannot_be_is_refused_before_the_model_is_read(model, tmp
     ("m", "link", "holds the model that is read"),
     ("link", "m", "holds the model that is read"),
     ("w/m.safetensors", "w", "holds the model that is read"),
+    ("w/m.safetensors", "linked", "holds a link to the input"),
     ("m", "file", "is no folder"),
   ):
     command = ["--model", str(tmp_path / given), str(tmp_path / output), "--format", "stablehlo"]

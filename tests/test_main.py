@@ -190,6 +190,10 @@ def test_one_of_two_processes_that_cannot_begin_ends_the_other(begin, root, data
       "error: config.steps has no key 'x': it is a value, not a section",
     ),
     (
+      ["--config=configs/stage2.py", "--config.model.text.width=8"],
+      "error: config.model has no key 'text': it is a value, not a section",
+    ),
+    (
       ["--config=configs/stage2.py", "--config.optimizer.learning_rate=fast"],
       "error: .*config.optimizer.learning_rate=fast: could not convert string to float",
     ),
@@ -206,7 +210,7 @@ def test_mistakes_in_the_flags(command, root, arguments, message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "body", ["1 / 0", "raise RuntimeError('two\\nlines')", "return [][3]", "import nothing_there", "exit(0)", "pass",
+  "body", ["1 / 0", "raise RuntimeError('two\\nlines')", "return [][3]", "None.x", "import nothing_there", "exit(0)", "pass",
            "return {'steps': 3}", "return get_config()", "'\0'"]
 )  # fmt: skip
 def test_a_config_file_that_fails(command, tmp_path, body):

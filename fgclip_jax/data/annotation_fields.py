@@ -59,6 +59,11 @@ def check_unicode(value: str, name: str, field: str) -> None:
     raise RecordError(f"{name}_not_unicode", field, message) from error
 
 
+def captions_unused(count: int, field: str) -> RecordError:
+  """The note on a record with several captions."""
+  return RecordError("captions_unused", field, f"{count} captions, of which the first is taken")
+
+
 def check_path(path: str, field: str) -> str:
   """Returns a relative path in its simplest form, or raises `RecordError` of kind `path_outside`."""
   simple = posixpath.normpath(path)

@@ -153,15 +153,17 @@ class _Split:
 
 
 def _read_splits(folder: str) -> dict[str, _Split]:
+  info = _read(folder, DATASET_INFO)
   try:
     splits = {
       split["name"]: _Split([int(length) for length in split.get("shardLengths", [])], int(split.get("numBytes", 0)))
-      for split in _read(folder, DATASET_INFO).get("splits", [])
+      for split in info.get("splits", [])
     }
     if any(not 0 <= length < 2**40 for split in splits.values() for length in split.lengths):
       raise ValueError("a shard cannot have so many records")
   except (AttributeError, KeyError, TypeError, ValueError) as error:
-    raise ValueError(f"{paths.join(folder, DATASET_INFO)} is damaged ({error}); run `prepare` again") from error
+    message = f"{paths.join(folder, DATASET_INFO)} is damaged (in `splits`: {error!r:.80}); run `prepare` again"
+    raise ValueError(message) from error
   return splits
 
 

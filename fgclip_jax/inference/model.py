@@ -28,6 +28,7 @@ from fgclip_jax.data.tokenizers import Tokenizer, get_tokenizer
 from fgclip_jax.inference import inputs, programs
 from fgclip_jax.models import config as presets
 from fgclip_jax.models import params as parameters
+from fgclip_jax.models.attention import load_kernels
 from fgclip_jax.models.config import TEXT_KINDS, ModelConfig, TextKind
 from fgclip_jax.models.positions import resize
 from fgclip_jax.models.transformer import Runtime
@@ -119,6 +120,7 @@ class FGCLIP:
     """
     self.config = config
     self.trained_image_size = config.vision.image_size
+    load_kernels()
     self.params = programs.place(params, None)
     mesh = programs.find_mesh(self.params)
     sharding = None if mesh is None else jax.sharding.NamedSharding(mesh, jax.P(mesh.axis_names))

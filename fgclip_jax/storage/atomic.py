@@ -125,7 +125,23 @@ def check_apart(source: str, files: Iterable[str], output: str, owned: Sequence[
     return
   if _is_in(source, output):
     raise ValueError(f"output {output!r} holds the input {source!r}; name another")
+  for each in check_links(source, files, output, owned):
+    if _is_in(each, output):
+      raise ValueError(f"output {output!r} holds the input: {each!r} is a link into it; name another")
+
+
+def check_links(source: str, files: Iterable[str], output: str, owned: Sequence[str]) -> Iterable[str]:
+  """Refuses an output folder that holds a link to the input that would be replaced; see `check_apart`.
+
+  Returns:
+    The files that are there.
+
+  Raises:
+    ValueError: says which link.
+  """
   found, files = {}, list(files)
+  if not os.path.isdir(output):
+    return []
   for each in files:
     with contextlib.suppress(OSError):  # a link that leads nowhere, in a folder
       found[_identity(each)] = each
@@ -138,9 +154,7 @@ def check_apart(source: str, files: Iterable[str], output: str, owned: Sequence[
     with contextlib.suppress(OSError):
       if (same := found.get(_identity(each))) or (os.path.isdir(each) and _identity(each) in folders):
         raise ValueError(f"output {output!r} holds a link to the input: {each!r} is {same or source!r}; name another")
-  for each in found.values():
-    if _is_in(each, output):
-      raise ValueError(f"output {output!r} holds the input: {each!r} is a link into it; name another")
+  return found.values()
 
 
 def _is_in(path: str, folder: str) -> bool:

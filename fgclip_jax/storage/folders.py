@@ -62,6 +62,21 @@ def list_folders(folder: str, skips: SkipReport) -> list[str]:
   return found
 
 
+def list_files(folder: str, suffixes: tuple[str, ...] = ("",), skips: SkipReport | None = None) -> list[str]:
+  """Lists the names of the files in one folder that end in one of `suffixes` (in lower case), sorted.
+
+  Hidden files and those that systems make are left out, and counted in `skips` as `file_hidden`.
+
+  Raises:
+    OSError: the folder is missing or cannot be listed.
+  """
+  found = [name for name, is_folder in paths.scan_folder(folder) if not is_folder and name.lower().endswith(suffixes)]
+  if skips is not None:
+    for name in filter(is_hidden, found):
+      skips.add(_hidden("file", paths.join(folder, name)))
+  return [name for name in found if not is_hidden(name)]
+
+
 def walk(folder: str, skips: SkipReport, suffixes: tuple[str, ...] = ("",)) -> Iterator[str]:
   """Yields the paths of the files in a folder and the folders below it, relative to it and separated by `/`.
 

@@ -128,7 +128,8 @@ def scan_folder(path: str) -> list[tuple[str, bool]]:
 
 
 def join(path: str, *parts: str) -> str:
-  """Joins the parts of a path."""
+  """Joins the parts of a path. Whether it is a URL depends on the first alone: the others may be names from a file."""
+  parts = tuple(part.replace("://", ":/") for part in parts)  # to a file system the two are one
   return posixpath.join(path, *parts) if is_remote(path) else os.path.join(path, *parts)
 
 

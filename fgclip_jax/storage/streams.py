@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import sqlite3
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -84,11 +83,11 @@ def walk(path: str) -> Iterator[tuple[str, bytes]]:
     _check_end(window)
 
 
-def load(raw: Raw, report: Report | None = None) -> object:
+def load(raw: Raw | str, report: Report | None = None) -> object:
   """Parses what `scan` yielded; NaN and Infinity are numbers.
 
   Args:
-    raw: what `scan` yielded.
+    raw: what `scan` yielded, or JSON text.
     report: called with the notes on a row, such as a quotation mark that is kept as text.
 
   Raises:
@@ -103,9 +102,9 @@ def load(raw: Raw, report: Report | None = None) -> object:
         report("note", note)
     return value
   try:
-    return _VALUES.decode(raw.removeprefix(codecs.BOM_UTF8).decode())
+    return _VALUES.decode(raw if isinstance(raw, str) else raw.removeprefix(codecs.BOM_UTF8).decode())
   except UnicodeDecodeError as error:
-    raise RecordError("record_not_utf8", "record", text.describe(raw, error.start)) from error
+    raise RecordError("record_not_utf8", "record", text.describe(error.object, error.start)) from error
   except (ValueError, RecursionError) as error:
     raise RecordError("record_not_json", "record", f"is not JSON ({error})") from error
 
@@ -270,6 +269,8 @@ class _Window:
 def read_entries(file: str, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
   """Yields the entries of the lists `names` in a JSON file, with the list's name; "" names a file that is one list.
 
+  A byte that is not UTF-8 stays in its text as `surrogateescape` keeps it, so that only its entry is at fault.
+
   Raises:
     ValueError: the file is broken, or lacks a list.
   """
@@ -280,21 +281,12 @@ def read_entries(file: str, names: Sequence[str]) -> Iterator[tuple[str, Any]]:
         seen[name] = None
       if name in names:
         missing.discard(name)
-        yield name, load(raw)
+        yield name, load(raw.decode(errors="surrogateescape"))
   except RecordError as error:
     raise ValueError(f"{file} is broken at {error}; get it again") from error
   if missing:
     there = "is a list" if "" in seen else f"has {', '.join(map(repr, seen)) or 'nothing'}"
     raise ValueError(f"{file} has no entries {', '.join(map(repr, sorted(missing)))}: is it the right file? It {there}")
-
-
-@contextlib.contextmanager
-def named(file: str, entry: Any) -> Iterator[None]:
-  """Turns an error from reading an entry's fields into a `ValueError` that names the file and the entry."""
-  try:
-    yield
-  except (KeyError, TypeError, ValueError, AttributeError, IndexError, sqlite3.Error, OverflowError) as error:
-    raise ValueError(f"{file}: not the expected fields ({error!r}) in {json.dumps(entry):.200}") from error
 
 
 def get_size(entry: dict) -> tuple[float, float]:

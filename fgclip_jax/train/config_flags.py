@@ -49,9 +49,9 @@ def parse_flags(argv: list[str]) -> list[str]:
   logging.set_verbosity(logging.ERROR)  # ml_collections warns of what is an error below
   try:
     left = flags.FLAGS(argv)
-  except (AttributeError, KeyError) as error:
-    _stop(_unknown_key(argv, path, argument) or f"{path}: {error}")
-  except (ImportError, OSError, SyntaxError, TypeError, ValueError, flags.Error) as error:
+  except (AttributeError, KeyError, TypeError) as error:  # a TypeError: a key of a text
+    _stop(_unknown_key(argv, path, argument) or f"{path}: {error}".splitlines()[-1])
+  except (ImportError, OSError, SyntaxError, ValueError, flags.Error) as error:
     # ml_collections puts a whole traceback before a message of the config file
     message = (str(error).strip() or type(error).__name__).splitlines()[-1].removeprefix("ValueError: ")
     named = isinstance(error, flags.Error) or "config." in message or os.path.basename(path) in message
@@ -135,10 +135,13 @@ def flag_value(argv: list[str], name: str) -> str:
 
 def _unknown_key(argv: list[str], path: str, argument: str) -> str | None:
   """Says which of the keys set on the command line the config has not."""
-  functions = runpy.run_path(path)
-  if "get_config" not in functions:
-    return f"{path} is no config file: it has no function get_config"
-  config = functions["get_config"](*filter(None, [argument]))
+  try:
+    functions = runpy.run_path(path)
+    if "get_config" not in functions:
+      return f"{path} is no config file: it has no function get_config"
+    config = functions["get_config"](*filter(None, [argument]))
+  except (Exception, SystemExit):  # the error is the file's own
+    return None
   for flag in argv:
     if not flag.lstrip("-").startswith("config."):
       continue

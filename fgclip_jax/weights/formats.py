@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from fgclip_jax.models.config import ModelConfig
-from fgclip_jax.storage import atomic
+from fgclip_jax.storage import atomic, folders
 from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights import huggingface, huggingface_processor, native, open_clip
 from fgclip_jax.weights.clip_to_fgclip import to_clip
@@ -157,7 +157,7 @@ def _detect_folder(folder: str, allow_pickle: bool) -> str:
   for name, each in FORMATS.items():
     if each.is_in_folder(files):
       return name
-  weights = [name for name in files if name.endswith((*SUFFIXES, INDEX_SUFFIX))]
+  weights = [name for name in files if name.endswith((*SUFFIXES, INDEX_SUFFIX)) and not folders.is_hidden(name)]
   if len(weights) == 1:
     return _detect_file(os.path.join(folder, weights[0]), allow_pickle)
   several = f"; it holds {', '.join(sorted(weights))}: give the path of one" if weights else ""

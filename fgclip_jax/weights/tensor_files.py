@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import safetensors
 
-from fgclip_jax.storage import paths, text
+from fgclip_jax.storage import folders, paths, text
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights import families, state_dict, torch_pickle
@@ -111,7 +111,7 @@ def find_file(folder: str, names: Sequence[str]) -> str:
     for candidate in (name + INDEX_SUFFIX, name):
       if os.path.isfile(os.path.join(folder, candidate)):
         return os.path.join(folder, candidate)
-  others = [name for name in sorted(os.listdir(folder)) if name.endswith(SUFFIXES)]
+  others = [name for name in folders.list_files(folder) if name.endswith(SUFFIXES)]
   if len(others) == 1:
     return os.path.join(folder, others[0])
   several = f"; it holds {', '.join(others)}: give the path of one" if others else ""

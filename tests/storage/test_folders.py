@@ -107,3 +107,11 @@ def test_folders_that_cannot_be_listed_are_counted_and_a_missing_one_is_an_error
   for function in (lambda path: walk(path), lambda path: folders.list_folders(path, SkipReport())):
     with pytest.raises(FileNotFoundError):
       function(str(tmp_path / "none"))
+
+
+@pytest.mark.parametrize("where", ["local", "remote"])
+def test_the_files_of_one_folder_are_listed_without_hidden_ones(tmp_path, where):
+  make(tmp_path, "b.tar", "a.TAR", "._a.tar", "Thumbs.db", "c.txt", "d.tar/e.tar")
+  folder, skips = str(tmp_path) if where == "local" else standin.remote(tmp_path), SkipReport()
+  assert folders.list_files(folder, (".tar",), skips) == ["a.TAR", "b.tar"] and skips.counts == {"file_hidden": 1}
+  assert folders.list_files(folder) == ["a.TAR", "b.tar", "c.txt"]

@@ -2,6 +2,7 @@
 
 import builtins
 import os
+import pathlib
 import pickle
 import resource
 import signal
@@ -144,3 +145,16 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
     signal.signal(signal.SIGXFSZ, handler)
   assert caught.value.filename == str(tmp_path / "a.json")
   assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]
+
+
+@pytest.mark.parametrize("name", ["http://a.b/c.jpg", "d/s3://a/c.jpg", "simplecache::http://a.b/c.jpg"])
+def test_a_name_from_a_file_is_never_a_url(tmp_path, name, monkeypatch):
+  """Whatever the folder is; the file of such a path is found as any other program finds it."""
+  monkeypatch.chdir(tmp_path)
+  for folder in ("", ".", str(tmp_path)):
+    joined = paths.join(folder, name)
+    assert not paths.is_remote(joined)
+    pathlib.Path(joined).parent.mkdir(parents=True, exist_ok=True)
+    pathlib.Path(folder, name).write_bytes(b"x")
+    assert paths.read(joined) == b"x"
+  assert paths.join("gs://bucket/folder", "a", "b.jpg") == "gs://bucket/folder/a/b.jpg"

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from fgclip_jax.evals.datasets.image_folders import SUFFIXES
 from fgclip_jax.prepare.sources import caption_files, known_forms
-from fgclip_jax.storage import paths, streams, text
+from fgclip_jax.storage import folders, paths, streams, text
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
 
@@ -84,7 +84,8 @@ def read(
   if not any(text for entry in entries for text in entry.captions):
     where = f" of split {options.split!r}" if options.split else ""
     reasons = "".join(f"; {skip.kind} {count}, the first: {skip}" for skip, count in skips.firsts())
-    raise ValueError(f"{annotations!r} holds no picture with a caption{where}{reasons}")
+    advice = _advise(dataset, annotations)
+    raise ValueError(f"{annotations!r} holds no picture with a caption{where}{reasons}{advice}")
   if wrong and options.notes is not None:
     options.notes.append(f"{wrong:,} captions are no text and are left out, the first of {first!r}")
   return entries
@@ -94,76 +95,120 @@ def _read(dataset: str, path: str, options: Options) -> Iterator[Entry | RecordE
   """Yields what a set's reader does; an error also names a known form that the file is of instead."""
   try:
     yield from READERS[dataset](path, options)
-  except RecordError:
-    raise
   except ValueError as error:
-    form = known_forms.find_container(path) if dataset != "pairs" and paths.is_file(path) else None
-    command = known_forms.FORMS[form].evaluate if form else None
-    if form is None or command is None or command.split()[1:2] == [dataset]:
-      raise
-    raise ValueError(f"{error}. {known_forms.advise(form, path, 'evaluate')}") from error
+    if advice := _advise(dataset, path):
+      raise ValueError(f"{error}{advice}") from error
+    raise
 
 
-def _read_coco(path: str, options: Options) -> Iterator[Entry]:
-  del options
+def _advise(dataset: str, path: str) -> str:
+  """Names the form that a file is of, if that is known and another one than the set's."""
+  form = known_forms.find_container(path) if dataset != "pairs" and paths.is_file(path) else None
+  command = known_forms.FORMS[form].evaluate if form else None
+  if form is None or command is None or command.split()[1:2] == [dataset]:
+    return ""
+  return f". {known_forms.advise(form, path, 'evaluate')}"
+
+
+def _read_coco(path: str, options: Options) -> Iterator[Entry | RecordError]:
   value = _load(path)
-  captions: dict[Any, list[str]] = {_need_id(image, "id", path): [] for image in _need_list(value, "images", path)}
-  for annotation in _need_list(value, "annotations", path):
-    image = _need_id(annotation, "image_id", path)
-    if image not in captions:
-      raise ValueError(f"{path}: annotation {annotation.get('id')} is of image {image}, not listed")
-    captions[image].append(_need(annotation, "caption", path))
-  for image in value["images"]:
-    yield Entry(_need(image, "file_name", path), tuple(captions[image["id"]][:CAPTIONS]))
+  captions: dict[str, list[str]] = {}
+  names: dict[str, str] = {}
+  for place, image in enumerate(_need_list(value, "images", path)):
+    where = f"images[{place}]"
+    try:
+      identity = _need_id(image, "id", where)
+      if identity in names:
+        raise RecordError("image_id_twice", where, f"the id {identity:.40} is that of another image, too")
+      names[identity], captions[identity] = _need(image, "file_name", where), []
+    except RecordError as error:
+      yield error
+  annotations, skips, first = _need_list(value, "annotations", path), SkipReport(), None
+  for place, annotation in enumerate(annotations):
+    where = f"annotations[{place}]"
+    try:
+      identity = _need_id(annotation, "image_id", where)
+      if identity not in names:
+        raise RecordError("image_not_listed", where, f"is of image {identity:.40}, not listed")
+      captions[identity].append(_need(annotation, "caption", where))
+    except RecordError as error:
+      skips.add(Skip.of(error, scope="annotation"))
+      first = first or error
+  if first and not any(captions.values()):
+    yield first
+  if skips and options.notes is not None:
+    options.notes.append(skips.summary(len(annotations), "annotations"))
+  for identity, name in names.items():
+    yield Entry(name, tuple(captions[identity][:CAPTIONS]))
 
 
 def _read_karpathy(path: str, options: Options) -> Iterator[Entry | RecordError]:
   """`dataset_flickr30k.json`, `dataset_coco.json`; or a CSV file with columns filename, split and raw (a list)."""
   if path.lower().endswith(".csv"):
-    for row in _rows(path):
+    rows, read = _rows(path), _read_karpathy_row
+  else:
+    rows, read = _need_list(_load(path), "images", path), _read_karpathy_image
+  for place, row in enumerate(rows):
+    try:
       if isinstance(row, RecordError):
-        yield row
-      elif _need(row, "split", path) == options.split:
-        try:
-          sentences = json.loads(_need(row, "raw", path))
-        except (ValueError, RecursionError) as error:
-          yield RecordError("captions_not_json", "raw", f"is no list of captions ({error})")
-          continue
-        yield Entry(_need(row, "filename", path), tuple(sentences if isinstance(sentences, list) else ())[:CAPTIONS])
-    return
-  for image in _need_list(_load(path), "images", path):
-    if _need(image, "split", path) == options.split:
-      sentences = tuple(_need(sentence, "raw", path) for sentence in _need_list(image, "sentences", path))
-      folder, name = image.get("filepath") or "", _need(image, "filename", path)
-      if not isinstance(folder, str) or not isinstance(name, str):
-        yield RecordError("image_wrong_type", "filename", f"must be text, got {folder!r:.40}, {name!r:.40}")
-        continue
-      yield Entry(os.path.join(folder, name), sentences[:CAPTIONS])
+        raise row
+      where = f"images[{place}]"
+      if _need(row, "split", where) == options.split:
+        yield read(row, where)
+    except RecordError as error:
+      yield error
+
+
+def _read_karpathy_row(row: Any, where: str) -> Entry:
+  try:
+    sentences = json.loads(_need(row, "raw", where))
+  except RecordError:
+    raise
+  except (ValueError, RecursionError) as error:
+    raise RecordError("captions_not_json", f"{where}.raw", f"is no list of captions ({error})") from error
+  return Entry(_need(row, "filename", where), tuple(sentences if isinstance(sentences, list) else ())[:CAPTIONS])
+
+
+def _read_karpathy_image(image: Any, where: str) -> Entry:
+  sentences = [
+    _need(sentence, "raw", f"{where}.sentences[{place}]")
+    for place, sentence in enumerate(_need_list(image, "sentences", where))
+  ]
+  folder, name = image.get("filepath") or "", _need(image, "filename", where)
+  if not isinstance(folder, str) or not isinstance(name, str):
+    raise RecordError("image_wrong_type", f"{where}.filename", f"must be text, got {folder!r:.40}, {name!r:.40}")
+  return Entry(os.path.join(folder, name), tuple(sentences[:CAPTIONS]))
 
 
 def _read_sharegpt4v(path: str, options: Options) -> Iterator[Entry | RecordError]:
   del options
   for place, entry in enumerate(itertools.islice(_rows(path), SHAREGPT4V)):
-    if isinstance(entry, RecordError):
-      yield entry
-      continue
-    turns = _need_list(entry, "conversations", f"{path}, entry {place}")
-    caption = (_need(turns[1], "value", f"{path}, entry {place}"),) if len(turns) > 1 else ()
-    yield Entry(_need(entry, "image", f"{path}, entry {place}"), caption)
+    try:
+      if isinstance(entry, RecordError):
+        raise entry
+      turns = _need_list(entry, "conversations", f"entry {place}")
+      caption = (_need(turns[1], "value", f"entry {place}"),) if len(turns) > 1 else ()
+      yield Entry(_need(entry, "image", f"entry {place}"), caption)
+    except RecordError as error:
+      yield error
 
 
-def _read_dci(path: str, options: Options) -> Iterator[Entry]:
+def _read_dci(path: str, options: Options) -> Iterator[Entry | RecordError]:
   del options
-  for name in (name for name in paths.list_folder(path) if name.endswith(".json")):
-    file = paths.join(path, name)
-    value = _load(file)
-    yield Entry(_need(value, "image", file), (_need(value, "extra_caption", file) or "",))
+  for name in folders.list_files(path, (".json",)):
+    try:
+      value = _load(paths.join(path, name))
+      entry = Entry(_need(value, "image", name), (_need(value, "extra_caption", name) or "",))
+    except (OSError, ValueError) as error:
+      yield error if isinstance(error, RecordError) else RecordError("file_unreadable", name, str(error))
+      continue
+    yield entry
 
 
 def _read_urban1k(path: str, options: Options) -> Iterator[Entry]:
   del options
-  stems = {os.path.splitext(name)[0]: name for name in paths.list_folder(paths.join(path, "caption"))}
-  for name in paths.list_folder(paths.join(path, "image")):
+  stems = {os.path.splitext(name)[0]: name for name in folders.list_files(paths.join(path, "caption"))}
+  for name in folders.list_files(paths.join(path, "image")):
     stem, suffix = os.path.splitext(name)
     if suffix.lower() in SUFFIXES:
       caption = text.read(paths.join(path, "caption", stems[stem])) if stem in stems else ""
@@ -234,19 +279,22 @@ def _rows(path: str) -> Iterator[Any]:
 def _need_list(value: Any, key: str, where: str) -> list:
   found = _need(value, key, where)
   if not isinstance(found, list):
-    raise ValueError(f"{where}: {key!r} must be a list, got {found!r:.80}")
+    raise RecordError(f"{key}_wrong_type", where, f"{key!r} must be a list, got {found!r:.80}")
   return found
 
 
-def _need_id(value: Any, key: str, where: str) -> str | int:
+def _need_id(value: Any, key: str, where: str) -> str:
+  """An id as text: the number 7 is the same as the text `7` where a file has both."""
   found = _need(value, key, where)
-  if not isinstance(found, str | int):
-    raise ValueError(f"{where}: {key!r} must be a number or text, got {found!r:.80}")
-  return found
+  if isinstance(found, float) and found.is_integer():  # as pandas writes them
+    found = int(found)
+  if isinstance(found, bool) or not isinstance(found, str | int):
+    raise RecordError(f"{key}_wrong_type", where, f"{key!r} must be a number or text, got {found!r:.80}")
+  return str(found)
 
 
 def _need(value: Any, key: str, where: str) -> Any:
   if not isinstance(value, dict) or key not in value:
     has = f"has {', '.join(map(str, list(value)[:8]))}" if isinstance(value, dict) else f"is {value!r:.40}"
-    raise ValueError(f"{where}: needs the key {key!r}, and {has}")
+    raise RecordError(f"{key}_missing", where, f"needs the key {key!r}, and {has}")
   return value[key]

@@ -12,7 +12,7 @@ import re
 from typing import Any
 
 from fgclip_jax.prepare.sources import known_forms
-from fgclip_jax.storage import paths, streams
+from fgclip_jax.storage import folders, paths, streams
 
 SUFFIXES = (*streams.SUFFIXES, ".jsonlines", ".ndjson", ".parquet", ".arrow")
 _METADATA = ("metadata.jsonl", "metadata.csv", "metadata.parquet")
@@ -30,7 +30,7 @@ def find(folder: str, split: str | None, command: str) -> tuple[list[str], str |
   Raises:
     ValueError: the folder is of another form, or has several splits or not the one asked for.
   """
-  names = paths.list_folder(folder)
+  names = _list(folder)
   if found := [name for name in _METADATA if name in names]:
     return [paths.join(folder, found[0])], None
   if "state.json" in names:
@@ -65,7 +65,7 @@ def _image_folder_splits(folder: str, names: list[str]) -> dict[str, list[str]]:
   found = {}
   for name in names:
     if "." not in name and paths.is_folder(paths.join(folder, name)):
-      held = paths.list_folder(paths.join(folder, name))
+      held = _list(paths.join(folder, name))
       if file := next((file for file in _METADATA if file in held), None):
         found[name] = [f"{name}/{file}"]
   return found
@@ -77,7 +77,7 @@ def _parquet_splits(folder: str, names: list[str]) -> dict[str, list[str]]:
   for name in names:
     inner = [name]
     if "." not in name and paths.is_folder(paths.join(folder, name)):
-      inner = [f"{name}/{each}" for each in paths.list_folder(paths.join(folder, name))]
+      inner = [f"{name}/{each}" for each in _list(paths.join(folder, name))]
     for each in inner:
       parent, _, file = each.rpartition("/")
       if file.lower().endswith(".parquet"):
@@ -93,6 +93,10 @@ def _choose(folder: str, splits: dict[str, list[str]], split: str | None) -> str
     wanted = f"no split {split!r}" if split else "several splits"
     raise ValueError(f"{folder} has {wanted}: choose one of {', '.join(splits) or 'none'} (--from_split)")
   return split
+
+
+def _list(folder: str) -> list[str]:
+  return [name for name in paths.list_folder(folder) if not folders.is_hidden(name)]
 
 
 def _read_json(path: str) -> dict[str, Any]:

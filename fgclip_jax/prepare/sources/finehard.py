@@ -17,9 +17,9 @@ from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, Region
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import caption_files, image_store, known_forms
-from fgclip_jax.storage import paths, streams, text
+from fgclip_jax.storage import folders, paths, streams, text
 from fgclip_jax.storage.errors import RecordError
-from fgclip_jax.storage.skip_report import Report
+from fgclip_jax.storage.skip_report import Report, SkipReport
 
 SHORT = "FineHARD's annotations and images"
 TEXT = (
@@ -74,7 +74,10 @@ def find_annotations(path: str) -> tuple[str, ...]:
     FileNotFoundError: there is none, or one of a list is missing.
   """
   if paths.is_folder(path):
-    files = [paths.join(path, name) for name in paths.list_folder(path) if name.lower().endswith(SUFFIXES)]
+    skips = SkipReport()
+    files = [paths.join(path, name) for name in folders.list_files(path, SUFFIXES, skips)]
+    for line in folders.describe(path, skips):
+      print(line)
     if not files:
       raise FileNotFoundError(f"no .json or .jsonl file in {path!r} (folders in it are not searched)")
     return tuple(files)

@@ -14,7 +14,7 @@ from xml.etree import ElementTree
 
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, joins
-from fgclip_jax.storage import paths, text
+from fgclip_jax.storage import folders, paths, text
 from fgclip_jax.storage.errors import RecordError
 
 SHORT = "Flickr30k Entities' captions and boxes"
@@ -37,21 +37,21 @@ def make(state: str, entities: str, ids: str | None, folder: image_store.Folder)
     ids: a file with the numbers of the images to take, such as `train.txt`; None takes all.
     folder: the images.
   """
-  folders = [paths.join(entities, name) for name in ("Sentences", "Annotations")]
-  for inner in folders:
+  both = [paths.join(entities, name) for name in ("Sentences", "Annotations")]
+  for inner in both:
     if not paths.is_folder(inner):
       raise FileNotFoundError(f"no folder at {inner!r}: --entities is the one that holds Sentences and Annotations")
-  return joins.make(state, FORM, functools.partial(_join, folders), [ids or folders[0], folders[1]], folder)
+  return joins.make(state, FORM, functools.partial(_join, both), [ids or both[0], both[1]], folder)
 
 
-def _join(folders: Sequence[str], files: Sequence[str]) -> Iterator[dict]:
+def _join(both: Sequence[str], files: Sequence[str]) -> Iterator[dict]:
   if paths.is_folder(files[0]):
-    names = [name.removesuffix(".txt") for name in paths.list_folder(files[0]) if name.endswith(".txt")]
+    names = [name.removesuffix(".txt") for name in folders.list_files(files[0]) if name.endswith(".txt")]
   else:
     names = text.read(files[0]).split()
   for name in names:
-    sentences = paths.join(folders[0], f"{name}.txt")
-    annotation = paths.join(folders[1], f"{name}.xml")
+    sentences = paths.join(both[0], f"{name}.txt")
+    annotation = paths.join(both[1], f"{name}.xml")
     for path in (sentences, annotation):
       if not paths.is_file(path):
         raise FileNotFoundError(f"image {name}: no file {path!r}")

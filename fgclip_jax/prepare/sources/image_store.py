@@ -10,14 +10,15 @@ with them the name is `coyo_image_0/KEY`, in whichever archive or folder under `
 
 import dataclasses
 import errno
+import itertools
 import json
-import os
 import posixpath
 from collections.abc import Iterator
 from typing import Any
 
-from fgclip_jax.storage import lookup_table, parquet, paths, streams, tars
+from fgclip_jax.storage import folders, lookup_table, parquet, paths, streams, tars
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import SkipReport
 from fgclip_jax.storage.workers import Engine
 
 MAX_BYTES = 512 << 20  # of an image file
@@ -122,9 +123,9 @@ def find(path: str, url2key: str | None, state: str, workers: int | Engine) -> F
     FileNotFoundError: there is no such folder, no url2key file, or no image that these files name.
   """
   folder = Folder(path)
-  if url2key is None and _find_form(path, "") != "archives":
+  if url2key is None and _find_form(path) != "archives":
     return folder
-  files = list(_find_containers(path, "", url2key is not None))
+  files = list(_find_containers(path, url2key is not None))
   arguments = {"path": paths.absolute(path), "files": [paths.fingerprint(paths.join(path, file)) for file in files]}
   keys = None
   if url2key is not None:
@@ -152,55 +153,48 @@ def find_files(path: str) -> tuple[str, ...]:
     if not paths.is_file(path):
       raise FileNotFoundError(f"no file or folder at {path!r}")
     return (path,)
-  files = tuple(paths.join(path, file) for file in _find_containers(path, "", False))
+  files = tuple(paths.join(path, file) for file in _find_containers(path, False))
   if not files:
     raise FileNotFoundError(f"no .tar file, and no .parquet file with images, under {path!r}")
   return files
 
 
-def _find_form(root: str, folder: str) -> str | None:
+def _find_form(root: str) -> str | None:
   """Returns `files` or `archives`, whichever is met first under a folder; None if there is neither."""
-  names = paths.list_folder(paths.join(root, folder))
-  if _pick_archives(root, folder, names):
-    return "archives"
-  if any(_suffix(name) in tars.IMAGE_SUFFIXES for name in names):
-    return "files"
-  return next((form for inner in _subfolders(root, folder, names) if (form := _find_form(root, inner))), None)
+  for _, names in _walk(root, (*tars.IMAGE_SUFFIXES, "tar", "parquet"), SkipReport()):
+    if _pick_archives(root, names):
+      return "archives"
+    if any(_suffix(name) in tars.IMAGE_SUFFIXES for name in names):
+      return "files"
+  return None
 
 
-def _find_containers(root: str, folder: str, with_folders: bool) -> Iterator[str]:
+def _find_containers(root: str, with_folders: bool) -> Iterator[str]:
   """Yields the archives under a folder and, with `with_folders`, the folders of images with side files."""
-  names = paths.list_folder(paths.join(root, folder))
-  archives = _pick_archives(root, folder, names)
-  yield from archives
-  if with_folders and not archives and any(map(_is_side_file, names)):
-    yield folder
-  for inner in _subfolders(root, folder, names):
-    yield from _find_containers(root, inner, with_folders)
+  skips = SkipReport()
+  for folder, names in _walk(root, ("tar", "parquet", "json") if with_folders else ("tar", "parquet"), skips):
+    archives = _pick_archives(root, names)
+    yield from archives
+    if with_folders and not archives and any(map(_is_side_file, names)):
+      yield folder
+  for line in folders.describe(root, skips):
+    print(line)
 
 
-def _pick_archives(root: str, folder: str, names: list[str]) -> list[str]:
+def _walk(root: str, endings: tuple[str, ...], skips: SkipReport) -> Iterator[tuple[str, list[str]]]:
+  """Yields each folder under a root that has files of these endings, with their paths, all relative to the root."""
+  found = folders.walk(root, skips, tuple(f".{ending}" for ending in endings))
+  return ((folder, list(names)) for folder, names in itertools.groupby(found, posixpath.dirname))
+
+
+def _pick_archives(root: str, names: list[str]) -> list[str]:
   """Returns the tar files of a folder; if there are none, its Parquet files, unless they are tables without images."""
-  found = [posixpath.join(folder, name) for name in names if _suffix(name) == "tar"]
+  found = [name for name in names if _suffix(name) == "tar"]
   if not found:
-    found = [posixpath.join(folder, name) for name in names if _suffix(name) == "parquet"]
+    found = [name for name in names if _suffix(name) == "parquet"]
     if found and not parquet.find_image_column(paths.join(root, found[0])):
       return []
   return found
-
-
-def _subfolders(root: str, folder: str, names: list[str]) -> list[str]:
-  files = (*tars.IMAGE_SUFFIXES, "tar", "parquet", "json", "txt")
-  inner = [posixpath.join(folder, name) for name in names if _suffix(name) not in files]
-  # A link is not followed into a folder that holds it, which would have no end.
-  return [name for name in inner if paths.is_folder(path := paths.join(root, name)) and not _leads_up(path)]
-
-
-def _leads_up(path: str) -> bool:
-  if paths.is_remote(path) or not os.path.islink(path):
-    return False
-  target = os.path.realpath(path)
-  return os.path.commonpath([target, os.path.realpath(os.path.dirname(path))]) == target
 
 
 def _suffix(name: str) -> str:
@@ -296,7 +290,7 @@ def _list_parquet(root: str, file: str, with_url: bool) -> Iterator[tuple[str, A
 def _list_folder(root: str, file: str, with_url: bool) -> Iterator[tuple[str, Any, list]]:
   del with_url
   folder = paths.join(root, file)
-  names = paths.list_folder(folder)
+  names = folders.list_files(folder)
   images = {posixpath.splitext(name)[0]: name for name in names if _suffix(name) in tars.IMAGE_SUFFIXES}
   for name in filter(_is_side_file, names):
     stem = name.removesuffix(".json")

@@ -12,6 +12,7 @@ import dataclasses
 import hashlib
 import json
 import math
+import posixpath
 import sqlite3
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -129,7 +130,7 @@ def read_lists(file: str, names: Sequence[str]) -> Iterator[tuple[str, str, Any]
   """
   numbers = dict.fromkeys(names, 0)
   for name, entry in streams.read_entries(file, names):
-    yield name, f"{name or 'entry '}[{numbers[name]}]", entry
+    yield name, f"{posixpath.basename(file)} {name or 'entry '}[{numbers[name]}]", entry
     numbers[name] += 1
 
 

@@ -9,9 +9,11 @@ import functools
 import posixpath
 from collections.abc import Iterator, Sequence
 
+from fgclip_jax.data import annotation_fields
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, joins
-from fgclip_jax.storage.streams import named, read_entries
+from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import printable
 
 SHORT = "Karpathy's files of captions of COCO and Flickr30k"
 TEXT = f"{__doc__}{cli.IMAGE_CHECK}"
@@ -40,27 +42,42 @@ def make(state: str, files: Sequence[str], splits: Sequence[str], folder: image_
 def _join(splits: Sequence[str], files: Sequence[str]) -> Iterator[dict]:
   for file in files:
     seen, taken = {}, 0
-    for _, entry in read_entries(file, ("images",)):
-      with named(file, entry):
+    for _, field, value in joins.read_lists(file, ("images",)):
+      try:
+        entry = annotation_fields.get_mapping(value, field, "annotation")
         split = entry.get("split")
-        seen[str(split)] = None
+        seen[printable(str(split)[:80])] = None
         if splits and split not in splits:
           continue
         taken += 1
-        yield _make_line(entry)
+        yield _make_line(entry, field)
+      except RecordError as error:
+        taken += 1
+        yield {joins.FAULT: [error.kind, error.field, error.message]}
     if not taken:
       wanted = f" of split {', '.join(splits)}" if splits else ""
       raise ValueError(f"{file} has no image{wanted}: the splits are {', '.join(seen) or 'none'} (--from_split)")
 
 
-def _make_line(entry: dict) -> dict:
-  texts = [sentence["raw"] for sentence in entry["sentences"]]
-  texts = [text.strip() for text in texts if isinstance(text, str) and text.strip()]
-  found = []
+def _make_line(entry: dict, field: str) -> dict:
+  name = annotation_fields.get_text(entry, "filename", f"{field}.filename", joins.ignore)
+  folder = annotation_fields.get_text(entry, "filepath", f"{field}.filepath", joins.ignore, optional=True)
+  sentences, texts, found = entry.get("sentences"), [], []
+  if not isinstance(sentences, list):
+    raise RecordError("sentences_wrong_type", f"{field}.sentences", f"must be a list, got {sentences!r:.80}")
+  for place, sentence in enumerate(sentences):
+    inner = f"{field}.sentences[{place}]"
+    try:
+      texts.append(
+        annotation_fields.get_text(
+          annotation_fields.get_mapping(sentence, inner, "annotation"), "raw", f"{inner}.raw", joins.ignore
+        ).strip()
+      )
+    except RecordError as error:
+      found.append(["annotation", error.kind, error.field, error.message])
   if len(texts) > 1:
     found.append(["note", "captions_unused", "sentences", f"{len(texts)} captions, of which the first is taken"])
-  name = posixpath.join(entry.get("filepath") or "", entry["filename"])
-  return {"image": name, "short": texts[0] if texts else None, joins.FOUND: found}
+  return {"image": posixpath.join(folder, name), "short": texts[0] if texts else None, joins.FOUND: found}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

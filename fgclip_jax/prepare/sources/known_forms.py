@@ -77,7 +77,9 @@ def name_folder(path: str, names: Sequence[str], command: str) -> str | None:
     "labels" in lower
     or "obj.names" in lower
     or any(
-      name.endswith((".yaml", ".yml")) and b"names:" in paths.read(paths.join(path, names[place]), 0, 1 << 16)
+      name.endswith((".yaml", ".yml"))
+      and paths.is_file(file := paths.join(path, names[place]))
+      and b"names:" in paths.read(file, 0, 1 << 16)
       for place, name in enumerate(lower)
     )
   ):

@@ -145,7 +145,7 @@ def _get_first(texts: Sequence[str], annotation: dict, kind: str, layout: captio
   name = next((name for name in wanted if name in annotation), wanted[0])
   texts = [text for text in texts if text.strip()] or [*texts[:1]]
   if len(texts) > 1:
-    report("note", RecordError("captions_unused", name, f"{len(texts)} captions, of which the first is taken"))
+    report("note", annotation_fields.captions_unused(len(texts), name))
   optional = kind == "long" and bool(layout.short)
   label = name if name in caption_files.PLAIN.short or name == "long" else kind
   return annotation_fields.get_text(

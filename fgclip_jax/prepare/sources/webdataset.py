@@ -80,7 +80,7 @@ class WebDataset:
       raise RecordError("image_missing", "image", f"sample {key!r} has no image; it has {', '.join(sorted(sample))}")
     name = self.short_field or ("txt" if "txt" in sample else "caption")
     try:
-      short = annotation_fields.get_text(sample, name, name, report, name="short")
+      short = _get_text(sample, name, "short", report)
     except RecordError as error:
       if error.kind != "short_missing" or not isinstance(raw, tars.Sample):
         raise
@@ -93,7 +93,7 @@ class WebDataset:
 
   def _find_long(self, sample: dict[str, Any], key: str, report: Report) -> str:
     if self.long_field:
-      long = annotation_fields.get_text(sample, self.long_field, self.long_field, report, name="long", optional=True)
+      long = _get_text(sample, self.long_field, "long", report, optional=True)
     elif self.long_captions:
       value = key if self.by == "key" else sample.get("url")
       long = (self.long_captions.get(value) if isinstance(value, str) else None) or ""
@@ -102,6 +102,17 @@ class WebDataset:
     if not long:
       report("note", RecordError("long_caption_none", "long", f"sample {key!r} has no long caption"))
     return long
+
+
+def _get_text(sample: dict[str, Any], field: str, name: str, report: Report, optional: bool = False) -> str:
+  """A caption; of a list of several, as Parquet files of the Hub have them, the first."""
+  value = sample.get(field)
+  if isinstance(value, list):
+    texts = [text for text in value if isinstance(text, str) and text.strip()] or value[:1]
+    if len(texts) > 1:
+      report("note", annotation_fields.captions_unused(len(texts), field))
+    sample = {field: texts[0] if texts else ""}
+  return annotation_fields.get_text(sample, field, field, report, name=name, optional=optional)
 
 
 def _read_sample(sample: tars.Sample) -> tuple[str, bytes | None, dict[str, Any]]:

@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from fgclip_jax.evals import ImageTextRetrieval, ranking
+from fgclip_jax.storage import paths
 
 # captions of six pictures: equal ones of two pictures, one twice of the same picture, a picture without any
 CAPTIONS = {
@@ -229,7 +230,8 @@ def test_what_is_wrong_is_said(model, tmp_path):
     ("coco", "{", "is not JSON"),
     ("coco", "{}", "needs the key 'images', and has "),
     ("coco", '{"images": [], "annotations": [{"image_id": 4}]}', "is of image 4, not listed"),
-    ("coco", '{"images": [{"id": 1}], "annotations": [{"image_id": 1, "id": 2}]}', "needs the key 'caption'"),
+    ("coco", '{"images": [{"id": 1}], "annotations": []}', "needs the key 'file_name'"),
+    ("coco", '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "id": 2}]}', "needs the key 'caption'"),
     ("flickr30k", '{"images": [{"filename": "x"}]}', "needs the key 'split'"),
     ("flickr30k", '{"images": []}', "holds no picture with a caption of split 'test'"),
     ("sharegpt4v", '[{"image": "x"}]', "entry 0: needs the key 'conversations'"),
@@ -279,3 +281,54 @@ def test_settings_name_only_what_is_chosen(tmp_path):
   chosen = ImageTextRetrieval("pairs", "a.jsonl", split="val", short_field="words").settings()
   assert chosen == plain | {"split": "val", "short_field": "words"}
   assert ImageTextRetrieval("flickr30k", "a.json").settings()["split"] == "test"
+
+
+@pytest.mark.parametrize(
+  ("dataset", "good", "odd"),
+  [
+    ("flickr30k", {"split": "test", "filename": "0.jpg", "sentences": [{"raw": "a"}]}, [7, {}, {"split": "test"}]),
+    (
+      "karpathy",
+      {"split": "test", "filename": "0.jpg", "filepath": "", "sentences": [{"raw": "a"}]},
+      [
+        {"split": "test", "filename": "1.jpg", "sentences": "a"},
+        {"split": "test", "filename": "1.jpg", "sentences": [{"tokens": []}]},
+        {"split": "test", "filename": 7, "sentences": [{"raw": "a"}]},
+      ],
+    ),
+    (
+      "sharegpt4v",
+      {"image": "0.jpg", "conversations": [{"value": "?"}, {"value": "a"}]},
+      [None, {"image": "1.jpg"}, {"image": "1.jpg", "conversations": [{}, {}]}],
+    ),
+  ],
+)
+def test_an_odd_entry_is_counted_and_the_rest_measured(model, tmp_path, draw, dataset, good, odd):
+  entries = [odd[0], good, *odd[1:]]
+  (tmp_path / "a.json").write_text(json.dumps(entries if dataset == "sharegpt4v" else {"images": entries}))
+  draw(tmp_path / "0.jpg", 0)
+  result = ImageTextRetrieval(dataset, str(tmp_path / "a.json"), str(tmp_path)).run(model)
+  assert result.metrics["text_to_image_r1"].count == 1 and sum(result.skipped.values()) == 3 and result.records == 4
+
+
+def test_odd_annotations_of_coco_are_noted_and_the_rest_measured(model, tmp_path, draw):
+  """Ids of every kind; captions of no image, of none that is listed, without text, of bytes that are not UTF-8."""
+  images = [{"id": 0, "file_name": "0.jpg"}, {"id": "x", "file_name": "1.jpg"}, {"id": 0, "file_name": "2.jpg"}, {}]
+  captions = [(0.0, "a"), ("0", "b"), ("x", "c"), (9, "d"), (None, "e"), ([], "f"), ("x", None)]
+  annotations = [{"image_id": image, "caption": caption} for image, caption in captions]
+  (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": [*annotations, {"image_id": 0}, 7]}))
+  for place in range(2):
+    draw(tmp_path / f"{place}.jpg", place)
+  result = ImageTextRetrieval("coco", str(tmp_path / "a.json")).run(model)
+  assert result.metrics["text_to_image_r1"].count == 3 and result.records == 4
+  assert result.skipped == {"image_id_twice": 1, "id_missing": 1}
+  assert any("5 of 9 annotations could not be used" in note for note in result.notes)
+
+
+def test_a_picture_whose_name_is_a_url_is_not_fetched(model, tmp_path, monkeypatch, draw):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(paths, "_resolve", None)
+  draw(tmp_path / "0.jpg", 0)
+  (tmp_path / "a.json").write_text(json.dumps([{"image": n, "caption": "x"} for n in ("0.jpg", "http://a.b/1.jpg")]))
+  result = ImageTextRetrieval("pairs", "a.json").run(model)
+  assert result.metrics["text_to_image_r1"].count == 1 and sum(result.skipped.values()) == 1

@@ -224,7 +224,7 @@ def test_a_region_without_long_caption_or_area_is_worth_a_note():
 
 
 def test_annotations_are_found_in_a_folder_a_list_or_a_file(tmp_path):
-  for name in ("b.json", "a.JSONL", "c.parquet"):
+  for name in ("b.json", "a.JSONL", "c.parquet", "._b.json"):
     (tmp_path / name).write_text("[]")
   files = tuple(str(tmp_path / name) for name in ("a.JSONL", "b.json"))
   assert finehard.find_annotations(str(tmp_path)) == files

@@ -148,3 +148,19 @@ def test_what_is_not_there_is_named(tmp_path):
     find(root, tmp_path, tmp_path / "keys")
   with pytest.raises(FileNotFoundError, match="--images must be the folder that holds them"):
     find(root / "coyo_image_0", tmp_path, tmp_path / "keys")
+
+
+def test_strays_and_circles_of_links_are_not_read(tmp_path, capsys):
+  """What macOS leaves beside archives, and folders that contain themselves."""
+  root = tmp_path / "images"
+  write(root, "tar")
+  for name in ("._00000.tar", "coyo_image_0/._00000.tar", "__MACOSX/coyo_image_0/00000.tar", ".cache/x.parquet"):
+    (root / name).parent.mkdir(parents=True, exist_ok=True)
+    (root / name).write_bytes(b"Mac OS X")
+  (root / "coyo_image_1" / "again").symlink_to(root)
+  (root / "a.tar").mkdir()
+  found = find(root, tmp_path)
+  assert [found.read((name,)) for name in NAMES] == list(DATA.values()) and not found.table.broken
+  printed = capsys.readouterr().out
+  assert all(part in printed for part in ("file_hidden 2", "folder_hidden 2", "folder_loop 1"))
+  assert len(image_store.find_files(str(root))) == len({name.rsplit("/", 1)[0] for name in NAMES})

@@ -338,3 +338,19 @@ def test_odd_entities_are_left_out_and_counted(tmp_path, pictures):
 def test_lists_of_a_file_come_with_their_names(tmp_path):
   path = write(tmp_path / "a.json", {"a": [1, 2], "b": 3, "c": [4]})
   assert list(read_entries(path, ("c", "a"))) == [("a", 1), ("a", 2), ("c", 4)]
+
+
+def test_a_byte_that_is_not_utf8_costs_its_annotation_only(tmp_path, pictures):
+  """Latin-1 in a caption, in a file name, in a class, and in a field that is not read."""
+  captions, instances = write_coco(tmp_path, categories=[{"id": 18, "name": "d\xf6g"}, {"id": 99, "name": "cat"}])
+  for file, old, new in ((captions[0], "a dog runs", "a d\xf6g runs"), (captions[0], '"3.jpg"', '"\xe9.jpg"')):
+    path = pathlib.Path(file)
+    path.write_bytes(
+      path.read_text("latin-1").replace(old, new).replace('"info": {}', '"info": "\xe9"').encode("latin-1")
+    )
+  path = pathlib.Path(instances[0])
+  path.write_bytes(json.dumps(json.loads(path.read_text()), ensure_ascii=False).encode("latin-1"))
+  found, reported = load_all(coco.make(str(tmp_path / "state"), captions, instances, pictures))
+  assert {entry.id: entry.short for entry in found[:2]} == {"1.jpg": "a brown dog", "2.jpg": "a cat"}
+  kinds = {*found[2:], *(kind for _, kind in reported)}
+  assert kinds > {"caption_not_unicode", "category_name_not_unicode", "file_name_not_unicode"}

@@ -53,6 +53,10 @@ def test_splits_are_chosen_and_unknown_ones_named(tmp_path, capsys):
     ({"sentences": []}, "short_missing"),
     ({"sentences": [{"raw": None}]}, "short_missing"),
     ({"filename": "x.jpg"}, "image_missing"),
+    ({"filename": None}, "filename_missing"),
+    ({"filename": ["x.jpg"]}, "filename_wrong_type"),
+    ({"sentences": "A cat"}, "sentences_wrong_type"),
+    ({"filepath": 7}, "filepath_wrong_type"),
   ],
 )
 def test_an_image_without_captions_or_file_is_counted(tmp_path, changes, kind):
@@ -61,11 +65,20 @@ def test_an_image_without_captions_or_file_is_counted(tmp_path, changes, kind):
   assert count(tmp_path / "out")[:2] == (4, 3) and count(tmp_path / "out")[2][kind] == 1
 
 
+@pytest.mark.parametrize("sentence", [{"raw": 7}, {"tokens": []}, "text", None, {"raw": "\udc80"}])
+def test_a_sentence_at_fault_is_counted_and_the_next_one_taken(tmp_path, sentence):
+  options = write(tmp_path, sentences=[sentence, {"raw": "A cat."}])
+  assert convert(tmp_path / "out", "karpathy", **options) == 0
+  assert read(tmp_path / "out")["train2014/COCO_1.jpg"].short == "A cat."
+  kinds = {"raw_wrong_type", "raw_missing", "annotation_not_object", "raw_not_unicode"}
+  assert sum(count(tmp_path / "out")[2].get(kind, 0) for kind in kinds) == 1
+
+
 def test_a_file_of_another_form_is_an_error_that_names_it(tmp_path, capsys):
   options = write(tmp_path)
   for content, message in (
     ('{"annotations": []}', "has no entries 'images'"),
-    ('{"images": [{"filename": "a.jpg"}]}', "not the expected fields"),
+    ('{"images": [{"filename": "a.jpg"}, 7, null]}', "annotation_not_object"),
     ('{"images": [', "is broken at"),
   ):
     options["annotations"].write_text(content)

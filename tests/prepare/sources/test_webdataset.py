@@ -7,6 +7,8 @@ import subprocess
 import tarfile
 
 import numpy as np
+import pyarrow
+import pyarrow.parquet
 import pytest
 from PIL import Image
 
@@ -266,3 +268,15 @@ def test_a_hostile_tar_does_not_end_the_others(tmp_path):
   code, report = _prepare(tmp_path, *(tmp_path / f"{name}.tar" for name in ("long", "sparse", "good")))
   found = {kind: entry["count"] for kind, entry in report["findings"].items()}
   assert (code, report["records"], found["tar_truncated"], found["tar_member_sparse"]) == (0, 1, 1, 1)
+
+
+def test_lists_of_captions_in_parquet_are_read_as_pairs_reads_them(tmp_path):
+  rows = [
+    {"jpg": _jpeg(0), "caption": ["one", "two"], "long": ["long one"]},
+    {"jpg": _jpeg(1), "caption": [None, " ", "three"], "long": []},
+    {"jpg": _jpeg(2), "caption": [], "long": None},
+  ]
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+  found, reported = load_all(webdataset.WebDataset((str(tmp_path / "a.parquet"),), "caption", "long"))
+  assert [(record.short, record.long) for record in found[:2]] == [("one", "long one"), ("three", "")]
+  assert found[2] == "short_empty" and reported[0] == ("note", "captions_unused")
