@@ -210,8 +210,8 @@ def test_mistakes_in_the_flags(command, root, arguments, message):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-  "body", ["1 / 0", "raise RuntimeError('two\\nlines')", "return [][3]", "None.x", "import nothing_there", "exit(0)", "pass",
-           "return {'steps': 3}", "return get_config()", "'\0'"]
+  "body", ["1 / 0", "raise RuntimeError('two\\nlines')", "return [][3]", "import nothing_there", "exit(0)", "pass",
+           "return {'steps': 3}", "return get_config()", "None.x", "'\0'"]
 )  # fmt: skip
 def test_a_config_file_that_fails(command, tmp_path, body):
   (tmp_path / "mine.py").write_text(f"def get_config():\n  {body}\n")

@@ -30,6 +30,7 @@ from fgclip_jax.train.lease import Lease
 from fgclip_jax.train.logger import Clock, Metrics, duration
 from fgclip_jax.train.mesh import (
   check_batch,
+  check_memory,
   choose_mesh,
   data_shards,
   local_memory,
@@ -132,9 +133,10 @@ def make_workdir(workdir: str) -> None:
 def open_mesh(run: RunConfig, log: Log) -> Mesh:
   """The mesh that the config names, or a good one for these devices; prints the model and the mesh."""
   devices, processes = jax.devices(), jax.process_count()
-  sizes = run.mesh or choose_mesh(devices, run.state_bytes(), run.data.batch_size, local_memory())
-  mesh = make_mesh(sizes, devices)
+  state_bytes, memory_bytes = run.state_bytes(), local_memory()
+  mesh = make_mesh(run.mesh or choose_mesh(devices, state_bytes, run.data.batch_size, memory_bytes), devices)
   check_batch(mesh.shape, run.data.batch_size, devices, run.runtime.micro_batches)
+  check_memory(mesh, state_bytes, memory_bytes)
   log(
     f"{'FG-CLIP' if run.model.fine_grained else 'CLIP'} {run.values['model']}: "
     f"{count(abstract_params(run.model)) / 1e6:.1f} M parameters, {run.model.vision.image_size} px"

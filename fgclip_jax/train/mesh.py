@@ -5,6 +5,7 @@ splits attention heads and the hidden layers of the MLPs.
 """
 
 import math
+import os
 import re
 from typing import Any
 
@@ -97,6 +98,25 @@ def local_memory() -> int | None:
   """Bytes of a device's memory, as the process with the least sees it; None where a device does not say (CPU)."""
   stats = jax.local_devices()[0].memory_stats() or {}
   return agree(stats.get("bytes_limit", 0), min) or None
+
+
+def check_memory(mesh: Mesh, state_bytes: int, memory_bytes: int | None = None) -> None:
+  """Raises a ValueError where a device's part of the state alone is larger than its memory.
+
+  Args:
+    mesh: the devices.
+    state_bytes: of parameters and optimizer state together.
+    memory_bytes: of one device; None: devices share the memory of their machine (CPU).
+  """
+  needed, place = state_bytes / (mesh.shape["fsdp"] * mesh.shape["tensor"]), "a device"
+  if memory_bytes is None:
+    needed, place = needed * len(mesh.local_devices), "this machine"
+    memory_bytes = agree(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"), min)
+  if needed > memory_bytes:
+    raise ValueError(
+      f"the parameters and the optimizer's state take {needed / 2**30:,.0f} GiB of the memory of {place}, which has "
+      f"{memory_bytes / 2**30:,.0f} GiB: take a smaller model, or more devices (mesh.fsdp)"
+    )
 
 
 def make_mesh(sizes: dict[str, int], devices: Any = None) -> Mesh:

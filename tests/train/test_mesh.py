@@ -18,6 +18,7 @@ from fgclip_jax.train import mesh as mesh_module
 from fgclip_jax.train.mesh import (
   batch_sharding,
   check_batch,
+  check_memory,
   choose_mesh,
   data_shards,
   local_shards,
@@ -50,6 +51,20 @@ def described(platform: str, processes: int, each: int, slices: int = 1) -> list
 
 
 # ---- its shape
+
+
+@pytest.mark.parametrize("sizes, memory", [({}, 4 * GIB), ({"fsdp": 2}, 2 * GIB), ({"fsdp": 2, "tensor": 2}, GIB)])
+def test_a_state_that_does_not_fit_is_refused(sizes, memory):
+  mesh = make_mesh(sizes)
+  check_memory(mesh, 4 * GIB, memory)
+  with pytest.raises(ValueError, match="take 4 GiB of the memory of a device" if not sizes else "smaller model"):
+    check_memory(mesh, 4 * GIB + 8, memory)
+
+
+def test_simulated_devices_share_the_memory_of_the_machine():
+  check_memory(make_mesh({}), 1 << 20)
+  with pytest.raises(ValueError, match="of the memory of this machine, which has .* GiB: take a smaller model"):
+    check_memory(make_mesh({}), 1 << 60)
 
 
 @given(st.fixed_dictionaries({}, optional={axis: st.integers(1, 1024) for axis in ("data", "fsdp", "tensor")}))

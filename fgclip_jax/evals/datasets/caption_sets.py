@@ -69,10 +69,10 @@ def read(
     if isinstance(found, RecordError):
       skips.add(Skip.of(found, annotations))
       continue
-    if not isinstance(found.image, str):
+    if not _is_text(found.image):
       skips.add(Skip("image_wrong_type", f"an image must be a path, got {found.image!r:.80}", place=annotations))
       continue
-    texts = [text for text in found.captions if isinstance(text, str)]
+    texts = [text for text in found.captions if _is_text(text)]
     if len(texts) < len(found.captions):
       wrong += len(found.captions) - len(texts)
       first = first or found.image
@@ -211,7 +211,11 @@ def _read_urban1k(path: str, options: Options) -> Iterator[Entry]:
   for name in folders.list_files(paths.join(path, "image")):
     stem, suffix = os.path.splitext(name)
     if suffix.lower() in SUFFIXES:
-      caption = text.read(paths.join(path, "caption", stems[stem])) if stem in stems else ""
+      try:
+        caption = text.read(paths.join(path, "caption", stems[stem])) if stem in stems else ""
+      except (OSError, ValueError) as error:
+        yield RecordError("file_unreadable", name, str(error))
+        continue
       yield Entry(name, (caption,))
 
 
@@ -260,9 +264,7 @@ LONG = ("sharegpt4v", "dci", "urban1k")  # sets with long captions
 
 def _load(path: str) -> Any:
   try:
-    return json.loads(text.read(path))
-  except RecordError:
-    raise
+    return json.loads(text.decode_marked(paths.read(path)))  # what is not UTF-8 is found by its field
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{path!r} is not JSON: {error}") from error
 
@@ -274,6 +276,14 @@ def _rows(path: str) -> Iterator[Any]:
       yield streams.load(raw)
     except RecordError as error:
       yield error
+
+
+def _is_text(value: Any) -> bool:
+  """Whether a value is text, all of which UTF-8 can hold."""
+  try:
+    return isinstance(value, str) and bool(value.encode() or True)
+  except UnicodeEncodeError:
+    return False
 
 
 def _need_list(value: Any, key: str, where: str) -> list:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float32, Float64, Int
 
+from fgclip_jax.data.annotation_fields import check_unicode
 from fgclip_jax.evals.datasets.text_files import ERRORS, describe, lacks, need
 from fgclip_jax.storage import text
 from fgclip_jax.storage.errors import RecordError
@@ -163,6 +164,7 @@ def _read_coco(path: str, skips: SkipReport) -> Instances:
         identity, label = _get_id(entry, "id"), need(entry, "name")
         if not isinstance(label, str) or not label.strip():
           raise ValueError(f"`name` must be text, got {label!r:.40}")
+        check_unicode(label, "name", "name")
         if identity in categories:
           raise ValueError(f"id {identity!r} is that of another class, too")
         if not isinstance(frequency := entry.get("frequency", ""), str):
@@ -187,6 +189,7 @@ def _make_image(entry: Any) -> Image:
     name = "/".join(need(entry, "coco_url" if "coco_url" in entry else "file_name").split("/")[-2:])
   if not isinstance(name, str):
     raise ValueError(f"`file_name` must be text, got {name!r:.40}")
+  check_unicode(name, "file_name", "file_name")
   for side in ("width", "height"):
     need(entry, side)
   absent, incomplete = (tuple(entry.get(key) or ()) for key in ("neg_category_ids", "not_exhaustive_category_ids"))

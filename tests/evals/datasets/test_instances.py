@@ -1,6 +1,7 @@
 """Files of boxes with classes, in each layout, and what is wrong in them."""
 
 import json
+import pathlib
 
 import numpy as np
 import pytest
@@ -174,3 +175,15 @@ def test_boxes_are_cut_at_the_edges(rows):
   inside &= (box[:, 2:] > 0).all(1)
   back = found * [400, 300, 400, 300]
   np.testing.assert_allclose(back[inside, 2:] - back[inside, :2], box[inside, 2:], atol=1e-3)
+
+
+def test_bytes_that_are_not_utf8_cost_their_image_only(tmp_path):
+  """A name of a picture is left out; one of a class would change every answer."""
+  path = write_coco(tmp_path / "a.json", [(3, "a.jpg"), (4, "caf.jpg")], [(1, 3, 1, [0, 0, 4, 4], {})], ["cup"])
+  data = pathlib.Path(path).read_text()
+  skips = SkipReport()
+  pathlib.Path(path).write_bytes(data.replace("caf.jpg", "caf\xe9.jpg").encode("latin-1"))
+  assert [image.path for image in instances.read(path, skips=skips).images] == ["a.jpg"] and len(skips) == 1
+  pathlib.Path(path).write_bytes(data.replace('"cup"', '"c\xfcp"').encode("latin-1"))
+  with pytest.raises(ValueError, match=r"categories\[0\]: .*0xfc, which is not UTF-8"):
+    instances.read(path)

@@ -231,7 +231,11 @@ def test_what_is_wrong_is_said(model, tmp_path):
     ("coco", "{}", "needs the key 'images', and has "),
     ("coco", '{"images": [], "annotations": [{"image_id": 4}]}', "is of image 4, not listed"),
     ("coco", '{"images": [{"id": 1}], "annotations": []}', "needs the key 'file_name'"),
-    ("coco", '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "id": 2}]}', "needs the key 'caption'"),
+    (
+      "coco",
+      '{"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 1, "id": 2}]}',
+      "needs the key 'caption'",
+    ),
     ("flickr30k", '{"images": [{"filename": "x"}]}', "needs the key 'split'"),
     ("flickr30k", '{"images": []}', "holds no picture with a caption of split 'test'"),
     ("sharegpt4v", '[{"image": "x"}]', "entry 0: needs the key 'conversations'"),
@@ -316,12 +320,13 @@ def test_odd_annotations_of_coco_are_noted_and_the_rest_measured(model, tmp_path
   images = [{"id": 0, "file_name": "0.jpg"}, {"id": "x", "file_name": "1.jpg"}, {"id": 0, "file_name": "2.jpg"}, {}]
   captions = [(0.0, "a"), ("0", "b"), ("x", "c"), (9, "d"), (None, "e"), ([], "f"), ("x", None)]
   annotations = [{"image_id": image, "caption": caption} for image, caption in captions]
-  (tmp_path / "a.json").write_text(json.dumps({"images": images, "annotations": [*annotations, {"image_id": 0}, 7]}))
+  content = json.dumps({"images": images, "annotations": [*annotations, {"image_id": 0}, 7]})
+  (tmp_path / "a.json").write_bytes(content.replace('"c"', '"caf\xe9"').encode("latin-1"))
   for place in range(2):
     draw(tmp_path / f"{place}.jpg", place)
   result = ImageTextRetrieval("coco", str(tmp_path / "a.json")).run(model)
-  assert result.metrics["text_to_image_r1"].count == 3 and result.records == 4
-  assert result.skipped == {"image_id_twice": 1, "id_missing": 1}
+  assert result.metrics["text_to_image_r1"].count == 2 and result.records == 4
+  assert result.skipped == {"image_id_twice": 1, "id_missing": 1, "caption_missing": 1}
   assert any("5 of 9 annotations could not be used" in note for note in result.notes)
 
 
