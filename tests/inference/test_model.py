@@ -355,3 +355,11 @@ def test_another_image_size(model):
   with pytest.warns(UserWarning, match=r"reads images of 32 x 32, and these are 48 x 48: .*with_image_size\(48\)"):
     found = model.encode_image(np.zeros((1, 48, 48, 3), np.uint8))
   assert found.shape == (1, 16)
+
+
+def test_kernels_are_imported_before_a_program_is_traced(model, monkeypatch):
+  """From JAX 0.12 on, a program whose own trace imports Pallas is compiled again at its second call."""
+  imported = []
+  monkeypatch.setattr(api, "load_kernels", lambda: imported.append(None))
+  api.FGCLIP(model.config, model.params)
+  assert imported

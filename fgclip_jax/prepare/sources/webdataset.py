@@ -27,10 +27,11 @@ TEXT = (
 Converts web pairs that img2dataset downloaded with --output_format webdataset (tar files) or parquet.
 
 INPUT is one or more files, or folders, which are searched with all folders in them. The short caption is the text
-beside an image (KEY.txt) or the field `caption`; --short_field names another one. Long captions, which the first stage
-of training needs, are a further field of the same JSON or Parquet (--long_field), or come from files of their own
-(--long_captions): JSON lines, a JSON list, CSV (each also as .gz) or Parquet, whose entries have a `url` or `key` and
-the caption in the field `long` (or --long_field), or a JSON object of captions by URL or key.
+beside an image (KEY.txt) or the field `caption`; --short_field names another one. Of a list of captions the first is
+taken. Long captions, which the first stage of training needs, are a further field of the same JSON or Parquet
+(--long_field), or come from files of their own (--long_captions): JSON lines, a JSON list, CSV (each also as .gz) or
+Parquet, whose entries have a `url` or `key` and the caption in the field `long` (or --long_field), or a JSON object of
+captions by URL or key.
 
 The records before the break of a broken tar file are used. Any path may be a URL: gs://..., s3://...
 """
