@@ -131,7 +131,7 @@ def test_cropped_batches_are_the_same_for_any_number_of_workers(toy):
 
 def test_a_record_is_cropped_differently_each_time(toy):
   """23 records in an unshuffled batch of two epochs."""
-  (batch,) = take(make_loader(toy, batch_size=2 * COUNT, shuffle=False, crop="random_square"), 1)
+  (batch,) = take(make_loader(toy, batch_size=2 * COUNT, shuffle=False, crop="random_square", repeat_in_batch=True), 1)
   first, second = np.split(batch["image"][0], 2)
   assert (first != second).any(axis=(1, 2, 3)).mean() > 0.5
 
