@@ -76,17 +76,28 @@ def open(path: str) -> Iterator[IO[bytes]]:
         raise RecordError("text_not_utf8", path, "is UTF-32 text; save it as UTF-8")
       if head[:2] in _UTF16:
         file.seek(2)
-        yield cast(IO[bytes], io.BufferedReader(_Utf16(file, _UTF16[head[:2]], path), CHUNK))
+        decoded = cast(IO[bytes], io.BufferedReader(_Utf16(file, _UTF16[head[:2]], path), CHUNK))
+        _skip_marks(decoded)
+        yield decoded
         return
       if len(head) == 4 and [byte == 0 for byte in head] in ([False, True] * 2, [True, False] * 2):
         raise RecordError("text_not_utf8", path, "looks like UTF-16 text without a byte-order mark; save it as UTF-8")
-      file.seek(3 if head[:3] == codecs.BOM_UTF8 else 0)
+      file.seek(0)
+      _skip_marks(file)
       yield file
     except EOFError as error:
       raise RecordError("text_truncated", path, f"byte {packed.tell()}: the compressed file ends too early") from error
     except (gzip.BadGzipFile, zlib.error) as error:
       message = f"byte {packed.tell()}: cannot be unpacked ({error})"
       raise RecordError("text_not_gzip", path, message) from error
+
+
+def _skip_marks(file: IO[bytes]) -> None:
+  """Moves behind the marks that UTF-8 begins with: programs that convert or join files leave more than one."""
+  place = file.tell()
+  while file.read(3) == codecs.BOM_UTF8:
+    place = file.tell()
+  file.seek(place)
 
 
 def split(file: IO[bytes], path: str = "text", carriage: bool = True) -> Iterator[bytes]:
@@ -149,8 +160,8 @@ def decode(data: bytes, path: str, place: int = 0) -> str:
 def decode_marked(data: bytes) -> str:
   """Decodes a small file that was read as a whole; bytes that are not UTF-8 are kept with `surrogateescape`."""
   if data[:2] in _UTF16:
-    return data[2:].decode(_UTF16[data[:2]], "replace")
-  return data.removeprefix(codecs.BOM_UTF8).decode("utf-8", "surrogateescape")
+    return data[2:].decode(_UTF16[data[:2]], "replace").lstrip("\ufeff")
+  return data.decode("utf-8", "surrogateescape").lstrip("\ufeff")
 
 
 def describe(data: bytes, at: int, place: int = 0) -> str:

@@ -105,3 +105,14 @@ def test_memory_is_bounded(tmp_path, monkeypatch):
     text.read(path)
   with pytest.raises(RecordError, match="a line of more than 1,000 bytes"):
     list(text.lines(path))
+
+
+@pytest.mark.parametrize(
+  "data", [codecs.BOM_UTF8 * 2 + b"a\nb", "\ufeff\ufeffa\nb".encode("utf-16"), codecs.BOM_UTF8 * 2]
+)
+@pytest.mark.parametrize("name", ["a.txt", "a.txt.gz"])
+def test_marks_that_conversion_doubled_are_dropped(tmp_path, data, name):
+  """As `iconv -t UTF-16` leaves them behind its own, and joined files of Windows."""
+  expected = ["a", "b"] if len(data) > 6 else []
+  assert list(text.lines(_write(tmp_path, data, name))) == expected
+  assert text.read(_write(tmp_path, data, name)) == text.decode_marked(data) == "\n".join(expected)

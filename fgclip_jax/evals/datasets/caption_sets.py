@@ -205,7 +205,7 @@ def _read_dci(path: str, options: Options) -> Iterator[Entry | RecordError]:
     yield entry
 
 
-def _read_urban1k(path: str, options: Options) -> Iterator[Entry]:
+def _read_urban1k(path: str, options: Options) -> Iterator[Entry | RecordError]:
   del options
   stems = {os.path.splitext(name)[0]: name for name in folders.list_files(paths.join(path, "caption"))}
   for name in folders.list_files(paths.join(path, "image")):

@@ -95,8 +95,9 @@ def read_proposals(
       if classes and entry["category_id"] in data.class_number:
         label = data.class_number[entry["category_id"]]
     except ERRORS as error:
-      missing = [key for key in names if not isinstance(entry, dict) or key not in entry]
-      odd = ValueError(lacks(missing[0], entry)) if missing and isinstance(entry, dict) else error
+      odd = error if isinstance(entry, dict) else ValueError(f"must be an object, got {entry!r:.40}")
+      if isinstance(entry, dict) and (missing := [key for key in names if key not in entry]):
+        odd = ValueError(lacks(missing[0], entry))
       skips.add(Skip("proposal_broken", describe(odd), place=place))
       continue
     if score < 0 or score > 1:  # logits or percent: then all scores are, and those that are in 0..1 would be wrong

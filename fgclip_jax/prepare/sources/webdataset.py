@@ -8,8 +8,9 @@ field, or are looked up in a table by URL or key.
 
 import argparse
 import dataclasses
+import itertools
 import posixpath
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
 from fgclip_jax.data import annotation_fields
@@ -39,6 +40,7 @@ The records before the break of a broken tar file are used. Any path may be a UR
 )
 EXAMPLE = "--input laion/00000.tar laion/00001.tar --long_captions captions/*.jsonl --by url --output data/web"
 
+FILES, SAMPLES = 10, 100  # files, and samples of each, whose fields are looked at before the conversion begins
 By = Literal["url", "key"]
 
 
@@ -151,6 +153,43 @@ def find_files(inputs: list[str]) -> tuple[str, ...]:
   return tuple(dict.fromkeys(found))
 
 
+def check_fields(source: WebDataset) -> None:
+  """Raises `ValueError` if no sample of the first ones has the fields that are read: it names those there are."""
+  wanted = {"short": (source.short_field,) if source.short_field else ("txt", "caption")}
+  if source.long_field:
+    wanted["long"] = (source.long_field,)
+  first, fields, image = source.files[0], dict[str, None](), False
+  for file in source.files[:FILES]:
+    try:
+      if file.lower().endswith(".parquet"):
+        fields |= dict.fromkeys(parquet.list_columns(file))
+        image = image or not fields.keys().isdisjoint(parquet.IMAGE_COLUMNS)
+      else:
+        image = True
+        for _, sample in itertools.islice(tars.scan(file), SAMPLES):
+          fields |= dict.fromkeys(_find_fields(sample))
+    except RecordError:  # it is counted when the file is read
+      image = True
+  if fields and not image:
+    raise ValueError(f"{first} has no column of images ({', '.join(parquet.IMAGE_COLUMNS)}): it has {_list(fields)}")
+  for kind, names in wanted.items():
+    if fields and fields.keys().isdisjoint(names):
+      expected = " or ".join(map(repr, names))
+      raise ValueError(f"{first} has no field {expected}: it has {_list(fields)}; name one by --{kind}_field")
+
+
+def _find_fields(sample: tars.Sample) -> Iterable[str]:
+  try:
+    side = streams.load(sample.read("json")) if "json" in sample.parts else {}
+  except RecordError:
+    side = {}
+  return [*(["txt"] if "txt" in sample.parts else []), *(side if isinstance(side, dict) else {})]
+
+
+def _list(fields: Iterable[str]) -> str:
+  return ", ".join(f"{name!r:.60}" for name in itertools.islice(fields, 50))
+
+
 def read_long_captions(files: list[str], by: By, field: str, state: str, workers: int | Engine) -> lookup_table.Table:
   """Makes the table of long captions.
 
@@ -237,4 +276,6 @@ def run(options: argparse.Namespace) -> None:
     state, engine = cli.tables_folder(options), cli.make_engine(options)
     table = read_long_captions(options.long_captions, options.by, long_field or "long", state, engine)
     long_field = None  # it was the field of the table's files
-  cli.convert(options, WebDataset(files, options.short_field, long_field, table, options.by))
+  source = WebDataset(files, options.short_field, long_field, table, options.by)
+  check_fields(source)
+  cli.convert(options, source)

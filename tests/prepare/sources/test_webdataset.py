@@ -280,3 +280,35 @@ def test_lists_of_captions_in_parquet_are_read_as_pairs_reads_them(tmp_path):
   found, reported = load_all(webdataset.WebDataset((str(tmp_path / "a.parquet"),), "caption", "long"))
   assert [(record.short, record.long) for record in found[:2]] == [("one", "long one"), ("three", "")]
   assert found[2] == "short_empty" and reported[0] == ("note", "captions_unused")
+
+
+@pytest.mark.parametrize(
+  ("names", "options", "message"),
+  [
+    (("jpg", "TEXT"), (), "has no field 'txt' or 'caption': it has 'jpg', 'TEXT'; name one by --short_field"),
+    (
+      ("jpg", "caption"),
+      ("--long_field", "recap"),
+      "has no field 'recap': it has 'jpg', 'caption'; name one by --long",
+    ),
+    (
+      ("picture", "caption"),
+      (),
+      "has no column of images (jpg, jpeg, png, webp, image, img): it has 'picture', 'caption'",
+    ),
+  ],
+)
+def test_wrong_fields_of_parquet_are_said_before_any_picture_is_read(tmp_path, capsys, names, options, message):
+  rows = [dict(zip(names, (b"no picture", "text"), strict=True))]
+  pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+  command = ["webdataset", "--input", str(tmp_path / "a.parquet"), "--output", str(tmp_path / "o"), *options]
+  assert prepare.main(command) == 1 and message in capsys.readouterr().err
+
+
+def test_wrong_fields_of_tars_are_said_before_any_picture_is_read(tmp_path, capsys):
+  members = [("0.jpg", _jpeg(0)), ("0.json", b'{"alt": "a"}'), ("1.jpg", _jpeg(1)), ("1.json", b"["), ("2.json", b"7")]
+  _tar(tmp_path / "a.tar", members)
+  command = ["webdataset", "--input", str(tmp_path / "a.tar"), "--output", str(tmp_path / "o"), "--workers", "1"]
+  assert prepare.main(command) == 1
+  assert "has no field 'txt' or 'caption': it has 'alt'; name one by --short_field" in capsys.readouterr().err
+  assert prepare.main([*command, "--short_field", "alt"]) == 0
