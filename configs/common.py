@@ -76,6 +76,12 @@ def get_config() -> Any:  # a ConfigDict, of whose keys type checkers know nothi
   config.compilation_cache = "auto"  # a folder; "auto": the user's cache folder, on accelerators; "": none
   config.profile = ()  # e.g. (10, 15): a profile of these steps, for TensorBoard or Perfetto
 
+  # services that get the metrics too, e.g. ("wandb",): wandb, trackio, mlflow (requirements-loggers.txt)
+  config.loggers = ()
+  config.project = ""  # what they file the run under; "": the service's own setting, or `fgclip`
+  config.run_name = ""  # "": the last two parts of the workdir
+  config.image_every = 0  # steps between pictures of the batch and of heat maps; 0: none
+
   config.log_every = 10
   config.checkpoint_every = 500
   # what is measured on the live parameters every so many steps, and at the end: lines as for

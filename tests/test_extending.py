@@ -19,6 +19,8 @@ from fgclip_jax.losses import objective, terms
 from fgclip_jax.models import config, fgclip, params, towers
 from fgclip_jax.prepare import __main__ as prepare
 from fgclip_jax.train import flops
+from fgclip_jax.train.loggers import protocol
+from fgclip_jax.train.loggers import registry as loggers
 from fgclip_jax.weights import formats
 from tests.helpers.toy_models import init
 
@@ -29,7 +31,7 @@ PARTS = {
 }
 REGISTRIES = (
   config.IMAGE_CONFIGS, config.TEXT_CONFIGS, towers.IMAGE_TOWERS, towers.TEXT_TOWERS, flops.IMAGE_FLOPS,
-  registry.EVALUATORS, registry.CLASSES, terms.LOSS_TERMS, formats.FORMATS,
+  registry.EVALUATORS, registry.CLASSES, terms.LOSS_TERMS, formats.FORMATS, loggers.LOGGERS,
 )  # fmt: skip
 
 
@@ -41,7 +43,7 @@ def model() -> fgclip_jax.FGCLIP:
 
 def test_every_extension_point_has_its_part():
   assert list(PARTS) == [
-    "A tower", "A text tower", "A loss term", "A data source", "An evaluator", "A weight format"
+    "A tower", "A text tower", "A loss term", "A data source", "An evaluator", "A weight format", "A logger"
   ]  # fmt: skip
 
 
@@ -66,7 +68,7 @@ def test_the_code_of_a_part_works(part, tmp_path, monkeypatch, model):
     "jax": jax, "model": model, "np": np, "pathlib": pathlib, "prepare": prepare,
     "read_splits": dataset_folder.read_splits, "registry": registry,
   }  # fmt: skip
-  for module in (config, params, fgclip, towers, flops, registry, terms, formats):
+  for module in (config, params, fgclip, towers, flops, registry, terms, formats, protocol, loggers):
     names |= {name: value for name, value in vars(module).items() if not name.startswith("_")}
   modules = []
   try:

@@ -26,6 +26,7 @@ from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.checkpoint import Keep
 from fgclip_jax.train.evaluation import evaluator_names, read_evals
 from fgclip_jax.train.guard import GuardConfig
+from fgclip_jax.train.loggers import registry as loggers
 from fgclip_jax.train.mesh import parse_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, check_rules, make_optimizer
 from fgclip_jax.train.state import TrainSetup, abstract_state, size_in_bytes
@@ -56,6 +57,9 @@ class RunConfig:
     patch_dropout: the share of patches that the image tower does not see (FLIP); not with region terms.
     progressive: pairs of a step and the image size from that step on; empty: the model's size throughout.
     profile: first and last step of a profile; empty: none.
+    loggers: services that the metrics go to as well, see `fgclip_jax/train/loggers/registry.py`.
+    project, run_name: what these file the run under; empty: their own setting, and the workdir's last two parts.
+    image_every: steps between pictures of the batch and of heat maps; 0: none.
     compilation_cache: a folder where compiled programs are kept for the next run; empty: none; `auto`: one in
       the user's cache folder, on accelerators.
     values: the whole config as it was given, for the record.
@@ -82,6 +86,10 @@ class RunConfig:
   patch_dropout: float
   progressive: tuple[tuple[int, int], ...]
   profile: tuple[int, ...]
+  loggers: tuple[str, ...]
+  project: str
+  run_name: str
+  image_every: int
   compilation_cache: str
   values: dict[str, Any]
 
@@ -179,6 +187,9 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     compilation_cache=_typed("compilation_cache", take("compilation_cache"), str),
     progressive=_pairs("progressive", take("progressive")),
     profile=_typed("profile", take("profile"), tuple[int, ...]),
+    loggers=loggers.check(_typed("loggers", take("loggers"), tuple[str, ...]), check_data),
+    **{key: _typed(key, take(key), str) for key in ("project", "run_name")},
+    image_every=whole("image_every", least=0),
     values=values,
   )
   if left:

@@ -1,25 +1,31 @@
 """Where a run's numbers go: a progress line, TensorBoard, and JSON lines."""
 
+import io
 import json
 import os
 import socket
 import struct
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
+from PIL import Image
 from tensorboardX import summary
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue] - generated
+from tensorboardX.proto.summary_pb2 import Summary  # pyright: ignore[reportAttributeAccessIssue] - generated
 from tensorboardX.record_writer import masked_crc32c
 
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.storage import atomic, paths
 from fgclip_jax.train.flops import StepFlops, peak_flops
+from fgclip_jax.train.loggers.protocol import Logger
 
 METRICS_FILE = "metrics.jsonl"
 
 
 class Metrics:
-  """Writes numbers by step into a run's folder; only one process of a run should.
+  """Writes numbers by step into a run's folder, and hands them to other loggers; only one process of a run should.
 
   With a full disk the run continues, and the numbers are written when there is room again.
 
@@ -27,28 +33,28 @@ class Metrics:
     workdir: the run's folder.
     total_steps: for the time left.
     begin: the step that the run continues from; lines of later steps are dropped.
+    loggers: further ones, those of `config.loggers`.
   """
 
-  def __init__(self, workdir: str, total_steps: int, begin: int = 0):
+  def __init__(self, workdir: str, total_steps: int, begin: int = 0, loggers: Sequence[Logger] = ()):
     self._total_steps = total_steps
-    path = os.path.join(workdir, METRICS_FILE)
-    _keep_until(path, begin)
-    self._lines = _AppendFile(path)
-    folder = os.path.join(workdir, "tensorboard")
-    os.makedirs(folder, exist_ok=True)
-    # TensorBoard tells events files by their seconds and sorts by name
-    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-    self._board = _AppendFile(os.path.join(folder, name))
-    start = Event(wall_time=time.time(), step=begin + 1, session_log=SessionLog(status=SessionLog.START))
-    # START tells TensorBoard to drop this step and later ones of earlier files
-    self._board.add(_record(Event(wall_time=time.time(), file_version="brain.Event:2")) + _record(start))
+    self._loggers = (JsonLines(workdir, begin), TensorBoard(workdir, begin), *loggers)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes the values of a step."""
     now = time.time()
-    self._lines.add((json.dumps({"step": step, "time": now, **values}) + "\n").encode())
-    events = [Event(wall_time=now, step=step, summary=summary.scalar(name, value)) for name, value in values.items()]
-    self._board.add(b"".join(map(_record, events)))
+    for logger in self._loggers:
+      logger.log_scalars(step, values, now)
+
+  def write_image(self, step: int, name: str, image: Image.Image, caption: str = "") -> None:
+    """Writes a picture that was drawn after a step."""
+    for logger in self._loggers:
+      logger.log_image(step, name, image, caption)
+
+  def write_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """Writes a table that was made after a step."""
+    for logger in self._loggers:
+      logger.log_table(step, name, columns, rows)
 
   def progress(self, step: int, values: dict[str, float], seconds_per_step: float) -> None:
     """Prints one line; speed and time left are in it once they have been measured (`seconds_per_step` is not 0)."""
@@ -60,13 +66,70 @@ class Metrics:
       line += f"  {values['images_per_second']:.1f} images/s{mfu}  left {left}"
     print(line, flush=True)
 
-  def close(self) -> None:
-    """Writes what could not be written earlier; everything else is already on disk."""
-    self._lines.add(b"")
-    self._board.add(b"")
+  def close(self, failed: bool = False) -> None:
+    """Writes what could not be written earlier; `failed`: the run did not end well."""
+    for logger in self._loggers:
+      logger.close(failed)
 
 
-class _AppendFile:
+class JsonLines:
+  """`WORKDIR/metrics.jsonl`: a line for each logged step; it takes no pictures and no tables."""
+
+  def __init__(self, workdir: str, begin: int):
+    path = os.path.join(workdir, METRICS_FILE)
+    _keep_until(path, begin)
+    self._file = AppendFile(path)
+
+  def log_scalars(self, step: int, values: dict[str, float], seconds: float) -> None:
+    self._file.add((json.dumps({"step": step, "time": seconds, **values}) + "\n").encode())
+
+  def log_image(self, step: int, name: str, image: Image.Image, caption: str) -> None:
+    pass
+
+  def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    pass
+
+  def close(self, failed: bool) -> None:
+    self._file.add(b"")
+
+
+class TensorBoard:
+  """`WORKDIR/tensorboard`: one file of events for each start of the run."""
+
+  def __init__(self, workdir: str, begin: int):
+    folder = os.path.join(workdir, "tensorboard")
+    os.makedirs(folder, exist_ok=True)
+    # TensorBoard tells events files by their seconds and sorts by name
+    name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
+    self._file = AppendFile(os.path.join(folder, name))
+    start = Event(wall_time=time.time(), step=begin + 1, session_log=SessionLog(status=SessionLog.START))
+    # START tells TensorBoard to drop this step and later ones of earlier files
+    self._file.add(_record(Event(wall_time=time.time(), file_version="brain.Event:2")) + _record(start))
+
+  def log_scalars(self, step: int, values: dict[str, float], seconds: float) -> None:
+    events = [Event(wall_time=seconds, step=step, summary=summary.scalar(name, each)) for name, each in values.items()]
+    self._file.add(b"".join(map(_record, events)))
+
+  def log_image(self, step: int, name: str, image: Image.Image, caption: str) -> None:
+    image.convert("RGB").save(png := io.BytesIO(), "PNG")
+    encoded = Summary.Image(height=image.height, width=image.width, colorspace=3, encoded_image_string=png.getvalue())
+    self._add(step, Summary(value=[Summary.Value(tag=name, image=encoded)]))
+    if caption:
+      self._add(step, summary.text(f"{name}/caption", caption))
+
+  def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    cells = [[str(cell).replace("|", "\\|").replace("\n", " ") for cell in row] for row in (columns, *rows)]
+    lines = ["| " + " | ".join(row) + " |" for row in cells]
+    self._add(step, summary.text(name, "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])))
+
+  def close(self, failed: bool) -> None:
+    self._file.add(b"")
+
+  def _add(self, step: int, content: Any) -> None:
+    self._file.add(_record(Event(wall_time=time.time(), step=step, summary=content)))
+
+
+class AppendFile:
   """An append-only file, written in whole pieces; a piece that fails is written with the next one."""
 
   def __init__(self, path: str):

@@ -28,6 +28,8 @@ from fgclip_jax.train.flops import StepFlops, count_flops
 from fgclip_jax.train.guard import NUMBERS, Guard, NonFiniteError
 from fgclip_jax.train.lease import Lease
 from fgclip_jax.train.logger import Clock, Metrics, duration
+from fgclip_jax.train.loggers.protocol import RunInfo
+from fgclip_jax.train.loggers.registry import open_loggers
 from fgclip_jax.train.mesh import (
   check_batch,
   check_memory,
@@ -190,6 +192,14 @@ def write_config(run: RunConfig, workdir: str) -> None:
     file.write("\n")
 
 
+def open_metrics(run: RunConfig, workdir: str, begin: int) -> Metrics:
+  """The files of metrics, and the config's loggers."""
+  name = run.run_name or "/".join(workdir.rstrip("/").split("/")[-2:])
+  config = flat_dict(run.values)
+  loggers = open_loggers(run.loggers, lambda each: RunInfo(each, workdir, run.project, name, config, begin))
+  return Metrics(workdir, run.steps, begin, loggers)
+
+
 class Batch(NamedTuple):
   """A step's batch.
 
@@ -243,7 +253,7 @@ class TrainLoop:
     self._lease = lease
     self._run, self._setup, self._loader, self._checkpoints = run, setup, loader, checkpoints
     self._begin, self._log = begin, log
-    self._metrics = Metrics(workdir, run.steps, begin) if jax.process_index() == 0 else None
+    self._metrics = open_metrics(run, workdir, begin) if jax.process_index() == 0 else None
     groups = data_shards(setup.mesh) // len(local_shards(setup.mesh))  # of processes that load different data
     self.clock = Clock(run.data.batch_size, loader, setup.mesh.size, groups)
     self._watchdog = Watchdog(run.guard.watchdog_seconds)
@@ -256,17 +266,11 @@ class TrainLoop:
 
   def __enter__(self) -> "TrainLoop":
     self._opened = contextlib.ExitStack()
-    parts = (
-      self._lease,
-      self._preemption,
-      self._watchdog,
-      self._loader,
-      self._checkpoints,
-      self._profile,
-      self._metrics,
-    )
+    parts = (self._lease, self._preemption, self._watchdog, self._loader, self._checkpoints, self._profile)
     for part in filter(None, parts):
       self._opened.callback(part.close)
+    if metrics := self._metrics:
+      self._opened.push(lambda kind, *_: metrics.close(failed=kind is not None))
     # a batch's transfer is explicit; anything implicit in the loop would stall the devices
     self._opened.enter_context(jax.transfer_guard("disallow"))
     return self
