@@ -1,0 +1,64 @@
+"""Mutations of files, by what their names end with, and of their place in a folder."""
+
+import os
+import pathlib
+import random
+from collections.abc import Callable
+
+from fuzz_binary import (
+  mutate_parquet,
+  mutate_picture,
+  mutate_safetensors,
+  mutate_tar,
+  mutate_torch,
+)
+from fuzz_text import mutate_bytes, mutate_json, mutate_json_lines, mutate_text
+
+PICTURES = (".png", ".jpg", ".webp", ".gif")
+BY_SUFFIX: dict[str, Callable[[random.Random, bytes], bytes]] = {
+  **dict.fromkeys(PICTURES, mutate_picture),
+  **dict.fromkeys((".csv", ".tsv", ".txt", ".xml"), mutate_text),
+  **dict.fromkeys((".pt", ".bin"), mutate_torch),
+  ".json": mutate_json,
+  ".jsonl": mutate_json_lines,
+  ".tar": mutate_tar,
+  ".parquet": mutate_parquet,
+  ".safetensors": mutate_safetensors,
+}
+
+
+def mutate_place(rng: random.Random, path: pathlib.Path) -> str:
+  """Puts something else in the place of a file, or moves it; returns what."""
+  kind = rng.choice(("pipe", "folder", "loop", "device", "missing", "empty", "renamed", "beside", "deep"))
+  data = path.read_bytes()
+  if kind not in ("beside", "deep"):
+    path.unlink()
+  if kind == "pipe":
+    os.mkfifo(path)
+  elif kind == "folder":
+    path.mkdir()
+  elif kind in ("loop", "device"):
+    path.symlink_to(path.name if kind == "loop" else "/dev/zero")
+  elif kind == "empty":
+    path.touch()
+  elif kind in ("renamed", "beside"):
+    name = rng.choice((b"\xff", b"a\x1b[2J", b"a\nb", b".hidden", b"\xe2\x80\xa8", b"Thumbs")) + os.fsencode(
+      path.suffix
+    )
+    with open(os.path.join(os.fsencode(path.parent), name), "wb") as file:
+      file.write(data)
+  elif kind == "deep":
+    folder = path.parent / rng.choice((".ipynb_checkpoints", "__MACOSX", "nested"))
+    folder.mkdir(exist_ok=True)
+    (folder / path.name).write_bytes(data)
+  return kind
+
+
+def mutate(rng: random.Random, path: pathlib.Path) -> str:
+  """Changes a file by what its name ends with; returns in words what was done."""
+  if rng.random() < 0.04:
+    return f"{path.name}: {mutate_place(rng, path)}"
+  change = BY_SUFFIX.get(path.suffix, mutate_bytes)
+  data = path.read_bytes()
+  path.write_bytes(change(rng, data))
+  return f"{path.name}: {change.__name__}"
