@@ -184,7 +184,7 @@ class Worker:
         yield Outcome("", [])  # nothing yet
       elif not line:
         if self.current:
-          yield self._end("uncaught", f"the process died: {self.log.read_bytes()[-500:]!r}")
+          yield self._end("uncaught", f"the process died: {self.log.read_bytes()[-200:]!r}")
         return
       elif line.startswith("begin "):
         self.current, self.since = line.split()[1], time.monotonic()

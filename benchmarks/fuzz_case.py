@@ -134,7 +134,7 @@ def _call(command: str, arguments: list[str], model: FGCLIP, verbose: bool) -> t
 def _load(path: str) -> int:
   """Loads a model as its users do."""
   try:
-    fgclip_jax.load(path)
+    fgclip_jax.load(path, allow_pickle=True)
   except (OSError, ValueError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1

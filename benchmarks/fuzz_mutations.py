@@ -58,7 +58,10 @@ def mutate(rng: random.Random, path: pathlib.Path) -> str:
   """Changes a file by what its name ends with; returns in words what was done."""
   if rng.random() < 0.04:
     return f"{path.name}: {mutate_place(rng, path)}"
-  change = BY_SUFFIX.get(path.suffix, mutate_bytes)
-  data = path.read_bytes()
-  path.write_bytes(change(rng, data))
+  data, change = path.read_bytes(), BY_SUFFIX.get(path.suffix, mutate_bytes)
+  try:
+    changed = change(rng, data)
+  except Exception:  # an earlier mutation has left nothing that can be taken apart
+    changed, change = mutate_bytes(rng, data), mutate_bytes
+  path.write_bytes(changed)
   return f"{path.name}: {change.__name__}"

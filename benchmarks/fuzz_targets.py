@@ -186,7 +186,7 @@ TARGETS: tuple[Target, ...] = (
     "evaluate", "results", "evaluate-compare", "results", ("a.json", "b.json"), "--compare {in}/a.json {in}/b.json", 6
   ),
   *_weights("model.json", "native", "model.json"),
-  *_weights("arrays", "native", "params/** params/*/** params/*/*/**"),
+  *_weights("arrays", "native", "params/**/*"),
   *_weights("safetensors", "pytorch", "model.safetensors"),
   *_weights("config.json", "pytorch", "config.json preprocessor_config.json"),
   *_weights("index", "sharded", "model.safetensors.index.json"),
