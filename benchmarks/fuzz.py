@@ -41,7 +41,7 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 import fuzz_inputs
-from fuzz_case import OUTCOMES, SECONDS, Outcome, run
+from fuzz_case import OUTCOMES, SECONDS, UNCHANGED, Outcome, run
 from fuzz_targets import TARGETS, Target
 from machine import machine
 
@@ -170,27 +170,29 @@ class Worker:
         os._exit(0)
     os.close(writing)
     self.log = folder / f"log{self.pid}"
-    self.pipe = os.fdopen(reading)
+    self.pipe = reading
 
-  def read(self) -> Iterator[Outcome]:
-    """Yields what a process says; what it was at when it ended is an outcome as well. Ends with the process."""
+  def read(self) -> Iterator[Outcome | None]:
+    """Yields what a process says, or None where it says nothing; ends with the process."""
+    buffered = b""
     while True:
-      ready = select.select([self.pipe], [], [], 0.2)[0]
-      line = self.pipe.readline() if ready else None
-      if line is None:
-        if self.current and time.monotonic() - self.since > 1.5 * SECONDS:
-          yield self._end("hang", "did not react to its alarm")
+      if select.select([self.pipe], [], [], 0.05)[0]:
+        received = os.read(self.pipe, 1 << 16)
+        if not received:
+          if self.current:
+            yield self._end("uncaught", f"the process died: {self.log.read_bytes()[-200:]!r}")
           return
-        yield Outcome("", [])  # nothing yet
-      elif not line:
-        if self.current:
-          yield self._end("uncaught", f"the process died: {self.log.read_bytes()[-200:]!r}")
+        *lines, buffered = (buffered + received).split(b"\n")
+        for line in lines:
+          if line.startswith(b"{"):
+            self.seeds, self.current = self.seeds[1:], ""
+            yield Outcome(**json.loads(line))
+          else:
+            self.current, self.since = line.decode(), time.monotonic()
+      elif self.current and time.monotonic() - self.since > 1.5 * SECONDS:
+        yield self._end("hang", "did not react to its alarm")
         return
-      elif line.startswith("begin "):
-        self.current, self.since = line.split()[1], time.monotonic()
-      else:
-        self.seeds, self.current = self.seeds[1:], ""
-        yield Outcome(**json.loads(line))
+      yield None
 
   def _end(self, outcome: str, detail: str) -> Outcome:
     self.stop()
@@ -199,6 +201,8 @@ class Worker:
 
   def stop(self) -> None:
     """Ends the process."""
+    with contextlib.suppress(ProcessLookupError, ChildProcessError, OSError):
+      os.close(self.pipe)
     with contextlib.suppress(ProcessLookupError, ChildProcessError):
       os.kill(self.pid, signal.SIGKILL)
       os.waitpid(self.pid, 0)
@@ -213,12 +217,14 @@ def run_all(seeds: list[str], folder: pathlib.Path, processes: int, end: float) 
     for number, worker in enumerate(workers):
       if not worker.seeds:
         continue
-      outcome = next(streams[number], None)
-      if outcome is None:  # the process has ended
+      try:
+        outcome = next(streams[number])
+      except StopIteration:  # the process has ended
         worker.stop()
         workers[number] = Worker(worker.seeds, folder)
         streams[number] = workers[number].read()
-      elif outcome.seed:
+        continue
+      if outcome:
         yield outcome
   for worker in workers:
     worker.stop()
@@ -233,8 +239,11 @@ def _work(seeds: list[str], folder: pathlib.Path, pipe: Any) -> None:
   with open("/proc/self/statm") as file:
     size = int(file.read().split()[0]) * os.sysconf("SC_PAGE_SIZE")
   resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY, size + MEMORY))
+  for target in TARGETS:  # what has been compiled is not compiled within the time of a mutation
+    if seeds and target.command in ("embed", "evaluate"):
+      run(target.name + UNCHANGED, folder / "base", folder / f"worker{os.getpid()}", model, seconds=600)
   for seed in seeds:
-    pipe.write(f"begin {seed}\n")
+    pipe.write(f"{seed}\n")
     pipe.flush()
     outcome = run(seed, folder / "base", folder / f"worker{os.getpid()}", model)
     pipe.write(json.dumps(dataclasses.asdict(outcome)) + "\n")

@@ -52,8 +52,24 @@ class Outcome:
   seconds: float = 0.0
 
 
-def run(seed: str, base: pathlib.Path, root: pathlib.Path, model: FGCLIP, verbose: bool = False) -> Outcome:
-  """Mutates an input and runs a command on it, in the folder `root`, which is made anew."""
+def run(
+  seed: str,
+  base: pathlib.Path,
+  root: pathlib.Path,
+  model: FGCLIP,
+  verbose: bool = False,
+  seconds: float | None = None,
+) -> Outcome:
+  """Mutates an input and runs a command on it.
+
+  Args:
+    seed: `TARGET:NUMBER`; with `UNCHANGED`, the input stays as it is.
+    base: the inputs of all targets.
+    root: the folder to work in; it is made anew.
+    model: the model of `embed` and `evaluate`.
+    verbose: print what the command prints, and the traceback.
+    seconds: what it may take (default: `SECONDS`).
+  """
   name = seed.rpartition(":")[0]
   target = next(target for target in TARGETS if target.name == name)
   rng = random.Random(seed)
@@ -73,8 +89,8 @@ def run(seed: str, base: pathlib.Path, root: pathlib.Path, model: FGCLIP, verbos
   tempfile.tempdir = str(root / "tmp")
   start = time.monotonic()
   arguments = [word.replace("{in}", str(given)).replace("{out}", str(out)) for word in target.arguments.split()]
-  outcome, detail, code = _call(target.command, arguments, model, verbose)
-  seconds = time.monotonic() - start
+  outcome, detail, code = _call(target.command, arguments, model, verbose, seconds or SECONDS)
+  taken = time.monotonic() - start
   outcomes = [outcome]
   after = _list_files(root)
   changed = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
@@ -85,10 +101,12 @@ def run(seed: str, base: pathlib.Path, root: pathlib.Path, model: FGCLIP, verbos
     outcomes.append("counts")
     detail += f" {wrong}"
   os.chdir(root)
-  return Outcome(seed, outcomes, detail[:500], "; ".join(changes), seconds)
+  return Outcome(seed, outcomes, detail[:500], "; ".join(changes), taken)
 
 
-def _call(command: str, arguments: list[str], model: FGCLIP, verbose: bool) -> tuple[str, str, int | None]:
+def _call(
+  command: str, arguments: list[str], model: FGCLIP, verbose: bool, limit: float
+) -> tuple[str, str, int | None]:
   """Calls a command; returns an outcome, its detail, and the exit code (None: an exception)."""
   commands = {"prepare": prepare.main, "embed": embed.main, "evaluate": evaluate.main, "convert": convert.main}
   embed.load = lambda *_, **__: model
@@ -99,7 +117,7 @@ def _call(command: str, arguments: list[str], model: FGCLIP, verbose: bool) -> t
     raise Hang
 
   signal.signal(signal.SIGALRM, ring)
-  signal.setitimer(signal.ITIMER_REAL, SECONDS)
+  signal.setitimer(signal.ITIMER_REAL, limit)
   try:
     with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
       if command == "load":

@@ -120,8 +120,8 @@ def _write_finehard(folder: pathlib.Path, pictures: list[bytes]) -> None:
 
 def _write_web(folder: pathlib.Path, pictures: list[bytes]) -> None:
   sides = [
-    {"key": f"{number:09d}", "url": f"http://a.b/{number}.jpg", "caption": f"picture {number}", "status": "success",
-     "long": f"a long caption of {number}"}
+    {"key": f"{number:09d}", "url": f"http://a.b/{number}.jpg", "caption": f"two dogs, {number} cats",
+     "status": "success", "long": f"a long caption of {number}"}
     for number in range(COUNT)
   ]  # fmt: skip
   files = {}
@@ -131,7 +131,7 @@ def _write_web(folder: pathlib.Path, pictures: list[bytes]) -> None:
   table = io.BytesIO()
   rows = [{"jpg": data, **side} for side, data in zip(sides, pictures, strict=True)]
   pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), table, row_group_size=2)
-  long = [{"key": side["key"], "caption": side["long"]} for side in sides]
+  long = [{"key": side["key"], "long": side["long"]} for side in sides]
   _write(folder, {"tars/00000.tar": _tar(files), "tables/00000.parquet": table.getvalue(), "long.jsonl": long})
 
 

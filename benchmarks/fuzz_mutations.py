@@ -1,5 +1,6 @@
 """Mutations of files, by what their names end with, and of their place in a folder."""
 
+import gzip
 import os
 import pathlib
 import random
@@ -15,12 +16,22 @@ from fuzz_binary import (
 from fuzz_text import mutate_bytes, mutate_json, mutate_json_lines, mutate_text
 
 PICTURES = (".png", ".jpg", ".webp", ".gif")
+
+
+def mutate_compressed(rng: random.Random, data: bytes) -> bytes:
+  """Changes what a gzip file of JSON lines holds, or its own bytes."""
+  if rng.random() < 0.3:
+    return mutate_bytes(rng, data)
+  return gzip.compress(mutate_json_lines(rng, gzip.decompress(data)))
+
+
 BY_SUFFIX: dict[str, Callable[[random.Random, bytes], bytes]] = {
   **dict.fromkeys(PICTURES, mutate_picture),
   **dict.fromkeys((".csv", ".tsv", ".txt", ".xml"), mutate_text),
   **dict.fromkeys((".pt", ".bin"), mutate_torch),
   ".json": mutate_json,
   ".jsonl": mutate_json_lines,
+  ".gz": mutate_compressed,
   ".tar": mutate_tar,
   ".parquet": mutate_parquet,
   ".safetensors": mutate_safetensors,
@@ -55,13 +66,16 @@ def mutate_place(rng: random.Random, path: pathlib.Path) -> str:
 
 
 def mutate(rng: random.Random, path: pathlib.Path) -> str:
-  """Changes a file by what its name ends with; returns in words what was done."""
-  if rng.random() < 0.04:
-    return f"{path.name}: {mutate_place(rng, path)}"
+  """Changes a file; returns in words what was done."""
+  return f"{path.name}: {mutate_place(rng, path) if rng.random() < 0.04 else mutate_content(rng, path)}"
+
+
+def mutate_content(rng: random.Random, path: pathlib.Path) -> str:
+  """Changes what a file holds by what its name ends with; returns the name of the function that did."""
   data, change = path.read_bytes(), BY_SUFFIX.get(path.suffix, mutate_bytes)
   try:
     changed = change(rng, data)
   except Exception:  # an earlier mutation has left nothing that can be taken apart
     changed, change = mutate_bytes(rng, data), mutate_bytes
   path.write_bytes(changed)
-  return f"{path.name}: {change.__name__}"
+  return change.__name__

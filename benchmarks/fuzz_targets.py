@@ -50,11 +50,11 @@ def _evaluate(kind: str, mutated: str, options: str, folder: str = "evaluate", w
 def _weights(kind: str, folder: str, mutated: str, options: str = "") -> list[Target]:
   file, _, rest = options.partition(" ")
   files = tuple(mutated.split())
-  to = f"convert-{folder}-{kind}"
-  return [
-    Target("convert", kind, to, folder, files, f"{{in}}/{file} {{out}}/model --to pytorch {rest}".strip(), 2),
-    Target("load", kind, f"load-{folder}-{kind}", folder, files, f"{{in}}/{file}", 1),
-  ]
+  arguments = f"{{in}}/{file} {{out}}/model --to pytorch {rest}".strip()
+  targets = [Target("convert", kind, f"convert-{folder}-{kind}", folder, files, arguments, 2)]
+  if not rest:  # `load` cannot be told the heads of a bare file
+    targets.append(Target("load", kind, f"load-{folder}-{kind}", folder, files, f"{{in}}/{file}"))
+  return targets
 
 
 _PICTURES = "images/*"

@@ -4,6 +4,9 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+from fgclip_jax.storage.errors import first_line
+from fgclip_jax.storage.skip_report import printable
+
 
 def find_files(dataset: str, data_dir: str | None, split: str, fields: Sequence[str]) -> tuple[str, tuple[str, ...]]:
   """Finds a split of a data set, and checks that it has some fields.
@@ -30,6 +33,11 @@ def find_files(dataset: str, data_dir: str | None, split: str, fields: Sequence[
       builder = tfds.builder(dataset, data_dir=data_dir)
   except (tfds.core.DatasetNotFoundError, AssertionError, FileNotFoundError) as error:
     raise FileNotFoundError(f"no data set {dataset!r} of TensorFlow Datasets: {str(error).strip()}") from error
+  except OSError:
+    raise
+  except Exception as error:  # the library looks at nothing that it reads: a wrong field raises what comes
+    message = printable(first_line(error))[:300]
+    raise ValueError(f"{dataset!r}: dataset_info.json or features.json is damaged: {message}") from error
   folder = str(builder.data_path)
   if split not in builder.info.splits:
     known = ", ".join(builder.info.splits) or "none: it has to be made first, see `tfds build`"

@@ -13,6 +13,7 @@ from orbax.checkpoint import v1 as ocp
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import Params, flatten, unflatten
 from fgclip_jax.storage import atomic
+from fgclip_jax.storage.errors import first_line
 from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights.checksums import check as check_sums
 from fgclip_jax.weights.name_map import leaf_shapes
@@ -99,7 +100,8 @@ def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarr
     params = os.path.abspath(os.path.join(folder, PARAMS_FOLDER))
     tree = _abstract(params)
     _check_shapes(folder, config, tree)  # before the arrays take memory
-    tree = ocp.load(params, tree)
+    with _named_damage(params):
+      tree = ocp.load(params, tree)
   _check_shapes(folder, config, tree)
   return config, {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, source
 
@@ -114,11 +116,28 @@ def _check_shapes(folder: str, config: ModelConfig, tree: Params) -> None:
 
 
 def _abstract(path: str):
-  """The stored tree's shapes and dtypes, to be read onto one local device."""
+  """The stored tree's shapes and dtypes, to be read onto one local device; a ValueError if it is damaged."""
+  with _named_damage(path):
+    return _on_one_device(ocp.metadata(path).metadata)
+
+
+def _on_one_device(stored: Any) -> Any:
+  """Shapes and dtypes of a tree of arrays as Orbax describes it, to be read onto one local device."""
+  if not isinstance(stored, Mapping):
+    raise ValueError("it holds no parameters")
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  return jax.tree.map(
-    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), ocp.metadata(path).metadata
-  )
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), stored)
+
+
+@contextlib.contextmanager
+def _named_damage(path: str) -> Iterator[None]:
+  """Turns what Orbax raises at a damaged checkpoint into a ValueError of one line that names it."""
+  try:
+    yield
+  except (OSError, MemoryError):
+    raise
+  except Exception as error:  # Orbax and TensorStore raise many types for damage
+    raise ValueError(f"{path!r} is damaged: {printable(first_line(error))[:300]}") from error
 
 
 def read_params(workdir: str, ema: bool = True) -> Params:
@@ -130,14 +149,13 @@ def read_params(workdir: str, ema: bool = True) -> Params:
 
   Raises:
     FileNotFoundError: the run has no complete checkpoint.
-    OSError: its disk has changed them since they were saved.
+    OSError, ValueError: they are damaged, or its disk has changed them since they were saved.
   """
   with _newest(workdir) as (checkpointer, described):
     stored = described.metadata
     item = "ema" if ema and "ema" in stored else "params"
-    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    place = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)  # noqa: E731
-    items = checkpointer.load_checkpointables(None, {item: jax.tree.map(place, stored[item])})
+    with _named_damage(os.path.join(workdir, FOLDER)):
+      items = checkpointer.load_checkpointables(None, {item: _on_one_device(stored.get(item))})
     check_sums(items, described.custom_metadata.get("checksums", {}), stored)
     return items[item]
 
@@ -157,4 +175,6 @@ def _newest(workdir: str) -> Iterator[tuple[ocp.training.Checkpointer, Any]]:
   with ocp.training.Checkpointer(folder) as checkpointer:
     if checkpointer.latest is None:
       raise FileNotFoundError(f"no complete checkpoint in {folder!r}")
-    yield checkpointer, checkpointer.checkpointables_metadata(None)
+    with _named_damage(folder):
+      described = checkpointer.checkpointables_metadata(None)
+    yield checkpointer, described

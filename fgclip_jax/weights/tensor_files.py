@@ -73,7 +73,7 @@ class Tensors(Mapping):
 def read_json(path: str) -> dict[str, Any]:
   """The JSON object in a file; a ValueError names the file where it holds none."""
   try:
-    value = json.loads(text.read(path))
+    value = json.loads(text.read(path), parse_int=_parse_int)
   except RecordError as error:
     raise ValueError(f"{path!r} is not JSON: {error.message}") from error
   except RecursionError:
@@ -82,6 +82,13 @@ def read_json(path: str) -> dict[str, Any]:
     raise ValueError(f"{path!r} is not JSON: {error}") from error
   if not isinstance(value, dict):
     raise ValueError(f"{path!r} must hold a JSON object, holds a {type(value).__name__}")
+  return value
+
+
+def _parse_int(digits: str) -> int:
+  value = int(digits)
+  if not -(1 << 63) <= value < 1 << 63:  # arithmetic with floats and arrays would overflow
+    raise ValueError(f"it holds a number of {len(digits)} digits, {digits:.20}")
   return value
 
 

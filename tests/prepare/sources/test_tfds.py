@@ -1,6 +1,8 @@
 """Data sets of TensorFlow Datasets: encoded images and first captions, without TensorFlow."""
 
 import io
+import pathlib
+import re
 
 import pytest
 import tensorflow_datasets as tfds
@@ -97,3 +99,14 @@ def test_damaged_files_and_records_are_named(folder):
   with pytest.raises(RecordError) as caught:
     source.load(raw, lambda scope, error: None)
   assert caught.value.kind == "record_unreadable"
+
+
+@pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
+@pytest.mark.parametrize(
+  "content", ["{", "[]", '{"description": []}', '{"\\u001b[2J": 1}', '{"featuresDict": {"a": 1}}', "1" * 5000]
+)
+def test_a_damaged_description_is_named(folder, file, content):
+  (pathlib.Path(folder) / file).write_text(content)
+  with pytest.raises((ValueError, FileNotFoundError), match=re.escape(folder)) as error:
+    find(folder)
+  assert str(error.value).isprintable()
