@@ -140,6 +140,8 @@ def _call(
   told = streams[1].buffer.getvalue().decode()  # type: ignore[attr-defined]
   if verbose:
     print(streams[0].buffer.getvalue().decode(), told)  # type: ignore[attr-defined]
+  if "Traceback" in told:
+    return "unclear", f"a traceback: {told[told.index('Traceback') :][-300:]!r}", code
   if code == 0:
     return "exit 0", "", 0
   _, found, message = told.rpartition("error: ")

@@ -88,5 +88,5 @@ def test_a_mutated_file_differs(tmp_path):
   for number in range(50):
     (tmp_path / "a.json").write_text('{"a": [1, 2, {"b": "c"}]}')
     fuzz_mutations.mutate_content(random.Random(number), tmp_path / "a.json")
-    changed += (tmp_path / "a.json").read_text() != '{"a": [1, 2, {"b": "c"}]}'
+    changed += (tmp_path / "a.json").read_bytes() != b'{"a": [1, 2, {"b": "c"}]}'
   assert changed > 40

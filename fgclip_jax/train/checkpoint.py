@@ -7,7 +7,6 @@ where the run keeps one.
 import dataclasses
 import functools
 import importlib.metadata
-import logging
 import math
 import os
 from collections.abc import Callable
@@ -25,8 +24,6 @@ from fgclip_jax.weights.checksums import check as check_sums
 from fgclip_jax.weights.checksums import checksums
 from fgclip_jax.weights.native import FOLDER
 
-# Orbax raises its errors, and we report each in a line; its own log adds a traceback for every thread
-logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import logging
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,6 +19,12 @@ from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights.checksums import check as check_sums
 from fgclip_jax.weights.name_map import leaf_shapes
 from fgclip_jax.weights.tensor_files import read_json
+
+# Orbax raises its errors, and we report each in a line; its own log adds a traceback for every thread and task
+logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
+logging.getLogger("asyncio").addFilter(
+  lambda record: not (record.exc_info and "[tensorstore_spec=" in str(record.exc_info[1]))
+)
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
@@ -124,7 +131,7 @@ def _abstract(path: str):
 def _on_one_device(stored: Any) -> Any:
   """Shapes and dtypes of a tree of arrays as Orbax describes it, to be read onto one local device."""
   if not isinstance(stored, Mapping):
-    raise ValueError("it holds no parameters")
+    raise ValueError("its list of parameters cannot be read")
   sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), stored)
 
@@ -137,7 +144,8 @@ def _named_damage(path: str) -> Iterator[None]:
   except (OSError, MemoryError):
     raise
   except Exception as error:  # Orbax and TensorStore raise many types for damage
-    raise ValueError(f"{path!r} is damaged: {printable(first_line(error))[:300]}") from error
+    message = first_line(error).partition(" See full TensorStore details")[0]
+    raise ValueError(f"{path!r} is damaged: {printable(message)[:300]}") from error
 
 
 def read_params(workdir: str, ema: bool = True) -> Params:

@@ -47,6 +47,8 @@ def test_parameters_that_do_not_fit_the_model_file(tmp_path, random_params):
     ("{", "is not JSON"),
     ('{"format": 99}', "has format 99; this version reads 1"),
     ('{"format": 1}', "does not describe a model"),
+    (f'{{"format": 1{"0" * 400}}}', "a number of 401 digits"),
+    (f'{{"format": 1, "model": {{"embedding_width": -1{"0" * 30}}}}}', "a number of 32 digits"),
     ('{"format": 1, "model": {"vision": {}}, "source": null}', "lack text"),
     (json.dumps({"format": 1, "model": TINY.to_dict() | {"extra": 1}, "source": None}), "extra"),
   ],
