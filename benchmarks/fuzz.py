@@ -11,7 +11,7 @@ in memory. Every process has an alarm and a bound on its memory; one that hangs 
 Linux, requirements-evals.txt and PyTorch (requirements-dev.txt) to write the first inputs.
 
 Columns: `exit 0`; `error`: another exit code and one line that begins with `error:`; `unclear`: another message than
-that, several lines, or control characters; `uncaught`: an exception, or the end of the process; `hang`: more than 20 s;
+that, several lines, or control characters; `uncaught`: an exception, or the end of the process; `hang`: more than 30 s;
 `outside`: files written, changed or left elsewhere than in the output; `counts`: records in are not records out and
 those counted as left out, by the command's own report and by the lines of the input.
 """
@@ -110,7 +110,7 @@ def format_table(found: list[Outcome]) -> str:
   """Formats counts by command and kind of file as a table in Markdown."""
   kinds = {target.name: (target.command, target.kind) for target in TARGETS}
   rows: dict[tuple[str, str], collections.Counter[str]] = {}
-  seconds: collections.Counter[tuple[str, str]] = collections.Counter()
+  seconds: dict[tuple[str, str], float] = collections.defaultdict(float)
   for outcome in found:
     key = kinds[outcome.seed.rpartition(":")[0]]
     rows.setdefault(key, collections.Counter()).update(["mutations", *outcome.outcomes])
@@ -124,7 +124,7 @@ def format_table(found: list[Outcome]) -> str:
       f"{1000 * seconds[command, kind] / counts['mutations']:.0f} |"
     )
     total.update(counts)
-  milliseconds = 1000 * seconds.total() / max(len(found), 1)
+  milliseconds = 1000 * sum(seconds.values()) / max(len(found), 1)
   lines.append(f"| all | | {' | '.join(f'{total[name]:,}' for name in names)} | {milliseconds:.0f} |")
   return "\n".join(lines)
 
@@ -189,7 +189,7 @@ class Worker:
             yield Outcome(**json.loads(line))
           else:
             self.current, self.since = line.decode(), time.monotonic()
-      elif self.current and time.monotonic() - self.since > 1.5 * SECONDS:
+      elif self.current and time.monotonic() - self.since > 2 * SECONDS:
         yield self._end("hang", "did not react to its alarm")
         return
       yield None

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import sys
@@ -25,7 +26,7 @@ from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.prepare import __main__ as prepare
 
 UNCHANGED = ":unchanged"  # the end of a seed for which nothing is mutated
-SECONDS = 20  # of a mutation; the parent process waits half as long again
+SECONDS = 30  # of a mutation; the parent process waits twice as long
 OUTCOMES = ("exit 0", "error", "unclear", "uncaught", "hang", "outside", "counts")
 
 
@@ -198,8 +199,10 @@ def check_counts(target: Target, given: pathlib.Path, out: pathlib.Path) -> str:
   elif target.command == "embed" and "--regions" not in target.arguments:
     report = json.loads(next(out.glob("*report.json")).read_bytes())
     lines = count_lines(given / target.mutated[0])
-    if report["items"] != report["rows"] + sum(report["left_out"].values()):
-      return f"items {report['items']}, rows {report['rows']}, left out {report['left_out']}"
+    ids = (out / "rows.ids.txt").read_text().splitlines()
+    used = sum(not re.search("#[1-9][0-9]*$", name) for name in ids)  # a list of texts gives rows ID#0, ID#1, ...
+    if len(ids) != report["rows"] or report["items"] != used + sum(report["left_out"].values()):
+      return f"items {report['items']}, {used} of them in {report['rows']} rows, left out {report['left_out']}"
     if lines is not None and lines != report["items"]:
       return f"{lines} lines in, {report['items']} items"
   return ""

@@ -133,7 +133,7 @@ def read_checksums(folder: str) -> dict[str, dict[str, Any]]:
     if not found or found["rest"] or not {"/", os.sep, "\0"}.isdisjoint(file):
       raise ValueError(f"{paths.join(folder, CHECKSUMS)}: {printable(file)!r} is not the name of a shard")
     size, digest = (entry.get("bytes"), entry.get("sha256")) if isinstance(entry, dict) else (None, None)
-    if not isinstance(size, int) or size < 0 or not isinstance(digest, str):
+    if not isinstance(size, int) or not 0 <= size < 1 << 63 or not isinstance(digest, str):
       raise ValueError(f"{paths.join(folder, CHECKSUMS)}: {file} needs its `bytes` and its `sha256`")
   return sums
 

@@ -227,6 +227,10 @@ def test_a_lying_count_of_a_damaged_shard_is_not_believed(tmp_path, capsys, monk
     ({"/dev/zero": {"bytes": 0, "sha256": "x"}}, "is not the name of a shard"),
     ({"../x-train.array_record-00000-of-00001": {"bytes": 5, "sha256": "x"}}, "is not the name of a shard"),
     ({"x\x1b[2J": {"bytes": 5, "sha256": "x"}}, r"'x\x1b[2J' is not the name"),
+    (
+      {"toy-train.array_record-00000-of-00003": {"bytes": 10**400, "sha256": "0"}},
+      "needs its `bytes` and its `sha256`",
+    ),
     ({"toy-train.array_record-00000-of-00003": 5}, "needs its `bytes` and its `sha256`"),
     ({"toy-train.array_record-00000-of-00003": {"bytes": "5", "sha256": 3}}, "needs its `bytes` and its `sha256`"),
     ([1], "is damaged (it holds no JSON object)"),

@@ -54,7 +54,7 @@ class Tfds:
   def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, Place]]:
     try:
       count = len(_open(file))
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, paths.NotRegularFileError) as error:
       raise RecordError("array_record_unreadable", "file", f"is no whole ArrayRecord file ({error})") from error
     for number in range(offset, count):
       yield number, (file, number)
@@ -77,6 +77,7 @@ class Tfds:
 def _open(file: str):
   from array_record.python.array_record_data_source import ArrayRecordDataSource
 
+  paths.open(file).close()  # its own reader would wait at a pipe
   return ArrayRecordDataSource(file)
 
 

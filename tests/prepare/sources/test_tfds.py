@@ -1,6 +1,7 @@
 """Data sets of TensorFlow Datasets: encoded images and first captions, without TensorFlow."""
 
 import io
+import os
 import pathlib
 import re
 
@@ -99,6 +100,14 @@ def test_damaged_files_and_records_are_named(folder):
   with pytest.raises(RecordError) as caught:
     source.load(raw, lambda scope, error: None)
   assert caught.value.kind == "record_unreadable"
+
+
+def test_a_pipe_in_place_of_a_shard_is_named(folder):
+  source = find(folder)
+  os.remove(source.files[0])
+  os.mkfifo(source.files[0])
+  with pytest.raises(RecordError, match="is a named pipe"):
+    list(source.scan(source.files[0]))
 
 
 @pytest.mark.parametrize("file", ["dataset_info.json", "features.json"])
