@@ -61,7 +61,9 @@ def model_config(config: Mapping[str, Any], long_length: int | None, path: str =
   families.check_config(path, config)
   towers = (config.get("text_config"), config.get("vision_config"))
   if config.get("model_type", "clip") not in _TYPES or not all(isinstance(tower, dict) for tower in towers):
-    raise ValueError(f"{path!r} is not a CLIP configuration: needs model_type 'clip', text_config and vision_config")
+    has = f"model_type {config.get('model_type')!r:.60}, architectures {config.get('architectures')!r:.80}"
+    needs = "needs model_type 'clip', text_config and vision_config"
+    raise ValueError(f"{path!r} is not a CLIP configuration ({has}): {needs}")
   try:
     text = _TEXT_DEFAULTS | config["text_config"] | (config.get("text_config_dict") or {})
     vision = _VISION_DEFAULTS | config["vision_config"] | (config.get("vision_config_dict") or {})

@@ -18,6 +18,7 @@ from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.storage.skip_report import printable
 
 Arrays = tuple[np.ndarray, ...]
+_SHOWN = 100  # tensors at fault that a message lists
 _LARGE = 1 << 28  # elements; below, `Row.shapes` may take memory for them
 
 
@@ -121,7 +122,7 @@ def read_rows(
     shapes: the shape of each of our leaves.
 
   Raises:
-    ValueError: lists every missing, extra and misshapen tensor.
+    ValueError: lists the missing, misshapen and extra tensors, at most `_SHOWN` of them.
   """
   faults, flat, used = [], {}, set()
   shape_of = functools.partial(tensor_shape, tensors)
@@ -150,7 +151,8 @@ def read_rows(
         flat[name] = parts[0] if row.layers is None else np.stack(parts)
   faults += [f"extra      {printable(name)} {shape_of(name)}" for name in sorted(set(tensors) - used)]
   if faults:
-    raise ValueError(f"{len(faults)} tensors do not fit the model that is described:\n  " + "\n  ".join(faults))
+    shown = [*faults[:_SHOWN], *([f"... and {len(faults) - _SHOWN:,} more"] if len(faults) > _SHOWN else [])]
+    raise ValueError(f"{len(faults)} tensors do not fit the model that is described:\n  " + "\n  ".join(shown))
   return flat
 
 

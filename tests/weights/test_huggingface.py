@@ -78,6 +78,13 @@ def test_every_tensor_that_does_not_fit_is_listed_in_one_error(folder):
   ]
 
 
+def test_a_message_shows_some_of_very_many_faults(folder):
+  _change_config(folder, lambda config: config["vision_config"].update(num_hidden_layers=400))
+  with pytest.raises(ValueError, match=r"tensors do not fit(.|\n)*\.\.\. and 6,\d+ more$") as error:
+    huggingface.read(str(folder))
+  assert len(str(error.value).splitlines()) == 102
+
+
 def test_stored_position_ids_are_kept(folder, tmp_path):
   buffers = {
     "text_model.embeddings.position_ids": np.arange(77)[None],
@@ -114,6 +121,7 @@ def test_a_folder_without_config(folder):
     ("[1, 2]", "must hold a JSON object, holds a list"),
     ('{"model_type": "siglip", "text_config": {}, "vision_config": {}}', "is not read, SigLIP"),
     ('{"model_type": "clip", "text_config": {}}', "is not a CLIP configuration"),
+    ('{"model_type": "bert", "architectures": ["BertModel"]}', r"model_type 'bert', architectures \['BertModel'\]"),
     ('{"model_type": "clip", "text_config": null, "vision_config": null}', "is not a CLIP configuration"),
     ('{"text_config": {"hidden_act": "relu"}, "vision_config": {}}', "activation must be"),
     ('{"text_config": {}, "vision_config": {"patch_size": 17}}', "multiple of patch_size"),
