@@ -13,7 +13,7 @@ import sys
 
 from fgclip_jax.models.params import flatten, is_statistic, unflatten
 from fgclip_jax.models.positions import resize
-from fgclip_jax.storage import atomic
+from fgclip_jax.storage import atomic, paths
 from fgclip_jax.weights import clip_to_fgclip, formats, native
 
 _FORMATS = """formats: jax (ours); pytorch (FG-CLIP's published layout; of a plain CLIP the same as clip); clip
@@ -74,21 +74,26 @@ def convert(
     print(f"image positions interpolated for {image_size} px")
   if config.fine_grained and to in ("clip", "open_clip"):
     print(f"{to} has no place for FG-CLIP's long texts and regions: its path for short texts is written")
-  paths = formats.write(output, to, config, flat, origin)
+  written = formats.write(output, to, config, flat, origin)
   kind = "FG-CLIP" if config.fine_grained else "CLIP"
   size = sum(leaf.size for name, leaf in flat.items() if not is_statistic(name))
   print(f"{kind}, {size / 1e6:.1f} M parameters: {found} -> {to}")
-  return paths
+  return written
 
 
 def _check_output(source: str, output: str, overwrite: bool) -> None:
   """Refuses an output that would replace what it must not, before anything is read or written."""
-  if os.path.lexists(output) and not os.path.isdir(output):
+  paths.check(output, "output", write=True)
+  if paths.is_remote(output):
+    taken, folder = paths.exists(output), paths.is_folder(output)
+  else:
+    taken, folder = os.path.lexists(output), os.path.isdir(output)
+  if taken and not folder:
     raise NotADirectoryError(f"{output!r} is no folder; name one, which may be a new one")
   atomic.check_apart(source, formats.input_files(source), output, formats.model_files())
-  if not os.path.isdir(output):
+  if not folder:
     return
-  if os.listdir(output) and not overwrite:
+  if paths.list_folder(output) and not overwrite:
     raise FileExistsError(f"{output!r} holds files already; name another folder, or replace its model by --overwrite")
   if native.is_run(output):  # its checkpoints are of no use without its model.json
     raise ValueError(f"{output!r} is a run folder; name another one")
@@ -118,7 +123,7 @@ def main(argv: list[str] | None = None) -> int:
   )
   args = parser.parse_args(argv)
   try:
-    paths = convert(
+    written = convert(
       args.input,
       args.output,
       args.to,
@@ -130,11 +135,11 @@ def main(argv: list[str] | None = None) -> int:
       heads=args.heads and tuple(args.heads),
       image_size=args.image_size,
     )
-    to = args.to or ("jax" if os.path.basename(paths[0]) == "model.json" else "pytorch")
+    to = args.to or ("jax" if paths.base_name(written[0]) == "model.json" else "pytorch")
   except (OSError, ValueError) as error:
     print(f"error: {error}", file=sys.stderr)
     return 1
-  for path in paths:
+  for path in written:
     print(f"wrote {path}")
   print(f"next: python -c '{formats.FORMATS[to].loads.format(args.output)}'")
   return 0

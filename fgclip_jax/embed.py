@@ -18,7 +18,6 @@ this machine are used. After a stop or a crash, the same command continues where
 import argparse
 import itertools
 import json
-import os
 import sys
 import warnings
 import zlib
@@ -32,6 +31,7 @@ import tqdm
 from fgclip_jax.inference import bulk_inputs, programs
 from fgclip_jax.inference.bulk_outputs import Output
 from fgclip_jax.inference.model import DTYPES, FGCLIP, KINDS, load
+from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, printable
 from fgclip_jax.storage.threads import in_threads
@@ -78,7 +78,7 @@ def embed(
     OSError: the output cannot be written; an earlier one is then as it was.
   """
   target = Output(output)
-  if os.path.realpath(given) in map(os.path.realpath, target.files()):
+  if paths.identity(given) in map(paths.identity, target.files()):
     raise ValueError(f"output {output!r} would replace its own input, {given!r}: name another output")
   with target.locked():
     new = overwrite or not target.begun

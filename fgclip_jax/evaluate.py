@@ -7,7 +7,6 @@ python -m fgclip_jax.evaluate --published "FG-CLIP B/16"
 """
 
 import argparse
-import os
 import sys
 import time
 import warnings
@@ -20,6 +19,7 @@ from fgclip_jax.evals.evaluator import Evaluator, Result
 from fgclip_jax.evals.tasks.dataset import Records
 from fgclip_jax.inference import programs
 from fgclip_jax.inference.model import DTYPES, FGCLIP, load
+from fgclip_jax.storage import paths
 from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights import formats
 
@@ -152,7 +152,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
   print(f"Evaluating {evaluator.name} on {devices}")
   result = evaluator.run(model, progress=True)
   seconds = time.perf_counter() - start
-  name = args.name or printable(os.path.basename(os.path.normpath(args.model)))
+  name = args.name or printable(paths.base_name(args.model))
   _report(args, evaluator, result, name, seconds)
   if args.output:
     settings = {key: getattr(args, key) for key in ("model", "dtype", "raw_weights", "image_size")}

@@ -33,7 +33,7 @@ from fgclip_jax.models.fgclip import DualEncoder, unit_length
 from fgclip_jax.models.pixels import normalize
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime, Transformer
-from fgclip_jax.storage import atomic
+from fgclip_jax.storage import atomic, paths
 from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights import formats
 
@@ -268,14 +268,14 @@ def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list
       f"jax2onnx cannot write {NOT_IN_ONNX[model.config.vision.type]}: take --format stablehlo, or --what text"
     )
   parts = {name: make_part(model, name, unroll=format == "onnx") for name in dict.fromkeys(what)}
-  os.makedirs(output, exist_ok=True)
+  paths.make_folder(output)
   description = {"format": format, "model": repr(model), "dtype": dtype, "parts": {}}
   if format == "stablehlo":
     description |= {"platforms": PLATFORMS, "jax": jax.__version__}
-  paths = [os.path.join(output, DESCRIPTION)]
+  written = [paths.join(output, DESCRIPTION)]
   bar = tqdm.tqdm(parts.items(), "parts", unit="part")
   with contextlib.ExitStack() as stack:
-    described = stack.enter_context(atomic.file(paths[0]))
+    described = stack.enter_context(atomic.file(written[0]))
     for name, part in bar:
       bar.set_postfix_str(name)
       data = to_onnx(part) if format == "onnx" else to_stablehlo(part)
@@ -286,13 +286,13 @@ def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list
         raise ArithmeticError(
           f"part {name!r} as {format} differs from the model by {difference:.2g}: it is not written"
         )
-      paths.insert(-1, os.path.join(output, f"{name}.{format}"))
-      with open(stack.enter_context(atomic.file(paths[-2])), "wb") as file:
+      written.insert(-1, paths.join(output, f"{name}.{format}"))
+      with open(stack.enter_context(atomic.file(written[-2])), "wb") as file:
         file.write(data)
       inputs = {key: {"shape": shape, "dtype": kind} for key, (shape, kind) in part.inputs.items()}
       shape = ["batch", *(["boxes"] if name == "regions" else []), *expected.shape[2 if name == "regions" else 1 :]]
       description["parts"][name] = {
-        "file": os.path.basename(paths[-2]),
+        "file": paths.base_name(written[-2]),
         "inputs": inputs,
         "outputs": {part.output: {"shape": shape, "dtype": "float32", "length": 1}},
         "preprocessing": part.preprocessing,
@@ -300,14 +300,17 @@ def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list
       }
     with open(described, "w", encoding="utf-8") as file:
       json.dump(description, file, indent=2)
-  return paths
+  return written
 
 
 def _check_output(model: str, output: str) -> None:
   """Raises `ValueError` where the files would be written among or over those of the model, or nowhere."""
-  folder, given = os.path.realpath(output), os.path.realpath(model)
-  if folder == given or (os.path.isfile(given) and folder == os.path.dirname(given)):
+  paths.check(output, "output", write=True)
+  folder, given = paths.identity(output), paths.identity(model)
+  if folder == given or (paths.is_file(given) and folder == paths.parent(given)):
     raise ValueError(f"output {output!r} holds the model that is read: name another folder")
+  if paths.is_remote(output):
+    return
   if os.path.exists(model):  # a folder above or below is no harm, for only files of these names are replaced
     owned = (DESCRIPTION, *(f"{part}.{format}" for part in PARTS for format in FORMATS))
     files = [each for each in formats.input_files(model) if not each.startswith(os.path.join(output, ""))]
@@ -334,15 +337,15 @@ def main(argv: list[str] | None = None) -> int:
     _check_output(args.model, args.output)
     model = load(args.model, dtype=args.dtype, allow_pickle=args.allow_pickle)
     print(f"{printable(args.model)}: {model}")
-    paths = export(model, args.output, args.format, [name.strip() for name in args.what.split(",")])
+    written = export(model, args.output, args.format, [name.strip() for name in args.what.split(",")])
   except ModuleNotFoundError as error:
     print(f"error: {printable(str(error))}: ONNX needs `pip install -r requirements-export.txt`", file=sys.stderr)
     return 1
   except (OSError, ValueError, ArithmeticError) as error:
     print(f"error: {printable(str(error))}", file=sys.stderr)
     return 1
-  for path in paths:
-    print(f"wrote {path} ({os.path.getsize(path) / 2**20:.1f} MiB)")
+  for path in written:
+    print(f"wrote {path} ({paths.size(path) / 2**20:.1f} MiB)")
   example = shipped_file("examples", f"run_{args.format}.py")
   print(f'next: python {example} {args.output} --image photo.jpg --text "a cat" "a dog"')
   return 0

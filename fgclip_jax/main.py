@@ -15,6 +15,7 @@ import traceback
 from absl import app, flags, logging
 
 from fgclip_jax import cli
+from fgclip_jax.storage import paths
 from fgclip_jax.train.config_flags import CONFIG, parse_flags, wrong_usage
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run: checkpoints, metrics, config.")
@@ -45,6 +46,7 @@ def main(argv: list[str]) -> int:
 
   workdir, peers, started = _WORKDIR.value or "", None, False
   try:
+    paths.check(workdir, "--workdir", paths.ORBAX, write=True)
     peers = distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT_TIMEOUT.value)
     opened = open_run(read_config(CONFIG.value), workdir)
     started = True

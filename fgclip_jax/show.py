@@ -56,7 +56,7 @@ def show(
   found = box_scores.measure(model, picture, texts, table) if table else None
   font, missing = drawing.find_font(texts, drawing.FONT_SIZE)
   below = [box_scores.draw(picture, found, font)] if found else []
-  os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
+  paths.make_folder(paths.parent(output))
   with atomic.file(output) as temporary:
     heatmap.draw(picture, heats, font, below).save(temporary)
   return heats, found, missing
@@ -107,8 +107,9 @@ def _run(args: argparse.Namespace) -> None:
   ending = os.path.splitext(args.output)[1].lower()
   if Image.registered_extensions().get(ending) not in Image.SAVE:
     raise ValueError(f"output {args.output!r} must end in .png, .jpg or .webp, which decides the format")
+  paths.check(args.output, "--output", write=True)
   for given in (args.image, args.boxes):
-    if given and os.path.realpath(given) == os.path.realpath(args.output):
+    if given and paths.identity(given) == paths.identity(args.output):
       raise ValueError(f"output {args.output!r} would replace its own input: name another file by --output")
   picture, texts, boxes = _from_record(args) if args.data else _from_file(args)
   table = _read_boxes(args.boxes) if args.boxes else None

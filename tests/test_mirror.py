@@ -55,6 +55,7 @@ ELSEWHERE = {
   "train/loggers/wandb": "train/loggers/registry",
   "train/preemption": "train/loop",
   "train/profile": "train/loop",
+  "train/workdir": "train/open_run",
   "viz/box_scores": "viz/heatmap",
   "viz/contact_sheet": "prepare/report",
   "weights/name_map": "weights/openai",

@@ -110,14 +110,17 @@ def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str]) -> None:
   Raises:
     OSError, ValueError: one is a folder, cannot be written, or is an input or another output.
   """
-  taken = {os.path.realpath(path): path for path in inputs if not paths.is_remote(path)}
+  taken = {paths.identity(path): path for path in inputs}
   for output in filter(None, outputs):
-    place = os.path.realpath(output)
+    paths.check(output, "output", write=True)
+    place = paths.identity(output)
     if place in taken:
       raise ValueError(f"{output!r} would replace {taken[place]!r}: give another file for the results")
     taken[place] = output
-    if os.path.isdir(output):
+    if paths.is_folder(output):
       raise IsADirectoryError(errno.EISDIR, "is a folder, and results are a file", output)
+    if paths.is_remote(output):
+      continue
     os.makedirs(os.path.dirname(os.path.abspath(output)), exist_ok=True)
     if not os.access(output if os.path.exists(output) else os.path.dirname(place), os.W_OK):
       raise PermissionError(errno.EACCES, "may not be written", output)
@@ -125,7 +128,7 @@ def check_outputs(outputs: Sequence[str | None], inputs: Sequence[str]) -> None:
 
 def write(path: str, result: dict[str, Any]) -> None:
   """Writes a described result; a failure leaves an older file as it was."""
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  paths.make_folder(paths.parent(path))
   # names of files that are not UTF-8 become escapes of JSON
   with atomic.file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
     json.dump(result, file, indent=2, ensure_ascii=False)
@@ -134,7 +137,7 @@ def write(path: str, result: dict[str, Any]) -> None:
 
 def write_examples(path: str, result: Result) -> int:
   """Writes a line of JSON for each question; returns the number of lines."""
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  paths.make_folder(paths.parent(path))
   columns = result.examples
   count = len(next(iter(columns.values()), ()))
   with atomic.file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:

@@ -138,7 +138,7 @@ class ImageFiles:
   sizes: int
 
   def __iter__(self) -> Iterator[list]:
-    with open(self.listing, encoding="utf-8") as file:
+    with paths.open(self.listing, "r", encoding="utf-8") as file:
       for line in file:
         item = json.loads(line)
         yield [item] if isinstance(item, str) else item  # an older version listed paths alone
@@ -285,12 +285,12 @@ def find(what: str, given: str, split: str, state: str, reading: Reading) -> Inp
   if paths.is_folder(given) and any(".array_record-" in name for name in paths.list_folder(given)):
     return RecordFolder(given, split, reading)
   if what == "images":
-    listing = os.path.join(state, f"images-{zlib.crc32(os.fsencode(given)):08x}.jsonl")
+    listing = paths.join(state, f"images-{zlib.crc32(os.fsencode(given)):08x}.jsonl")
     folder = given if paths.is_folder(given) else reading.root if given.lower().endswith(TEXT_LINES) else ""
-    if not os.path.exists(listing):
+    if not paths.exists(listing):
       image_listing.write(listing, given, folder)
     names = sizes = 0
-    with open(listing, "rb") as file:
+    with paths.open(listing) as file:
       for line in file:
         item = json.loads(line)
         names = zlib.crc32(json.dumps(item[0] if isinstance(item, list) else item).encode() + b"\n", names)

@@ -19,7 +19,7 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 
-from fgclip_jax.storage import atomic, paths
+from fgclip_jax.storage import atomic, locks, paths
 from fgclip_jax.storage.skip_report import Skip, SkipReport, printable
 
 SUFFIXES = (".npy", ".parquet")
@@ -43,15 +43,20 @@ class Output:
   def __init__(self, path: str):
     if not path.endswith(SUFFIXES):
       raise ValueError(f"output {path!r} must end in {' or '.join(SUFFIXES)}: its ending decides the format")
-    if os.path.isdir(path):
+    paths.check(path, "output", write=True)
+    if paths.is_folder(path):
       raise IsADirectoryError(f"output {path!r} is a folder: name a file")
     self.path, self.state = path, path + ".parts"
 
   @contextlib.contextmanager
   def locked(self) -> Iterator[None]:
     """Keeps other processes from writing the same output; raises `ValueError` if one is writing it."""
-    os.makedirs(os.path.dirname(os.path.abspath(self.path)), exist_ok=True)
+    paths.make_folder(paths.parent(self.path))
     name = self.path + ".lock"
+    if paths.is_remote(name):
+      with locks.hold(name, f"writing {self.path}"):
+        yield
+      return
     # a link is not followed: it could lead to a file of somebody else
     with open(os.open(name, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666), "w") as lock:
       try:
@@ -66,7 +71,7 @@ class Output:
   @property
   def begun(self) -> bool:
     """Whether an earlier run was stopped, which can be continued."""
-    return os.path.exists(os.path.join(self.state, _SETTINGS))
+    return paths.exists(paths.join(self.state, _SETTINGS))
 
   def discard_parts(self) -> None:
     """Removes what a run that was stopped left to continue from."""
@@ -87,7 +92,7 @@ class Output:
         beside it, was not made by `embed`, or was changed since.
     """
     settings = json.loads(json.dumps(settings))
-    noted = os.path.join(self.state, _SETTINGS)
+    noted = paths.join(self.state, _SETTINGS)
     if self.begun:
       begun = _read_object(noted)
       overwrite = overwrite or begun.pop("overwrite", False)
@@ -112,7 +117,7 @@ class Output:
   def part(self, number: int) -> int | None:
     """Returns the number of items that a finished part was made from; None if it is not finished."""
     path = self._part(number, "json")
-    return _read_object(path)["items"] if os.path.exists(path) else None
+    return _read_object(path)["items"] if paths.exists(path) else None
 
   def write_part(self, number: int, features: np.ndarray, ids: list[str], left_out: list[Skip], **counts: int) -> None:
     """Writes a part: embeddings [N, D] with their ids, what was left out, and counts (`items` among them)."""
@@ -148,7 +153,7 @@ class Output:
         for number in range(parts):
           part = _read_object(self._part(number, "json"))
           ids = part.pop("ids")
-          put(np.load(self._part(number, "npy")), ids)
+          put(_load_array(self._part(number, "npy")), ids)
           repeated.add(ids)
           for fault in part.pop("left_out"):
             left_out.add(Skip(fault["kind"], fault["reason"], place=fault["id"]))
@@ -172,7 +177,7 @@ class Output:
       with open(made[_REPORT], "w", encoding="utf-8", errors="backslashreplace") as file:
         _dump_json(report, file, indent=2)
     if not left_out:
-      os.remove(final[_LEFT_OUT])
+      paths.remove(final[_LEFT_OUT])
     paths.remove(self.state)
     return [final[name] for name in (*written, _REPORT)], report
 
@@ -184,7 +189,7 @@ class Output:
     """The paths of files beside the output: `x.report.json`; if that is of `x.npy`, `x.parquet.report.json`."""
     stem, ending = os.path.splitext(self.path)
     other = stem + (".parquet" if ending == ".npy" else ".npy")
-    if os.path.exists(self.path + _REPORT) or (os.path.exists(other) and self._owner(stem + _REPORT) == other):
+    if paths.exists(self.path + _REPORT) or (paths.exists(other) and self._owner(stem + _REPORT) == other):
       stem = self.path
     return [stem + name for name in names]
 
@@ -195,14 +200,14 @@ class Output:
       said = _read_object(path).get("output")
     except (OSError, ValueError):  # --overwrite replaces it
       said = None
-    if said is None and os.path.exists(path) and not os.path.exists(self.path):
+    if said is None and paths.exists(path) and not paths.exists(self.path):
       said = ".parquet" if ending == ".npy" else ".npy"
     return stem + str(said or ending)
 
   def _find_report(self) -> dict[str, Any] | None:
     """The report of this output; None where there is none, or that of another file or of one that is gone."""
     (path,) = self._beside(_REPORT)
-    if not os.path.exists(self.path) or not os.path.exists(path) or self._owner(path) != self.path:
+    if not paths.exists(self.path) or not paths.exists(path) or self._owner(path) != self.path:
       return None
     report = _read_object(path)
     if not isinstance(report.get("settings"), dict) or not isinstance(report.get("rows"), int):
@@ -225,7 +230,7 @@ class Output:
     there = True
     for name, noted in files.items():
       path = self.path if name == ending else self._beside(name)[0]
-      if not os.path.exists(path):
+      if not paths.exists(path):
         there = False
       # the report of an older version has the number of rows alone
       elif not (
@@ -238,14 +243,14 @@ class Output:
     """Raises `ValueError` where there is a file that embed did not write, and that the output would replace."""
     ending, (report,) = os.path.splitext(self.path)[1], self._beside(_REPORT)
     # of an output that is gone, and whose other files are there
-    known = _read_object(report).get("files") if os.path.exists(report) and self._owner(report) == self.path else None
+    known = _read_object(report).get("files") if paths.exists(report) and self._owner(report) == self.path else None
     for name, path in ((ending, self.path), (_IDS, *self._beside(_IDS)), (_LEFT_OUT, *self._beside(_LEFT_OUT))):
       noted = known.get(name) if isinstance(known, dict) else None
-      if os.path.exists(path) and not (noted and _is_as_noted(path, noted)):
+      if paths.exists(path) and not (noted and _is_as_noted(path, noted)):
         raise ValueError(f"{path!r} is there already: name another output, or replace it by --overwrite")
 
   def _part(self, number: int, suffix: str) -> str:
-    return os.path.join(self.state, f"{number:06d}.{suffix}")
+    return paths.join(self.state, f"{number:06d}.{suffix}")
 
 
 class _Repeated:
@@ -293,20 +298,25 @@ def _header(rows: int, width: int) -> dict[str, Any]:
 
 
 def _count_rows(path: str) -> int:
-  with open(path, "rb") as file:
+  with paths.open(path) as file:
     np.lib.format.read_magic(file)
     return np.lib.format.read_array_header_1_0(file)[0][0]
 
 
+def _load_array(path: str) -> np.ndarray:
+  with paths.open(path) as file:
+    return np.load(file, allow_pickle=False)
+
+
 def _is_as_noted(path: str, noted: dict[str, Any]) -> bool:
-  return os.path.getsize(path) == noted.get("bytes") and _crc32(path) == noted.get("crc32")
+  return paths.size(path) == noted.get("bytes") and _crc32(path) == noted.get("crc32")
 
 
 def _is_whole(path: str, rows: int, width: int) -> bool:
   """Whether a file of an output has the rows that its report says."""
   try:
     if path.endswith(_IDS):
-      with open(path, "rb") as file:
+      with paths.open(path) as file:
         return sum(chunk.count(b"\n") for chunk in iter(lambda: file.read(_CHUNK), b"")) == rows
     if path.endswith(".npy"):
       return np.load(path, mmap_mode="r", allow_pickle=False).shape == (rows, width)
@@ -324,7 +334,7 @@ def _explain_no_rows(settings: dict[str, Any], items: int, left_out: SkipReport)
 
 def _crc32(path: str) -> int:
   value = 0
-  with open(path, "rb") as file:
+  with paths.open(path) as file:
     while data := file.read(_CHUNK):
       value = zlib.crc32(data, value)
   return value
@@ -337,7 +347,7 @@ def _short(value: Any) -> str:
 
 def _read_object(path: str) -> dict[str, Any]:
   try:
-    with open(path, encoding="utf-8") as file:
+    with paths.open(path, "r", encoding="utf-8") as file:
       value = json.load(file)
   except (ValueError, RecursionError) as error:
     raise ValueError(f"{path!r} is not JSON ({error}): start over with --overwrite") from error
@@ -347,7 +357,7 @@ def _read_object(path: str) -> dict[str, Any]:
 
 
 def _write_json(path: str, value: Any) -> None:
-  os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
+  paths.make_folder(paths.parent(path))
   # A name that is not UTF-8 is kept by escapes, which are JSON's own.
   with atomic.file(path) as temporary, open(temporary, "w", encoding="utf-8", errors="backslashreplace") as file:
     _dump_json(value, file)

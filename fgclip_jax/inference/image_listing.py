@@ -31,7 +31,7 @@ def write(listing: str, given: str, folder: str) -> None:
   Raises:
     FileNotFoundError, ValueError: there is no such input.
   """
-  os.makedirs(os.path.dirname(listing), exist_ok=True)
+  paths.make_folder(paths.parent(listing))
   with atomic.file(listing) as temporary, open(temporary, "w", encoding="utf-8") as file:
     file.writelines(json.dumps(item) + "\n" for item in _list(given, folder))
 

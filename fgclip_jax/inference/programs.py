@@ -19,6 +19,7 @@ from fgclip_jax.models import pixels as levels
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.roi_align import roi_align
 from fgclip_jax.models.transformer import Runtime
+from fgclip_jax.storage import paths
 
 # Sizes that programs are compiled for: images, or rows of packed captions. Less than half of a call is padding.
 CHUNKS = (1, 4, 16, 64)
@@ -156,8 +157,9 @@ def use_compilation_cache(folder: str = "auto") -> None:
     folder = CACHE_FOLDER if jax.default_backend() != "cpu" else ""
   if not folder:
     return
-  folder = os.path.expanduser(folder)
-  if "://" not in folder:
+  paths.check(folder, "the compilation cache", paths.ORBAX, write=True)  # JAX goes by the same library as Orbax
+  if not paths.is_remote(folder):
+    folder = os.path.expanduser(folder)
     try:
       os.makedirs(folder, exist_ok=True)
       with tempfile.TemporaryFile(dir=folder) as file:

@@ -20,7 +20,7 @@ from absl import app, flags, logging
 
 from fgclip_jax import cli
 from fgclip_jax.plan import hardware
-from fgclip_jax.storage import atomic
+from fgclip_jax.storage import atomic, paths
 from fgclip_jax.train.config_flags import CONFIG, flag_value, parse_flags, wrong_usage
 
 _TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, e.g. v5e:16x16, v5p:4x4x8, h100:32x8 (hosts x GPUs).")
@@ -73,9 +73,10 @@ def _check_output(path: str | None) -> None:
   """Raises an OSError where `--json` cannot be written: before minutes of compiling."""
   if path is None:
     return
-  if os.path.isdir(path):
+  paths.check(path, "--json", write=True)
+  if paths.is_folder(path):
     raise IsADirectoryError(f"--json {path!r} is a folder; name a file")
-  if not os.path.isdir(os.path.dirname(path) or "."):
+  if not paths.is_remote(path) and not os.path.isdir(os.path.dirname(path) or "."):
     raise FileNotFoundError(f"--json {path!r}: there is no folder {os.path.dirname(path)!r}")
 
 

@@ -70,7 +70,8 @@ def folder(path: str | os.PathLike[str], owned: Sequence[str] = ()) -> Iterator[
   go, and all others stay. A link at `path` stays, and what it leads to is changed. Folders above `path` are made.
 
   Args:
-    path: the folder, on this machine.
+    path: the folder. In object storage, where nothing can be moved, the new files are made on this machine and put
+      there when the block ends, one after another; what else belongs to the earlier output goes after that.
     owned: patterns of the names that belong to the earlier output, such as `model-*.safetensors`.
 
   Raises:
@@ -78,6 +79,11 @@ def folder(path: str | os.PathLike[str], owned: Sequence[str] = ()) -> Iterator[
     OSError: names `path`, also where the disk is full.
   """
   path = os.fspath(path)
+  if paths.is_remote(path):
+    with tempfile.TemporaryDirectory() as made, _named(made, path):
+      yield made
+      _replace_remote(made, path, owned)
+    return
   target = os.path.realpath(path)
   if os.path.lexists(target) and not os.path.isdir(target):
     raise NotADirectoryError(errno.ENOTDIR, "is no folder, and one is to be written", path)
@@ -104,6 +110,18 @@ def folder(path: str | os.PathLike[str], owned: Sequence[str] = ()) -> Iterator[
       shutil.rmtree(temporary, ignore_errors=True)
 
 
+def _replace_remote(made: str, path: str, owned: Sequence[str]) -> None:
+  """Puts a folder's files into object storage, and removes those of an earlier output that they do not replace."""
+  before = paths.find(path)
+  paths.upload(made, path)
+  new = {os.path.relpath(os.path.join(base, name), made) for base, _, names in os.walk(made) for name in names}
+  tops = {name.split(os.sep)[0] for name in new}
+  for name in before:
+    top = name.split("/")[0]
+    if name.replace("/", os.sep) not in new and (top in tops or _matches(top, owned)):
+      paths.remove(paths.join(path, name))
+
+
 def check_apart(source: str, files: Iterable[str], output: str, owned: Sequence[str] = ()) -> None:
   """Refuses an output folder that is the input, holds it, lies in it, or holds a link to it that would be replaced.
 
@@ -116,6 +134,13 @@ def check_apart(source: str, files: Iterable[str], output: str, owned: Sequence[
   Raises:
     ValueError: says which.
   """
+  if paths.is_remote(source) or paths.is_remote(output):
+    ours, theirs = (paths.identity(path) for path in (output, source))
+    if ours == theirs:
+      raise ValueError(f"output {output!r} is the input; name another")
+    if f"{ours}/".startswith(f"{theirs}/") or f"{theirs}/".startswith(f"{ours}/"):
+      raise ValueError(f"output {output!r} and the input {source!r} lie in each other; name another")
+    return
   if os.path.isdir(source):
     if os.path.isdir(output) and os.path.samefile(source, output):
       raise ValueError(f"output {output!r} is the input folder; name another")

@@ -1,6 +1,8 @@
 """One set of functions for files on this machine and in object storage: paths with `://` go through fsspec.
 
-Local paths go to the functions of `os` directly. `gs://` needs the package gcsfs, `s3://` the package s3fs.
+Local paths go to the functions of `os` directly. `gs://` needs the package gcsfs, `s3://` the package s3fs. A URL that
+cannot be used here is refused wherever it comes first, by a `ValueError` that says what can be: it never becomes the
+name of a local folder.
 
 Only regular files are read: a pipe would wait for a writer for ever, and a device such as `/dev/zero` has no end.
 """
@@ -10,9 +12,18 @@ import contextlib
 import errno
 import os
 import posixpath
+import re
 import shutil
 import stat
+from collections.abc import Collection
 from typing import IO, Any
+
+# where a file can be fetched, and none can be put
+_READ_ONLY = ("http", "https", "data", "git", "github", "zip", "tar")
+_ONE_SLASH = re.compile(r"(gs|gcs|s3|s3a|az|abfs|abfss|hdfs|https?|file):/(?!/)")
+_BUCKETS = ("gs", "gcs", "s3", "s3a")
+_BUCKET_URLS = tuple(f"{scheme}://" for scheme in _BUCKETS)
+ORBAX = ("gs",)  # what Orbax reads and writes beside local paths
 
 
 class NotRegularFileError(OSError):
@@ -30,8 +41,42 @@ class NotRegularFileError(OSError):
 
 
 def is_remote(path: str) -> bool:
-  """Whether a path is a URL, such as `gs://bucket/folder`."""
-  return "://" in path
+  """Whether a path is a URL, such as `gs://bucket/folder`.
+
+  Raises:
+    ValueError: it is a URL of which a slash is missing, and would be taken for a folder of this machine.
+  """
+  if "://" in path:
+    return True
+  if _ONE_SLASH.match(path):
+    raise ValueError(f"{path!r} is no URL: write {path.replace(':/', '://', 1)!r} (or ./{path} for a local folder)")
+  return False
+
+
+def check(path: str, what: str, schemes: Collection[str] | None = None, write: bool = False) -> None:
+  """Refuses a URL that cannot work where it is given; asks no network. Local paths pass.
+
+  Args:
+    path: the path.
+    what: what it is, for the message, such as `--workdir`.
+    schemes: the schemes that can be used there; None: all that fsspec knows.
+    write: it is written to.
+
+  Raises:
+    ValueError: says what can be given.
+  """
+  if not is_remote(path):
+    return
+  scheme, _, rest = path.partition("://")
+  can = "a local path" + "".join(f", or {each}://" for each in schemes or ("gs", "s3"))
+  if (schemes is not None and scheme not in schemes) or (write and scheme.split("::")[-1] in _READ_ONLY):
+    raise ValueError(f"{what} {path!r} cannot be {'written to' if write else 'used'}: give {can}")
+  if scheme in _BUCKETS and not rest.partition("/")[0]:
+    raise ValueError(f"{what} {path!r} names no bucket: write {scheme}://BUCKET/FOLDER")
+  try:
+    _resolve(path)
+  except ValueError as error:
+    raise ValueError(f"{what}: {error}; or give a local path") from error
 
 
 def open(path: str, mode: str = "rb", **options: Any) -> IO:
@@ -96,7 +141,8 @@ def make_folder(path: str) -> None:
     os.makedirs(path, exist_ok=True)
     return
   system, name = _resolve(path)
-  system.makedirs(name, exist_ok=True)
+  if not path.startswith(_BUCKET_URLS):  # where there are no folders, and asking for the bucket may be forbidden
+    system.makedirs(name, exist_ok=True)
 
 
 def size(path: str) -> int:
@@ -131,6 +177,26 @@ def join(path: str, *parts: str) -> str:
   """Joins the parts of a path. Whether it is a URL depends on the first alone: the others may be names from a file."""
   parts = tuple(part.replace("://", ":/") for part in parts)  # to a file system the two are one
   return posixpath.join(path, *parts) if is_remote(path) else os.path.join(path, *parts)
+
+
+def parent(path: str) -> str:
+  """Returns the folder that a path lies in; of a local one without a folder, the current one."""
+  if is_remote(path):
+    return path.rstrip("/").rpartition("/")[0]
+  return os.path.dirname(os.path.abspath(path))
+
+
+def base_name(path: str) -> str:
+  """Returns the last part of a path."""
+  return posixpath.basename(path.rstrip("/")) if is_remote(path) else os.path.basename(os.path.normpath(path))
+
+
+def identity(path: str) -> str:
+  """Returns a path that two names of the same place have in common: links are followed."""
+  if not is_remote(path):
+    return os.path.realpath(path)
+  system, name = _resolve(path)
+  return system.unstrip_protocol(name.rstrip("/"))
 
 
 def absolute(path: str) -> str:
@@ -185,6 +251,36 @@ def publish(local: str, path: str) -> None:
   os.remove(local)
 
 
+def upload(folder: str, path: str) -> None:
+  """Copies the files of a local folder, at any depth, to a folder in object storage, in place of those it has."""
+  system, name = _resolve(path)
+  for base, _, files in os.walk(folder, topdown=False):  # the files on top last: they tell what the folder is
+    for file in files:
+      local = os.path.join(base, file)
+      system.put_file(local, posixpath.join(name, *os.path.relpath(local, folder).split(os.sep)))
+
+
+def find(path: str) -> list[str]:
+  """Lists the files of a folder in object storage, at any depth, relative to it; none where there is no folder."""
+  system, name = _resolve(path)
+  parts = [found[len(name.rstrip("/")) :].lstrip("/") for found in system.find(name)]
+  # without the folder itself, as some stores list it, and without names that lead out of it
+  return [part for part in parts if part and ".." not in part.split("/")]
+
+
+def download(path: str, local: str) -> None:
+  """Copies a file, or the files of a folder at any depth, from object storage to a local path, which must not exist."""
+  system, name = _resolve(path)
+  if system.isfile(name):
+    system.get_file(name, local)
+    return
+  os.makedirs(local)
+  for part in find(path):
+    target = os.path.join(local, *part.split("/"))
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    system.get_file(posixpath.join(name, part), target)
+
+
 def remove(path: str) -> None:
   """Removes a file, or a folder with everything in it; does nothing if there is neither."""
   if not is_remote(path):
@@ -235,8 +331,10 @@ def _resolve(path: str) -> tuple[Any, str]:
   """Returns the file system of a URL and the path in it; raises `ValueError` for a URL that cannot be used here."""
   import fsspec
 
+  # A listing that is kept would hide what Orbax, or another machine, has written since.
+  options = {"use_listings_cache": False} if path.startswith(_BUCKET_URLS) else {}
   try:
-    return fsspec.url_to_fs(path)
+    return fsspec.url_to_fs(path, **options)
   except ImportError as error:
     package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}.get(path.split("://")[0])
     advice = f"pip install {package}" if package else str(error)

@@ -16,13 +16,14 @@ import jax
 from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.params import named_leaves
+from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.distributed import agree
 from fgclip_jax.train.resume import ConfigChangedError
 from fgclip_jax.train.state import COUNTS, TrainState
 from fgclip_jax.weights.checksums import check as check_sums
 from fgclip_jax.weights.checksums import checksums
-from fgclip_jax.weights.native import FOLDER
+from fgclip_jax.weights.native import DAMAGED, FOLDER, SoundCheckpoints
 
 _PACKAGES = ("jax", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -73,7 +74,7 @@ class Checkpoints:
   """The checkpoints of one run.
 
   Args:
-    workdir: the run's folder.
+    workdir: the run's folder, on this machine or at `gs://`.
     keep: which of them are kept.
     max_failed_saves: this many failed saves in a row are an error.
     log: prints a line.
@@ -85,7 +86,7 @@ class Checkpoints:
   def __init__(
     self, workdir: str, keep: Keep = Keep(), max_failed_saves: int = 3, log: Callable[[str], object] = print
   ):
-    self._folder = os.path.abspath(os.path.join(workdir, FOLDER))
+    self._folder = paths.absolute(paths.join(workdir, FOLDER))
     self._keep, self._max_failed, self._log = keep, max_failed_saves, log
     self._failed = 0
     self._under_way: tuple[int, Any] | None = None  # the step of a save, and Orbax's response
@@ -99,6 +100,7 @@ class Checkpoints:
       save_decision_policy=cast(Any, ocp.training.save_decision_policies.FixedIntervalPolicy(1)),
       preservation_policy=self._keep.policy(),
       cleanup_tmp_directories=True,
+      step_name_format=SoundCheckpoints(self._folder) if paths.is_remote(self._folder) else None,
     )
     try:
       self._checkpointer = open_folder()
@@ -142,6 +144,8 @@ class Checkpoints:
       self.wait()
 
   def _begin(self, step: int, state: TrainState, config: dict[str, Any], metrics: dict[str, float] | None) -> None:
+    if paths.is_remote(self._folder):
+      self._attempt(step, lambda: self._remove_damaged(step))
     items = {"params": state.params, "optimizer": _optimizer_item(state)}
     if state.ema is not None:
       items["ema"] = state.ema
@@ -190,7 +194,7 @@ class Checkpoints:
   ) -> TrainState | None:
     """The newest good checkpoint's state, laid out by `shardings`, bit for bit as it was saved; None: there is none.
 
-    A checkpoint that cannot be read is renamed, and the one before it is taken.
+    A checkpoint that cannot be read is renamed (in a bucket, marked), and the one before it is taken.
 
     Args:
       shardings, abstract: of the wanted state.
@@ -218,23 +222,40 @@ class Checkpoints:
       self._checkpointer.close()
       self._open()
     # those that an earlier start has renamed count, too: a launcher's next try must not begin from nothing
-    damaged = sorted(name for name in os.listdir(self._folder) if name.startswith("damaged-"))
+    damaged = [name for name in _names(self._folder) if name.startswith(DAMAGED)]
     if damaged:
+      now = "marked by" if paths.is_remote(self._folder) else "now called"
       raise ValueError(
-        f"no checkpoint in {self._folder!r} can be read (they are now called {', '.join(damaged)}); "
+        f"no checkpoint in {self._folder!r} can be read (they are {now} {', '.join(damaged)}); "
         "give another --workdir to start again"
       )
     return None
 
   def _set_aside(self, step: int, reason: str) -> None:
-    """Renames a checkpoint so that no run takes it for a step, and logs that."""
-    name = f"damaged-{step}"
+    """Renames a checkpoint so that no run takes it for a step, and logs that.
+
+    In a bucket every byte would have to be copied for another name, so there an object of that name marks it.
+    """
+    name = f"{DAMAGED}{step}"
+    if paths.is_remote(self._folder):
+      if jax.process_index() == 0:
+        paths.write(paths.join(self._folder, name), f"{reason}\n".encode())
+      agree(0)  # the other processes wait until it is marked
+      self._log(f"checkpoint {step} cannot be read, is marked by {name!r} and not used: {reason}")
+      return
     while os.path.exists(os.path.join(self._folder, name)):
       name += "-again"
     if jax.process_index() == 0:
       os.rename(os.path.join(self._folder, str(step)), os.path.join(self._folder, name))
     agree(0)  # the other processes wait until it has its new name
     self._log(f"checkpoint {step} cannot be read, is now called {name!r} and not used: {reason}")
+
+  def _remove_damaged(self, step: int) -> None:
+    """Removes a checkpoint that is marked as damaged, and its mark: its step is saved again."""
+    mark = paths.join(self._folder, f"{DAMAGED}{step}")
+    if jax.process_index() == 0 and paths.exists(mark):
+      paths.remove(paths.join(self._folder, str(step)))
+      paths.remove(mark)
 
   def _load(self, shardings: TrainState, abstract: TrainState) -> TrainState:
     described = self._checkpointer.checkpointables_metadata(None)
@@ -293,13 +314,25 @@ def _reason(fault: Exception | None) -> str:
   return first_line(fault) if fault else "another process failed"
 
 
+def _names(folder: str) -> list[str]:
+  """The names in a folder; none where there is no folder, as in a bucket where nothing is saved."""
+  try:
+    return paths.list_folder(folder)
+  except FileNotFoundError:
+    return []
+
+
 def _steps(folder: str) -> list[int]:
-  return sorted(int(name) for name in os.listdir(folder) if name.isdigit())
+  steps = sorted(int(name) for name in _names(folder) if name.isdigit())
+  if not paths.is_remote(folder):
+    return steps
+  # in a bucket a checkpoint that is half written has its name already
+  return [step for step in steps if paths.exists(paths.join(folder, str(step), "commit_success.txt"))]
 
 
 def _describes_itself(folder: str, step: int) -> bool:
   try:
-    ocp.checkpointables_metadata(os.path.join(folder, str(step)))
+    ocp.checkpointables_metadata(paths.join(folder, str(step)))
   except ValueError:
     return False
   return True

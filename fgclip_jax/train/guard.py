@@ -3,11 +3,12 @@
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Callable
 
 import jax
 import numpy as np
+
+from fgclip_jax.storage import paths
 
 FOLDER = "bad_steps"  # earlier versions called it `sick`; it is written, never read
 NUMBERS = ("loss", "gradient_norm", "skipped_updates", "skipped_in_a_row")  # what the guard checks
@@ -60,7 +61,7 @@ class Guard:
 
   def __init__(self, config: GuardConfig, workdir: str, where: Callable[[int], str], log: Callable[[str], object]):
     self._config, self._where, self._log = config, where, log
-    self._folder, self._files = os.path.join(workdir, FOLDER), 0
+    self._folder, self._files = paths.join(workdir, FOLDER), 0
     self._mean, self._variance, self._seen = 0.0, 0.0, 0
 
   def look(self, step: int, values: dict[str, float], records: np.ndarray) -> None:
@@ -107,17 +108,19 @@ class Guard:
   def _write(self, step: int, reason: str, records: np.ndarray) -> str:
     """Writes a step's records, one file for each process; at most some, as a bad run has many such steps."""
     process = f"-process-{jax.process_index()}" if jax.process_count() > 1 else ""
-    path = os.path.join(self._folder, f"step-{step}{process}.json")
+    path = paths.join(self._folder, f"step-{step}{process}.json")
     self._files += 1
     if self._files > _MOST_FILES:
       return f"no file ({_MOST_FILES} have been written)"
     numbers = [int(number) for number in np.ravel(records)]
     content = {"step": step, "reason": reason, "records": {str(number): self._where(number) for number in numbers}}
     try:
-      os.makedirs(self._folder, exist_ok=True)
-      with open(path, "w", encoding="utf-8") as file:
+      paths.make_folder(self._folder)
+      with paths.open(path, "w", encoding="utf-8") as file:
         json.dump(content, file, indent=1)
         file.write("\n")
-    except OSError as error:  # a full disk is no reason to end a run
+    except (
+      Exception
+    ) as error:  # a full disk or a lost network is no reason to end a run; each storage has its own types
       return f"no file ({error})"
     return path

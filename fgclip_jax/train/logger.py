@@ -18,6 +18,7 @@ from tensorboardX.record_writer import masked_crc32c
 
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.storage import atomic, paths
+from fgclip_jax.storage.spool import SpooledFile
 from fgclip_jax.train.flops import StepFlops, peak_flops
 from fgclip_jax.train.loggers.protocol import Logger
 
@@ -30,7 +31,7 @@ class Metrics:
   With a full disk the run continues, and the numbers are written when there is room again.
 
   Args:
-    workdir: the run's folder.
+    workdir: the run's folder; in object storage the files are put there every minute, by `flush` and by `close`.
     total_steps: for the time left.
     begin: the step that the run continues from; lines of later steps are dropped.
     loggers: further ones, those of `config.loggers`.
@@ -38,7 +39,8 @@ class Metrics:
 
   def __init__(self, workdir: str, total_steps: int, begin: int = 0, loggers: Sequence[Logger] = ()):
     self._total_steps = total_steps
-    self._loggers = (JsonLines(workdir, begin), TensorBoard(workdir, begin), *loggers)
+    self._files = (JsonLines(workdir, begin), TensorBoard(workdir, begin))
+    self._loggers = (*self._files, *loggers)
 
   def write(self, step: int, values: dict[str, float]) -> None:
     """Writes the values of a step."""
@@ -66,19 +68,29 @@ class Metrics:
       line += f"  {values['images_per_second']:.1f} images/s{mfu}  left {left}"
     print(line, flush=True)
 
+  def flush(self) -> None:
+    """Has what was written put into object storage, in the background; on a disk it is already."""
+    for logger in self._files:
+      logger.flush()
+
   def close(self, failed: bool = False) -> None:
     """Writes what could not be written earlier; `failed`: the run did not end well."""
     for logger in self._loggers:
       logger.close(failed)
 
 
+def open_append(path: str) -> "AppendFile | SpooledFile":
+  """A file of this machine or in object storage that pieces are appended to."""
+  return SpooledFile(path) if paths.is_remote(path) else AppendFile(path)
+
+
 class JsonLines:
   """`WORKDIR/metrics.jsonl`: a line for each logged step; it takes no pictures and no tables."""
 
   def __init__(self, workdir: str, begin: int):
-    path = os.path.join(workdir, METRICS_FILE)
+    path = paths.join(workdir, METRICS_FILE)
     _keep_until(path, begin)
-    self._file = AppendFile(path)
+    self._file = open_append(path)
 
   def log_scalars(self, step: int, values: dict[str, float], seconds: float) -> None:
     self._file.add((json.dumps({"step": step, "time": seconds, **values}) + "\n").encode())
@@ -89,19 +101,22 @@ class JsonLines:
   def log_table(self, step: int, name: str, columns: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
     pass
 
+  def flush(self) -> None:
+    self._file.flush()
+
   def close(self, failed: bool) -> None:
-    self._file.add(b"")
+    self._file.close()
 
 
 class TensorBoard:
   """`WORKDIR/tensorboard`: one file of events for each start of the run."""
 
   def __init__(self, workdir: str, begin: int):
-    folder = os.path.join(workdir, "tensorboard")
-    os.makedirs(folder, exist_ok=True)
+    folder = paths.join(workdir, "tensorboard")
+    paths.make_folder(folder)
     # TensorBoard tells events files by their seconds and sorts by name
     name = f"events.out.tfevents.{int(time.time()):010d}.{socket.gethostname()}.{os.getpid()}.{time.time_ns()}"
-    self._file = AppendFile(os.path.join(folder, name))
+    self._file = open_append(paths.join(folder, name))
     start = Event(wall_time=time.time(), step=begin + 1, session_log=SessionLog(status=SessionLog.START))
     # START tells TensorBoard to drop this step and later ones of earlier files
     self._file.add(_record(Event(wall_time=time.time(), file_version="brain.Event:2")) + _record(start))
@@ -122,8 +137,11 @@ class TensorBoard:
     lines = ["| " + " | ".join(row) + " |" for row in cells]
     self._add(step, summary.text(name, "\n".join([lines[0], "|---" * len(columns) + "|", *lines[1:]])))
 
+  def flush(self) -> None:
+    self._file.flush()
+
   def close(self, failed: bool) -> None:
-    self._file.add(b"")
+    self._file.close()
 
   def _add(self, step: int, content: Any) -> None:
     self._file.add(_record(Event(wall_time=time.time(), step=step, summary=content)))
@@ -152,6 +170,13 @@ class AppendFile:
       self._failed = True
       return
     self._size, self._left, self._failed = self._size + len(self._left), b"", False
+
+  def flush(self) -> None:
+    """Does nothing: pieces are written at once."""
+
+  def close(self) -> None:
+    """Writes what could not be written earlier."""
+    self.add(b"")
 
 
 def _record(event: Event) -> bytes:
@@ -230,7 +255,7 @@ class Clock:
 
 def _keep_until(path: str, step: int) -> None:
   """Drops the lines of later steps; a run that was killed may have written more, and half a line."""
-  if not os.path.lexists(path):
+  if not (paths.exists(path) or os.path.lexists(path)):
     return
   with paths.open(path) as file:
     lines = file.readlines()

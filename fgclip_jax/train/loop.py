@@ -4,8 +4,6 @@ import collections
 import contextlib
 import functools
 import json
-import os
-import tempfile
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -19,7 +17,7 @@ from fgclip_jax.inference.programs import use_compilation_cache
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import abstract_params, count, unflatten
 from fgclip_jax.models.positions import resize
-from fgclip_jax.storage import atomic
+from fgclip_jax.storage import atomic, paths
 from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.distributed import agree
@@ -48,6 +46,7 @@ from fgclip_jax.train.resume import check_changes, flat_dict
 from fgclip_jax.train.state import TrainSetup, TrainState, init_state, state_from
 from fgclip_jax.train.step import make_step
 from fgclip_jax.train.watchdog import Watchdog
+from fgclip_jax.train.workdir import make_workdir
 from fgclip_jax.weights import clip_to_fgclip, native
 from fgclip_jax.weights import formats as folders
 
@@ -123,15 +122,6 @@ def train_steps(loop: "TrainLoop", state: TrainState) -> TrainState:
     return loop.run(state)
 
 
-def make_workdir(workdir: str) -> None:
-  """Makes the run's folder; an OSError where it cannot be written."""
-  if os.path.lexists(workdir) and not os.path.isdir(workdir):
-    raise NotADirectoryError(f"--workdir {workdir!r} is a file; name a folder")
-  os.makedirs(workdir, exist_ok=True)
-  with tempfile.TemporaryFile(dir=workdir):
-    pass
-
-
 def open_mesh(run: RunConfig, log: Log) -> Mesh:
   """The mesh that the config names, or a good one for these devices; prints the model and the mesh."""
   devices, processes = jax.devices(), jax.process_count()
@@ -187,7 +177,7 @@ def first_state(init_from: str, setup: TrainSetup, log: Log) -> TrainState:
 def write_config(run: RunConfig, workdir: str) -> None:
   """Writes the model's size and the whole config into the run's folder."""
   native.write_model_file(workdir, run.model)
-  with atomic.file(os.path.join(workdir, CONFIG_FILE)) as path, open(path, "w", encoding="utf-8") as file:
+  with atomic.file(paths.join(workdir, CONFIG_FILE)) as path, open(path, "w", encoding="utf-8") as file:
     json.dump(run.values, file, indent=2)
     file.write("\n")
 
@@ -306,6 +296,8 @@ class TrainLoop:
           if self._lease:
             self._lease.check()
           self._checkpoints.save(step, state, run.values, numbers, at_once=batch is None)
+          if self._metrics:
+            self._metrics.flush()
         if ends:
           raise PreemptedError(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
         if evaluates and not run.keeps_by_eval:  # after saving has begun: it goes on in the background

@@ -1,9 +1,11 @@
 """A profile of some steps, for TensorBoard and Perfetto."""
 
-import os
+import shutil
+import tempfile
 
 import jax
 
+from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import first_line
 
 
@@ -12,12 +14,15 @@ class Profile:
 
   def __init__(self, steps: tuple[int, ...], workdir: str):
     self._first, self._last = steps or (0, 0)
-    self._folder, self._running = os.path.join(workdir, "profile"), False
+    self._folder, self._running = paths.join(workdir, "profile"), False
+    self._written = self._folder  # by the profiler, which knows no buckets
 
   def before(self, step: int) -> None:
     """Starts before its first step."""
     if step == self._first:
-      jax.profiler.start_trace(self._folder, create_perfetto_trace=True)
+      if paths.is_remote(self._folder):
+        self._written = tempfile.mkdtemp()
+      jax.profiler.start_trace(self._written, create_perfetto_trace=True)
       self._running = True
 
   def ends(self, step: int) -> bool:
@@ -36,7 +41,10 @@ class Profile:
     self._running = False
     try:
       jax.profiler.stop_trace()
-    except (OSError, RuntimeError) as error:
+      if paths.is_remote(self._folder):
+        paths.upload(self._written, self._folder)
+        shutil.rmtree(self._written, ignore_errors=True)
+    except Exception as error:  # of the profiler, or of the storage
       print(f"no profile in {self._folder}: {first_line(error)}", flush=True)
       return False
     return True

@@ -3,16 +3,18 @@
 A new format is a module with the functions of a `Format`, and a line in `FORMATS`.
 """
 
+import contextlib
 import dataclasses
 import fnmatch
 import os
-from collections.abc import Callable, Collection, Mapping
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
 from fgclip_jax.models.config import ModelConfig
-from fgclip_jax.storage import atomic, folders
+from fgclip_jax.storage import atomic, folders, paths
 from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights import huggingface, huggingface_processor, native, open_clip
 from fgclip_jax.weights.clip_to_fgclip import to_clip
@@ -145,21 +147,21 @@ def detect(path: str, allow_pickle: bool = False) -> str:
     FileNotFoundError: there is nothing, or no model.
     ValueError: a file that is damaged, a pickle without permission, or of no known format.
   """
-  if os.path.isdir(path):
+  if paths.is_folder(path):
     return _detect_folder(path, allow_pickle)
-  if not os.path.isfile(path):
+  if not paths.is_file(path):
     raise FileNotFoundError(f"no model folder at {path!r}")
   return _detect_file(path, allow_pickle)
 
 
 def _detect_folder(folder: str, allow_pickle: bool) -> str:
-  files = os.listdir(folder)
+  files = paths.list_folder(folder) if paths.is_remote(folder) else os.listdir(folder)
   for name, each in FORMATS.items():
     if each.is_in_folder(files):
       return name
   weights = [name for name in files if name.endswith((*SUFFIXES, INDEX_SUFFIX)) and not folders.is_hidden(name)]
   if len(weights) == 1:
-    return _detect_file(os.path.join(folder, weights[0]), allow_pickle)
+    return _detect_file(paths.join(folder, weights[0]), allow_pickle)
   several = f"; it holds {', '.join(sorted(weights))}: give the path of one" if weights else ""
   ours, *others = (each.marker for each in FORMATS.values() if each.marker)
   markers = ", nor ".join(f"{file} ({kind})" for file, kind in (*others, ours))
@@ -167,6 +169,9 @@ def _detect_folder(folder: str, allow_pickle: bool) -> str:
 
 
 def _detect_file(file: str, allow_pickle: bool) -> str:
+  if paths.is_remote(file):
+    with _at_hand(file) as local:
+      return _detect_file(local, allow_pickle)
   tensors = open_tensors(file, allow_pickle)
   for name, each in FORMATS.items():
     if each.in_tensors(tensors):
@@ -192,19 +197,63 @@ def read(
   if (activation or heads) and not found.bare:
     raise ValueError(f"{path!r} tells the activation and the heads: leave `activation` and `heads` out")
   assert found.read is not None, "a format that is detected can be read"
-  return found.read(path, ReadOptions(ema, allow_pickle, activation, heads))
+  with _at_hand(path) as local:
+    return found.read(local, ReadOptions(ema, allow_pickle, activation, heads))
 
 
 def is_averaged(path: str) -> bool:
   """Whether it is the folder of a run that keeps an average of its weights, which `read` takes."""
-  return os.path.isdir(path) and native.is_averaged(path)
+  return paths.is_folder(path) and native.is_averaged(path)
 
 
 def read_config(path: str) -> ModelConfig:
   """The size of a model, without reading its weights."""
   found = FORMATS[detect(path)]
   assert found.read_config is not None, "a format that is detected can be read"
-  return found.read_config(path)
+  with _at_hand(path) as local:
+    return found.read_config(local)
+
+
+@contextlib.contextmanager
+def _at_hand(path: str) -> Iterator[str]:
+  """A path with the files of a model, which libraries open by name: of a URL a copy that goes with the block.
+
+  Orbax reads our own folders at `gs://` where they are. Small files and shards beside a file come along. Errors name
+  the URL.
+  """
+  if not paths.is_remote(path) or (path.startswith("gs://") and paths.exists(paths.join(path, native.MODEL_FILE))):
+    yield path
+    return
+  with tempfile.TemporaryDirectory() as scratch:
+    local = os.path.join(scratch, "model")
+    given = local
+    if paths.is_folder(path):
+      deep = paths.exists(paths.join(path, native.MODEL_FILE))  # `params` and checkpoints are folders
+      _copy(path, local, paths.find(path) if deep else _files(path))
+    else:
+      given = os.path.join(local, paths.base_name(path))
+      shards = index_shards(path).values() if path.endswith(INDEX_SUFFIX) else []
+      there = _files(paths.parent(path))
+      beside = [name for name in there if name in shards or not name.endswith(SUFFIXES)]
+      _copy(paths.parent(path), local, [paths.base_name(path), *beside])
+    try:
+      yield given
+    except (OSError, ValueError) as error:
+      if scratch not in str(error):
+        raise
+      kind = next(each for each in (FileNotFoundError, OSError, ValueError) if isinstance(error, each))
+      raise kind(str(error).replace(given, path).replace(local, paths.parent(path))) from error
+
+
+def _files(folder: str) -> list[str]:
+  return [name for name, is_folder in paths.scan_folder(folder) if not is_folder]
+
+
+def _copy(folder: str, local: str, names: Collection[str]) -> None:
+  for name in dict.fromkeys(names):
+    target = os.path.join(local, *name.split("/"))
+    os.makedirs(os.path.dirname(target), exist_ok=True)
+    paths.download(paths.join(folder, name), target)
 
 
 def write(folder: str, to: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:
@@ -226,7 +275,7 @@ def write(folder: str, to: str, config: ModelConfig, flat: Flat, source: Source 
   """
   with atomic.folder(folder, model_files()) as temporary:
     made = FORMATS[to].write(temporary, config, flat, source)
-    return [os.path.join(folder, os.path.relpath(path, temporary)) for path in made]
+    return [paths.join(folder, os.path.relpath(path, temporary)) for path in made]
 
 
 def model_files() -> list[str]:
@@ -236,6 +285,8 @@ def model_files() -> list[str]:
 
 def input_files(path: str) -> list[str]:
   """The files that a model is read from: all in its folder, or a file of weights, its shards and what lies beside."""
+  if paths.is_remote(path):
+    return []  # what is written is compared by its address alone
   if os.path.isdir(path):
     return [os.path.join(base, name) for base, _, files in os.walk(path) for name in files]
   folder = os.path.dirname(path) or "."

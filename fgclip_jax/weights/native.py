@@ -13,7 +13,7 @@ from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.params import Params, flatten, unflatten
-from fgclip_jax.storage import atomic
+from fgclip_jax.storage import atomic, paths
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights.checksums import check as check_sums
@@ -30,6 +30,30 @@ MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
 FORMAT = 1
 FOLDER = "checkpoints"  # of a run, a checkpoint for each step
+DAMAGED = "damaged-"  # before its step: the name, and in a bucket the mark, of a checkpoint that cannot be read
+
+
+class SoundCheckpoints:
+  """Orbax's names of checkpoints, without those of a folder in a bucket that are marked as damaged (see `DAMAGED`)."""
+
+  def __init__(self, folder: str):
+    self._folder, self._names = folder, ocp.path.step.standard_name_format()
+
+  def build_name(self, step: int) -> str:
+    """The name of a step's folder."""
+    return self._names.build_name(step)
+
+  def find_all(self, base_path: Any) -> Iterator[Any]:
+    """The complete checkpoints, as Orbax describes them."""
+    try:
+      there = set(paths.list_folder(self._folder))
+    except FileNotFoundError:
+      there = set()
+    return (found for found in self._names.find_all(base_path) if f"{DAMAGED}{found.step}" not in there)
+
+  def find_step(self, base_path: Any, step: int) -> Any:
+    """One of them; raises a ValueError if there is none."""
+    return self._names.find_step(base_path, step)
 
 
 def write(
@@ -37,22 +61,22 @@ def write(
 ) -> list[str]:
   """Writes a model folder; `source` is kept so that a conversion back gives the same files. Returns the paths."""
   os.makedirs(folder, exist_ok=True)
-  paths = [os.path.join(folder, MODEL_FILE), os.path.join(folder, PARAMS_FOLDER)]
-  ocp.save(os.path.abspath(paths[1]), unflatten({k: np.asarray(v) for k, v in flat.items()}), overwrite=True)
+  written = [os.path.join(folder, MODEL_FILE), os.path.join(folder, PARAMS_FOLDER)]
+  ocp.save(os.path.abspath(written[1]), unflatten({k: np.asarray(v) for k, v in flat.items()}), overwrite=True)
   write_model_file(folder, config, source)
-  return paths
+  return written
 
 
 def write_model_file(folder: str, config: ModelConfig, source: Mapping[str, Any] | None = None) -> None:
   """Writes `model.json` alone (a run folder has one beside its checkpoints)."""
-  with atomic.file(os.path.join(folder, MODEL_FILE)) as path, open(path, "w", encoding="utf-8") as file:
+  with atomic.file(paths.join(folder, MODEL_FILE)) as path, open(path, "w", encoding="utf-8") as file:
     json.dump({"format": FORMAT, "model": config.to_dict(), "source": source}, file, indent=2)
     file.write("\n")
 
 
 def read_model_file(folder: str) -> tuple[ModelConfig, dict[str, Any] | None]:
   """Reads `model.json`: the model's size and its source; a ValueError names the file."""
-  path = os.path.join(folder, MODEL_FILE)
+  path = paths.join(folder, MODEL_FILE)
   values = read_json(path)
   if values.get("format") != FORMAT:
     raise ValueError(f"{path!r} has format {values.get('format')!r}; this version reads {FORMAT}")
@@ -80,7 +104,7 @@ def _check_source(source: Any) -> None:
 
 def is_run(folder: str) -> bool:
   """Whether it is a run folder rather than a model folder."""
-  return os.path.exists(os.path.join(folder, MODEL_FILE)) and not os.path.isdir(os.path.join(folder, PARAMS_FOLDER))
+  return paths.exists(paths.join(folder, MODEL_FILE)) and not paths.is_folder(paths.join(folder, PARAMS_FOLDER))
 
 
 def is_averaged(folder: str) -> bool:
@@ -104,7 +128,7 @@ def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarr
   if is_run(folder):
     tree = read_params(folder, ema)
   else:
-    params = os.path.abspath(os.path.join(folder, PARAMS_FOLDER))
+    params = paths.absolute(paths.join(folder, PARAMS_FOLDER))
     tree = _abstract(params)
     _check_shapes(folder, config, tree)  # before the arrays take memory
     with _named_damage(params):
@@ -177,10 +201,11 @@ def keeps_average(workdir: str) -> bool:
 @contextlib.contextmanager
 def _newest(workdir: str) -> Iterator[tuple[ocp.training.Checkpointer, Any]]:
   """A run's checkpointer, and what its newest checkpoint holds, as Orbax describes it: shapes and dtypes, metadata."""
-  folder = os.path.abspath(os.path.join(workdir, FOLDER))
-  if not os.path.isdir(folder):
+  folder = paths.absolute(paths.join(workdir, FOLDER))
+  if not paths.is_folder(folder):
     raise FileNotFoundError(f"{workdir!r} has no {FOLDER!r} folder: no run has saved anything there")
-  with ocp.training.Checkpointer(folder) as checkpointer:
+  names: Any = SoundCheckpoints(folder) if paths.is_remote(folder) else None
+  with ocp.training.Checkpointer(folder, step_name_format=names) as checkpointer:
     if checkpointer.latest is None:
       raise FileNotFoundError(f"no complete checkpoint in {folder!r}")
     with _named_damage(folder):
