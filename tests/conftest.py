@@ -26,6 +26,7 @@ import jaxtyping
 import pytest
 from absl import flags
 
+from tests.helpers import buckets
 from tests.helpers.toy import RECORDS, write_shards
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -71,6 +72,13 @@ def toy(tmp_path_factory) -> str:
   folder = tmp_path_factory.mktemp("toy")
   write_shards(folder, RECORDS, shards=3)
   return str(folder)
+
+
+@pytest.fixture(scope="session")
+def bucket():
+  """The URL of a bucket on a server on this machine; a test that needs it skips without the server's package."""
+  with buckets.serve() as url:  # for the session: libraries remember the server that they have found first
+    yield url
 
 
 class QuickStep:

@@ -16,7 +16,7 @@ import re
 import shutil
 import stat
 from collections.abc import Collection
-from typing import IO, Any
+from typing import Any
 
 # where a file can be fetched, and none can be put
 _READ_ONLY = ("http", "https", "data", "git", "github", "zip", "tar")
@@ -79,7 +79,7 @@ def check(path: str, what: str, schemes: Collection[str] | None = None, write: b
     raise ValueError(f"{what}: {error}; or give a local path") from error
 
 
-def open(path: str, mode: str = "rb", **options: Any) -> IO:
+def open(path: str, mode: str = "rb", **options: Any) -> Any:  # fsspec has file types of its own
   """Opens a file as `open` does; one opened for reading bytes can seek.
 
   Raises:
@@ -255,9 +255,10 @@ def upload(folder: str, path: str) -> None:
   """Copies the files of a local folder, at any depth, to a folder in object storage, in place of those it has."""
   system, name = _resolve(path)
   for base, _, files in os.walk(folder, topdown=False):  # the files on top last: they tell what the folder is
+    below = [] if base == folder else os.path.relpath(base, folder).split(os.sep)
+    make_folder(join(path, *below))
     for file in files:
-      local = os.path.join(base, file)
-      system.put_file(local, posixpath.join(name, *os.path.relpath(local, folder).split(os.sep)))
+      system.put_file(os.path.join(base, file), posixpath.join(name, *below, file))
 
 
 def find(path: str) -> list[str]:
@@ -330,11 +331,14 @@ def _leads_to_folder(entry: os.DirEntry[str]) -> bool:
 def _resolve(path: str) -> tuple[Any, str]:
   """Returns the file system of a URL and the path in it; raises `ValueError` for a URL that cannot be used here."""
   import fsspec
+  import fsspec.config
 
-  # A listing that is kept would hide what Orbax, or another machine, has written since.
-  options = {"use_listings_cache": False} if path.startswith(_BUCKET_URLS) else {}
+  # A listing that is kept would hide what another process has written since, or in this one another library. Orbax goes
+  # through fsspec as well, and takes what is set here.
+  for scheme in _BUCKETS:
+    fsspec.config.conf.setdefault(scheme, {}).setdefault("use_listings_cache", False)
   try:
-    return fsspec.url_to_fs(path, **options)
+    return fsspec.url_to_fs(path)
   except ImportError as error:
     package = {"gs": "gcsfs", "gcs": "gcsfs", "s3": "s3fs", "s3a": "s3fs"}.get(path.split("://")[0])
     advice = f"pip install {package}" if package else str(error)

@@ -86,6 +86,7 @@ class Checkpoints:
   def __init__(
     self, workdir: str, keep: Keep = Keep(), max_failed_saves: int = 3, log: Callable[[str], object] = print
   ):
+    paths.check(workdir, "--workdir", paths.ORBAX, write=True)
     self._folder = paths.absolute(paths.join(workdir, FOLDER))
     self._keep, self._max_failed, self._log = keep, max_failed_saves, log
     self._failed = 0

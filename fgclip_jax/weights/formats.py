@@ -203,7 +203,10 @@ def read(
 
 def is_averaged(path: str) -> bool:
   """Whether it is the folder of a run that keeps an average of its weights, which `read` takes."""
-  return paths.is_folder(path) and native.is_averaged(path)
+  if not paths.is_folder(path) or not paths.exists(paths.join(path, native.MODEL_FILE)):
+    return False
+  with _at_hand(path) as local:
+    return native.is_averaged(local)
 
 
 def read_config(path: str) -> ModelConfig:

@@ -201,6 +201,7 @@ def keeps_average(workdir: str) -> bool:
 @contextlib.contextmanager
 def _newest(workdir: str) -> Iterator[tuple[ocp.training.Checkpointer, Any]]:
   """A run's checkpointer, and what its newest checkpoint holds, as Orbax describes it: shapes and dtypes, metadata."""
+  paths.check(workdir, "a run folder", paths.ORBAX)
   folder = paths.absolute(paths.join(workdir, FOLDER))
   if not paths.is_folder(folder):
     raise FileNotFoundError(f"{workdir!r} has no {FOLDER!r} folder: no run has saved anything there")

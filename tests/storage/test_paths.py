@@ -147,6 +147,7 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
   assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]
 
 
+<<<<<<< HEAD
 @pytest.mark.parametrize("name", ["http://a.b/c.jpg", "d/s3://a/c.jpg", "simplecache::http://a.b/c.jpg"])
 def test_a_name_from_a_file_is_never_a_url(tmp_path, name, monkeypatch):
   """Whatever the folder is; the file of such a path is found as any other program finds it."""
@@ -158,3 +159,40 @@ def test_a_name_from_a_file_is_never_a_url(tmp_path, name, monkeypatch):
     pathlib.Path(folder, name).write_bytes(b"x")
     assert paths.read(joined) == b"x"
   assert paths.join("gs://bucket/folder", "a", "b.jpg") == "gs://bucket/folder/a/b.jpg"
+=======
+@pytest.mark.parametrize(
+  ("path", "message"),
+  [
+    ("s3://bucket/run", "--workdir 's3://bucket/run' cannot be written to: give a local path, or gs://"),
+    ("https://host/run", "cannot be written to"),
+    ("gs:///run", "names no bucket"),
+    ("gs:/bucket/run", "is no URL: write 'gs://bucket/run'"),
+  ],
+)
+def test_urls_that_cannot_hold_a_run_are_refused(path, message):
+  with pytest.raises(ValueError, match=message):
+    paths.check(path, "--workdir", paths.ORBAX, write=True)
+
+
+def test_unknown_schemes_are_refused_everywhere(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for function in (paths.exists, paths.make_folder, paths.read, paths.list_folder, paths.remove, paths.identity):
+    with pytest.raises(ValueError, match="names no known kind of storage"):
+      function("nowhere://a/b")
+    with pytest.raises(ValueError, match="is no URL"):
+      function("s3:/a/b")
+  assert os.listdir(tmp_path) == []
+
+
+def test_folders_are_copied_to_object_storage_and_back(tmp_path):
+  (tmp_path / "in" / "deep").mkdir(parents=True)
+  (tmp_path / "in" / "deep" / "b").write_bytes(b"2")
+  (tmp_path / "in" / "a").write_bytes(b"1")
+  there = standin.remote(tmp_path / "there")
+  paths.upload(str(tmp_path / "in"), there)
+  assert paths.find(there) == ["a", "deep/b"]
+  paths.download(there, str(tmp_path / "out"))
+  assert (tmp_path / "out" / "deep" / "b").read_bytes() == b"2"
+  assert paths.parent(there) == standin.remote(tmp_path)
+  assert paths.base_name(f"{there}/") == "there"
+>>>>>>> 006b2ed (Test runs in a bucket on a local server; document buckets)

@@ -10,6 +10,7 @@ import pytest
 from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.params import flatten
+from fgclip_jax.storage import paths
 from fgclip_jax.train.checkpoint import Checkpoints, Keep
 from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
@@ -287,3 +288,25 @@ def test_another_kind_of_optimizer_is_refused(tmp_path):
   saved(tmp_path, [2])
   with pytest.raises(ValueError, match="another model or optimizer .*opt_state"):
     restored(tmp_path, make_train_state(clip_norm=1.0))
+
+
+def test_a_damaged_checkpoint_in_a_bucket_is_marked(bucket, capsys):
+  workdir = f"{bucket}/damaged"
+  checkpoints = Checkpoints(workdir, Keep(newest=2))
+  for step in (1, 2, 3):
+    checkpoints.save(step, make_train_state(step), CONFIG)
+  checkpoints.close()
+  folder = f"{workdir}/{FOLDER}"
+  assert paths.list_folder(folder) == ["2", "3"]
+  for name in paths.find(f"{folder}/3/params"):
+    if name.startswith("d/"):
+      paths.write(f"{folder}/3/params/{name}", b"damaged")
+  like = make_train_state()
+  checkpoints = Checkpoints(workdir, Keep(newest=2))
+  assert_same(checkpoints.restore(shardings_of(like), jax.eval_shape(lambda: like)), make_train_state(2))
+  assert "checkpoint 3 cannot be read, is marked by 'damaged-3'" in capsys.readouterr().out
+  assert_same(read_params(workdir), make_params(2))
+  checkpoints.save(3, make_train_state(3), CONFIG)  # the run comes to this step again
+  checkpoints.close()
+  assert paths.list_folder(folder) == ["2", "3"]
+  assert_same(read_params(workdir), make_params(3))

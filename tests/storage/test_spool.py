@@ -1,0 +1,62 @@
+"""Files that grow in object storage."""
+
+import threading
+
+import pytest
+
+from fgclip_jax.storage import paths
+from fgclip_jax.storage.spool import SpooledFile
+
+
+@pytest.fixture
+def store(monkeypatch):
+  """What is in the store, by path; with `fails` set, it cannot be written."""
+  held, written = {}, threading.Event()
+
+  def write(path, data):
+    if held.get("fails"):
+      raise RuntimeError("no network")
+    held[path] = data
+    written.set()
+
+  monkeypatch.setattr(paths, "write", write)
+  monkeypatch.setattr(paths, "exists", held.__contains__)
+  monkeypatch.setattr(paths, "read", held.__getitem__)
+  held["written"] = written
+  return held
+
+
+def test_what_is_there_is_continued(store):
+  store["gs://b/x"] = b"1\n"
+  file = SpooledFile("gs://b/x")
+  file.add(b"2\n")
+  assert store["gs://b/x"] == b"1\n"
+  file.close()
+  assert store["gs://b/x"] == b"1\n2\n"
+
+
+def test_it_is_put_once_in_a_while_and_when_asked(store):
+  file = SpooledFile("gs://b/x", every=0.01)
+  file.add(b"1")
+  assert store["written"].wait(10)
+  file.close()
+  file = SpooledFile("gs://b/y", every=1000.0)
+  store["written"].clear()
+  file.add(b"1")
+  file.flush()
+  assert store["written"].wait(10)
+  file.close()
+
+
+def test_a_lost_network_is_said_once_and_made_up_for(store, capsys):
+  store["fails"] = True
+  file = SpooledFile("gs://b/x", every=0.01)
+  file.add(b"1")
+  while "no network" not in (said := capsys.readouterr().out):
+    pass
+  store["fails"] = False
+  file.add(b"2")
+  file.close()
+  assert store["gs://b/x"] == b"12"
+  assert "cannot be written" in said
+  assert "cannot be written" not in capsys.readouterr().out
