@@ -10,6 +10,7 @@ Only regular files are read: a pipe would wait for a writer for ever, and a devi
 import builtins
 import contextlib
 import errno
+import io
 import os
 import posixpath
 import re
@@ -90,8 +91,13 @@ def open(path: str, mode: str = "rb", **options: Any) -> Any:  # fsspec has file
     if mode.startswith("r"):
       options["opener"] = _open_regular
     return builtins.open(path, mode, **options)
+  from fsspec.spec import AbstractBufferedFile
+
   system, name = _resolve(path)
-  return system.open(name, mode, **options)
+  file = system.open(name, mode, **options)
+  if mode == "rb" and isinstance(file, AbstractBufferedFile):  # which typed code does not know as a file
+    return io.BufferedReader(file, 1 << 16)  # pyright: ignore[reportArgumentType] - it has what raw files have
+  return file
 
 
 def read(path: str, offset: int = 0, size: int | None = None) -> bytes:

@@ -147,7 +147,6 @@ def test_a_full_disk_is_named_and_leaves_the_old_file(tmp_path):
   assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a.json", b"old")]
 
 
-<<<<<<< HEAD
 @pytest.mark.parametrize("name", ["http://a.b/c.jpg", "d/s3://a/c.jpg", "simplecache::http://a.b/c.jpg"])
 def test_a_name_from_a_file_is_never_a_url(tmp_path, name, monkeypatch):
   """Whatever the folder is; the file of such a path is found as any other program finds it."""
@@ -159,7 +158,8 @@ def test_a_name_from_a_file_is_never_a_url(tmp_path, name, monkeypatch):
     pathlib.Path(folder, name).write_bytes(b"x")
     assert paths.read(joined) == b"x"
   assert paths.join("gs://bucket/folder", "a", "b.jpg") == "gs://bucket/folder/a/b.jpg"
-=======
+
+
 @pytest.mark.parametrize(
   ("path", "message"),
   [
@@ -195,4 +195,3 @@ def test_folders_are_copied_to_object_storage_and_back(tmp_path):
   assert (tmp_path / "out" / "deep" / "b").read_bytes() == b"2"
   assert paths.parent(there) == standin.remote(tmp_path)
   assert paths.base_name(f"{there}/") == "there"
->>>>>>> 006b2ed (Test runs in a bucket on a local server; document buckets)
