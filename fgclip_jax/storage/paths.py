@@ -96,6 +96,7 @@ def open(path: str, mode: str = "rb", **options: Any) -> Any:  # fsspec has file
   system, name = _resolve(path)
   file = system.open(name, mode, **options)
   if mode == "rb" and isinstance(file, AbstractBufferedFile):  # which typed code does not know as a file
+    file.name = path  # pyright: ignore[reportAttributeAccessIssue]
     return io.BufferedReader(file, 1 << 16)  # pyright: ignore[reportArgumentType] - it has what raw files have
   return file
 
