@@ -183,7 +183,10 @@ def scan_folder(path: str) -> list[tuple[str, bool]]:
 def join(path: str, *parts: str) -> str:
   """Joins the parts of a path. Whether it is a URL depends on the first alone: the others may be names from a file."""
   parts = tuple(part.replace("://", ":/") for part in parts)  # to a file system the two are one
-  return posixpath.join(path, *parts) if is_remote(path) else os.path.join(path, *parts)
+  if is_remote(path):
+    return posixpath.join(path, *parts)
+  joined = os.path.join(path, *parts)
+  return f"./{joined}" if _ONE_SLASH.match(joined) else joined
 
 
 def parent(path: str) -> str:
