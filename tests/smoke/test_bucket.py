@@ -31,6 +31,7 @@ def one_step(quick, monkeypatch):
   monkeypatch.setattr(loop, "make_step", cached)
 
 
+@pytest.mark.slow
 def test_a_bucket_holds_what_a_disk_would(bucket, one_step, toy, weights, tmp_path, monkeypatch):
   where = {"disk": str(tmp_path), "bucket": f"{bucket}/smoke"}
   paths.upload(toy, f"{bucket}/smoke/data")
