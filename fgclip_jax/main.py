@@ -41,6 +41,7 @@ def main(argv: list[str]) -> int:
   # imported here: data workers import this module again, and must start without JAX
   from fgclip_jax.train import distributed
   from fgclip_jax.train.config import read_config
+  from fgclip_jax.train.goodput.timeline import process_start
   from fgclip_jax.train.loop import open_run, train_steps
   from fgclip_jax.train.preemption import EXIT_CODE, PreemptedError
 
@@ -48,7 +49,7 @@ def main(argv: list[str]) -> int:
   try:
     paths.check(workdir, "--workdir", paths.ORBAX, write=True)
     peers = distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT_TIMEOUT.value)
-    opened = open_run(read_config(CONFIG.value), workdir)
+    opened = open_run(read_config(CONFIG.value), workdir, process_start())
     started = True
     train_steps(*opened)
   except PreemptedError as preempted:

@@ -19,8 +19,11 @@ from tensorboardX.record_writer import masked_crc32c
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.storage import atomic, paths
 from fgclip_jax.storage.spool import SpooledFile
+from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.flops import StepFlops, peak_flops
-from fgclip_jax.train.loggers.protocol import Logger
+from fgclip_jax.train.loggers.protocol import Logger, RunInfo
+from fgclip_jax.train.loggers.registry import open_loggers
+from fgclip_jax.train.resume import flat_dict
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -82,6 +85,14 @@ class Metrics:
 def open_append(path: str) -> "AppendFile | SpooledFile":
   """A file of this machine or in object storage that pieces are appended to."""
   return SpooledFile(path) if paths.is_remote(path) else AppendFile(path)
+
+
+def open_metrics(run: RunConfig, workdir: str, begin: int) -> Metrics:
+  """The files of metrics, and the config's loggers."""
+  name = run.run_name or "/".join(workdir.rstrip("/").split("/")[-2:])
+  config = flat_dict(run.values)
+  loggers = open_loggers(run.loggers, lambda each: RunInfo(each, workdir, run.project, name, config, begin))
+  return Metrics(workdir, run.steps, begin, loggers)
 
 
 class JsonLines:

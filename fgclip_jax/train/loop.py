@@ -14,20 +14,17 @@ from jax.sharding import Mesh
 
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.inference.programs import use_compilation_cache
-from fgclip_jax.models.config import ModelConfig
-from fgclip_jax.models.params import abstract_params, count, unflatten
-from fgclip_jax.models.positions import resize
+from fgclip_jax.models.params import abstract_params, count
 from fgclip_jax.storage import atomic, paths
 from fgclip_jax.train.checkpoint import Checkpoints
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.distributed import agree
 from fgclip_jax.train.evaluation import measure
 from fgclip_jax.train.flops import StepFlops, count_flops
+from fgclip_jax.train.goodput.timeline import COMPILE, DATA, EVALUATE, SAVE, STEP, Timeline
 from fgclip_jax.train.guard import NUMBERS, Guard, NonFiniteError
 from fgclip_jax.train.lease import Lease
-from fgclip_jax.train.logger import Clock, Metrics, duration
-from fgclip_jax.train.loggers.protocol import RunInfo
-from fgclip_jax.train.loggers.registry import open_loggers
+from fgclip_jax.train.logger import Clock, duration, open_metrics
 from fgclip_jax.train.mesh import (
   check_batch,
   check_memory,
@@ -42,13 +39,13 @@ from fgclip_jax.train.mesh import (
 from fgclip_jax.train.optimizer import freezes
 from fgclip_jax.train.preemption import PreemptedError, Preemption
 from fgclip_jax.train.profile import Profile
-from fgclip_jax.train.resume import check_changes, flat_dict
-from fgclip_jax.train.state import TrainSetup, TrainState, init_state, state_from
+from fgclip_jax.train.resume import check_changes
+from fgclip_jax.train.state import TrainSetup, TrainState, init_state, read_weights, state_from
 from fgclip_jax.train.step import make_step
 from fgclip_jax.train.watchdog import Watchdog
 from fgclip_jax.train.workdir import make_workdir
-from fgclip_jax.weights import clip_to_fgclip, native
 from fgclip_jax.weights import formats as folders
+from fgclip_jax.weights import native
 
 CONFIG_FILE = "config.json"
 Log = Callable[[str], object]
@@ -63,8 +60,10 @@ def train(run: RunConfig, workdir: str) -> TrainState:
   return train_steps(*open_run(run, workdir))
 
 
-def open_run(run: RunConfig, workdir: str) -> tuple["TrainLoop", TrainState]:
+def open_run(run: RunConfig, workdir: str, began: float | None = None) -> tuple["TrainLoop", TrainState]:
   """Opens all that a run needs, and returns its loop and first state; no step has been compiled.
+
+  `began`: when this start of the run began, in seconds since 1970, for its timeline; None: now.
 
   Raises:
     ValueError: data, weights or checkpoints that do not fit the config; or another run trains in the workdir.
@@ -77,16 +76,18 @@ def open_run(run: RunConfig, workdir: str) -> tuple["TrainLoop", TrainState]:
   lease = (
     Lease(workdir, log) if jax.process_index() == 0 else None
   )  # before checkpoints: opening them removes half ones
+  timeline = Timeline(workdir if jax.process_index() == 0 else None, began)
   try:
-    return _open_run(run, workdir, setup, lease, log)
-  except BaseException:
+    return _open_run(run, workdir, setup, lease, timeline, log)
+  except BaseException as error:
+    timeline.end(type(error).__name__)
     if lease:
       lease.close()
     raise
 
 
 def _open_run(
-  run: RunConfig, workdir: str, setup: TrainSetup, lease: Lease | None, log: Log
+  run: RunConfig, workdir: str, setup: TrainSetup, lease: Lease | None, timeline: Timeline, log: Log
 ) -> tuple["TrainLoop", TrainState]:
   agree(0)  # the lease is held
   # exact resume: the number of steps made decides which batch comes next, the learning rate, and every random key
@@ -106,7 +107,7 @@ def _open_run(
     log(f"continuing {workdir} from step {begin}{'; changed since: ' if changes else ''}{', '.join(changes)}")
   if jax.process_index() == 0:
     write_config(run, workdir)
-  return TrainLoop(run, workdir, setup, loader, checkpoints, begin, log, lease), state
+  return TrainLoop(run, workdir, setup, loader, checkpoints, begin, log, lease, timeline), state
 
 
 def train_steps(loop: "TrainLoop", state: TrainState) -> TrainState:
@@ -182,14 +183,6 @@ def write_config(run: RunConfig, workdir: str) -> None:
     file.write("\n")
 
 
-def open_metrics(run: RunConfig, workdir: str, begin: int) -> Metrics:
-  """The files of metrics, and the config's loggers."""
-  name = run.run_name or "/".join(workdir.rstrip("/").split("/")[-2:])
-  config = flat_dict(run.values)
-  loggers = open_loggers(run.loggers, lambda each: RunInfo(each, workdir, run.project, name, config, begin))
-  return Metrics(workdir, run.steps, begin, loggers)
-
-
 class Batch(NamedTuple):
   """A step's batch.
 
@@ -239,8 +232,9 @@ class TrainLoop:
     begin: int,
     log: Log,
     lease: Lease | None = None,
+    timeline: Timeline | None = None,
   ):
-    self._lease = lease
+    self._lease, self._timeline, self._compiled = lease, timeline or Timeline(None), set()
     self._run, self._setup, self._loader, self._checkpoints = run, setup, loader, checkpoints
     self._begin, self._log = begin, log
     self._metrics = open_metrics(run, workdir, begin) if jax.process_index() == 0 else None
@@ -256,6 +250,7 @@ class TrainLoop:
 
   def __enter__(self) -> "TrainLoop":
     self._opened = contextlib.ExitStack()
+    self._opened.push(lambda kind, *_: self._timeline.end(kind.__name__ if kind else "finished"))
     parts = (self._lease, self._preemption, self._watchdog, self._loader, self._checkpoints, self._profile)
     for part in filter(None, parts):
       self._opened.callback(part.close)
@@ -271,13 +266,13 @@ class TrainLoop:
   def run(self, state: TrainState) -> TrainState:
     """Trains from `begin` to `run.steps`, and returns the last state; errors as for `train`."""
     run, step = self._run, self._begin
+    self._timeline.begin(step)
     try:
       batch = self._next_batch(step + 1) if step < run.steps else None
       while batch is not None:
         step += 1
         self._profile.before(step)
-        state, metrics = self._step_for(self._image_size(step))(state, batch.arrays)  # returns at once
-        self._in_flight.append(InFlight(step, metrics, batch.flops, batch.records))
+        state = self._dispatch(step, state, batch)
 
         # preemption: all processes agree on the step after which they save and end
         ends = self._preemption.reached(step)
@@ -288,6 +283,7 @@ class TrainLoop:
         drains = saves or self._evaluates(step) or self._profile.ends(step)
         numbers = self._finish_steps(0 if drains else run.in_flight - 1)
         self._profile.after(step)
+        self._timeline.done(step - len(self._in_flight), drains)
 
         if evaluates and run.keeps_by_eval:  # before saving: the numbers decide whether the checkpoint is kept
           numbers |= self._evaluate(step, state)
@@ -295,9 +291,10 @@ class TrainLoop:
           self._watchdog.heartbeat(f"the checkpoint of step {step}")
           if self._lease:
             self._lease.check()
-          self._checkpoints.save(step, state, run.values, numbers, at_once=batch is None)
-          if self._metrics:
-            self._metrics.flush()
+          with self._timeline.phase(SAVE):
+            self._checkpoints.save(step, state, run.values, numbers, at_once=batch is None)
+            if self._metrics:
+              self._metrics.flush()
         if ends:
           raise PreemptedError(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
         if evaluates and not run.keeps_by_eval:  # after saving has begun: it goes on in the background
@@ -309,10 +306,21 @@ class TrainLoop:
     self._log(f"trained to step {run.steps} in {duration(self.clock.total)}" if made else "nothing left to do")
     return state
 
+  def _dispatch(self, step: int, state: TrainState, batch: Batch) -> TrainState:
+    """Gives a step to the devices, and returns at once unless it has to be compiled first."""
+    program = (self._image_size(step), *((name, array.shape) for name, array in batch.arrays.items()))
+    with self._timeline.phase(STEP if program in self._compiled else COMPILE):
+      state, metrics = self._step_for(self._image_size(step))(state, batch.arrays)
+    self._compiled.add(program)
+    self._timeline.dispatched(metrics)
+    self._in_flight.append(InFlight(step, metrics, batch.flops, batch.records))
+    return state
+
   def _next_batch(self, step: int) -> Batch:
     """Loads the batch of a step and begins to send it to the devices."""
     self._watchdog.heartbeat(f"data for step {step}")
-    batch = next(self._loader)
+    with self._timeline.phase(DATA):
+      batch = next(self._loader)
     flops = count_flops(
       self._setup.model,
       self._setup.objective,
@@ -357,7 +365,8 @@ class TrainLoop:
   def _evaluate(self, step: int, state: TrainState) -> dict[str, float]:
     """Runs the run's evaluators on the parameters; no step is in flight."""
     run, start = self._run, time.perf_counter()
-    numbers = measure(run.evals, run.model, state.params, run.runtime, step, self._log, self._watchdog.heartbeat)
+    with self._timeline.phase(EVALUATE):
+      numbers = measure(run.evals, run.model, state.params, run.runtime, step, self._log, self._watchdog.heartbeat)
     if self._metrics and numbers:
       self._metrics.write(step, numbers)
     self.clock.pause(time.perf_counter() - start)
@@ -375,25 +384,3 @@ class TrainLoop:
 
   def _evaluates(self, step: int) -> bool:
     return bool(self._run.evals) and (step % self._run.eval_every == 0 or step == self._run.steps)
-
-
-def read_weights(folder: str, model: ModelConfig) -> Any:
-  """The parameters of a model folder or file; a ValueError if they do not fit.
-
-  They are made FG-CLIP where the run's model is one, and brought to its image size.
-  """
-  config, flat, _ = folders.read(folder)
-  if model.fine_grained and not config.fine_grained:
-    config, flat = clip_to_fgclip.to_fgclip(config, flat)
-  params = unflatten(flat)
-  if config.vision.patch_size == model.vision.patch_size:
-    params, config = resize(params, config, model.vision.image_size)
-  ours, theirs = (flat_dict(c.replace(temperature_init=0.0).to_dict()) for c in (model, config))
-  keys = dict.fromkeys([*ours, *theirs])
-  different = [f"{key} {theirs.get(key)} (config: {ours.get(key)})" for key in keys if ours.get(key) != theirs.get(key)]
-  if different:
-    raise ValueError(
-      f"config.init_from: the weights in {folder!r} are of another model: {', '.join(different)}; "
-      "set config.model=from_weights to take the size from the weights"
-    )
-  return params

@@ -12,10 +12,14 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import ModelConfig
-from fgclip_jax.models.params import Params, abstract_params, flatten, init_params, split_statistics
+from fgclip_jax.models.params import Params, abstract_params, flatten, init_params, split_statistics, unflatten
+from fgclip_jax.models.positions import resize
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import param_sharding, shard_params
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
+from fgclip_jax.train.resume import flat_dict
+from fgclip_jax.weights import clip_to_fgclip
+from fgclip_jax.weights import formats as folders
 
 COUNTS = ("step", "skipped", "skipped_in_a_row")
 
@@ -129,3 +133,25 @@ def state_from(setup: TrainSetup, params: Params) -> TrainState:
   params = jax.device_put(params, shard_params(params, setup.mesh))
   make = lambda params: make_state(setup.optimizer, params, setup.has_ema)  # noqa: E731
   return jax.jit(make, out_shardings=setup.state_shardings)(params)
+
+
+def read_weights(folder: str, model: ModelConfig) -> Any:
+  """The parameters of a model folder or file; a ValueError if they do not fit.
+
+  They are made FG-CLIP where the run's model is one, and brought to its image size.
+  """
+  config, flat, _ = folders.read(folder)
+  if model.fine_grained and not config.fine_grained:
+    config, flat = clip_to_fgclip.to_fgclip(config, flat)
+  params = unflatten(flat)
+  if config.vision.patch_size == model.vision.patch_size:
+    params, config = resize(params, config, model.vision.image_size)
+  ours, theirs = (flat_dict(c.replace(temperature_init=0.0).to_dict()) for c in (model, config))
+  keys = dict.fromkeys([*ours, *theirs])
+  different = [f"{key} {theirs.get(key)} (config: {ours.get(key)})" for key in keys if ours.get(key) != theirs.get(key)]
+  if different:
+    raise ValueError(
+      f"config.init_from: the weights in {folder!r} are of another model: {', '.join(different)}; "
+      "set config.model=from_weights to take the size from the weights"
+    )
+  return params
