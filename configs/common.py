@@ -80,7 +80,6 @@ def get_config() -> Any:  # a ConfigDict, of whose keys type checkers know nothi
   config.loggers = ()
   config.project = ""  # what they file the run under; "": the service's own setting, or `fgclip`
   config.run_name = ""  # "": the last two parts of the workdir
-  config.image_every = 0  # steps between pictures of the batch and of heat maps; 0: none
 
   config.log_every = 10
   config.checkpoint_every = 500

@@ -59,7 +59,6 @@ class RunConfig:
     profile: first and last step of a profile; empty: none.
     loggers: services that the metrics go to as well, see `fgclip_jax/train/loggers/registry.py`.
     project, run_name: what these file the run under; empty: their own setting, and the workdir's last two parts.
-    image_every: steps between pictures of the batch and of heat maps; 0: none.
     compilation_cache: a folder where compiled programs are kept for the next run; empty: none; `auto`: one in
       the user's cache folder, on accelerators.
     values: the whole config as it was given, for the record.
@@ -89,7 +88,6 @@ class RunConfig:
   loggers: tuple[str, ...]
   project: str
   run_name: str
-  image_every: int
   compilation_cache: str
   values: dict[str, Any]
 
@@ -189,7 +187,6 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     profile=_typed("profile", take("profile"), tuple[int, ...]),
     loggers=loggers.check(_typed("loggers", take("loggers"), tuple[str, ...]), check_data),
     **{key: _typed(key, take(key), str) for key in ("project", "run_name")},
-    image_every=whole("image_every", least=0),
     values=values,
   )
   if left:
