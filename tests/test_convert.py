@@ -382,3 +382,12 @@ def test_wrong_arguments(tmp_path, capsys):
   with pytest.raises(SystemExit) as error:
     convert.main([str(start), str(tmp_path / "out"), "--to", "onnx"])
   assert error.value.code == 2
+
+
+def test_names_from_inside_a_file_are_escaped_in_errors(tmp_path, capsys):
+  (tmp_path / "open_clip_config.json").write_text(
+    '{"model_cfg": {"vision_cfg": {"a\\u001b[2J\\rb": 32}, "text_cfg": {}}}'
+  )
+  (tmp_path / "open_clip_model.safetensors").write_bytes(b"")
+  assert convert.main([str(tmp_path), str(tmp_path / "out")]) != 0
+  assert capsys.readouterr().err.rstrip("\n").isprintable()

@@ -134,6 +134,19 @@ def is_file(path: str) -> bool:
   return system.isfile(name)
 
 
+def check_regular(folder: str) -> None:
+  """Looks at all files below a local folder, for libraries that open them without looking.
+
+  Raises:
+    NotRegularFileError: one is a pipe, a device or a socket.
+  """
+  for base, _, names in os.walk(folder):
+    for name in names:
+      path = os.path.join(base, name)
+      with contextlib.suppress(FileNotFoundError):  # removed since, or a link that leads nowhere
+        _refuse_irregular(path, os.stat(path).st_mode)
+
+
 def is_folder(path: str) -> bool:
   """Whether there is a folder at a path."""
   if not is_remote(path):

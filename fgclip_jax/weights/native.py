@@ -148,6 +148,7 @@ def _check_shapes(folder: str, config: ModelConfig, tree: Params) -> None:
 
 def _abstract(path: str):
   """The stored tree's shapes and dtypes, to be read onto one local device; a ValueError if it is damaged."""
+  paths.check_regular(path)  # Orbax would wait at a pipe
   with _named_damage(path):
     return _on_one_device(ocp.metadata(path).metadata)
 

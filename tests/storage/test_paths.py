@@ -195,3 +195,13 @@ def test_folders_are_copied_to_object_storage_and_back(tmp_path):
   assert (tmp_path / "out" / "deep" / "b").read_bytes() == b"2"
   assert paths.parent(there) == standin.remote(tmp_path)
   assert paths.base_name(f"{there}/") == "there"
+
+
+def test_a_folder_is_looked_at_before_a_library_opens_its_files(tmp_path):
+  (tmp_path / "a" / "b").mkdir(parents=True)
+  (tmp_path / "a" / "b" / "file").touch()
+  (tmp_path / "a" / "nowhere").symlink_to("nothing")
+  paths.check_regular(str(tmp_path))
+  (tmp_path / "a" / "b" / "zero").symlink_to("/dev/zero")
+  with pytest.raises(paths.NotRegularFileError, match="zero' is a device"):
+    paths.check_regular(str(tmp_path))

@@ -1,6 +1,7 @@
 """Our own model folders, and which format a folder has."""
 
 import json
+import os
 import pathlib
 import re
 
@@ -107,6 +108,15 @@ def test_orbax_reads_the_parameters_as_the_docs_say(tmp_path, random_params):
     found = flatten(names["params"])
     assert found.keys() == flat.keys()
     assert all(np.array_equal(found[name], value) for name, value in flat.items())
+
+
+def test_a_pipe_among_the_arrays_is_refused_at_once(tmp_path, random_params):
+  native.write(str(tmp_path), TINY, random_params(TINY))
+  path = tmp_path / "params" / "_CHECKPOINT_METADATA"
+  path.unlink()
+  os.mkfifo(path)
+  with pytest.raises(OSError, match="_CHECKPOINT_METADATA' is a named pipe"):
+    native.read(str(tmp_path))
 
 
 @pytest.mark.parametrize("change", ["cut", "zeros", "missing"])
