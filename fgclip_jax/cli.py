@@ -4,8 +4,10 @@ import argparse
 import errno
 import os
 import pathlib
+import sys
 
 from fgclip_jax.storage import workers
+from fgclip_jax.storage.skip_report import printable
 
 FAILED = 1  # exit code: it may work another time; launchers try again
 WRONG_USAGE = 2  # exit code: the same command would fail again, so launchers do not try
@@ -27,6 +29,12 @@ def exit_code(error: BaseException) -> int:
   else:
     wrong = isinstance(error, ValueError | ModuleNotFoundError)
   return WRONG_USAGE if wrong else FAILED
+
+
+def print_error(error: BaseException | str) -> None:
+  """Prints what ends a command on stderr, with control characters of names from files escaped."""
+  lines = (printable(line) for line in str(error).split("\n"))
+  print("error: " + "\n".join(lines), file=sys.stderr, flush=True)
 
 
 def shipped(folder: str) -> pathlib.Path:

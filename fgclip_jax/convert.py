@@ -11,10 +11,10 @@ import argparse
 import os
 import sys
 
+from fgclip_jax.cli import print_error
 from fgclip_jax.models.params import flatten, is_statistic, unflatten
 from fgclip_jax.models.positions import resize
 from fgclip_jax.storage import atomic, paths
-from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights import clip_to_fgclip, formats, native
 
 _FORMATS = """formats: jax (ours); pytorch (FG-CLIP's published layout; of a plain CLIP the same as clip); clip
@@ -138,8 +138,7 @@ def main(argv: list[str] | None = None) -> int:
     )
     to = args.to or ("jax" if paths.base_name(written[0]) == "model.json" else "pytorch")
   except (OSError, ValueError) as error:
-    # tensors that do not fit are listed, each in a line
-    print("error: " + "\n".join(map(printable, str(error).split("\n"))), file=sys.stderr)
+    print_error(error)
     return 1
   for path in written:
     print(f"wrote {path}")

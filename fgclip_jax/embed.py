@@ -28,6 +28,7 @@ import jax
 import numpy as np
 import tqdm
 
+from fgclip_jax.cli import print_error
 from fgclip_jax.inference import bulk_inputs, programs
 from fgclip_jax.inference.bulk_outputs import Output
 from fgclip_jax.inference.model import DTYPES, FGCLIP, KINDS, load
@@ -262,7 +263,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\nStopped. Run the same command again to continue.", file=sys.stderr)
     return 1
   except (OSError, ValueError) as error:
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    print_error(error)
     return 1
   return 0
 

@@ -13,7 +13,7 @@ import warnings
 
 import jax
 
-from fgclip_jax.cli import FAILED, positive
+from fgclip_jax.cli import FAILED, positive, print_error
 from fgclip_jax.evals import guards, options, registry, results
 from fgclip_jax.evals.evaluator import Evaluator, Result
 from fgclip_jax.evals.tasks.dataset import Records
@@ -56,7 +56,7 @@ def main(argv: list[str] | None = None) -> int:
     else:
       _run(args, args.make(args))
   except (OSError, ValueError) as error:
-    print(f"error: {printable(str(error).replace(chr(10), ' '))}", file=sys.stderr)
+    print_error(str(error).replace("\n", " "))
     return FAILED
   return 0
 

@@ -25,7 +25,7 @@ import tqdm
 from flax import nnx
 from jaxtyping import Array, Float, Int, UInt8
 
-from fgclip_jax.cli import shipped_file
+from fgclip_jax.cli import print_error, shipped_file
 from fgclip_jax.inference.model import DTYPES, FGCLIP, load
 from fgclip_jax.models import params as parameters
 from fgclip_jax.models.config import TextKind
@@ -339,10 +339,10 @@ def main(argv: list[str] | None = None) -> int:
     print(f"{printable(args.model)}: {model}")
     written = export(model, args.output, args.format, [name.strip() for name in args.what.split(",")])
   except ModuleNotFoundError as error:
-    print(f"error: {printable(str(error))}: ONNX needs `pip install -r requirements-export.txt`", file=sys.stderr)
+    print_error(f"{error}: ONNX needs `pip install -r requirements-export.txt`")
     return 1
   except (OSError, ValueError, ArithmeticError) as error:
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    print_error(error)
     return 1
   for path in written:
     print(f"wrote {path} ({paths.size(path) / 2**20:.1f} MiB)")

@@ -11,7 +11,7 @@ import argparse
 import json
 import sys
 
-from fgclip_jax.storage.skip_report import printable
+from fgclip_jax.cli import print_error
 from fgclip_jax.train.goodput import report
 
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     found = report.read(args.workdir)
   except (OSError, ValueError) as error:
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    print_error(error)
     return 1
   if args.json:
     print(json.dumps(found.as_json()))

@@ -58,7 +58,7 @@ def main(argv: list[str]) -> int:
       peers.close()
     return EXIT_CODE
   except (OSError, ValueError, FloatingPointError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    cli.print_error(error)
     code = cli.FAILED if started else cli.exit_code(error)
     if peers:
       peers.fail(error, code)

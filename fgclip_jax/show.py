@@ -16,6 +16,7 @@ from typing import Any
 
 from PIL import Image
 
+from fgclip_jax.cli import print_error
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record
 from fgclip_jax.evals.datasets.records import Examples
@@ -23,7 +24,6 @@ from fgclip_jax.inference.model import FGCLIP, load
 from fgclip_jax.inference.programs import use_compilation_cache
 from fgclip_jax.storage import atomic, paths, streams
 from fgclip_jax.storage.errors import RecordError
-from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.viz import box_scores, drawing, heatmap
 from fgclip_jax.viz.drawing import Box
 
@@ -98,7 +98,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     _run(args)
   except (OSError, ValueError, IndexError) as error:
-    print(f"error: {printable(str(error))}", file=sys.stderr)
+    print_error(error)
     return 1
   return 0
 

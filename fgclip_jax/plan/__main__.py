@@ -64,7 +64,7 @@ def main(argv: list[str]) -> int:
         file.write(json.dumps(contents, indent=2) + "\n")
       print(f"wrote {_JSON.value}")
   except (OSError, ValueError, ModuleNotFoundError) as error:
-    print(f"error: {error}", file=sys.stderr)
+    cli.print_error(error)
     return cli.exit_code(error)
   return 0 if any(plan.fits for plan in plans) else 1
 

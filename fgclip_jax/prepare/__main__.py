@@ -10,8 +10,8 @@ import pkgutil
 import sys
 from typing import Any
 
+from fgclip_jax.cli import print_error
 from fgclip_jax.prepare import benchmark, inspect, sources, verify
-from fgclip_jax.storage.skip_report import printable
 
 TOOLS = (inspect, verify, benchmark)
 # Help lists these sources first; others follow by name.
@@ -37,8 +37,7 @@ def main(argv: list[str] | None = None) -> int:
     print("\nStopped. Run the same command again to continue.", file=sys.stderr)
     return 1
   except (OSError, ValueError) as error:
-    lines = (printable(line) for line in str(error).split("\n"))
-    print("error:", "\n".join(lines), file=sys.stderr)
+    print_error(error)
     return 1
   return 0
 

@@ -13,7 +13,7 @@ from typing import NoReturn
 from absl import flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from fgclip_jax.cli import WRONG_USAGE, shipped
+from fgclip_jax.cli import WRONG_USAGE, print_error, shipped
 from fgclip_jax.storage.errors import first_line
 
 CONFIG = config_flags.DEFINE_config_file(
@@ -95,7 +95,7 @@ def _without_config(argv: list[str]) -> list[str]:
 
 
 def _stop(message: str) -> NoReturn:
-  print(f"error: {message}", file=sys.stderr)
+  print_error(message)
   sys.exit(WRONG_USAGE)
 
 

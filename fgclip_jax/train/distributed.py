@@ -19,7 +19,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fgclip_jax.cli import FAILED, WRONG_USAGE
+from fgclip_jax.cli import FAILED, WRONG_USAGE, print_error
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.key_value import KeyValueServer, KeyValueStore, RemoteStore
 
@@ -243,9 +243,9 @@ class Peers:
 
   def _end(self, reason: str) -> NoReturn:
     if reason.startswith(_USAGE_MARK):
-      print(f"error: {reason.removeprefix(_USAGE_MARK)}", file=sys.stderr, flush=True)
+      print_error(reason.removeprefix(_USAGE_MARK))
       self._leave(WRONG_USAGE)
-    print(f"error: {reason}; the same command continues from the newest checkpoint", file=sys.stderr, flush=True)
+    print_error(f"{reason}; the same command continues from the newest checkpoint")
     self._leave(PEER_GONE)
 
   def _report(self, reason: str, code: int = FAILED) -> None:
