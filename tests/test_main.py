@@ -95,7 +95,8 @@ def test_a_run_from_end_to_end(run, command, root, data, tmp_path):
   assert out.endswith(f"next: python -m fgclip_jax.evaluate --model runs/tiny --data {data}\n")
 
   workdir = tmp_path / "runs" / "tiny"
-  assert sorted(os.listdir(workdir)) == ["checkpoints", "config.json", "metrics.jsonl", "model.json", "tensorboard"]
+  files = ["checkpoints", "config.json", "metrics.jsonl", "model.json", "tensorboard", "timeline.jsonl"]
+  assert sorted(os.listdir(workdir)) == files
   assert sorted(os.listdir(workdir / "checkpoints")) == ["2", "4"]
   with open(workdir / "config.json", encoding="utf-8") as file:
     config = json.load(file)
