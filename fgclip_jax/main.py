@@ -27,6 +27,8 @@ _HEARTBEAT_TIMEOUT = flags.DEFINE_float(
   "heartbeat_timeout", 100.0, "Seconds within which the run ends when one of its processes is lost."
 )
 
+_PROFILER_PORT = flags.DEFINE_integer("profiler_port", None, "Where XProf may ask for profiles of this process.")
+
 
 def main(argv: list[str]) -> int:
   """The command; returns its exit code.
@@ -44,11 +46,14 @@ def main(argv: list[str]) -> int:
   from fgclip_jax.train.goodput.timeline import process_start
   from fgclip_jax.train.loop import open_run, train_steps
   from fgclip_jax.train.preemption import EXIT_CODE, PreemptedError
+  from fgclip_jax.train.profile import start_server
 
   workdir, peers, started = _WORKDIR.value or "", None, False
   try:
     paths.check(workdir, "--workdir", paths.ORBAX, write=True)
     peers = distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT_TIMEOUT.value)
+    if _PROFILER_PORT.value is not None:
+      start_server(_PROFILER_PORT.value)
     opened = open_run(read_config(CONFIG.value), workdir, process_start())
     started = True
     train_steps(*opened)

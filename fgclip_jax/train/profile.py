@@ -1,12 +1,28 @@
-"""A profile of some steps, for TensorBoard and Perfetto."""
+"""A profile of some steps, for TensorBoard and Perfetto; and a server for profiles on demand."""
 
 import shutil
+import socket
 import tempfile
 
 import jax
 
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import first_line
+
+
+def start_server(port: int) -> None:
+  """Lets XProf capture profiles of this process while it runs (in TensorBoard: "Capture profile", HOST:PORT).
+
+  Raises:
+    ValueError: the port cannot be listened on.
+  """
+  if not 0 < port < 1 << 16:
+    raise ValueError(f"--profiler_port {port} cannot be listened on: ports go from 1 to 65535")
+  try:
+    socket.create_server(("", port)).close()  # the profiler itself would only log that it cannot
+  except OSError as error:
+    raise ValueError(f"--profiler_port {port} cannot be listened on: {error}") from error
+  jax.profiler.start_server(port)
 
 
 class Profile:
