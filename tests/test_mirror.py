@@ -56,7 +56,6 @@ ELSEWHERE = {
   "train/loggers/trackio": "train/loggers/registry",
   "train/loggers/wandb": "train/loggers/registry",
   "train/preemption": "train/loop",
-  "train/workdir": "train/open_run",
   "viz/box_scores": "viz/heatmap",
   "viz/contact_sheet": "prepare/report",
   "weights/name_map": "weights/openai",

@@ -23,7 +23,6 @@ from fgclip_jax.train.evaluation import measure
 from fgclip_jax.train.flops import StepFlops, count_flops
 from fgclip_jax.train.goodput.timeline import COMPILE, DATA, EVALUATE, SAVE, STEP, Timeline
 from fgclip_jax.train.guard import NUMBERS, Guard, NonFiniteError
-from fgclip_jax.train.lease import Lease
 from fgclip_jax.train.logger import Clock, duration, open_metrics
 from fgclip_jax.train.mesh import (
   check_batch,
@@ -43,7 +42,7 @@ from fgclip_jax.train.resume import check_changes
 from fgclip_jax.train.state import TrainSetup, TrainState, init_state, read_weights, state_from
 from fgclip_jax.train.step import make_step
 from fgclip_jax.train.watchdog import Watchdog
-from fgclip_jax.train.workdir import make_workdir
+from fgclip_jax.train.workdir import Lease, make_workdir
 from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import native
 

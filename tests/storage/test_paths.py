@@ -1,12 +1,12 @@
 """Local and remote files through one set of functions; a stand-in for object storage takes the remote part."""
 
-import builtins
 import os
 import pathlib
 import pickle
 import resource
 import signal
 import socket
+import sys
 
 import pytest
 from hypothesis import given
@@ -75,14 +75,10 @@ def test_local_paths_become_absolute_and_urls_stay(monkeypatch, tmp_path):
 
 
 def test_storage_without_its_package_names_the_package(monkeypatch):
-  real = builtins.__import__
-
-  def fake(name, *arguments, **options):
-    if name.split(".")[0] in ("gcsfs", "s3fs"):
-      raise ImportError(name)
-    return real(name, *arguments, **options)
-
-  monkeypatch.setattr(builtins, "__import__", fake)
+  for package, scheme in (("gcsfs", "gs"), ("s3fs", "s3")):
+    monkeypatch.setitem(sys.modules, package, None)  # importing it fails
+    # a test before may have used it
+    monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
   with pytest.raises(ValueError, match="gs://bucket/a.*pip install gcsfs"):
     paths.exists("gs://bucket/a")
   with pytest.raises(ValueError, match="s3://bucket/a.*pip install s3fs"):

@@ -8,8 +8,8 @@ import threading
 
 import pytest
 
-from fgclip_jax.train import lease as leases
-from fgclip_jax.train.lease import FILE, Lease, WorkdirInUseError
+from fgclip_jax.train import workdir as workdirs
+from fgclip_jax.train.workdir import FILE, Lease, WorkdirInUseError
 
 EVERY = 0.2
 ELSEWHERE = {"id": "b", "host": "other", "pid": 7, "machine": "another machine", "started": "1", "renewed": 3}
@@ -32,7 +32,7 @@ def test_a_second_run_is_refused_while_the_first_renews(tmp_path):
 
 
 def test_one_that_was_killed_here_is_replaced_at_once(tmp_path):
-  begin = "import os, sys; from fgclip_jax.train.lease import Lease; Lease(sys.argv[1]); os.kill(os.getpid(), 9)"
+  begin = "import os, sys; from fgclip_jax.train.workdir import Lease; Lease(sys.argv[1]); os.kill(os.getpid(), 9)"
   assert subprocess.run([sys.executable, "-c", begin, str(tmp_path)]).returncode == -9
   assert os.listdir(tmp_path) == [FILE]
   said = []
@@ -41,7 +41,7 @@ def test_one_that_was_killed_here_is_replaced_at_once(tmp_path):
 
 
 def test_a_number_that_another_process_has_got_is_no_holder(tmp_path):
-  mine = {**leases._identity(os.getpid()), "id": "a", "host": "here", "pid": os.getpid(), "renewed": 1}
+  mine = {**workdirs._identity(os.getpid()), "id": "a", "host": "here", "pid": os.getpid(), "renewed": 1}
   write(tmp_path, mine | {"started": mine["started"] + "0"})
   said = []
   Lease(str(tmp_path), said.append, every=1000.0).close()
@@ -80,7 +80,7 @@ def test_a_run_whose_lease_was_taken_ends_and_leaves_it(tmp_path):
 def test_a_renewal_that_fails_is_said_once_and_tried_again(tmp_path, monkeypatch):
   said, failed, renewed, fails = [], threading.Event(), threading.Event(), True
   lease = Lease(str(tmp_path), said.append, every=0.02)
-  write_file = leases.paths.write
+  write_file = workdirs.paths.write
 
   def write_or_fail(path, data):
     if fails:
@@ -89,7 +89,7 @@ def test_a_renewal_that_fails_is_said_once_and_tried_again(tmp_path, monkeypatch
     write_file(path, data)
     renewed.set()
 
-  monkeypatch.setattr(leases.paths, "write", write_or_fail)
+  monkeypatch.setattr(workdirs.paths, "write", write_or_fail)
   assert failed.wait(20)
   fails = False
   assert renewed.wait(20)
