@@ -15,6 +15,7 @@ import tempfile
 import time
 import traceback
 from typing import Any
+from unittest import mock
 
 import fuzz_mutations
 from fuzz_targets import TARGETS, Target
@@ -110,17 +111,16 @@ def _call(
 ) -> tuple[str, str, int | None]:
   """Calls a command; returns an outcome, its detail, and the exit code (None: an exception)."""
   commands = {"prepare": prepare.main, "embed": embed.main, "evaluate": evaluate.main, "convert": convert.main}
-  embed.load = lambda *_, **__: model
-  evaluate.load = lambda *_, **__: model
+  loads = [mock.patch.object(module, "load", lambda *_, **__: model) for module in (embed, evaluate)]
   streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors=errors) for errors in ("strict", "backslashreplace")]
 
   def ring(*_: Any) -> None:
     raise Hang
 
-  signal.signal(signal.SIGALRM, ring)
+  before = signal.signal(signal.SIGALRM, ring)
   signal.setitimer(signal.ITIMER_REAL, limit)
   try:
-    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]):
+    with contextlib.redirect_stdout(streams[0]), contextlib.redirect_stderr(streams[1]), loads[0], loads[1]:
       if command == "load":
         code = _load(arguments[0])
       else:
@@ -136,6 +136,7 @@ def _call(
     return "uncaught", f"{type(error).__name__}: {str(error)[:200]!r} at {_where(traceback.format_exc())}", None
   finally:
     signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
   for stream in streams:
     stream.flush()
   told = streams[1].buffer.getvalue().decode()  # type: ignore[attr-defined]
