@@ -165,9 +165,8 @@ def model_config(config: Mapping[str, Any], path: str = CONFIG_FILE) -> ModelCon
     for key, value in model[part].items():
       fits = value == ours[key] if key in ours else not value or key in _READ[part] | _HARMLESS[part]
       if not fits:
-        raise ValueError(
-          f"{path!r}: {part}.{key} = {printable(repr(value)[:200])} has no counterpart here{_HINTS.get(key, '')}"
-        )
+        found = f"{part}.{printable(key)} = {printable(repr(value)[:200])}"
+        raise ValueError(f"{path!r}: {found} has no counterpart here{_HINTS.get(key, '')}")
   if text.get("pool_type", "argmax") not in ("argmax", "eos"):
     raise ValueError(f"{path!r}: text_cfg.pool_type = {text['pool_type']!r} has no counterpart here")
   activation = "quick_gelu" if model.get("quick_gelu") else "gelu"

@@ -5,6 +5,7 @@ from typing import Any
 
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
+from fgclip_jax.storage.skip_report import printable
 
 _RESIZE = {"squash": "squash", "shortest": "center_crop", "longest": "pad"}  # resize_mode, and `PixelSpec.resize`
 _INTERPOLATIONS = ("bicubic", "bilinear")  # that open_clip knows
@@ -14,7 +15,8 @@ def read_pixels(values: Mapping[str, Any], side: int) -> PixelSpec:
   """Reads `preprocess_cfg`; a ValueError names a setting that no `PixelSpec` can express."""
 
   def fail(key, wanted):
-    raise ValueError(f"preprocess_cfg.{key} = {values[key]!r} has no counterpart here: must be {wanted}")
+    found = f"{printable(key)} = {values[key]!r:.200}"
+    raise ValueError(f"preprocess_cfg.{found} has no counterpart here: must be {wanted}")
 
   if not isinstance(values, Mapping):
     raise ValueError(f"preprocess_cfg = {values!r} must be a section of settings")

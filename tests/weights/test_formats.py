@@ -172,6 +172,20 @@ def test_what_open_clip_says_and_cannot_be_done_is_named(key, value, write, tmp_
     folders.read_config(str(folder))
 
 
+@pytest.mark.parametrize("section", ["preprocess_cfg", "vision_cfg"])
+def test_keys_that_could_rewrite_a_terminal_are_escaped(section, write, tmp_path):
+  ours, _ = write(FGCLIP.replace(text={"long_length": None}))
+  folder = tmp_path / "theirs"
+  assert convert.main([ours, str(folder), "--to", "open_clip"]) == 0
+  file = folder / "open_clip_config.json"
+  values = json.loads(file.read_text())
+  (values if section == "preprocess_cfg" else values["model_cfg"])[section]["a\x1b[2J\x00"] = "x"
+  file.write_text(json.dumps(values))
+  with pytest.raises(ValueError, match=rf"{section}\.a\\x1b\[2J\\x00 = 'x' has no counterpart here") as raised:
+    folders.read_config(str(folder))
+  assert str(raised.value).isprintable()
+
+
 def test_a_filter_that_open_clip_does_not_know(write, tmp_path, capsys):
   ours, _ = write(FGCLIP.replace(text={"long_length": None}, vision={"pixels": PixelSpec(interpolation="lanczos")}))
   assert convert.main([ours, str(tmp_path / "theirs"), "--to", "open_clip"]) == 1
