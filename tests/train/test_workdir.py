@@ -21,13 +21,13 @@ def write(folder, holder) -> None:
 
 def test_a_second_run_is_refused_while_the_first_renews(tmp_path):
   said = []
-  first = Lease(str(tmp_path), said.append, EVERY)
+  first = Lease(str(tmp_path), said.append, every=1.0)
   with pytest.raises(WorkdirInUseError, match=rf"^process {os.getpid()} on .* trains in .*: end that run first, or"):
-    Lease(str(tmp_path), said.append, EVERY)
+    Lease(str(tmp_path), said.append, every=1.0)
   first.check_now()
   first.close()
   assert os.listdir(tmp_path) == []
-  Lease(str(tmp_path), said.append, EVERY).close()  # and afterwards it may
+  Lease(str(tmp_path), said.append, every=1.0).close()  # and afterwards it may
   assert len(said) == 1 and "waiting up to" in said[0]
 
 
@@ -62,7 +62,7 @@ def test_one_of_another_machine_that_is_renewed_is_refused(tmp_path):
   renewal = threading.Timer(EVERY, write, (tmp_path, ELSEWHERE | {"renewed": 4}))
   renewal.start()
   with pytest.raises(WorkdirInUseError, match="^process 7 on other trains in"):
-    Lease(str(tmp_path), every=EVERY)
+    Lease(str(tmp_path), every=1.0)
   renewal.join()
   assert json.loads((tmp_path / FILE).read_text())["host"] == "other"
 
