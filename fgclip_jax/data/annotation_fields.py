@@ -59,6 +59,12 @@ def check_unicode(value: str, name: str, field: str) -> None:
     raise RecordError(f"{name}_not_unicode", field, message) from error
 
 
+def check_one_line(name: str, field: str) -> None:
+  """Raises `RecordError` (`id_of_several_lines`) for an id in which `str.splitlines` finds the end of a line."""
+  if name.splitlines() != [name]:  # U+2028 is one, too
+    raise RecordError("id_of_several_lines", field, f"{name!r:.200} would not be one line of a list of ids")
+
+
 def captions_unused(count: int, field: str) -> RecordError:
   """The note on a record with several captions."""
   return RecordError("captions_unused", field, f"{count} captions, of which the first is taken")

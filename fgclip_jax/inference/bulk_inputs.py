@@ -317,8 +317,7 @@ def check_id(name: str) -> None:
   annotation_fields.check_unicode(name, "id", "id")
   if not name.strip():
     raise RecordError("id_empty", "id", "is blank")
-  if name.splitlines() != [name]:
-    raise RecordError("id_of_several_lines", "id", f"{name!r:.200} would not be one line of the ids")
+  annotation_fields.check_one_line(name, "id")
 
 
 def find_likely(wanted: str, there: list[str]) -> str | None:

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.skip_report import Skip, SkipReport
+from fgclip_jax.storage.text import is_unicode
 
 # of macOS, Windows, Python, Linux' file systems and network drives; compared in lower case
 _SYSTEM = {
@@ -53,7 +54,7 @@ def list_folders(folder: str, skips: SkipReport) -> list[str]:
     where = paths.join(folder, name)
     if is_hidden(name):
       skips.add(_hidden("folder", where))
-    elif not _is_unicode(name):
+    elif not is_unicode(name):
       skips.add(_not_unicode("folder", where))
     elif _contains(where, folder):
       skips.add(Skip("folder_loop", "is a link to a folder above it", place=where, scope="file"))
@@ -117,7 +118,7 @@ def walk(folder: str, skips: SkipReport, suffixes: tuple[str, ...] = ("",)) -> I
       elif name.lower().endswith(suffixes):
         if is_hidden(name):
           skips.add(_hidden("file", where))
-        elif not _is_unicode(path):
+        elif not is_unicode(path):
           skips.add(_not_unicode("id", where))
         else:
           yield path
@@ -154,14 +155,6 @@ def _contains(outer: str, inner: str) -> bool:
 def _is_below(path: str, folder: str) -> bool:
   """Whether a real path is a folder or lies in it."""
   return path == folder or path.startswith(folder.rstrip(os.sep) + os.sep)
-
-
-def _is_unicode(name: str) -> bool:
-  try:
-    name.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
 
 
 def _hidden(what: str, where: str) -> Skip:

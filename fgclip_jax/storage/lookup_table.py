@@ -20,6 +20,7 @@ from typing import Any
 from fgclip_jax.storage import locks, paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
+from fgclip_jax.storage.text import is_unicode
 from fgclip_jax.storage.workers import Engine, run_tasks, tick
 
 MAX_PARTS = 16  # a look-up asks one part after the other
@@ -54,7 +55,7 @@ class Table:
 
   def get(self, key: str) -> str | None:
     """Returns the value of a key; None if it has none."""
-    if not _is_storable(key):
+    if not is_unicode(key):
       return None
     for connection in _connect(self.folder, self.parts, self.digest):
       row = connection.execute("SELECT value FROM entries WHERE key = ?", (key,)).fetchone()
@@ -158,7 +159,7 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
           for row in read(value):
             if isinstance(row, RecordError):
               skips.add(Skip.of(row, name))
-            elif not _is_storable("".join(row)):
+            elif not is_unicode("".join(row)):
               skips.add(Skip("text_not_unicode", f"{row!r} is no text that UTF-8 can hold", place=name))
             else:
               connection.execute("INSERT INTO scratch.found VALUES (?, ?)", row)
@@ -175,15 +176,6 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
       (entries,) = connection.execute("SELECT count(*) FROM entries").fetchone()
     paths.publish(path, _part_path(folder, part))
   return part, (entries, found - entries, skips, broken)
-
-
-def _is_storable(text: str) -> bool:
-  """Whether UTF-8 can hold a text; JSON can spell codes that are no characters."""
-  try:
-    text.encode()
-  except UnicodeEncodeError:
-    return False
-  return True
 
 
 @functools.lru_cache(maxsize=16)

@@ -164,6 +164,15 @@ def decode_marked(data: bytes) -> str:
   return data.decode("utf-8", "surrogateescape").lstrip("\ufeff")
 
 
+def is_unicode(text: str) -> bool:
+  """Whether UTF-8 can hold a text: JSON can spell codes that are no characters, and names of files any bytes."""
+  try:
+    text.encode()
+  except UnicodeEncodeError:
+    return False
+  return True
+
+
 def describe(data: bytes, at: int, place: int = 0) -> str:
   """Describes the byte `at` of some text, which is no UTF-8; the text begins at the position `place` of its file."""
   shown = bytes(data[max(at - 12, 0) : at + 12]).decode("cp1252", "replace")

@@ -280,10 +280,7 @@ def _rows(path: str) -> Iterator[Any]:
 
 def _is_text(value: Any) -> bool:
   """Whether a value is text, all of which UTF-8 can hold."""
-  try:
-    return isinstance(value, str) and bool(value.encode() or True)
-  except UnicodeEncodeError:
-    return False
+  return isinstance(value, str) and text.is_unicode(value)
 
 
 def _need_list(value: Any, key: str, where: str) -> list:

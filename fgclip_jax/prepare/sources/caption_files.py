@@ -240,8 +240,7 @@ def _get_id(record: dict, name: str) -> str:
   if isinstance(value, bool) or not isinstance(value, str | int):
     raise RecordError("id_wrong_type", name, f"must be text or a whole number, got {value!r:.80}")
   text = str(value)
-  if text.splitlines() != [text]:
-    raise RecordError("id_of_several_lines", name, f"{text!r} would not be one line of a list of ids")
+  annotation_fields.check_one_line(text, name)
   return text
 
 

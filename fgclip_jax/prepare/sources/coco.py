@@ -93,7 +93,7 @@ def _make_line(
   found, regions = [], []
   texts = database.execute("SELECT text FROM captions WHERE image = ? ORDER BY place", (identity,)).fetchall()
   if len(texts) > 1:
-    found.append(["note", "captions_unused", "captions", f"{len(texts)} captions, of which the first is taken"])
+    found.append(joins.captions_unused(len(texts), "captions"))
   query = (
     "SELECT classes.name, crowd, field, x, y, boxes.width, boxes.height FROM boxes "
     "LEFT JOIN classes ON class = classes.id WHERE image = ? ORDER BY place"

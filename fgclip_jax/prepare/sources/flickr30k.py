@@ -80,7 +80,7 @@ def _make_line(name: str, file: str, annotation: str) -> dict:
     else:
       found.append(["note", "phrase_without_box", f"entity {thing}", f"{phrase!r} has no box"])
   if len(lines) > 1:
-    found.append(["note", "captions_unused", "captions", f"{len(lines)} captions, of which the first is taken"])
+    found.append(joins.captions_unused(len(lines), "captions"))
   short = _MARK.sub(lambda mark: mark["phrase"], lines[0]).strip() if lines else None
   return {"image": f"{name}.jpg", "short": short, "regions": regions, joins.FOUND: found}
 

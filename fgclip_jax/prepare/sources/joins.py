@@ -216,6 +216,12 @@ def ignore(scope: Scope, error: RecordError) -> None:
   """Drops notes, which are reported when a record uses the text."""
 
 
+def captions_unused(count: int, field: str) -> list[str]:
+  """The note on an image with several captions, as `FOUND` has it."""
+  note = annotation_fields.captions_unused(count, field)
+  return ["note", note.kind, note.field, note.message]
+
+
 def find_unlisted(database: sqlite3.Connection, *tables: str) -> Iterator[dict]:
   """Yields a line for each image that has rows in one of the tables, but none in the table of images.
 

@@ -76,7 +76,7 @@ def _make_line(entry: dict, field: str) -> dict:
     except RecordError as error:
       found.append(["annotation", error.kind, error.field, error.message])
   if len(texts) > 1:
-    found.append(["note", "captions_unused", "sentences", f"{len(texts)} captions, of which the first is taken"])
+    found.append(joins.captions_unused(len(texts), "sentences"))
   return {"image": posixpath.join(folder, name), "short": texts[0] if texts else None, joins.FOUND: found}
 
 
