@@ -33,18 +33,17 @@ def file(path: str | os.PathLike[str]) -> Iterator[str]:
     OSError: names `path`, also where the disk is full.
   """
   path = os.fspath(path)
-  if paths.is_remote(path):
-    with tempfile.TemporaryDirectory() as folder, _named(folder, path):
-      yield (made := os.path.join(folder, os.path.basename(path)))
-      paths.publish(made, path)
-    return
-  if os.path.isdir(path):
+  remote = paths.is_remote(path)
+  if not remote and os.path.isdir(path):
     raise IsADirectoryError(errno.EISDIR, "is a folder, and a file is to be written", path)
-  if os.path.exists(path) and not os.path.isfile(path):  # /dev/stdout, a FIFO
+  if remote or (os.path.exists(path) and not os.path.isfile(path)):  # a URL, /dev/stdout, a FIFO
     with tempfile.TemporaryDirectory() as folder, _named(folder, path):
       yield (made := os.path.join(folder, os.path.basename(path)))
-      with open(made, "rb") as source, open(path, "wb") as target:
-        shutil.copyfileobj(source, target)
+      if remote:
+        paths.publish(made, path)
+      else:
+        with open(made, "rb") as source, open(path, "wb") as target:
+          shutil.copyfileobj(source, target)
     return
   target = os.path.realpath(path)
   temporary = _beside(target)

@@ -72,10 +72,9 @@ def open_run(run: RunConfig, workdir: str, began: float | None = None) -> tuple[
   setup = run.setup(open_mesh(run, log))
   use_compilation_cache(run.compilation_cache)
   make_workdir(workdir)
-  lease = (
-    Lease(workdir, log) if jax.process_index() == 0 else None
-  )  # before checkpoints: opening them removes half ones
-  timeline = Timeline(workdir if jax.process_index() == 0 else None, began)
+  first = jax.process_index() == 0
+  lease = Lease(workdir, log) if first else None  # before checkpoints: opening them removes half ones
+  timeline = Timeline(workdir if first else None, began)
   try:
     return _open_run(run, workdir, setup, lease, timeline, log)
   except BaseException as error:

@@ -155,7 +155,7 @@ def detect(path: str, allow_pickle: bool = False) -> str:
 
 
 def _detect_folder(folder: str, allow_pickle: bool) -> str:
-  files = paths.list_folder(folder) if paths.is_remote(folder) else os.listdir(folder)
+  files = paths.list_folder(folder)
   for name, each in FORMATS.items():
     if each.is_in_folder(files):
       return name
@@ -203,7 +203,7 @@ def read(
 
 def is_averaged(path: str) -> bool:
   """Whether it is the folder of a run that keeps an average of its weights, which `read` takes."""
-  if not paths.is_folder(path) or not paths.exists(paths.join(path, native.MODEL_FILE)):
+  if not paths.is_folder(path) or not native.is_run(path):  # first, for a copy of a URL's files may be large
     return False
   with _at_hand(path) as local:
     return native.is_averaged(local)

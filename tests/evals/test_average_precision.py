@@ -54,7 +54,7 @@ def test_average_precision_is_pycocotools(crowds):
 
 def test_lvis_numbers_are_those_of_the_package():
   """Classes measured one at a time have the average precision that they have in one run of the whole."""
-  faster = pytest.importorskip("faster_coco_eval")
+  faster = pytest.importorskip("faster_coco_eval", reason="needs faster-coco-eval, see requirements-evals.txt")
   for seed in range(3):
     data, detections = make_data(seed, lvis=True)
     used = list(range(len(data.images)))

@@ -59,7 +59,10 @@ def pack(image, box, score, label):
 
 def coco_stats(data, used, detections, most):
   """What pycocotools gives."""
-  coco, cocoeval = (pytest.importorskip(f"pycocotools.{name}") for name in ("coco", "cocoeval"))
+  coco, cocoeval = (
+    pytest.importorskip(f"pycocotools.{name}", reason="needs pycocotools, see requirements-dev.txt")
+    for name in ("coco", "cocoeval")
+  )
 
   truth = coco.COCO()
   rows = np.flatnonzero(np.isin(data.image, used))

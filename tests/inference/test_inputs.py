@@ -23,15 +23,6 @@ def model():
   return api.FGCLIP(TINY, init(TINY, 0))
 
 
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory):
-  """A picture that is not square, and the path of it as PNG."""
-  picture = Image.fromarray(np.random.default_rng(5).integers(0, 256, (50, 40, 3), dtype=np.uint8))
-  path = tmp_path_factory.mktemp("photos") / "a.png"
-  picture.save(path)
-  return picture, path
-
-
 def pictures(count, seed=0):
   return np.random.default_rng(seed).integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
 

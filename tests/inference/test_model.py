@@ -235,15 +235,6 @@ def test_a_foreign_vocabulary_takes_ids_alone():
   np.testing.assert_allclose(model.encode_text(ids), np.concatenate(alone), atol=1e-6)
 
 
-@pytest.fixture(scope="module")
-def photo(tmp_path_factory):
-  """A picture that is not square, and the paths of it as PNG."""
-  picture = Image.fromarray(np.random.default_rng(5).integers(0, 256, (50, 40, 3), dtype=np.uint8))
-  path = tmp_path_factory.mktemp("photos") / "a.png"
-  picture.save(path)
-  return picture, path
-
-
 def test_pictures_in_any_form_give_the_same(model, photo):
   picture, path = photo
   levels = images.to_square(picture, 32)

@@ -164,7 +164,7 @@ def test_devices(model, tmp_path):
 
 def test_models_by_name(model, tmp_path, monkeypatch):
   """One of the hub's is taken from its cache; nothing is asked from the network."""
-  huggingface_hub = pytest.importorskip("huggingface_hub")
+  huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub, see requirements.txt")
   native.write(str(tmp_path / "cached"), TINY, parameters.flatten(jax.device_get(model.params)))
   monkeypatch.chdir(tmp_path)
 

@@ -172,10 +172,8 @@ CONFIGS += [
 ]
 
 
-@pytest.mark.parametrize(("keys", "value"), CONFIGS, ids=lambda x: str(x)[:40])
-def test_sizes_that_no_model_has(keys, value, random_params, tmp_path, capsys):
-  huggingface.write(str(tmp_path / "m"), FGCLIP, random_params(FGCLIP))
-  path = tmp_path / "m" / "config.json"
+def put(path, keys, value) -> None:
+  """Puts a value into a JSON file, at a place given by the keys that lead there."""
   values = json.loads(path.read_text())
   *outer, last = keys
   target = values
@@ -183,6 +181,13 @@ def test_sizes_that_no_model_has(keys, value, random_params, tmp_path, capsys):
     target = target[key]
   target[last] = value
   path.write_text(json.dumps(values))
+
+
+@pytest.mark.parametrize(("keys", "value"), CONFIGS, ids=lambda x: str(x)[:40])
+def test_sizes_that_no_model_has(keys, value, random_params, tmp_path, capsys):
+  huggingface.write(str(tmp_path / "m"), FGCLIP, random_params(FGCLIP))
+  path = tmp_path / "m" / "config.json"
+  put(path, keys, value)
   before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
   assert convert.main([str(tmp_path / "m"), str(tmp_path / "out")]) == 1
   message = capsys.readouterr().err
@@ -212,13 +217,7 @@ MODELS += [(("source",), {"format": "pytorch", "buffers": {"a": "b"}}), (("sourc
 def test_a_model_file_that_describes_no_model(keys, value, random_params, tmp_path, capsys):
   native.write(str(tmp_path / "m"), FGCLIP, random_params(FGCLIP))
   path = tmp_path / "m" / "model.json"
-  values = json.loads(path.read_text())
-  *outer, last = keys
-  target = values
-  for key in outer:
-    target = target[key]
-  target[last] = value
-  path.write_text(json.dumps(values))
+  put(path, keys, value)
   assert convert.main([str(tmp_path / "m"), str(tmp_path / "out")]) == 1
   message = capsys.readouterr().err
   assert message.startswith("error: ") and str(path) in message and message.count("\n") == 1

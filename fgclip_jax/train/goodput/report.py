@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 from typing import Any
 
 from fgclip_jax.storage import paths
@@ -106,7 +105,7 @@ def read(workdir: str) -> Goodput:
     FileNotFoundError: the folder has no timeline.
     ValueError: it has no line that can be read.
   """
-  path = os.path.join(workdir, TIMELINE_FILE)
+  path = paths.join(workdir, TIMELINE_FILE)
   if not paths.exists(path):
     raise FileNotFoundError(f"there is no {path!r}: name the folder of a run (runs of earlier versions have none)")
   attempts, left_out = _read_attempts(paths.read(path).splitlines())

@@ -16,6 +16,7 @@ from typing import Any
 
 import jax
 
+from fgclip_jax.storage import paths
 from fgclip_jax.train.logger import open_append
 
 TIMELINE_FILE = "timeline.jsonl"
@@ -41,7 +42,7 @@ class Timeline:
     age = max(now - began, 0.0) if began is not None else 0.0
     self._zero -= int(age * 1e9)
     self._began = now - age
-    self._file = None if workdir is None else open_append(os.path.join(workdir, TIMELINE_FILE))
+    self._file = None if workdir is None else open_append(paths.join(workdir, TIMELINE_FILE))
     self._attempt, self._phase = uuid.uuid4().hex[:8], START
     self._phases: list[tuple[str, int, int]] = []  # what the host did since the last line: phase, from, to
     self._since = self._written = self._zero

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import threading
 from collections.abc import Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -69,7 +68,7 @@ class RunInfo:
     with _LOCK:
       ids = _read_ids(self.workdir)
       ids[self.logger] = ids.get(self.logger, {}) | values
-      path = os.path.join(self.workdir, IDS_FILE)
+      path = paths.join(self.workdir, IDS_FILE)
       with atomic.file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
         json.dump(ids, file, indent=2)
         file.write("\n")
@@ -78,7 +77,7 @@ class RunInfo:
 def _read_ids(workdir: str) -> dict[str, dict[str, str]]:
   """The file's content; empty where there is none, or none that can be read."""
   try:
-    found = json.loads(paths.read(os.path.join(workdir, IDS_FILE)))
+    found = json.loads(paths.read(paths.join(workdir, IDS_FILE)))
   except (FileNotFoundError, ValueError):
     return {}
   return {name: each for name, each in found.items() if isinstance(each, dict)} if isinstance(found, dict) else {}
