@@ -40,9 +40,9 @@ import jax
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-import fuzz_inputs
-from fuzz_case import OUTCOMES, SECONDS, UNCHANGED, Outcome, run
-from fuzz_targets import TARGETS, Target
+from fuzzing import fuzz_inputs
+from fuzzing.fuzz_case import OUTCOMES, SECONDS, UNCHANGED, Outcome, run
+from fuzzing.fuzz_targets import TARGETS, Target
 from machine import machine
 
 from fgclip_jax.inference.model import FGCLIP

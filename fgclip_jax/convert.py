@@ -54,7 +54,7 @@ def convert(
 
   Raises:
     FileNotFoundError, ValueError: `source` is no model, or a broken one; see `weights.formats.read`.
-      Also: `output` is, holds or lies in the input, or holds a link to it.
+      Also: writing `output` would change the input: they are one folder, lie in each other, or are linked.
     FileExistsError: `output` holds files, and not `overwrite`.
   """
   found = formats.detect(source, allow_pickle)

@@ -9,10 +9,8 @@ import pytest
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import fuzz
-import fuzz_case
-import fuzz_inputs
-import fuzz_mutations
-from fuzz_targets import TARGETS
+from fuzzing import fuzz_case, fuzz_inputs, fuzz_mutations
+from fuzzing.fuzz_targets import TARGETS
 
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # a command shows its warnings
 

@@ -118,7 +118,7 @@ def _of_rest(shares: Sequence[Fraction]) -> list[tuple[int, int]]:
 
 
 def _taken(examples: int, share: int, whole: int) -> int:
-  """How many of so many examples a data set with this share has given: evenly, rounded."""
+  """How many examples a data set of this share has given, of all that were given: evenly, rounded."""
   return (2 * examples * share + whole) // (2 * whole)
 
 

@@ -45,7 +45,7 @@ def is_remote(path: str) -> bool:
   """Whether a path is a URL, such as `gs://bucket/folder`.
 
   Raises:
-    ValueError: it is a URL of which a slash is missing, and would be taken for a folder of this machine.
+    ValueError: it lacks a slash of a URL, and would be taken for a folder of this machine.
   """
   if "://" in path:
     return True

@@ -17,14 +17,13 @@ import traceback
 from typing import Any
 from unittest import mock
 
-import fuzz_mutations
-from fuzz_targets import TARGETS, Target
-
 import fgclip_jax
 from fgclip_jax import convert, embed, evaluate
 from fgclip_jax.data.shards import Records
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.prepare import __main__ as prepare
+from fuzzing import fuzz_mutations
+from fuzzing.fuzz_targets import TARGETS, Target
 
 UNCHANGED = ":unchanged"  # the end of a seed for which nothing is mutated
 SECONDS = 30  # of a mutation; the parent process waits twice as long
@@ -67,7 +66,7 @@ def run(
   Args:
     seed: `TARGET:NUMBER`; with `UNCHANGED`, the input stays as it is.
     base: the inputs of all targets.
-    root: the folder to work in; it is made anew.
+    root: the folder to work in; it is emptied first.
     model: the model of `embed` and `evaluate`.
     verbose: print what the command prints, and the traceback.
     seconds: what it may take (default: `SECONDS`).

@@ -6,14 +6,14 @@ import pathlib
 import random
 from collections.abc import Callable
 
-from fuzz_binary import (
+from fuzzing.fuzz_binary import (
   mutate_parquet,
   mutate_picture,
   mutate_safetensors,
   mutate_tar,
   mutate_torch,
 )
-from fuzz_text import mutate_bytes, mutate_json, mutate_json_lines, mutate_text
+from fuzzing.fuzz_text import mutate_bytes, mutate_json, mutate_json_lines, mutate_text
 
 PICTURES = (".png", ".jpg", ".webp", ".gif")
 

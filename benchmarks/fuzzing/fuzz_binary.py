@@ -11,8 +11,9 @@ import zlib
 
 import pyarrow
 import pyarrow.parquet
-from fuzz_text import ESCAPED, NAMES, dump, mutate_bytes, mutate_tree
 from PIL import Image
+
+from fuzzing.fuzz_text import ESCAPED, NAMES, dump, mutate_bytes, mutate_tree
 
 
 def mutate_tar(rng: random.Random, data: bytes) -> bytes:

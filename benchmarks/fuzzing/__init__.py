@@ -1,0 +1,1 @@
+"""The parts of `fuzz.py`: inputs, targets, mutations, and one case."""
