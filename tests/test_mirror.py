@@ -46,7 +46,6 @@ ELSEWHERE = {
   "prepare/sources/scene_shapes": "prepare/sources/scenes",
   "prepare/sources/visual_genome": "prepare/sources/joins",
   "prepare/verify": "prepare/prepare",
-  "storage/errors": "data/record",
   "storage/riegeli": "storage/remote_shard",
   "storage/threads": "inference/programs",
   "train/config_flags": "main",

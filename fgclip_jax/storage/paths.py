@@ -72,6 +72,8 @@ def check(path: str, what: str, schemes: Collection[str] | None = None, write: b
   can = "a local path" + "".join(f", or {each}://" for each in schemes or ("gs", "s3"))
   if (schemes is not None and scheme not in schemes) or (write and scheme.split("::")[-1] in _READ_ONLY):
     raise ValueError(f"{what} {path!r} cannot be {'written to' if write else 'used'}: give {can}")
+  if schemes is None and write and scheme == "memory":
+    raise ValueError(f"{what} {path!r} would end with this process: give {can}")
   if scheme in _BUCKETS and not rest.partition("/")[0]:
     raise ValueError(f"{what} {path!r} names no bucket: write {scheme}://BUCKET/FOLDER")
   try:
@@ -122,16 +124,26 @@ def exists(path: str) -> bool:
   """Whether there is a file or a folder at a path."""
   if not is_remote(path):
     return os.path.exists(path)
-  system, name = _resolve(path)
-  return system.exists(name)
+  return _kind(path) is not None
 
 
 def is_file(path: str) -> bool:
   """Whether there is a regular file at a path."""
   if not is_remote(path):
     return os.path.isfile(path)
+  return _kind(path) == "file"
+
+
+def _kind(path: str) -> str | None:
+  """What is at a URL, as fsspec calls it; None: nothing.
+
+  fsspec's own `exists` and `isfile` say of many stores that nothing is there when the network is down.
+  """
   system, name = _resolve(path)
-  return system.isfile(name)
+  try:
+    return system.info(name)["type"]
+  except (FileNotFoundError, NotADirectoryError):
+    return None
 
 
 def check_regular(folder: str) -> None:
@@ -151,8 +163,7 @@ def is_folder(path: str) -> bool:
   """Whether there is a folder at a path."""
   if not is_remote(path):
     return os.path.isdir(path)
-  system, name = _resolve(path)
-  return system.isdir(name)
+  return _kind(path) == "directory"
 
 
 def make_folder(path: str) -> None:
@@ -314,7 +325,7 @@ def remove(path: str) -> None:
       os.remove(path)
     return
   system, name = _resolve(path)
-  if system.exists(name):
+  if _kind(path) is not None:
     system.rm(name, recursive=True)
 
 

@@ -201,3 +201,18 @@ def test_a_folder_is_looked_at_before_a_library_opens_its_files(tmp_path):
   (tmp_path / "a" / "b" / "zero").symlink_to("/dev/zero")
   with pytest.raises(paths.NotRegularFileError, match="zero' is a device"):
     paths.check_regular(str(tmp_path))
+
+
+def test_a_network_that_is_down_is_no_missing_file(tmp_path, monkeypatch):
+  """fsspec's own `isfile` says so, and a run would begin its metrics again."""
+  (tmp_path / "a").touch()
+  path = standin.remote(tmp_path / "a")
+  assert paths.exists(path) and paths.is_file(path)
+
+  def down(self, path, **kwargs):
+    raise ConnectionError("down")
+
+  monkeypatch.setattr(standin.StandIn, "info", down)
+  for function in (paths.exists, paths.is_file, paths.is_folder, paths.remove):
+    with pytest.raises(ConnectionError):
+      function(path)
