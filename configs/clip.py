@@ -3,7 +3,7 @@
   python -m fgclip_jax.main --config=configs/clip.py --workdir=runs/clip --config.data.path=data/pairs
 
 An argument picks the model: `--config=configs/clip.py:rn50`, and likewise the other ResNets and Vision Transformers of
-fgclip_jax/models/presets.py. Batch and steps are the paper's: set `data.batch_size` and `steps` to what your devices
+fgclip_jax/models/config.py. Batch and steps are the paper's: set `data.batch_size` and `steps` to what your devices
 and data allow. Where each number comes from:
 
   [18] [19] [20]  tables of arXiv 2103.00020: what the models share; the ResNets; the Vision Transformers
@@ -26,7 +26,7 @@ LEARNING_RATES = {
 
 
 def get_config(model: str = "vit_b32"):
-  """Plain CLIP for a preset of fgclip_jax/models/presets.py."""
+  """Plain CLIP for a preset of fgclip_jax/models/config.py."""
   config = common.get_config()
   config.model = model
   config.kind = "clip"

@@ -47,7 +47,7 @@ def get_config() -> Any:  # a ConfigDict, of whose keys type checkers know nothi
   config.steps = 1000
   config.ema_decay = _unset(float)  # e.g. 0.9999: keeps an average of the weights, which evaluation then takes
 
-  # the model: a name of fgclip_jax/models/presets.py, or `from_weights` to take the size from `init_from`
+  # the model: a name of fgclip_jax/models/config.py, or `from_weights` to take the size from `init_from`
   config.model = "vit_b16"
   config.kind = "fgclip"  # or `clip`: no long text, no regions
   config.model_changes = ml_collections.ConfigDict(  # what is changed about it, e.g. vision.image_size

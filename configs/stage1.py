@@ -18,7 +18,7 @@ from configs import common
 
 
 def get_config(model: str = "vit_b16"):
-  """Stage 1 for a preset of fgclip_jax/models/presets.py."""
+  """Stage 1 for a preset of fgclip_jax/models/config.py."""
   config = common.get_config()
   config.model = model  # [paper]: initialised from CLIP's weights; give them as `init_from`
   config.steps = 26_041  # [paper] one epoch over 1.6 B pairs, [inferred] in batches of 61,440

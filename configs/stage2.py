@@ -16,7 +16,7 @@ from configs import common
 
 
 def get_config(model: str = "vit_b16"):
-  """Stage 2 for a preset of fgclip_jax/models/presets.py."""
+  """Stage 2 for a preset of fgclip_jax/models/config.py."""
   config = common.get_config()
   config.model = model
   config.steps = 2_930  # [paper] one epoch over 12 M images, in batches of 4,096

@@ -2,226 +2,40 @@
 
 A tower's `type` chooses its config here (`IMAGE_CONFIGS`, `TEXT_CONFIGS`), its module in `models/towers.py`, its names
 in other libraries' files in `weights/huggingface_names.py` and `weights/openai_names.py`, and its FLOPs in
-`train/flops.py`: a new tower is a config class here, a module in a file of its own, and a line in each of these tables.
-All other code asks a config what the tower can do (`has_patches`, `kinds`, ...) and never for its class.
+`train/flops.py`: a new tower is a config class (CLIP's are in `models/tower_config.py`, SigLIP's in
+`models/siglip_config.py`), a module in a file of its own, and a line in each of these tables. All other code asks a
+config what the tower can do (`has_patches`, `kinds`, ...) and never for its class.
 """
 
 import dataclasses
-import itertools
-from typing import Any, ClassVar
+import math
+from typing import Any
 
-from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
-from fgclip_jax.models.sizes import check_number, check_sizes, is_depth, shown
+from fgclip_jax.models.pixel_spec import PixelSpec
+from fgclip_jax.models.siglip_config import NaflexVisionConfig, SiglipTextConfig, SiglipVisionConfig
+from fgclip_jax.models.sizes import check_number, check_sizes
+from fgclip_jax.models.tower_config import (
+  END_ID,
+  TEXT_KINDS,
+  ImageTowerConfig,
+  ResNetConfig,
+  TextConfig,
+  TextKind,
+  TextTowerConfig,
+  TowerConfig,
+  VisionConfig,
+)
 
-END_ID = 49407  # CLIP's end-of-text token
+__all__ = [
+  "END_ID", "IMAGE_CONFIGS", "PRESETS", "TEXT_CONFIGS", "TEXT_KINDS", "ImageTowerConfig", "ModelConfig",
+  "NaflexVisionConfig", "ResNetConfig", "SiglipTextConfig", "SiglipVisionConfig", "TextConfig", "TextKind",
+  "TextTowerConfig", "TowerConfig", "VisionConfig", "preset",
+]  # fmt: skip
 
-# Each kind of text: the text tower's table of positions and the model's projection that it goes through.
-_TEXT_PATHS = {
-  "short": ("short_positions", "short_projection"),
-  "long": ("long_positions", "long_projection"),
-  "region": ("short_positions", "short_projection"),
+IMAGE_CONFIGS: dict[str, type] = {
+  config.type: config for config in (VisionConfig, ResNetConfig, SiglipVisionConfig, NaflexVisionConfig)
 }
-TEXT_KINDS = tuple(_TEXT_PATHS)
-
-
-@dataclasses.dataclass(frozen=True)
-class TowerConfig:
-  """What the two towers have in common.
-
-  Attributes:
-    width: channels of the residual stream.
-    depth: number of blocks.
-    heads: attention heads; each has `width // heads` channels.
-    mlp_width: hidden channels of the blocks' MLP.
-    activation: `quick_gelu` (x * sigmoid(1.702 x), OpenAI's) or `gelu` (exact, erf).
-    layer_norm_eps: added to the variance in every LayerNorm.
-  """
-
-  width: int
-  depth: int
-  heads: int
-  mlp_width: int
-  activation: str = "quick_gelu"
-  layer_norm_eps: float = 1e-5
-
-  def __post_init__(self):
-    check_sizes(self)
-    check_number("layer_norm_eps", self.layer_norm_eps, 0.0)
-    if self.width % self.heads:
-      raise ValueError(f"width {self.width} must be divisible by heads {self.heads}")
-    if self.activation not in ("quick_gelu", "gelu"):
-      raise ValueError(f"activation must be 'quick_gelu' or 'gelu', got {self.activation!r}")
-
-
-class ImageTowerConfig:
-  """What every image tower's config tells.
-
-  Attributes:
-    type: the tower's name in the registries.
-    label: what the tower is called in messages.
-    has_patches: patches can be dropped before the blocks see them.
-    supports_layer_decay: its layers form one sequence, along which learning rates can fall.
-    pools_by_projection: the projection into the embedding space is the last part of the tower's pooling, with a bias,
-      so that the tower alone has no pooled features.
-    image_size: side of the square input, in pixels.
-    patch_size: pixels along one side of a cell of the dense map.
-    pixels: how pictures become its input.
-  """
-
-  type: ClassVar[str]
-  label: ClassVar[str]
-  has_patches: ClassVar[bool] = False
-  supports_layer_decay: ClassVar[bool] = False
-  pools_by_projection: ClassVar[bool] = False
-  image_size: int
-  patch_size: int
-  width: int
-  depth: int
-  pixels: PixelSpec = CLIP_PIXELS
-
-  @property
-  def grid(self) -> int:
-    """Cells along one side of the dense map."""
-    return self.image_size // self.patch_size
-
-  @property
-  def output_width(self) -> int:
-    """Channels of the tower's pooled and dense features, which are projected into the embedding space."""
-    return self.width
-
-
-@dataclasses.dataclass(frozen=True)
-class VisionConfig(ImageTowerConfig, TowerConfig):
-  """CLIP's Vision Transformer (arXiv 2103.00020).
-
-  Attributes:
-    image_size: side of the square input, in pixels.
-    patch_size: side of a patch, in pixels; must divide `image_size`.
-    pixels: how pictures become its input.
-  """
-
-  type: ClassVar[str] = "vit"
-  label: ClassVar[str] = "Vision Transformer"
-  has_patches: ClassVar[bool] = True
-  supports_layer_decay: ClassVar[bool] = True
-  image_size: int = 224
-  patch_size: int = 16
-  pixels: PixelSpec = CLIP_PIXELS
-
-  def __post_init__(self):
-    super().__post_init__()
-    if self.image_size % self.patch_size:
-      raise ValueError(f"image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
-
-
-@dataclasses.dataclass(frozen=True)
-class ResNetConfig(ImageTowerConfig):
-  """CLIP's ResNet (arXiv 2103.00020, section 2.4).
-
-  Attributes:
-    width: channels of the stem; the last stage has 32 times as many.
-    depths: blocks of each of the four stages.
-    image_size: side of the square input, in pixels; a multiple of 32.
-    pixels: how pictures become its input.
-  """
-
-  type: ClassVar[str] = "resnet"
-  label: ClassVar[str] = "ResNet"
-  pools_by_projection: ClassVar[bool] = True
-  patch_size: ClassVar[int] = 32
-  width: int = 64
-  depths: tuple[int, ...] = (3, 4, 6, 3)
-  image_size: int = 224
-  pixels: PixelSpec = CLIP_PIXELS
-
-  def __post_init__(self):
-    if not isinstance(self.depths, tuple) or len(self.depths) != 4 or not all(is_depth(each) for each in self.depths):
-      raise ValueError(f"depths of a ResNet must be four positive numbers of blocks, got {self.depths}")
-    check_sizes(self)
-    if self.width < 2 or self.width % 2:
-      raise ValueError(f"width {self.width} of a ResNet must be even: its stem begins with half of it")
-    if self.image_size % self.patch_size:
-      raise ValueError(f"image_size {self.image_size} of a ResNet must be a multiple of {self.patch_size}")
-
-  @property
-  def depth(self) -> int:
-    """Blocks of all stages."""
-    return sum(self.depths)
-
-  @property
-  def output_width(self) -> int:
-    """Channels of the last stage's map."""
-    return 32 * self.width
-
-  @property
-  def heads(self) -> int:
-    """Heads of the attention pooling, of 64 channels each."""
-    return self.output_width // 64
-
-
-@dataclasses.dataclass(frozen=True)
-class TextKind:
-  """How texts of one kind go through a model; equal for kinds that share a path.
-
-  Attributes:
-    positions: the text tower's table of positions.
-    first_position: its first row among all tables of the tower, laid end to end.
-    length: the longest text, in tokens.
-    projection: the model's projection into the embedding space.
-  """
-
-  positions: str
-  first_position: int
-  length: int
-  projection: str
-
-
-@dataclasses.dataclass(frozen=True)
-class TextConfig(TowerConfig):
-  """CLIP's causal text tower, with FG-CLIP's second path for long texts.
-
-  Attributes:
-    vocab_size: rows of the token table.
-    short_length: rows of the short position table: the longest short or region caption, in tokens.
-    long_length: rows of the long position table; None for a plain CLIP, which has no long path.
-    end_id: the end-of-text token; a caption is read at its first one. 2 stands for the rule of
-      CLIP's first checkpoints: read at the largest id (the end-of-text token has the largest).
-    tokenizer: the name of the tokenizer that makes its ids, of `fgclip_jax.data.tokenizers`.
-  """
-
-  type: ClassVar[str] = "causal"
-  vocab_size: int = 49408
-  short_length: int = 77
-  long_length: int | None = 248
-  end_id: int = END_ID
-  tokenizer: str = "clip"
-
-  def __post_init__(self):
-    super().__post_init__()
-    if not isinstance(self.end_id, int) or isinstance(self.end_id, bool) or not 0 <= self.end_id < 1 << 31:
-      raise ValueError(f"end_id must be a token's id, got {shown(self.end_id)}")
-    if not isinstance(self.tokenizer, str):
-      raise ValueError(f"tokenizer must be a name, got {shown(self.tokenizer)}")
-
-  @property
-  def position_tables(self) -> dict[str, int]:
-    """The rows of each table of positions, in the order in which they are laid end to end."""
-    tables = {"short_positions": self.short_length}
-    return tables if self.long_length is None else tables | {"long_positions": self.long_length}
-
-  @property
-  def kinds(self) -> dict[str, TextKind]:
-    """The kinds of texts that this tower reads, and the path that each takes."""
-    tables, kinds = self.position_tables, {}
-    starts = dict(zip(tables, itertools.accumulate(tables.values(), initial=0), strict=False))
-    for kind, (positions, projection) in _TEXT_PATHS.items():
-      if positions in tables:
-        kinds[kind] = TextKind(positions, starts[positions], tables[positions], projection)
-    return kinds
-
-
-IMAGE_CONFIGS: dict[str, type] = {config.type: config for config in (VisionConfig, ResNetConfig)}
-TEXT_CONFIGS: dict[str, type] = {config.type: config for config in (TextConfig,)}
+TEXT_CONFIGS: dict[str, type] = {config.type: config for config in (TextConfig, SiglipTextConfig)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -234,20 +48,30 @@ class ModelConfig:
       projection, one position table, one temperature.
     embedding_width: width of the shared embedding space.
     temperature_init: the temperatures' first value, a log scale; ln(1/0.07) in CLIP.
+    region_temperature_init: that of `regional` and `hard_negative`; None: the same.
     logit_bias: the first value of a learned bias of the logits, which the sigmoid contrast needs; None: there is none.
   """
 
   vision: ImageTowerConfig
-  text: TextConfig
+  text: TextConfig | SiglipTextConfig
   embedding_width: int
   temperature_init: float = 2.6592
   logit_bias: float | None = None
+  region_temperature_init: float | None = None
 
   def __post_init__(self):
     check_sizes(self)
     check_number("temperature_init", self.temperature_init)
-    if self.logit_bias is not None:
-      check_number("logit_bias", self.logit_bias)
+    for name in ("logit_bias", "region_temperature_init"):
+      if getattr(self, name) is not None:
+        check_number(name, getattr(self, name))
+    if not self.vision.has_projection and self.vision.output_width != self.embedding_width:
+      raise ValueError(
+        f"a {self.vision.label} has no projection: embedding_width {self.embedding_width} must be its width, "
+        f"{self.vision.output_width}"
+      )
+    if "" in (kind.projection for kind in self.text.kinds.values()) and self.text.width != self.embedding_width:
+      raise ValueError(f"without a head, the text tower's width {self.text.width} must be {self.embedding_width}")
     if self.fine_grained and self.vision.pixels.resize not in (None, "squash"):
       raise ValueError(
         f"an FG-CLIP's pictures are squashed, since boxes are fractions of the whole picture: pixels.resize is "
@@ -265,6 +89,12 @@ class ModelConfig:
     return ("global", "regional", "hard_negative") if self.fine_grained else ("global",)
 
   @property
+  def first_temperatures(self) -> dict[str, float]:
+    """What each of the learned temperatures begins with, a log scale."""
+    others = self.temperature_init if self.region_temperature_init is None else self.region_temperature_init
+    return {name: self.temperature_init if name == "global" else others for name in self.temperatures}
+
+  @property
   def resize(self) -> str:
     """How a whole picture becomes a square: as `vision.pixels` says, else FG-CLIP's squash or plain CLIP's crop."""
     return self.vision.pixels.resize or ("squash" if self.fine_grained else "center_crop")
@@ -272,12 +102,14 @@ class ModelConfig:
   def to_dict(self) -> dict[str, Any]:
     """As nested plain values, for JSON.
 
-    Defaults of `vision.pixels` and `text.tokenizer` are left out: earlier versions did not have them.
+    Defaults of what earlier versions did not have are left out.
     """
     values = dataclasses.asdict(self)
-    if self.vision.pixels == CLIP_PIXELS:
+    if self.region_temperature_init is None:
+      del values["region_temperature_init"]
+    if self.vision.pixels == type(self.vision).pixels:
       values["vision"].pop("pixels", None)
-    if self.text.tokenizer == TextConfig.tokenizer:
+    if self.text.tokenizer == type(self.text).tokenizer:
       values["text"].pop("tokenizer", None)
     for tower in ("vision", "text"):
       values[tower] = {"type": getattr(self, tower).type, **values[tower]}
@@ -348,6 +180,47 @@ def _clip_resnet(width, depths, image_size, text_width, embedding_width) -> Mode
   )
 
 
+# of SigLIP's sizes: width, depth, heads and MLP width of the image tower, and of the text tower
+_SIGLIP_SIZES = {
+  "base": ((768, 12, 12, 3072), (768, 12, 12, 3072)),
+  "large": ((1024, 24, 16, 4096), (1024, 24, 16, 4096)),
+  "so400m": ((1152, 27, 16, 4304), (1152, 27, 16, 4304)),
+  "giant": ((1536, 40, 16, 6144), (1152, 27, 16, 4304)),
+}
+
+
+def _siglip(size: str, image_size: int | None = None, patch_size: int = 16, vocab_size: int = 256000) -> ModelConfig:
+  """SigLIP 2, or with its vocabulary of 32,000 SigLIP; without an image size for pictures of any shape."""
+  image, text = _SIGLIP_SIZES[size]
+  if image_size is None:
+    vision: ImageTowerConfig = NaflexVisionConfig(*image, patch_size=patch_size)
+  else:
+    vision = SiglipVisionConfig(*image, image_size=image_size, patch_size=patch_size)
+  first = {"end_id": 1, "pad_id": 1, "tokenizer": "siglip"} if vocab_size == 32000 else {}
+  return ModelConfig(
+    vision=vision,
+    text=SiglipTextConfig(*text, vocab_size=vocab_size, **first),
+    embedding_width=image[0],
+    temperature_init=2.3026,  # ln 10, as SigLIP begins
+    logit_bias=-10.0,
+  )
+
+
+def _fgclip2(size: str) -> ModelConfig:
+  """FG-CLIP 2; its temperatures for regions begin with ln 100."""
+  return _siglip(size).replace(
+    vision={"dense_head": True}, text={"long_length": 196}, region_temperature_init=math.log(100)
+  )
+
+
+def _tiny(vision: ImageTowerConfig, long_length: int | None = None) -> ModelConfig:
+  """SigLIP and FG-CLIP 2 for tests, with CLIP's vocabulary, whose tokenizer is always there."""
+  text = SiglipTextConfig(
+    32, 2, 2, 64, vocab_size=49408, short_length=16, long_length=long_length, end_id=END_ID, tokenizer="clip_padded"
+  )
+  return ModelConfig(vision=vision, text=text, embedding_width=32, temperature_init=2.3026, logit_bias=-10.0)
+
+
 PRESETS: dict[str, ModelConfig] = {
   "vit_b32": _clip_vit(768, 12, 32, 224, 512, 512),
   "vit_b16": _clip_vit(768, 12, 16, 224, 512, 512),
@@ -358,11 +231,34 @@ PRESETS: dict[str, ModelConfig] = {
   "rn50x4": _clip_resnet(80, (4, 6, 10, 6), 288, 640, 640),
   "rn50x16": _clip_resnet(96, (6, 8, 18, 8), 384, 768, 768),
   "rn50x64": _clip_resnet(128, (3, 15, 36, 10), 448, 1024, 1024),
+  # SigLIP (arXiv 2303.15343) and SigLIP 2 (arXiv 2502.14786), at fixed sizes
+  "siglip_b16": _siglip("base", 224, vocab_size=32000),
+  "siglip_l16": _siglip("large", 256, vocab_size=32000),
+  "siglip_so400m14": _siglip("so400m", 384, 14, vocab_size=32000),
+  "siglip2_b16": _siglip("base", 224),
+  "siglip2_l16": _siglip("large", 256),
+  "siglip2_so400m14": _siglip("so400m", 224, 14),
+  "siglip2_so400m16": _siglip("so400m", 256),
+  "siglip2_giant16": _siglip("giant", 256),
+  # SigLIP 2 for pictures of any shape, and FG-CLIP 2, which starts from it
+  "siglip2_naflex_b16": _siglip("base"),
+  "siglip2_naflex_l16": _siglip("large"),
+  "siglip2_naflex_so400m16": _siglip("so400m"),
+  "siglip2_naflex_giant16": _siglip("giant"),
+  "fgclip2_b16": _fgclip2("base"),
+  "fgclip2_l16": _fgclip2("large"),
+  "fgclip2_so400m16": _fgclip2("so400m"),
   # the quickstart's: learns the rendered scenes in minutes on a CPU
   "scenes": ModelConfig(
     vision=VisionConfig(128, 4, 4, 512, image_size=64, patch_size=8),
     text=TextConfig(128, 3, 4, 512),
     embedding_width=128,
+  ),
+  "scenes2": ModelConfig(
+    vision=NaflexVisionConfig(128, 4, 4, 512, patch_size=8, position_grid=8, max_patches=64, dense_head=True),
+    text=SiglipTextConfig(128, 3, 4, 512, vocab_size=49408, long_length=196, end_id=END_ID, tokenizer="clip_padded"),
+    embedding_width=128,
+    logit_bias=-10.0,
   ),
   # for tests: these compile in a moment
   "tiny": ModelConfig(
@@ -372,6 +268,11 @@ PRESETS: dict[str, ModelConfig] = {
   ),
   "tiny_resnet": ModelConfig(
     vision=ResNetConfig(4, (1, 2, 1, 3), 64), text=TextConfig(32, 2, 2, 64), embedding_width=16
+  ),
+  "tiny_siglip": _tiny(SiglipVisionConfig(32, 2, 2, 64, image_size=32, patch_size=8)),
+  "tiny_naflex": _tiny(NaflexVisionConfig(32, 2, 2, 64, patch_size=8, position_grid=4, max_patches=16)),
+  "tiny_fgclip2": _tiny(
+    NaflexVisionConfig(32, 2, 2, 64, patch_size=8, position_grid=4, max_patches=16, dense_head=True), long_length=48
   ),
 }
 

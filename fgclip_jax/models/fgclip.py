@@ -12,7 +12,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fgclip_jax.models.config import ModelConfig, TextKind
 from fgclip_jax.models.resnet import Statistics
-from fgclip_jax.models.roi_align import roi_align
+from fgclip_jax.models.roi_align import roi_align, roi_align_patches
+from fgclip_jax.models.siglip import NaflexTower, PatchRows, take_slots
 from fgclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, ImageTower
 from fgclip_jax.models.transformer import Runtime, gradient_cached_map, linear
 
@@ -55,16 +56,17 @@ class DualEncoder(nnx.Module):
   def __init__(self, config: ModelConfig, runtime: Runtime = Runtime(), *, rngs: nnx.Rngs):
     self.config, self.runtime = config, runtime
     # the order in which modules are made decides which random numbers each of them draws
-    self.vision: ImageTower = IMAGE_TOWERS[config.vision.type](config.vision, runtime, rngs=rngs)
+    self.vision: ImageTower | NaflexTower = IMAGE_TOWERS[config.vision.type](config.vision, runtime, rngs=rngs)
     self.text = TEXT_TOWERS[config.text.type](config.text, runtime, rngs=rngs)
 
     def projection(width, use_bias=False):
       return linear(width, config.embedding_width, width**-0.5, runtime.dtype, rngs, use_bias)
 
-    self.vision_projection = projection(config.vision.output_width, use_bias=config.vision.pools_by_projection)
-    for name in dict.fromkeys(kind.projection for kind in config.text.kinds.values()):
-      setattr(self, name, projection(config.text.width))
-    first = dict.fromkeys(config.temperatures, config.temperature_init)
+    if config.vision.has_projection:
+      self.vision_projection = projection(config.vision.output_width, use_bias=config.vision.pools_by_projection)
+    for name in dict.fromkeys(kind.projection for kind in config.text.kinds.values() if kind.projection):
+      setattr(self, name, projection(config.text.width, config.text.projection_bias))
+    first = dict(config.first_temperatures)
     if config.logit_bias is not None:
       first["bias"] = config.logit_bias
     self.temperature = nnx.Dict({name: nnx.Param(jnp.asarray(value, jnp.float32)) for name, value in first.items()})
@@ -82,8 +84,29 @@ class DualEncoder(nnx.Module):
   def _image_features(
     self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None, train: bool
   ) -> tuple[Float[Array, "B D"], Float[Array, "B h w D"] | None, Statistics]:
-    pooled, dense, statistics = self.vision(image, keep, train)
-    return self.vision_projection(pooled), None if dense is None else self.vision_projection(dense), statistics
+    pooled, dense, statistics = cast(ImageTower, self.vision)(image, keep, train)
+    return self._project_image(pooled), None if dense is None else self._project_image(dense), statistics
+
+  def _project_image(self, vectors: Float[Array, "*B W"]) -> Float[Array, "*B D"]:
+    return self.vision_projection(vectors) if self.config.vision.has_projection else vectors
+
+  def patch_features(
+    self, rows: PatchRows, slot: Int[Array, "B P"], dense: bool = True
+  ) -> tuple[Float[Array, "B D"], Float[Array, "B P D"] | None]:
+    """`image_features` of pictures of any shape, for a model that takes patches.
+
+    Args:
+      rows: their packed patches.
+      slot: where among the slots of all rows the patches of each picture lie, row by row over its grid; -1 beyond them.
+      dense: False leaves the dense features out.
+
+    Returns:
+      The features of whole pictures, and of their patches; what lies beyond a picture's patches is of no meaning.
+    """
+    tower = cast(NaflexTower, self.vision)
+    hidden = tower(rows)
+    found = take_slots(tower.dense_features(hidden, rows.segment), slot) if dense else None
+    return tower.pool(hidden, slot), found
 
   def text_features(
     self,
@@ -107,29 +130,23 @@ class DualEncoder(nnx.Module):
   def project_text(self, vectors: Float[Array, "*B W"], kind: str | TextKind) -> Float[Array, "*B D"]:
     """The text tower's vectors, read at the ends of captions of one kind, in the embedding space."""
     path = self.config.text.kinds[kind] if isinstance(kind, str) else kind
-    return getattr(self, path.projection)(vectors)
+    return getattr(self, path.projection)(vectors) if path.projection else vectors
 
   def __call__(
     self, batch: dict[str, Array], keep: Int[Array, "B N"] | None = None, running_statistics: bool = False
   ) -> Embeddings:
-    """Embeds a batch (see docs/design.md for its keys; images already normalised, [G, b, S, S, 3] float).
+    """Embeds a batch (see docs/design.md for its keys; images or patches already normalised floats).
 
     `keep` drops patches (see `image_features`); the batch must then be without regions. BatchNorm goes by the batch's
     own statistics (each micro-batch's, averaged in the end), or with `running_statistics` by the running ones.
     """
-    shards, per_shard = batch["image"].shape[:2]
+    shards, per_shard = batch["boxes"].shape[:2]
     images = shards * per_shard
     regions = batch["boxes"].shape[2] if self.config.fine_grained else 0
-
-    def encode_images(image, boxes, keep):
-      pooled, dense, statistics = self._image_features(image, keep, train=not running_statistics)
-      for_each = jax.tree.map(lambda x: jnp.broadcast_to(x, (shards, *x.shape)), statistics)  # as parts are joined
-      return unit_length(pooled), unit_length(roi_align(cast(Array, dense), boxes)) if regions else None, for_each
-
-    folded = (batch[key].reshape(images, *batch[key].shape[2:]) for key in ("image", "boxes"))
-    image, region_image, statistics = gradient_cached_map(
-      encode_images, self.runtime.micro_batches, shards, *folded, keep
-    )
+    if self.config.vision.takes_patches:
+      image, region_image, statistics = *self._encode_patches(batch, bool(regions)), {}
+    else:
+      image, region_image, statistics = self._encode_squares(batch, bool(regions), keep, train=not running_statistics)
     ends = {"short": batch["short_eot"]}
     if "long" in self.config.text.kinds:
       ends["long"] = batch["long_eot"]
@@ -162,6 +179,50 @@ class DualEncoder(nnx.Module):
       hard_valid=((batch["hard_eot"] >= 0) & (batch["hard_box"] >= 0)[..., None]).reshape(-1, ends["hard"].shape[-1]),
       hard_row=(first_row + hard_box).reshape(-1),
     )
+
+  def _encode_squares(
+    self, batch: dict[str, Array], regions: bool, keep: Int[Array, "B N"] | None, train: bool
+  ) -> tuple:
+    """Unit-length embeddings of the batch's square images and of their boxes, and the tower's statistics."""
+    shards, per_shard = batch["image"].shape[:2]
+
+    def encode(image, boxes, keep):
+      pooled, dense, statistics = self._image_features(image, keep, train)
+      for_each = jax.tree.map(lambda x: jnp.broadcast_to(x, (shards, *x.shape)), statistics)  # as parts are joined
+      return unit_length(pooled), unit_length(roi_align(cast(Array, dense), boxes)) if regions else None, for_each
+
+    folded = (batch[key].reshape(shards * per_shard, *batch[key].shape[2:]) for key in ("image", "boxes"))
+    return gradient_cached_map(encode, self.runtime.micro_batches, shards, *folded, keep)
+
+  def _encode_patches(self, batch: dict[str, Array], regions: bool) -> tuple[Array, Array | None]:
+    """Unit-length embeddings of pictures of any shape and of their boxes.
+
+    The tower goes through rows; a picture is read from its slots, as a caption is from its end. These count within a
+    shard, so that nothing crosses devices.
+    """
+    tower, parts = cast(NaflexTower, self.vision), self.runtime.micro_batches
+    shards, rows, slots = batch["patch_segment"].shape
+    missing = -rows % parts  # empty rows, up to a multiple of the parts
+
+    def encode(patches, segment, place):
+      hidden = tower(PatchRows(patches, segment, place))
+      return hidden, tower.dense_features(hidden, segment) if regions else None
+
+    arrays = []
+    for key, empty in (("patches", 0), ("patch_segment", 0), ("patch_place", (0, 0, 1, 1))):
+      x = batch[key]
+      rest = jnp.broadcast_to(jnp.asarray(empty, x.dtype), (shards, missing, *x.shape[2:]))
+      arrays.append(jnp.concatenate([x, rest], axis=1).reshape(shards * (rows + missing), *x.shape[2:]))
+    hidden, dense = gradient_cached_map(encode, parts, shards, *arrays)
+
+    def read(hidden, dense, slot, grid, boxes):
+      of_boxes = unit_length(roi_align_patches(take_slots(dense, slot), grid, boxes)) if regions else None
+      return unit_length(tower.pool(hidden, slot)), of_boxes
+
+    by_shard = jax.tree.map(lambda x: x.reshape(shards, rows + missing, slots, -1), (hidden, dense))
+    places = (batch[key] for key in ("patch_slot", "image_grid", "boxes"))
+    found = jax.vmap(read)(*by_shard, *places)
+    return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
   def _read_ends(self, batch: dict[str, Array], ends: dict[str, Int[Array, "G ..."]]) -> dict[str, Float[Array, "..."]]:
     """Encodes the batch's rows and reads, for each array of ends, the normed vectors: shard axis folded."""

@@ -50,3 +50,4 @@ def _is_number(value: Any) -> bool:
 
 
 CLIP_PIXELS = PixelSpec()  # what CLIP and FG-CLIP were published with
+SIGLIP_PIXELS = PixelSpec((0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "squash", "bilinear")  # what SigLIP 2 was published with

@@ -6,7 +6,7 @@ from typing import Any
 _LARGEST = {
   "width": 1 << 17, "depth": 1 << 12, "heads": 1 << 12, "mlp_width": 1 << 20, "image_size": 1 << 15,
   "patch_size": 1 << 12, "vocab_size": 1 << 25, "short_length": 1 << 20, "long_length": 1 << 20,
-  "embedding_width": 1 << 17,
+  "embedding_width": 1 << 17, "position_grid": 1 << 10, "max_patches": 1 << 16,
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The causal text tower over packed rows, with FG-CLIP's short and long position tables."""
+"""The text tower over packed rows: CLIP's causal one and SigLIP's, with FG-CLIP's short and long position tables."""
 
 from typing import Any
 
@@ -6,14 +6,14 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
-from fgclip_jax.models.config import TextConfig
+from fgclip_jax.models.config import SiglipTextConfig, TextConfig
 from fgclip_jax.models.transformer import Runtime, Transformer, layer_norm
 
 
 class TextTower(nnx.Module):
-  """Rows of packed captions to hidden vectors; a caption is read at its end-of-text token."""
+  """Rows of packed captions to hidden vectors, of which each caption's last one is read."""
 
-  def __init__(self, config: TextConfig, runtime: Runtime = Runtime(), *, rngs: nnx.Rngs):
+  def __init__(self, config: TextConfig | SiglipTextConfig, runtime: Runtime = Runtime(), *, rngs: nnx.Rngs):
     self.config, self.runtime = config, runtime
 
     def table(rows, std):
@@ -22,7 +22,7 @@ class TextTower(nnx.Module):
     self.token_embedding = table(config.vocab_size, 0.02)
     for name, rows in config.position_tables.items():
       setattr(self, name, table(rows, 0.01))
-    self.transformer = Transformer(config, runtime, causal=True, rngs=rngs)
+    self.transformer = Transformer(config, runtime, causal=config.causal, rngs=rngs)
     self.final_norm = layer_norm(config.width, config.layer_norm_eps, rngs)
 
   def __call__(

@@ -8,6 +8,7 @@ from typing import Protocol
 from jaxtyping import Array, Float, Int
 
 from fgclip_jax.models.resnet import ResNetTower, Statistics
+from fgclip_jax.models.siglip import NaflexTower, SiglipTower
 from fgclip_jax.models.text import TextTower
 from fgclip_jax.models.vit import VisionTower
 
@@ -25,5 +26,8 @@ class ImageTower(Protocol):
   ) -> tuple[Float[Array, "B W"], Float[Array, "B h w W"] | None, Statistics]: ...
 
 
-IMAGE_TOWERS: dict[str, type] = {"vit": VisionTower, "resnet": ResNetTower}
-TEXT_TOWERS: dict[str, type] = {"causal": TextTower}
+IMAGE_TOWERS: dict[str, type] = {
+  "vit": VisionTower, "resnet": ResNetTower, "siglip": SiglipTower,
+  "naflex": NaflexTower,  # takes patches, and is called by `DualEncoder` in its own way
+}  # fmt: skip
+TEXT_TOWERS: dict[str, type] = {"causal": TextTower, "siglip": TextTower}

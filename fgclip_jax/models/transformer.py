@@ -93,9 +93,9 @@ def gradient_cached_map(function: Callable[..., Any], parts: int, shards: int, *
 
 
 def activation(name: str) -> Callable[[Array], Array]:
-  """`quick_gelu` or the exact `gelu`."""
-  if name == "gelu":
-    return lambda x: jax.nn.gelu(x, approximate=False)
+  """`quick_gelu`, the exact `gelu`, or `gelu_tanh`."""
+  if name in ("gelu", "gelu_tanh"):
+    return lambda x: jax.nn.gelu(x, approximate=name == "gelu_tanh")
   return lambda x: x * jax.nn.sigmoid(jnp.asarray(1.702, x.dtype) * x)
 
 

@@ -14,7 +14,14 @@ import numpy as np
 
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.losses.terms import LOSS_TERMS
-from fgclip_jax.models.config import ModelConfig, ResNetConfig, TowerConfig, VisionConfig
+from fgclip_jax.models.config import (
+  ModelConfig,
+  NaflexVisionConfig,
+  ResNetConfig,
+  SiglipVisionConfig,
+  TowerConfig,
+  VisionConfig,
+)
 
 # bfloat16 peak of one device in FLOP/s, by the beginning of JAX's `device_kind` (vendors' data sheets)
 PEAKS = {
@@ -59,6 +66,37 @@ def _vit_dense(vision: VisionConfig, image_size: int) -> int:
   return (image_size // vision.patch_size) ** 2 * 2 * (2 * vision.width**2 + 2 * vision.width * vision.mlp_width)
 
 
+def _siglip_forward(vision: SiglipVisionConfig, image_size: int, keep: float) -> int:
+  patches = (image_size // vision.patch_size) ** 2
+  return patches_forward(vision, round(patches * keep), round(patches * keep) ** 2)
+
+
+def _siglip_dense(vision: SiglipVisionConfig, image_size: int) -> int:
+  """An attention block, with patches as its queries."""
+  patches = (image_size // vision.patch_size) ** 2
+  return patches_dense(vision, patches, patches**2)
+
+
+def patches_forward(vision: SiglipVisionConfig | NaflexVisionConfig, patches: int, attended: int) -> int:
+  """The forward pass of SigLIP's tower.
+
+  Args:
+    vision: the tower.
+    patches: patches that go through it.
+    attended: (query, key) pairs whose score is computed.
+  """
+  embedding = 2 * patches * vision.patch_size**2 * 3 * vision.width
+  if vision.takes_patches:  # the positions of each patch, from the whole table
+    embedding += 2 * patches * vision.grid**2 * vision.width
+  pooling = 4 * patches * vision.heads * vision.width  # scores and mixing, with one query for all
+  return embedding + vision.depth * (patches * _block_per_token(vision) + 4 * vision.width * attended) + pooling
+
+
+def patches_dense(vision: SiglipVisionConfig | NaflexVisionConfig, patches: int, attended: int) -> int:
+  """What dense features add to `patches_forward`."""
+  return patches * _block_per_token(vision) + 4 * vision.width * attended
+
+
 def _resnet_forward(vision: ResNetConfig, image_size: int, keep: float) -> int:
   """Convolutions and attention pooling; `keep` is 1, since there are no patches to drop."""
   half, side, inputs = vision.width // 2, image_size // 4, vision.width
@@ -77,7 +115,14 @@ def _resnet_forward(vision: ResNetConfig, image_size: int, keep: float) -> int:
 IMAGE_FLOPS: dict[str, ImageTowerFlops] = {
   "vit": ImageTowerFlops(_vit_forward, _vit_dense),
   "resnet": ImageTowerFlops(_resnet_forward, lambda vision, image_size: 0),  # its pooling has made the cells' values
+  "siglip": ImageTowerFlops(_siglip_forward, _siglip_dense),
+  "naflex": ImageTowerFlops(_siglip_forward, _siglip_dense),  # of a square picture
 }
+
+
+def _projection(config: ModelConfig) -> int:
+  """One vector's projection into the embedding space."""
+  return 2 * config.vision.output_width * config.embedding_width if config.vision.has_projection else 0
 
 
 def image_forward(config: ModelConfig, image_size: int | None = None, keep: float = 1.0) -> int:
@@ -90,14 +135,14 @@ def image_forward(config: ModelConfig, image_size: int | None = None, keep: floa
   """
   vision = config.vision
   tower = IMAGE_FLOPS[vision.type].forward(vision, image_size or vision.image_size, keep)
-  return tower + 2 * vision.output_width * config.embedding_width
+  return tower + _projection(config)
 
 
 def dense_forward(config: ModelConfig, image_size: int | None = None) -> int:
   """What the dense path adds for one image: the tower's part, and the projection of every patch."""
   vision, size = config.vision, image_size or config.vision.image_size
   cells = (size // vision.patch_size) ** 2
-  return IMAGE_FLOPS[vision.type].dense(vision, size) + cells * 2 * vision.output_width * config.embedding_width
+  return IMAGE_FLOPS[vision.type].dense(vision, size) + cells * _projection(config)
 
 
 def text_forward(config: ModelConfig, tokens: int, attended: int) -> int:
@@ -126,6 +171,32 @@ class StepFlops:
     return StepFlops(*(a + b for a, b in pairs))
 
 
+def _squares(segment: np.ndarray) -> int:
+  """(query, key) pairs where every slot attends to all of its segment: the sum of squares of the segments' lengths."""
+  total = 0
+  for row in segment.reshape(-1, segment.shape[-1]):
+    total += int(np.sum(np.unique(row[row > 0], return_counts=True)[1].astype(np.int64) ** 2))
+  return total
+
+
+def _patch_flops(config: ModelConfig, batch: dict[str, Any]) -> tuple[int, int]:
+  """The forward pass of a batch's packed patches and boxes: useful and executed."""
+  vision, segment, boxes = config.vision, batch["patch_segment"], batch["boxes"].shape[2]
+  slots, patches = segment.size, int((segment > 0).sum())
+  counts = (patches, _squares(segment)), (slots, slots * segment.shape[-1])
+  found = []
+  for count, attended in counts:
+    image = patches_forward(vision, count, attended)
+    if boxes:
+      image += patches_dense(vision, count, attended)
+    found.append(image)
+  read = (batch["patch_slot"] >= 0).sum(), batch["patch_slot"].size
+  return tuple(
+    image + (2 * boxes * config.embedding_width * int(count) if boxes else 0)
+    for image, count in zip(found, read, strict=True)
+  )
+
+
 def count_flops(
   config: ModelConfig,
   objective: Objective,
@@ -140,20 +211,27 @@ def count_flops(
   The backward pass costs twice the forward one; a frozen image tower has none. Similarities are counted
   in full for the images of this part alone, which is exact in a run of one process.
   """
-  shards, per_shard = batch["image"].shape[:2]
+  shards, per_shard = batch["boxes"].shape[:2]
   images, boxes = shards * per_shard, batch["boxes"].shape[2]
-  image = images * image_forward(config, image_size, 1.0 - patch_dropout)
-  if boxes:
-    grid = (image_size or config.vision.image_size) // config.vision.patch_size
-    image += images * dense_forward(config, image_size)
-    image += 2 * images * boxes * config.embedding_width * grid**2  # RoIAlign's product with the map
+  if config.vision.takes_patches:
+    image, executed_image = _patch_flops(config, batch)
+  else:
+    image = images * image_forward(config, image_size, 1.0 - patch_dropout)
+    if boxes:
+      grid = (image_size or config.vision.image_size) // config.vision.patch_size
+      image += images * dense_forward(config, image_size)
+      image += 2 * images * boxes * config.embedding_width * grid**2  # RoIAlign's product with the map
+    executed_image = image
 
   segment, position = batch["segment"], batch["position"]
   rows, length = segment.shape[0] * segment.shape[1], segment.shape[2]
   real = segment > 0
   tokens = int(real.sum())
   local = np.where(position >= config.text.short_length, position - config.text.short_length, position)
-  triangle = int(np.sum((local + 1) * real, dtype=np.int64))
+  if config.text.causal:
+    attended = int(np.sum((local + 1) * real, dtype=np.int64))
+  else:
+    attended = _squares(segment)
   read = sum(int((batch[key] >= 0).sum()) for key in ("short_eot", "long_eot", "region_eot", "hard_eot"))
   project = 2 * config.text.width * config.embedding_width
   slots_read = sum(batch[key].size for key in ("short_eot", "long_eot", "region_eot", "hard_eot"))
@@ -165,10 +243,10 @@ def count_flops(
       ends = batch[term.captions]
       useful_losses += 2 * width * term.logits(int((ends >= 0).sum()))
       executed_losses += 2 * width * term.logits(ends.size)
-  image_cost = image * (1 if frozen_image_tower else 3)
+  passes = 1 if frozen_image_tower else 3
   return StepFlops(
-    useful=image_cost + 3 * (text_forward(config, tokens, triangle) + read * project + useful_losses),
-    executed=image_cost
+    useful=passes * image + 3 * (text_forward(config, tokens, attended) + read * project + useful_losses),
+    executed=passes * executed_image
     + 3 * (text_forward(config, rows * length, rows * length**2) + slots_read * project + executed_losses),
     tokens=tokens,
     slots=rows * length,

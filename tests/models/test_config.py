@@ -15,6 +15,7 @@ from fgclip_jax.models.config import (
   ResNetConfig,
   TextConfig,
   TextKind,
+  TowerConfig,
   VisionConfig,
   preset,
 )
@@ -29,7 +30,7 @@ PUBLISHED = {
 }  # fmt: skip
 
 
-def blocks(tower: VisionConfig | TextConfig) -> int:
+def blocks(tower: TowerConfig) -> int:
   """The parameters of a transformer's blocks."""
   w, m = tower.width, tower.mlp_width
   attention, mlp, norms = 4 * (w * w + w), (w * m + m) + (m * w + w), 2 * 2 * w
@@ -61,9 +62,21 @@ def resnet(v: ResNetConfig, d: int) -> int:
   return total + (1 + v.grid**2) * c + 3 * (c * c + c) + (c * d + d)
 
 
+def siglip(config: ModelConfig) -> int:
+  """The parameters of a SigLIP or an FG-CLIP 2."""
+  v, t, d = config.vision, config.text, config.embedding_width
+  head = v.width + 4 * (v.width**2 + v.width) + 2 * v.width + 2 * v.width * v.mlp_width + v.mlp_width + v.width
+  total = blocks(v) + (v.patch_size**2 * 3 + 1) * v.width + v.grid**2 * v.width + 2 * v.width
+  total += (1 + v.dense_head) * head + blocks(t) + (t.vocab_size + t.short_length) * t.width + 2 * t.width
+  heads, temperatures = (3, 4) if config.fine_grained else (1, 2)
+  return total + (t.long_length or 0) * t.width + heads * (t.width * d + d) + temperatures
+
+
 def formula(config: ModelConfig) -> int:
   """The number of parameters, counted from the papers' description."""
   v, t, d = config.vision, config.text, config.embedding_width
+  if t.type == "siglip":
+    return siglip(config)
   total = (resnet if isinstance(v, ResNetConfig) else transformer)(v, d) + blocks(t)
   total += (t.vocab_size + t.short_length) * t.width + 2 * t.width + t.width * d + 1
   if config.fine_grained:
@@ -75,10 +88,25 @@ def formula(config: ModelConfig) -> int:
 def test_parameter_counts(name):
   config = preset(name)
   plain = config.replace(text={"long_length": None})
-  assert config.fine_grained and not plain.fine_grained
+  assert config.fine_grained == ("siglip" not in name and "naflex" not in name) and not plain.fine_grained
   assert count(abstract_params(config)) == formula(config)
   assert count(abstract_params(plain)) == formula(plain) == PUBLISHED.get(name, formula(plain))
   assert all(leaf.dtype == "float32" for leaf in flatten(abstract_params(config)).values())
+
+
+def test_fgclip2_has_the_published_number_of_parameters():
+  # theirs count both position tables of the long path in full, of which each gives a part, and no two temperatures
+  published = {"fgclip2_b16": 383.8, "fgclip2_l16": 896.6, "fgclip2_so400m16": 1154.0}
+  for name, millions in published.items():
+    config = preset(name)
+    assert round((formula(config) + 196 * config.text.width) / 1e6, 1) == millions
+
+
+def test_a_model_without_projections_has_towers_as_wide_as_its_embeddings():
+  with pytest.raises(ValueError, match="embedding_width 16 must be its width, 32"):
+    preset("tiny_siglip").replace(embedding_width=16)
+  with pytest.raises(ValueError, match="width 16 must be 32"):
+    preset("tiny_siglip").replace(text={"head": False, "width": 16})
 
 
 def test_an_unknown_preset_lists_those_there_are():
@@ -103,11 +131,10 @@ def test_a_dict_names_its_towers_and_one_of_an_older_version_is_read(name):
 
 
 def test_each_type_of_tower_is_in_every_registry():
-  assert (
-    towers.IMAGE_TOWERS.keys() == IMAGE_CONFIGS.keys() == flops.IMAGE_FLOPS.keys() == openai_names.IMAGE_ROWS.keys()
-  )
+  assert towers.IMAGE_TOWERS.keys() == IMAGE_CONFIGS.keys() == flops.IMAGE_FLOPS.keys()
+  assert openai_names.IMAGE_ROWS.keys() <= IMAGE_CONFIGS.keys()  # OpenAI's code has no SigLIP
   assert huggingface_names.IMAGE_ROWS.keys() <= IMAGE_CONFIGS.keys()  # transformers has no ResNet
-  assert towers.TEXT_TOWERS.keys() == TEXT_CONFIGS.keys() == openai_names.TEXT_ROWS.keys()
+  assert towers.TEXT_TOWERS.keys() == TEXT_CONFIGS.keys() >= openai_names.TEXT_ROWS.keys()
   assert huggingface_names.TEXT_ROWS.keys() <= TEXT_CONFIGS.keys()
   assert all(config.type == name for name, config in (IMAGE_CONFIGS | TEXT_CONFIGS).items())
 
@@ -144,7 +171,7 @@ def test_faults_of_a_dict_are_named():
   ("change", "message"),
   [
     ({"width": 33}, "width 33 must be divisible by heads 2"),
-    ({"activation": "relu"}, "activation must be 'quick_gelu' or 'gelu', got 'relu'"),
+    ({"activation": "relu"}, "activation must be one of quick_gelu, gelu, gelu_tanh, got 'relu'"),
     ({"patch_size": 5}, "image_size 32 must be a multiple of patch_size 5"),
   ],
 )
