@@ -38,13 +38,14 @@ def axis_weights(
   count = jnp.maximum(jnp.ceil(extent), 0.0)
   spacing = extent / jnp.maximum(count, 1.0)
   # Only the samples within a cell of this one have a part of it. Two samples are at least half a cell apart, since
-  # their number is the extent rounded up: five can be that near, and one at each end is for rounding.
+  # their number is the extent rounded up (a single one has itself alone): five can be that near, and one at each end
+  # is for rounding.
   start, spacing, count = start[..., None], spacing[..., None], count[..., None]
-  first = jnp.floor((cell - 1.0 - start) / jnp.where(spacing > 0, spacing, 1.0) - 0.5)
+  first = jnp.maximum(jnp.floor((cell - 1.0 - start) / jnp.where(spacing > 0, spacing, 1.0) - 0.5), 0.0)
   index = first[..., None] + jnp.arange(_NEAR, dtype=low.dtype)
   position = start[..., None] + (index + 0.5) * spacing[..., None]
   limit = jnp.asarray(size, low.dtype)[..., None, None]
-  counted = (index >= 0) & (index < count[..., None]) & (position >= -1.0) & (position <= limit)
+  counted = (index < count[..., None]) & (position >= -1.0) & (position <= limit)
   position = jnp.clip(position, 0.0, limit - 1.0)  # outside the centres of the border cells: their value
   # bilinear interpolation: a sample gives the two cells around it weights that fall linearly with the distance
   tent = jnp.maximum(1.0 - jnp.abs(position - cell[..., None]), 0.0)

@@ -32,6 +32,7 @@ class SiglipVisionConfig(ImageTowerConfig, _SiglipTowerConfig):
   has_patches: ClassVar[bool] = True
   supports_layer_decay: ClassVar[bool] = True
   has_projection: ClassVar[bool] = False
+  has_class_token: ClassVar[bool] = False
   image_size: int = 224
   patch_size: int = 16
   pixels: PixelSpec = SIGLIP_PIXELS
@@ -62,6 +63,7 @@ class NaflexVisionConfig(ImageTowerConfig, _SiglipTowerConfig):
   has_patches: ClassVar[bool] = True
   supports_layer_decay: ClassVar[bool] = True
   has_projection: ClassVar[bool] = False
+  has_class_token: ClassVar[bool] = False
   takes_patches: ClassVar[bool] = True
   patch_size: int = 16
   position_grid: int = 16

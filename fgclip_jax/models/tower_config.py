@@ -61,7 +61,7 @@ class ImageTowerConfig:
       so that the tower alone has no pooled features.
     has_projection: a projection of the model's leads into the embedding space; without one, the tower's width is that
       of the space.
-    has_class_token: the table of positions begins with a class token's.
+    has_class_token: the table of positions begins with the row of a token that is no patch.
     takes_patches: it reads packed patches of pictures of any shape instead of square pictures.
     image_size: side of the square input, in pixels.
     patch_size: pixels along one side of a cell of the dense map.
@@ -74,7 +74,7 @@ class ImageTowerConfig:
   supports_layer_decay: ClassVar[bool] = False
   pools_by_projection: ClassVar[bool] = False
   has_projection: ClassVar[bool] = True
-  has_class_token: ClassVar[bool] = False
+  has_class_token: ClassVar[bool] = True
   takes_patches: ClassVar[bool] = False
   image_size: int
   patch_size: int
@@ -106,7 +106,6 @@ class VisionConfig(ImageTowerConfig, TowerConfig):
   type: ClassVar[str] = "vit"
   label: ClassVar[str] = "Vision Transformer"
   has_patches: ClassVar[bool] = True
-  has_class_token: ClassVar[bool] = True
   supports_layer_decay: ClassVar[bool] = True
   image_size: int = 224
   patch_size: int = 16
