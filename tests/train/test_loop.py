@@ -4,9 +4,6 @@ import json
 import os
 import shutil
 import signal
-import socket
-import subprocess
-import sys
 
 import chex
 import jax
@@ -30,6 +27,7 @@ from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import huggingface, native, open_clip
 from fgclip_jax.weights.huggingface_names import stretch_positions
 from fgclip_jax.weights.native import FOLDER, read_params
+from tests.helpers.processes import run_two
 
 CLIP = preset("tiny").replace(text={"long_length": None})
 
@@ -314,7 +312,6 @@ def test_a_mesh_that_does_not_fit(data, clip_weights, tmp_path):
 
 # trains as `make_run` says, afresh in one folder and from a checkpoint in another
 PROCESS = """
-import sys
 from absl import flags
 flags.FLAGS.mark_as_parsed()
 index, coordinator, data, weights, *folders = sys.argv[1:]
@@ -328,25 +325,6 @@ peers.close()
 """
 
 
-def run_processes(root, cache: str, *arguments: str) -> list[str]:
-  """Runs `PROCESS` twice, with four devices each; returns what each printed."""
-  with socket.socket() as free:
-    free.bind(("localhost", 0))
-    coordinator = f"localhost:{free.getsockname()[1]}"
-  environment = os.environ | {"PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "4"}
-  environment |= {"JAX_COMPILATION_CACHE_DIR": cache}  # the second run in a process finds what the first has compiled
-  processes = [
-    subprocess.Popen(
-      [sys.executable, "-c", PROCESS, str(index), coordinator, *arguments],
-      env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )
-    for index in range(2)
-  ]  # fmt: skip
-  outputs = [process.communicate(timeout=200)[0] for process in processes]
-  assert [process.returncode for process in processes] == [0, 0], "\n".join(outputs)
-  return outputs
-
-
 @pytest.mark.slow
 def test_two_processes_train_as_one(full, data, clip_weights, tmp_path, root):
   """On the mesh of one process with eight devices; and what the one has begun, the other continues."""
@@ -354,7 +332,7 @@ def test_two_processes_train_as_one(full, data, clip_weights, tmp_path, root):
   by_two, from_one, from_two = (str(tmp_path / name) for name in ("two", "from_one", "from_two"))
   shutil.copytree(by_one, from_one)
   shutil.rmtree(os.path.join(from_one, FOLDER, "6"))
-  outputs = run_processes(root, str(tmp_path / "cache"), data, clip_weights, by_two, from_one)
+  outputs = run_two(PROCESS, root, str(tmp_path / "cache"), data, clip_weights, by_two, from_one)
   assert "mesh data=2,fsdp=2,tensor=2: 8 x cpu in 2 processes" in outputs[0]
   assert f"continuing {from_one} from step 3" in outputs[0]
   assert "step 1/6" in outputs[0] and "step" not in outputs[1]  # one of them speaks

@@ -1,10 +1,8 @@
-"""The runs that `faults.py` disturbs: processes that are watched line by line, and a disk that can be full."""
+"""The runs that `faults.py` disturbs: processes that are watched line by line, and what they have written."""
 
-import ctypes
 import glob
 import json
 import os
-import resource
 import signal
 import subprocess
 import sys
@@ -12,10 +10,13 @@ import threading
 import time
 from collections.abc import Callable
 
-ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+from fgclip_jax.storage import paths
+from fgclip_jax.weights.native import FOLDER
+
+ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 STEPS = 40
-PATIENCE = 240.0  # seconds after which a run counts as hanging
-DISK_MIB = 64
+COMMITTED = "commit_success.txt"  # the object that makes a checkpoint in a bucket complete
+PATIENCE = 600.0  # seconds after which a run counts as hanging
 # every step is logged, so that all losses can be compared
 FLAGS = {
   "model": "tiny",
@@ -29,19 +30,21 @@ FLAGS = {
   "data.row_length": 512,
   "data.workers": 0,
 }
-# the command, with NaN for the boxes of the batches of the steps from the first argument to the second
-SICK = """
-import sys
+# the command, with a pause of so many seconds before each batch (the first argument), and NaN for the boxes of the
+# batches of the steps from the second argument to the third
+CHANGED = """
+import sys, time
 import numpy as np
 from absl import app
 from fgclip_jax import main
 from fgclip_jax.train import loop
-first, last = (int(sys.argv.pop(1)) for _ in range(2))
+pause, first, last = (float(sys.argv.pop(1)) for _ in range(3))
 class Loader(loop.Loader):
   def __init__(self, *arguments, start, **options):
     super().__init__(*arguments, start=start, **options)
     self.step = start
   def __next__(self):
+    time.sleep(pause)
     batch, self.step = super().__next__(), self.step + 1
     return batch | {"boxes": np.full_like(batch["boxes"], np.nan)} if first <= self.step <= last else batch
 loop.Loader = Loader
@@ -58,9 +61,9 @@ class Attempt:
     seconds: from start to end.
   """
 
-  def __init__(self, command: list[str], workdir: str):
-    self.workdir, self.lines, self.seconds = workdir, [], 0.0
-    environment = os.environ | {"PYTHONPATH": ROOT, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"}
+  def __init__(self, command: list[str], environment: dict[str, str]):
+    self.lines, self.seconds = [], 0.0
+    environment = os.environ | {"PYTHONPATH": ROOT, "PYTHONUNBUFFERED": "1", "JAX_PLATFORMS": "cpu"} | environment
     self._begin = time.monotonic()
     # a session of its own: data workers that a killed run leaves are ended with it
     self._process = subprocess.Popen(
@@ -99,6 +102,10 @@ class Attempt:
     else:
       self.until(lambda: self.find(text))
 
+  def step(self) -> int:
+    """The last step that it has logged; 0: none."""
+    return max(map(_step, list(self.lines)), default=0)
+
   def pause(self, seconds: float) -> None:
     """Lets it run for a while, if it does not end before."""
     end = time.monotonic() + seconds
@@ -136,19 +143,32 @@ class Run:
     data: a folder of a data set.
     flags: further flags.
     sick: the first and the last step whose batch has NaN in it; empty: none.
+    pause: seconds that each batch takes longer.
+    environment: further variables.
   """
 
-  def __init__(self, workdir: str, cache: str, data: str, flags: list[str], sick: tuple[int, ...] = ()):
-    self.workdir, self.sick, self.attempts = workdir, sick, []
+  def __init__(
+    self,
+    workdir: str,
+    cache: str,
+    data: str,
+    flags: list[str],
+    sick: tuple[int, ...] = (),
+    pause: float = 0.0,
+    environment: dict[str, str] | None = None,
+  ):
+    self.workdir, self.sick, self.pause, self.attempts = workdir, sick, pause, []
+    self._environment = environment or {}
     values = FLAGS | {"data.path": data, "compilation_cache": cache}
     self._flags = ["--config=configs/quickstart.py", f"--workdir={workdir}"]
     self._flags += [*(f"--config.{key}={value}" for key, value in values.items()), *flags]
 
   def start(self) -> Attempt:
     """Types the command."""
-    sick = ["-c", SICK, *map(str, self.sick)]
-    command = [sys.executable, *(sick if self.sick else ["-m", "fgclip_jax.main"]), *self._flags]
-    self.attempts.append(Attempt(command, self.workdir))
+    changed = ["-c", CHANGED, str(self.pause), *map(str, self.sick or (0, 0))]
+    plain = not self.sick and not self.pause
+    command = [sys.executable, *(["-m", "fgclip_jax.main"] if plain else changed), *self._flags]
+    self.attempts.append(Attempt(command, self._environment))
     return self.attempts[-1]
 
   def finish(self, tries: int) -> bool:
@@ -160,67 +180,33 @@ class Run:
     return self.attempts[-1].code == 0
 
 
-class Disk:
-  """A small disk that can be filled to the last byte: a tmpfs, or where mounting is not allowed a limit on files.
-
-  Attributes:
-    folder: where it is.
-    kind: what it is.
-  """
-
-  def __init__(self, folder: str):
-    self.folder, self._ballast = folder, os.path.join(folder, "ballast")
-    os.makedirs(folder)
-    # MS_NOSUID | MS_NODEV
-    options = f"size={DISK_MIB}m".encode()
-    self._mounted = ctypes.CDLL(None).mount(b"tmpfs", folder.encode(), b"tmpfs", 6, options) == 0
-    self.kind = f"tmpfs of {DISK_MIB} MiB" if self._mounted else "RLIMIT_FSIZE of the process"
-
-  def fill(self, attempt: Attempt) -> None:
-    """Leaves no byte free."""
-    if not self._mounted:
-      resource.prlimit(attempt.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
-      return
-    size = 1 << 20
-    with open(self._ballast, "wb", buffering=0) as file:
-      while size:
-        try:
-          file.write(bytes(size))
-        except OSError:
-          size //= 2
-
-  def free(self, attempt: Attempt) -> None:
-    """Makes room again."""
-    if self._mounted:
-      os.remove(self._ballast)
-    elif attempt.running():
-      resource.prlimit(attempt.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-
-  def __enter__(self) -> "Disk":
-    return self
-
-  def __exit__(self, *_) -> None:
-    if self._mounted:
-      ctypes.CDLL(None).umount2(self.folder.encode(), 2)  # MNT_DETACH
-
-
 def saving(workdir: str) -> bool:
   """Whether a checkpoint is half written: under way, or left by a run that was killed."""
-  return bool(glob.glob(os.path.join(workdir, "checkpoints", "*orbax-checkpoint-tmp*")))
+  folder = paths.join(workdir, FOLDER)
+  if not paths.is_remote(workdir):
+    return bool(glob.glob(os.path.join(folder, "*orbax-checkpoint-tmp*")))
+  found = set(paths.find(folder))
+  return any(
+    f"{step}/{COMMITTED}" not in found for step in {name.partition("/")[0] for name in found} if step.isdigit()
+  )
 
 
 def checkpoint_files(workdir: str, part: str = "") -> list[str]:
-  """The files of the newest checkpoint whose path holds a part."""
-  folder = os.path.join(workdir, "checkpoints")
-  newest = max((name for name in os.listdir(folder) if name.isdigit()), key=int)
-  paths = glob.glob(os.path.join(folder, newest, "**"), recursive=True)
-  return sorted(path for path in paths if os.path.isfile(path) and part in path)
+  """The files of the newest complete checkpoint whose path holds a part."""
+  folder = paths.join(workdir, FOLDER)
+  if paths.is_remote(workdir):
+    found = [name.split("/") for name in paths.find(folder)]
+  else:
+    files = (path for path in glob.glob(os.path.join(folder, "**"), recursive=True) if os.path.isfile(path))
+    found = [os.path.relpath(path, folder).split(os.sep) for path in files]
+  complete = [name[0] for name in found if name[0].isdigit() and (not paths.is_remote(workdir) or name[1] == COMMITTED)]
+  newest = max(complete, key=int)
+  return sorted(path for name in found if name[0] == newest and part in (path := paths.join(folder, *name)))
 
 
 def read_losses(workdir: str) -> list[tuple[int, str]]:
   """Steps and losses, as a run has logged them; as text, so that NaN equals NaN."""
-  with open(os.path.join(workdir, "metrics.jsonl"), encoding="utf-8") as file:
-    lines = [json.loads(line) for line in file]
+  lines = [json.loads(line) for line in paths.read(paths.join(workdir, "metrics.jsonl")).splitlines()]
   return [(line["step"], repr(line["loss"])) for line in lines]
 
 
