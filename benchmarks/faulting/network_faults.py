@@ -8,6 +8,7 @@ from faulting.bench import TRIES, Bench, kill
 from faulting.proxy import Conditions
 from faulting.runs import STEPS, Attempt
 
+SAVES = ("--config.checkpoint_every=8",)  # each takes long on such a network
 OUTAGE = 75.0  # seconds; gcsfs gives up after 36
 _COMPLAINTS = ("could not", "cannot", "trying again", "error:", "damaged")
 
@@ -17,7 +18,7 @@ def bad_network(injected: str, conditions: Conditions) -> Callable[[Bench], None
 
   def fault(bench: Bench) -> None:
     assert bench.network
-    run = bench.run("".join(char for char in injected if char.isalnum())[:24])
+    run = bench.run("".join(char for char in injected if char.isalnum())[:24], *SAVES)
     with bench.network.conditions(conditions) as met:
       moment = kill(bench, run, bench.rng.randrange(8, 30), "step")
       run.finish(TRIES)
@@ -30,7 +31,7 @@ def bad_network(injected: str, conditions: Conditions) -> Callable[[Bench], None
 def outage(bench: Bench, kind: str) -> None:
   """Nothing passes for longer than any retry; the steps go on for longer."""
   assert bench.network
-  run = bench.run(f"outage-{kind}", pause=2.5 * OUTAGE / STEPS)
+  run = bench.run(f"outage-{kind}", *SAVES, pause=2.5 * OUTAGE / STEPS)
   attempt = run.start()
   attempt.wait_for("step 10")
   with bench.network.conditions(Conditions(dark=kind)) as met:
@@ -71,7 +72,7 @@ def complaints(attempts: Iterable[Attempt]) -> str:
 
 _RESETS = "10 % of connections reset, half of them after the request was done"
 FAULTS: dict[str, Callable[[Bench], None]] = {
-  "slow": bad_network("each request delayed by 50 to 500 ms", Conditions(delay=(0.05, 0.5))),
+  "slow": bad_network("each request delayed by 50 to 250 ms", Conditions(delay=(0.05, 0.25))),
   "reset": bad_network(_RESETS, Conditions(reset=0.05, reset_after=0.05)),
   "busy": bad_network("20 % of requests answered with 429 or 503", Conditions(busy=0.2)),
   "cut": bad_network("10 % of bodies cut to a half", Conditions(cut=0.1)),

@@ -134,6 +134,16 @@ class Attempt:
     return next((line for line in list(self.lines) for text in texts if text in line), "")
 
 
+def make_flags(workdir: str, cache: str, data: str, **changes: object) -> list[str]:
+  """The command's flags for a run in a folder, on a data set, with a folder of compiled programs."""
+  values = FLAGS | {"data.path": data, "compilation_cache": cache} | changes
+  return [
+    "--config=configs/quickstart.py",
+    f"--workdir={workdir}",
+    *(f"--config.{key}={value}" for key, value in values.items()),
+  ]
+
+
 class Run:
   """A run: the same command, typed again and again.
 
@@ -159,9 +169,7 @@ class Run:
   ):
     self.workdir, self.sick, self.pause, self.attempts = workdir, sick, pause, []
     self._environment = environment or {}
-    values = FLAGS | {"data.path": data, "compilation_cache": cache}
-    self._flags = ["--config=configs/quickstart.py", f"--workdir={workdir}"]
-    self._flags += [*(f"--config.{key}={value}" for key, value in values.items()), *flags]
+    self._flags = [*make_flags(workdir, cache, data), *flags]
 
   def start(self) -> Attempt:
     """Types the command."""
