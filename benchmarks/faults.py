@@ -28,6 +28,7 @@ from faulting.bench import Bench, kill, result
 from faulting.disk import full_disk
 from faulting.network import serve
 from faulting.network_faults import FAULTS as NETWORK_FAULTS
+from faulting.processes import one_of_two
 from faulting.runs import STEPS, checkpoint_files, workers_of
 from machine import machine
 
@@ -232,7 +233,13 @@ FAULTS: dict[str, dict[str, Callable[[Bench], None]]] = {
     "nan": one_sick_batch,
     "nan-for-good": sick_from_then_on,
   },
-  "gcs": {**ENDS, **damages("process_0/d/"), "nan-for-good": sick_from_then_on, **NETWORK_FAULTS},
+  "gcs": {
+    **ENDS,
+    **damages("process_0/d/"),
+    "nan-for-good": sick_from_then_on,
+    "two-processes": one_of_two,
+    **NETWORK_FAULTS,
+  },
 }
 
 
@@ -246,7 +253,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--limit", type=float, default=1200.0, metavar="SECONDS", help="nothing is begun after that")
   parser.add_argument("--seed", type=int, default=0, help="of the random moments (default: %(default)s)")
   parser.add_argument("--output", metavar="FILE", help="the table is written here, too")
+  parser.add_argument("--logs", metavar="DIR", help="all that the runs print is written here")
   options = parser.parse_args(argv)
+  if options.logs:
+    os.makedirs(options.logs, exist_ok=True)
   if foreign := [name for name in options.only or () if name not in FAULTS[options.storage]]:
     parser.error(
       f"--storage {options.storage} knows no {', '.join(foreign)}; give some of {', '.join(FAULTS[options.storage])}"

@@ -69,6 +69,11 @@ class Bench:
     else:
       verdict = "yes" if result(run) == (wanted or self.wanted) else "**no**"
     self.failed += verdict.startswith("**")
+    if self.options.logs:
+      with open(os.path.join(self.options.logs, paths.base_name(run.workdir) + ".log"), "w", encoding="utf-8") as file:
+        file.writelines(
+          f"{line}\n" for attempt in run.attempts for line in (*attempt.lines, f"exit {attempt.code}", "")
+        )
     codes = ", ".join(str(attempt.code) for attempt in run.attempts)
     seconds = sum(attempt.seconds for attempt in run.attempts)
     self.row(injected, said, codes, str(len(run.attempts) - 1), verdict, f"{seconds:.0f}")

@@ -168,15 +168,15 @@ class Run:
     environment: dict[str, str] | None = None,
   ):
     self.workdir, self.sick, self.pause, self.attempts = workdir, sick, pause, []
-    self._environment = environment or {}
-    self._flags = [*make_flags(workdir, cache, data), *flags]
+    self.environment = environment or {}
+    self.flags = [*make_flags(workdir, cache, data), *flags]
 
   def start(self) -> Attempt:
     """Types the command."""
     changed = ["-c", CHANGED, str(self.pause), *map(str, self.sick or (0, 0))]
     plain = not self.sick and not self.pause
-    command = [sys.executable, *(["-m", "fgclip_jax.main"] if plain else changed), *self._flags]
-    self.attempts.append(Attempt(command, self._environment))
+    command = [sys.executable, *(["-m", "fgclip_jax.main"] if plain else changed), *self.flags]
+    self.attempts.append(Attempt(command, self.environment))
     return self.attempts[-1]
 
   def finish(self, tries: int) -> bool:
