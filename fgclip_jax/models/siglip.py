@@ -70,16 +70,14 @@ class AttentionHead(nnx.Module):
     The one query is the same for all patches, so that no keys and values are made: q (K x) = (q K) x, and the weighted
     mean of the values is the value of the weighted mean. The keys' bias shifts all scores alike and changes nothing.
     """
-    dtype = self.runtime.dtype
-    width = x.shape[-1]
+    dtype, width = self.runtime.dtype, x.shape[-1]
     by_head = (width, self.heads, width // self.heads)
-    probe = self.query(self.probe[...]) * by_head[2] ** -0.5
-    asks = jnp.einsum("whc,hc->wh", self.key.kernel[...].reshape(by_head).astype(dtype), probe.reshape(by_head[1:]))
-    x = x.astype(dtype)
-    scores = jnp.einsum("bpw,wh->bhp", x, asks, preferred_element_type=jnp.float32)
+    probe = self.query(self.probe[...]).astype(jnp.float32) * by_head[2] ** -0.5
+    asks = jnp.einsum("whc,hc->wh", self.key.kernel[...].reshape(by_head), probe.reshape(by_head[1:]))
+    scores = jnp.einsum("bpw,wh->bhp", x.astype(jnp.float32), asks.astype(jnp.float32))
     if valid is not None:
       scores = jnp.where(valid[:, None], scores, jnp.finfo(scores.dtype).min)
-    means = jnp.einsum("bhp,bpw->bhw", jax.nn.softmax(scores, axis=-1).astype(dtype), x)
+    means = jnp.einsum("bhp,bpw->bhw", jax.nn.softmax(scores, axis=-1).astype(dtype), x.astype(dtype))
     values = jnp.einsum("bhw,whc->bhc", means, self.value.kernel[...].reshape(by_head).astype(dtype))
     return self._finish(values.reshape(len(x), width) + self.value.bias[...].astype(dtype))
 

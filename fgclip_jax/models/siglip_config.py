@@ -60,7 +60,6 @@ class NaflexVisionConfig(ImageTowerConfig, _SiglipTowerConfig):
 
   type: ClassVar[str] = "naflex"
   label: ClassVar[str] = "NaFlex Vision Transformer"
-  has_patches: ClassVar[bool] = True
   supports_layer_decay: ClassVar[bool] = True
   has_projection: ClassVar[bool] = False
   has_class_token: ClassVar[bool] = False

@@ -55,7 +55,7 @@ class ImageTowerConfig:
   Attributes:
     type: the tower's name in the registries.
     label: what the tower is called in messages.
-    has_patches: patches can be dropped before the blocks see them.
+    has_patches: patches of square pictures can be dropped before the blocks see them.
     supports_layer_decay: its layers form one sequence, along which learning rates can fall.
     pools_by_projection: the projection into the embedding space is the last part of the tower's pooling, with a bias,
       so that the tower alone has no pooled features.

@@ -364,7 +364,7 @@ def _check_savings(run: RunConfig) -> None:
     raise ValueError("config.patch_dropout: region terms need every patch; it is for stage 1 and plain CLIP")
   if run.patch_dropout and not run.model.vision.has_patches:
     raise ValueError(
-      "config.patch_dropout is for Vision Transformers, and the image tower is a "
+      "config.patch_dropout is for Vision Transformers of square pictures, and the image tower is a "
       f"{run.model.vision.label}: leave it at 0"
     )
   if run.profile and len(run.profile) != 2:
@@ -372,6 +372,8 @@ def _check_savings(run: RunConfig) -> None:
   if run.profile and not 1 <= run.profile[0] <= run.profile[1]:
     raise ValueError(f"config.profile must be a first and a last step, counted from 1, got {run.profile}")
   patch = run.model.vision.patch_size
+  if run.progressive and run.model.vision.takes_patches:
+    raise ValueError("config.progressive: the model takes pictures of any shape, which have a patch budget and no size")
   for _, size in run.progressive:
     if size < patch or size % patch:
       raise ValueError(f"config.progressive: image size {size} is no multiple of the patch size {patch}")

@@ -16,7 +16,7 @@ from fgclip_jax.models.attention import load_kernels
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.fgclip import Embeddings
 from fgclip_jax.models.params import Params, abstract_params, build, flatten, merge, split_statistics
-from fgclip_jax.models.pixels import normalize
+from fgclip_jax.models.pixels import normalize, normalize_patches
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import activation_sharding, batch_sharding
 from fgclip_jax.train.optimizer import (
@@ -66,14 +66,19 @@ def make_loss(
   size = image_size or config.vision.image_size
 
   def loss(params, batch, key):
-    image, keep = normalize(batch["image"], config.vision.pixels), None
-    if size != config.vision.image_size:
-      image = resize(image, size)
-    params, resized = positions.resize(params, config, size)
-    if patch_dropout:
-      images = image.shape[0] * image.shape[1]
-      keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)
-    embeddings = build(resized, params, runtime)({**batch, "image": image}, keep, running_statistics)
+    if config.vision.takes_patches:
+      patches = normalize_patches(batch["patches"], batch["patch_segment"], config.vision.pixels)
+      resized, keep, batch = config, None, {**batch, "patches": patches}
+    else:
+      image, keep = normalize(batch["image"], config.vision.pixels), None
+      if size != config.vision.image_size:
+        image = resize(image, size)
+      params, resized = positions.resize(params, config, size)
+      if patch_dropout:
+        images = image.shape[0] * image.shape[1]
+        keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)
+      batch = {**batch, "image": image}
+    embeddings = build(resized, params, runtime)(batch, keep, running_statistics)
     compared = dataclasses.replace(embeddings, statistics=None)
     record = batch["repeated_record"].reshape(-1) if "repeated_record" in batch else None
     terms = objective_terms(compared, params["temperature"], objective, mesh, record=record)
