@@ -201,7 +201,7 @@ def _siglip(size: str, image_size: int | None = None, patch_size: int = 16, voca
     vision=vision,
     text=SiglipTextConfig(*text, vocab_size=vocab_size, **first),
     embedding_width=image[0],
-    temperature_init=2.3026,  # ln 10, as SigLIP begins
+    temperature_init=math.log(10),
     logit_bias=-10.0,
   )
 
@@ -218,7 +218,7 @@ def _tiny(vision: ImageTowerConfig, long_length: int | None = None) -> ModelConf
   text = SiglipTextConfig(
     32, 2, 2, 64, vocab_size=49408, short_length=16, long_length=long_length, end_id=END_ID, tokenizer="clip_padded"
   )
-  return ModelConfig(vision=vision, text=text, embedding_width=32, temperature_init=2.3026, logit_bias=-10.0)
+  return ModelConfig(vision=vision, text=text, embedding_width=32, temperature_init=math.log(10), logit_bias=-10.0)
 
 
 PRESETS: dict[str, ModelConfig] = {
@@ -255,9 +255,12 @@ PRESETS: dict[str, ModelConfig] = {
     embedding_width=128,
   ),
   "scenes2": ModelConfig(
-    vision=NaflexVisionConfig(128, 4, 4, 512, patch_size=8, position_grid=8, max_patches=64, dense_head=True),
-    text=SiglipTextConfig(128, 3, 4, 512, vocab_size=49408, long_length=196, end_id=END_ID, tokenizer="clip_padded"),
+    vision=NaflexVisionConfig(128, 4, 4, 512, patch_size=8, position_grid=8, max_patches=96, dense_head=True),
+    text=SiglipTextConfig(
+      128, 3, 4, 512, vocab_size=49408, short_length=16, long_length=32, end_id=END_ID, tokenizer="clip_padded"
+    ),
     embedding_width=128,
+    temperature_init=math.log(10),
     logit_bias=-10.0,
   ),
   # for tests: these compile in a moment

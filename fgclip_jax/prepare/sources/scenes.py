@@ -5,7 +5,7 @@ the combinations of colour, pattern and shape is held out: no training object an
 validation object does. So the validation split measures whether attributes are recognised, not whether combinations
 are remembered.
 
-A scene depends only on `(seed, index, split)`, never on the number of processes.
+A scene depends only on `(seed, index, split, shapes)`, never on the number of processes.
 """
 
 import argparse
@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from fgclip_jax.cli import add_workers, positive
@@ -38,6 +39,8 @@ EXAMPLE = "--output data/scenes --train 20000 --validation 256"
 NAME = "scenes"
 VERSION = 2  # raised when the scenes or records change, so that `write` does not keep outdated files
 IMAGE_SIZE = 64
+# width and height of pictures: each quadrant holds the largest object
+CANVASES = {"square": ((64, 64),), "mixed": ((64, 64), (80, 64), (64, 80), (96, 64), (64, 96))}
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 OBJECTS = 3
 SPLITS = ("train", "validation")
@@ -69,17 +72,20 @@ class SceneObject(NamedTuple):
     description: its attributes.
     quadrant: one of `QUADRANTS`.
     sprite: what is drawn, in pixels.
+    canvas: the picture's width and height, in pixels.
   """
 
   description: Description
   quadrant: str
   sprite: scene_shapes.Sprite
+  canvas: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)
 
   @property
   def box(self) -> tuple[float, float, float, float]:
-    """The tight box x1, y1, x2, y2 as fractions of the image's side."""
-    left, top, side = self.sprite.left, self.sprite.top, self.sprite.side
-    return left / IMAGE_SIZE, top / IMAGE_SIZE, (left + side) / IMAGE_SIZE, (top + side) / IMAGE_SIZE
+    """The tight box x1, y1, x2, y2 as fractions of the picture's width and height."""
+    (width, height), sprite = self.canvas, self.sprite
+    right, bottom = sprite.left + sprite.side, sprite.top + sprite.side
+    return sprite.left / width, sprite.top / height, right / width, bottom / height
 
 
 ATTRIBUTES: dict[str, tuple[str, ...]] = {
@@ -116,64 +122,72 @@ def negatives(description: Description) -> tuple[Description, ...]:
   )
 
 
-def render(seed: int, index: int, split: str) -> tuple[np.ndarray, tuple[SceneObject, ...]]:
-  """Renders one scene; returns its picture, uint8 [64, 64, 3], and its three objects."""
+def render(
+  seed: int, index: int, split: str, shapes: str = "square"
+) -> tuple[UInt8[np.ndarray, "h w 3"], tuple[SceneObject, ...]]:
+  """Renders one scene; returns its picture, and its three objects. `shapes` is a key of `CANVASES`."""
   rng = _rng(seed, index, split, stream=0)
-  objects = arrange(rng, split)
-  return draw(objects, background(rng)), objects
+  canvases = CANVASES[shapes]
+  canvas = canvases[_rng(seed, index, split, stream=2).integers(len(canvases))] if len(canvases) > 1 else canvases[0]
+  objects = arrange(rng, split, canvas)
+  return draw(objects, background(rng, canvas)), objects
 
 
-def arrange(rng: np.random.Generator, split: str) -> tuple[SceneObject, ...]:
+def arrange(
+  rng: np.random.Generator, split: str, canvas: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)
+) -> tuple[SceneObject, ...]:
   """Chooses three different descriptions of the split, and the place and look of each."""
   known = _list_descriptions(split)
   chosen = rng.choice(len(known), OBJECTS, replace=False)
   quadrants = rng.permutation(len(QUADRANTS))[:OBJECTS]
-  return tuple(_place(rng, known[i], int(quadrant)) for i, quadrant in zip(chosen, quadrants, strict=True))
+  return tuple(_place(rng, known[i], int(quadrant), canvas) for i, quadrant in zip(chosen, quadrants, strict=True))
 
 
-def _place(rng: np.random.Generator, description: Description, quadrant: int) -> SceneObject:
-  half = IMAGE_SIZE // 2
+def _place(rng: np.random.Generator, description: Description, quadrant: int, canvas: tuple[int, int]) -> SceneObject:
+  halves = np.asarray(canvas) // 2
   smallest, largest = scene_shapes.SIZES[description.size]
   side = int(rng.integers(smallest, largest + 1))
   down, right = divmod(quadrant, 2)
-  left, top = (int(value) for value in rng.integers(0, half - side + 1, 2))
+  left, top = (int(value) for value in rng.integers(0, halves - side + 1, 2))
   period = int(rng.integers(4, 7))
   sprite = scene_shapes.Sprite(
     shape=description.shape,
     pattern=description.pattern,
     rgb=tuple(np.clip(rng.normal(scene_shapes.COLOURS[description.colour], 10), 0, 255).tolist()),
-    left=left + right * half,
-    top=top + down * half,
+    left=left + right * int(halves[0]),
+    top=top + down * int(halves[1]),
     side=side,
     period=period,
     phase=tuple(rng.integers(0, period * scene_shapes.OVERSAMPLING, 2).tolist()),
   )
-  return SceneObject(description, QUADRANTS[quadrant], sprite)
+  return SceneObject(description, QUADRANTS[quadrant], sprite, canvas)
 
 
-def background(rng: np.random.Generator) -> np.ndarray:
-  """Draws a dark, tinted, noisy background: float32 [64, 64, 3] in 0..255."""
+def background(
+  rng: np.random.Generator, canvas: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE)
+) -> Float32[np.ndarray, "h w 3"]:
+  """Draws a dark, tinted, noisy background, in 0..255."""
   base = rng.uniform(20, 90) + rng.normal(0, 10, 3)
-  noise = rng.random((IMAGE_SIZE, IMAGE_SIZE, 3), np.float32) * 2 - 1
+  noise = rng.random((canvas[1], canvas[0], 3), np.float32) * 2 - 1
   return np.clip(base.astype(np.float32) + noise * np.float32(rng.uniform(0, 14)), 0, 255)
 
 
-def draw(objects: tuple[SceneObject, ...], canvas: np.ndarray) -> np.ndarray:
-  """Draws objects over a copy of `canvas` (float32 [64, 64, 3] in 0..255) and rounds: uint8 [64, 64, 3]."""
+def draw(objects: tuple[SceneObject, ...], canvas: Float32[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+  """Draws objects over a copy of `canvas`, whose levels are 0..255, and rounds."""
   canvas = canvas.copy()
   for item in objects:
     scene_shapes.paint(canvas, item.sprite)
   return np.rint(canvas).clip(0, 255).astype(np.uint8)
 
 
-def make_record(seed: int, index: int, split: str) -> record.Record:
+def make_record(seed: int, index: int, split: str, shapes: str = "square") -> record.Record:
   """Makes the record of one scene, with its texts.
 
   The long caption names all attributes and the quadrant of every object, the short one colours and shapes; each has an
   order of its own. In training, one of the three regions has ten negatives, none of them a held-out combination:
   otherwise held-out texts would be learnt as "always wrong". In validation, every region has ten, drawn from all 17.
   """
-  image, objects = render(seed, index, split)
+  image, objects = render(seed, index, split, shapes)
   rng = _rng(seed, index, split, stream=1)
   long = [objects[i] for i in rng.permutation(OBJECTS)]
   short = [objects[i].description.short_caption for i in rng.permutation(OBJECTS)]
@@ -181,8 +195,8 @@ def make_record(seed: int, index: int, split: str) -> record.Record:
   made = record.Record(
     id=f"{split}/{index:06d}",
     image=encode_image(image),
-    width=IMAGE_SIZE,
-    height=IMAGE_SIZE,
+    width=image.shape[1],
+    height=image.shape[0],
     short=f"{', '.join(short[:-1])} and {short[-1]}",
     long=", ".join(f"{item.description.caption} {item.quadrant}" for item in long),
     regions=tuple(
@@ -227,21 +241,29 @@ def _list_descriptions(split: str) -> tuple[Description, ...]:
   return tuple(item for item in descriptions() if is_held_out(item) == (split == "validation"))
 
 
-def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0, workers: int | None = None) -> dict:
+def write(
+  output: str,
+  train: int = 20000,
+  validation: int = 256,
+  seed: int = 0,
+  workers: int | None = None,
+  shapes: str = "square",
+) -> dict:
   """Writes the data set into the folder `output`, unless it is already there.
 
   Args:
     output: the folder; it is made if it is missing.
     train, validation: the number of scenes in each split, at least one.
-    seed: scenes are drawn from `(seed, index, split)`.
+    seed: scenes are drawn from `(seed, index, split, shapes)`.
     workers: the number of processes; None: all processors. The records do not depend on it.
+    shapes: a key of `CANVASES`: all pictures are square, or they have several shapes.
 
   Returns:
     The content of `info.json`: `version`, `arguments`, `tokenizer`, and `region_classes`, the captions of all
     descriptions, as which regions can be classified.
 
   Raises:
-    ValueError: a count below one or a negative seed.
+    ValueError: a count below one, a negative seed, or no such shapes.
     FileExistsError: `output` holds another data set.
   """
   workers = count_processors() if workers is None else workers
@@ -253,11 +275,13 @@ def write(output: str, train: int = 20000, validation: int = 256, seed: int = 0,
   ]:
     if value < least:
       raise ValueError(f"{argument} must be at least {least}, got {value}")
+  if shapes not in CANVASES:
+    raise ValueError(f"shapes must be one of {', '.join(CANVASES)}, got {shapes!r}")
   counts = {"train": train, "validation": validation}
-  by_split = {split: _shards(output, split, count, seed) for split, count in counts.items()}
+  by_split = {split: _shards(output, split, count, seed, shapes) for split, count in counts.items()}
   info = {
     "version": VERSION,
-    "arguments": {"train": train, "validation": validation, "seed": seed},
+    "arguments": counts | {"seed": seed} | ({} if shapes == "square" else {"shapes": shapes}),
     "tokenizer": get_tokenizer().name,
     "region_classes": [item.caption for item in descriptions()],
   }
@@ -286,14 +310,16 @@ class _Shard(NamedTuple):
   split: str
   start: int
   stop: int
+  shapes: str
 
 
-def _shards(output: str, split: str, count: int, seed: int) -> list[_Shard]:
+def _shards(output: str, split: str, count: int, seed: int, shapes: str = "square") -> list[_Shard]:
   """Cuts a split into shards of nearly equal size, which depend only on `count`."""
   shards = -(-count // IMAGES_PER_SHARD)
   starts = [count * i // shards for i in range(shards + 1)]
   return [
-    _Shard(shard_path(output, NAME, split, i, shards), seed, split, starts[i], starts[i + 1]) for i in range(shards)
+    _Shard(shard_path(output, NAME, split, i, shards), seed, split, starts[i], starts[i + 1], shapes)
+    for i in range(shards)
   ]
 
 
@@ -304,7 +330,7 @@ def _write_shard(shard: _Shard) -> tuple[str, dataset_folder.Shard]:
 def _encode_scenes(shard: _Shard) -> Iterator[bytes]:
   for index in range(shard.start, shard.stop):
     tick(1)
-    yield record.encode(make_record(shard.seed, index, shard.split))
+    yield record.encode(make_record(shard.seed, index, shard.split, shard.shapes))
 
 
 def _check_folder(output: str) -> None:
@@ -336,10 +362,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--validation", type=positive, default=256, metavar="N", help="validation scenes (default: %(default)s)"
   )
   parser.add_argument("--seed", type=int, default=0, help="of the random numbers (default: %(default)s)")
+  parser.add_argument(
+    "--shapes", choices=tuple(CANVASES), default="square", help="of the pictures (default: %(default)s)"
+  )
   add_workers(parser)
 
 
 def run(options: argparse.Namespace) -> None:
   """Runs the command."""
-  write(options.output, options.train, options.validation, options.seed, options.workers)
-  cli.print_next("quickstart:stage1", options.output)
+  write(options.output, options.train, options.validation, options.seed, options.workers, options.shapes)
+  cli.print_next("quickstart:stage1" if options.shapes == "square" else "quickstart:fgclip2_stage1", options.output)

@@ -109,6 +109,31 @@ def test_boxes_are_tight_and_in_their_quadrants(seed, index, split):
     assert smallest <= x2 - x1 <= largest and x2 - x1 == y2 - y1
 
 
+@given(st.integers(0, 1 << 32), INDICES, SPLITS)
+@settings(max_examples=40)
+def test_boxes_of_pictures_of_several_shapes_are_tight(seed, index, split):
+  picture, objects = scenes.render(seed, index, split, "mixed")
+  height, width = picture.shape[:2]
+  assert (width, height) in scenes.CANVASES["mixed"]
+  for item in objects:
+    black, white = (scenes.draw((item,), np.full(picture.shape, level, np.float32)).astype(int) for level in (0, 255))
+    rows, columns = np.nonzero((white - black).min(-1) < 255)
+    edges = (columns.min() / width, rows.min() / height, (columns.max() + 1) / width, (rows.max() + 1) / height)
+    np.testing.assert_allclose(item.box, edges)
+    assert ("left" in item.quadrant) == (edges[2] <= 0.5) and ("top" in item.quadrant) == (edges[3] <= 0.5)
+
+
+def test_pictures_of_several_shapes_are_written_with_their_sizes(tmp_path):
+  info = scenes.write(str(tmp_path), train=30, validation=1, workers=1, shapes="mixed")
+  found = read_split(tmp_path, "train")
+  assert info["arguments"]["shapes"] == "mixed" and {(r.width, r.height) for r in found} == set(
+    scenes.CANVASES["mixed"]
+  )
+  assert all(Image.open(io.BytesIO(r.image)).size == (r.width, r.height) for r in found)
+  with pytest.raises(ValueError, match="shapes must be one of square, mixed, got 'round'"):
+    scenes.write(str(tmp_path / "other"), shapes="round")
+
+
 def test_background_is_dark_and_objects_are_painted_over_it():
   rng = np.random.default_rng(0)
   backgrounds = np.stack([scenes.background(rng) for _ in range(200)])
