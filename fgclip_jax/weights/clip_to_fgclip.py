@@ -1,6 +1,7 @@
-"""FG-CLIP made of plain CLIP, and plain CLIP cut from FG-CLIP."""
+"""FG-CLIP made of plain CLIP, FG-CLIP 2 of SigLIP; and the plain model cut from either."""
 
 import dataclasses
+import math
 from collections.abc import Mapping
 
 import numpy as np
@@ -10,13 +11,20 @@ from fgclip_jax.weights.huggingface_names import stretch_positions, stretched_le
 from fgclip_jax.weights.name_map import leaf_shapes
 
 CLIP_LENGTH = 77
+REGION_TEMPERATURE = math.log(100)  # with which FG-CLIP 2's training begins, whatever it starts from
 
 Flat = dict[str, np.ndarray]
 
 
 def fgclip_config(config: ModelConfig) -> ModelConfig:
-  """The size of the FG-CLIP that `to_fgclip` makes of a plain CLIP. Its pictures are squashed, as FG-CLIP's are."""
+  """The size of the FG-CLIP that `to_fgclip` makes of a plain model. Its pictures are squashed, as FG-CLIP's are."""
   length = config.text.short_length
+  if config.text.type == "siglip":
+    return config.replace(
+      vision={"dense_head": True},
+      text={"long_length": stretched_length(length), "head": True},
+      region_temperature_init=REGION_TEMPERATURE,
+    )
   text = {"long_length": stretched_length(length), "end_id": END_ID}
   if length > CLIP_LENGTH:  # Long-CLIP, whose table is the long one already
     text = {"short_length": CLIP_LENGTH, "long_length": length, "end_id": END_ID}
@@ -24,10 +32,14 @@ def fgclip_config(config: ModelConfig) -> ModelConfig:
 
 
 def to_fgclip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, Flat]:
-  """Makes FG-CLIP from plain CLIP: projection and temperature copied, positions stretched 77 to 248.
+  """Makes FG-CLIP from a plain model, as its training starts.
 
-  Of a Long-CLIP the positions become the long table as they are, and their first 77 the short one.
+  From plain CLIP: projection and temperature copied, positions stretched 77 to 248. Of a Long-CLIP the positions become
+  the long table as they are, and their first 77 the short one. From SigLIP, FG-CLIP 2: the text head copied for long
+  texts and regions, the pooling head for dense features, positions stretched 64 to 196, the new temperatures ln 100.
   """
+  if config.text.type == "siglip":
+    return _siglip_to_fgclip(config, flat)
   made, positions = fgclip_config(config), flat["text/short_positions"]
   return made, {
     **flat,
@@ -38,13 +50,45 @@ def to_fgclip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[Mode
   }
 
 
+def _siglip_to_fgclip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, Flat]:
+  made = fgclip_config(config)
+  config, flat = with_text_head(config, flat)
+  heads = {
+    f"{kind}_projection/{leaf}": flat[f"short_projection/{leaf}"]
+    for kind in ("region", "long")
+    for leaf in ("kernel", "bias")
+  }
+  pooling, dense = "vision/pooling_head/", "vision/dense_head/"
+  heads |= {dense + name.removeprefix(pooling): leaf for name, leaf in flat.items() if name.startswith(pooling)}
+  dtype = flat["temperature/global"].dtype
+  return made, {
+    **flat,
+    **heads,
+    "text/long_positions": stretch_positions(flat["text/short_positions"]),
+    **{f"temperature/{name}": np.asarray(REGION_TEMPERATURE, dtype) for name in made.temperatures if name != "global"},
+  }
+
+
+def with_text_head(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, Flat]:
+  """A SigLIP without a text head (`no_head`) with one that changes nothing; others as they are."""
+  if config.text.kinds["short"].projection:
+    return config, dict(flat)
+  width, dtype = config.text.width, flat["text/token_embedding"].dtype
+  head = {"kernel": np.eye(width, dtype=dtype), "bias": np.zeros(width, dtype)}
+  return config.replace(text={"head": True}), {
+    **flat,
+    **{f"short_projection/{leaf}": value for leaf, value in head.items()},
+  }
+
+
 def to_clip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, Flat]:
-  """Cuts a plain CLIP from FG-CLIP: its image tower and its path for short texts. A plain CLIP stays as it is.
+  """Cuts the plain model from an FG-CLIP: its image tower and its path for short texts. A plain one stays as it is.
 
   Pictures stay squashed, as FG-CLIP's are: cropping, plain CLIP's default, would give other embeddings.
   """
   if config.fine_grained:
     pixels = dataclasses.replace(config.vision.pixels, resize="squash")
-    config = config.replace(vision={"pixels": pixels}, text={"long_length": None})
+    vision = {"pixels": pixels} | ({"dense_head": False} if config.text.type == "siglip" else {})
+    config = config.replace(vision=vision, text={"long_length": None}, region_temperature_init=None)
   kept = leaf_shapes(config)
   return config, {name: leaf for name, leaf in flat.items() if name in kept}

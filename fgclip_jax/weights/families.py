@@ -1,6 +1,6 @@
-"""Families of models that are no CLIP, by what their files say: they are refused by name.
+"""Families of models that are not read, by what their files say: they are refused by name.
 
-Many share parts of CLIP's names, and would otherwise be read in part, or be called damaged.
+Many share parts of CLIP's or SigLIP's names, and would otherwise be read in part, or be called damaged.
 """
 
 import dataclasses
@@ -34,11 +34,15 @@ class Family:
 
 # The first that fits is named, so those that are made of another one come before it.
 FAMILIES = (
-  Family("FG-CLIP 2", r"fg_?clip_?2.*", r"(longtext_head|boxtext_head|dense_feature_head)\.",
-         advice="it is a SigLIP 2 with further heads: use its own code; the first FG-CLIP is read"),
-  Family("SigLIP 2", r"siglip2.*", advice="its towers are not CLIP's: load it with transformers"),
-  Family("SigLIP", r"siglip.*", r"vision_model\.head\.(probe|attention|layernorm|mlp)",
-         advice="its towers are not CLIP's: load it with transformers"),
+  Family("tower of a SigLIP alone", r"siglip2?_(text|vision)_model|siglip2?(Text|Vision)Model",
+         advice="convert the whole model"),
+  Family("classifier made of a SigLIP", r"siglip2?ForImageClassification", advice="convert the SigLIP it came from"),
+  Family("PaliGemma", r"(col)?pali_?gemma.*", r"multi_modal_projector\.linear\.",
+         advice="it is a language model; its image tower was a SigLIP: convert that one"),
+  Family("Gemma 3", r"gemma_?3.*", r"multi_modal_projector\.mm_",
+         advice="it is a language model; its image tower was a SigLIP: convert that one"),
+  Family("Idefics", r"(smolvlm|idefics).*", r"connector\.modality_projection\.",
+         advice="it is a language model; its image tower was a SigLIP: convert that one"),
   Family("LLaVA", r"(llava|vip_?llava|bunny|video_?llava).*",
          r"(mm_projector|multi_modal_projector|vision_tower\.vision_tower)\.",
          advice="it is a language model; its image tower was a CLIP: convert that one"),
@@ -77,7 +81,7 @@ FAMILIES = (
   Family("text tower of CLIP alone", r"clip_text_model|CLIPTextModel.*", advice="convert the whole model"),
   Family("LoRA adapter", "", r"lora_(A|B|down|up|alpha)\b", advice="merge it into its model first"),
 )  # fmt: skip
-_SUPPORTED = "read are CLIP (also open_clip's and Long-CLIP) and FG-CLIP"
+_SUPPORTED = "read are CLIP (also open_clip's and Long-CLIP), SigLIP, SigLIP 2, and both FG-CLIPs"
 
 
 def check_config(path: str, values: Mapping[str, Any]) -> None:

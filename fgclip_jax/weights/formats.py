@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import fnmatch
 import os
+import shutil
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
@@ -16,7 +17,7 @@ import numpy as np
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.storage import atomic, folders, paths
 from fgclip_jax.storage.skip_report import printable
-from fgclip_jax.weights import huggingface, huggingface_processor, native, open_clip
+from fgclip_jax.weights import big_vision, huggingface, huggingface_processor, native, open_clip
 from fgclip_jax.weights.clip_to_fgclip import to_clip
 from fgclip_jax.weights.tensor_files import INDEX_SUFFIX, SUFFIXES, index_shards, open_tensors
 
@@ -76,11 +77,19 @@ class Format:
 
 
 def _write_clip(folder: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:
+  if config.text.type != "causal":
+    raise ValueError("transformers' CLIPModel has no place for a SigLIP: write it as siglip, pytorch or jax")
   return huggingface.write(folder, *to_clip(config, flat), None if config.fine_grained else source)
 
 
 def _write_clip_vision(folder: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:
   return huggingface.write_vision(folder, config, flat)
+
+
+def _write_siglip(folder: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:
+  if config.text.type != "siglip":
+    raise ValueError("the model is a CLIP and no SigLIP: write it as clip, pytorch, open_clip or jax")
+  return huggingface.write(folder, *to_clip(config, flat), None if config.fine_grained else source)
 
 
 def _is_huggingface(files: Collection[str]) -> bool:
@@ -102,7 +111,7 @@ FORMATS: dict[str, Format] = {
     read=lambda path, options: native.read(path, options.ema),
     read_config=native.read_config,
     marker=(native.MODEL_FILE, "a model or run folder of ours"),
-    files=(native.MODEL_FILE, native.PARAMS_FOLDER),
+    files=(native.MODEL_FILE, native.PARAMS_FOLDER, native.UNUSED_FILE),
   ),
   "pytorch": Format(
     write=huggingface.write,
@@ -119,6 +128,9 @@ FORMATS: dict[str, Format] = {
       *huggingface_processor.FILES,
     ),
   ),
+  "siglip": Format(
+    write=_write_siglip, loads='import transformers; print(transformers.AutoModel.from_pretrained("{0}"))'
+  ),
   "clip": Format(write=_write_clip, loads='import transformers; print(transformers.CLIPModel.from_pretrained("{0}"))'),
   "clip_vision": Format(
     write=_write_clip_vision, loads='import transformers; print(transformers.CLIPVisionModel.from_pretrained("{0}"))'
@@ -133,7 +145,15 @@ FORMATS: dict[str, Format] = {
     bare=True,
     loads='import open_clip; print(open_clip.create_model("local-dir:{0}"))',
   ),
+  "big_vision": Format(
+    write=big_vision.write,
+    read=lambda path, options: big_vision.read(path),
+    read_config=big_vision.read_config,
+    marker=(big_vision.WEIGHTS_FILE, "big_vision"),
+    files=(big_vision.WEIGHTS_FILE,),
+  ),
 }
+_WEIGHTS = (*SUFFIXES, big_vision.SUFFIX)  # how names of files of weights end
 
 
 def detect(path: str, allow_pickle: bool = False) -> str:
@@ -159,7 +179,7 @@ def _detect_folder(folder: str, allow_pickle: bool) -> str:
   for name, each in FORMATS.items():
     if each.is_in_folder(files):
       return name
-  weights = [name for name in files if name.endswith((*SUFFIXES, INDEX_SUFFIX)) and not folders.is_hidden(name)]
+  weights = [name for name in files if name.endswith((*_WEIGHTS, INDEX_SUFFIX)) and not folders.is_hidden(name)]
   if len(weights) == 1:
     return _detect_file(paths.join(folder, weights[0]), allow_pickle)
   several = f"; it holds {', '.join(sorted(weights))}: give the path of one" if weights else ""
@@ -169,6 +189,8 @@ def _detect_folder(folder: str, allow_pickle: bool) -> str:
 
 
 def _detect_file(file: str, allow_pickle: bool) -> str:
+  if file.endswith(big_vision.SUFFIX):
+    return "big_vision"
   if paths.is_remote(file):
     with _at_hand(file) as local:
       return _detect_file(local, allow_pickle)
@@ -237,7 +259,7 @@ def _at_hand(path: str) -> Iterator[str]:
       given = os.path.join(local, paths.base_name(path))
       shards = index_shards(path).values() if path.endswith(INDEX_SUFFIX) else []
       there = _files(paths.parent(path))
-      beside = [name for name in there if name in shards or not name.endswith(SUFFIXES)]
+      beside = [name for name in there if name in shards or not name.endswith(_WEIGHTS)]
       _copy(paths.parent(path), local, [paths.base_name(path), *beside])
     try:
       yield given
@@ -259,7 +281,14 @@ def _copy(folder: str, local: str, names: Collection[str]) -> None:
     paths.download(paths.join(folder, name), target)
 
 
-def write(folder: str, to: str, config: ModelConfig, flat: Flat, source: Source | None = None) -> list[str]:
+def write(
+  folder: str,
+  to: str,
+  config: ModelConfig,
+  flat: Flat,
+  source: Source | None = None,
+  tokenizer_from: str | None = None,
+) -> list[str]:
   """Writes a model into a folder, in place of a model of any format that it holds; other files in it stay.
 
   The new model is made whole first: a failure leaves the folder as it was.
@@ -268,6 +297,7 @@ def write(folder: str, to: str, config: ModelConfig, flat: Flat, source: Source 
     folder: made if it does not exist.
     to: a key of `FORMATS`.
     config, flat, source: what `read` returned.
+    tokenizer_from: a folder or a file of weights: the files there of the model's own tokenizer come along.
 
   Returns:
     The paths written.
@@ -278,7 +308,20 @@ def write(folder: str, to: str, config: ModelConfig, flat: Flat, source: Source 
   """
   with atomic.folder(folder, model_files()) as temporary:
     made = FORMATS[to].write(temporary, config, flat, source)
+    if tokenizer_from and config.text.tokenizer != "clip":
+      made += copy_tokenizer(tokenizer_from, temporary)
     return [paths.join(folder, os.path.relpath(path, temporary)) for path in made]
+
+
+def copy_tokenizer(path: str, folder: str) -> list[str]:
+  """Copies the files of a tokenizer from a folder, or from beside a file of weights; returns the copies' paths."""
+  found = path if paths.is_folder(path) else paths.parent(path)
+  there = set(_files(found))
+  names = [name for name in huggingface_processor.OWN_TOKENIZER_FILES if name in there]
+  for name in names:
+    with paths.open(paths.join(found, name)) as source, paths.open(paths.join(folder, name), "wb") as target:
+      shutil.copyfileobj(source, target)
+  return [paths.join(folder, name) for name in names]
 
 
 def model_files() -> list[str]:

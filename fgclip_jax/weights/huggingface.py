@@ -1,7 +1,11 @@
-"""PyTorch-format models of CLIP and FG-CLIP, as transformers saves them: `config.json` beside the weights."""
+"""Models in PyTorch format, as transformers saves them: `config.json` beside the weights.
+
+These are CLIP and FG-CLIP, SigLIP and SigLIP 2 and FG-CLIP 2 (whose config is in `huggingface_siglip.py`).
+"""
 
 import json
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -10,7 +14,8 @@ import numpy as np
 import safetensors.numpy
 
 from fgclip_jax.models.config import ModelConfig, TextConfig, VisionConfig
-from fgclip_jax.weights import families, huggingface_names, huggingface_processor
+from fgclip_jax.weights import families, huggingface_names, huggingface_processor, huggingface_siglip
+from fgclip_jax.weights.clip_to_fgclip import REGION_TEMPERATURE, with_text_head
 from fgclip_jax.weights.name_map import leaf_shapes, read_rows, write_rows
 from fgclip_jax.weights.tensor_files import Tensors, find_file, open_tensors, read_json
 
@@ -19,6 +24,7 @@ WEIGHTS_FILE = "model.safetensors"
 WEIGHTS_FILES = (WEIGHTS_FILE, "pytorch_model.bin")
 _TYPES = ("clip", "longclip", "long_clip")
 _VISION_TYPE = "clip_vision_model"
+_SIGLIP_TOWERS = ("siglip", "naflex")
 _MAX_POSITIONS = 1 << 20
 _FGCLIP_ONLY = "text_filip_projection.weight"
 _DTYPE_NAMES = {np.dtype(np.float32): "float32", np.dtype(np.float16): "float16"}
@@ -85,14 +91,16 @@ def model_config(config: Mapping[str, Any], long_length: int | None, path: str =
 
 def to_config_json(config: ModelConfig, dtype: np.dtype) -> dict[str, Any]:
   """The `config.json` that transformers (or FG-CLIP's code) loads this model with."""
-  text = config.text
+  text, dtype_name = config.text, _DTYPE_NAMES.get(np.dtype(dtype), "float32")
+  if text.type == "siglip":
+    return huggingface_siglip.to_config_json(config, dtype_name)
   return {
     "architectures": ["FGCLIPModel" if config.fine_grained else "CLIPModel"],
     "model_type": "clip",
     "projection_dim": config.embedding_width,
     "logit_scale_init_value": config.temperature_init,
     "initializer_factor": 1.0,
-    "torch_dtype": _DTYPE_NAMES.get(np.dtype(dtype), "float32"),
+    "torch_dtype": dtype_name,
     "text_config": {
       **_tower_json(text, "clip_text_model", config.embedding_width),
       "vocab_size": text.vocab_size,
@@ -132,15 +140,16 @@ def _open(path: str, allow_pickle: bool) -> tuple[str, dict[str, Any], Tensors]:
 
 def _read_config(path: str, allow_pickle: bool) -> tuple[ModelConfig, dict[str, Any], Tensors]:
   config_file, config_json, tensors = _open(path, allow_pickle)
-  long_length = None
-  classes = config_json.get("architectures")
-  if _FGCLIP_ONLY in tensors or (isinstance(classes, list) and "FGCLIPModel" in classes):
-    rest = tensors.shape(huggingface_names.LONG_REST) if huggingface_names.LONG_REST in tensors else ()
-    long_length = rest[0] if rest else 248
-  config = model_config(config_json, long_length, config_file)
-  folder = os.path.dirname(config_file)
-  pixels = huggingface_processor.read_image(folder, config.vision.image_size, config.fine_grained)
-  return config.replace(vision={"pixels": pixels}), config_json, tensors
+  if huggingface_siglip.describes(config_json):
+    config = huggingface_siglip.model_config(config_json, tensors, config_file)
+  else:
+    long_length = None
+    classes = config_json.get("architectures")
+    if _FGCLIP_ONLY in tensors or (isinstance(classes, list) and "FGCLIPModel" in classes):
+      rest = tensors.shape(huggingface_names.LONG_REST) if huggingface_names.LONG_REST in tensors else ()
+      long_length = rest[0] if rest else 248
+    config = model_config(config_json, long_length, config_file)
+  return huggingface_processor.read_image(os.path.dirname(config_file), config), config_json, tensors
 
 
 def read_config(path: str, allow_pickle: bool = False) -> ModelConfig:
@@ -149,7 +158,7 @@ def read_config(path: str, allow_pickle: bool = False) -> ModelConfig:
 
 
 def read(path: str, allow_pickle: bool = False) -> tuple[ModelConfig, dict[str, np.ndarray], dict[str, Any]]:
-  """Reads a PyTorch-format model of CLIP or FG-CLIP.
+  """Reads a PyTorch-format model.
 
   Args:
     path: a folder, or a file of weights with `config.json` beside it.
@@ -157,7 +166,8 @@ def read(path: str, allow_pickle: bool = False) -> tuple[ModelConfig, dict[str, 
 
   Returns:
     The model's size; its flat parameters in the file's dtype; and what `write` needs to give the same
-    files back (`config`: the JSON as it was; `buffers`: sizes of stored `position_ids`, which are no parameters).
+    files back (`config`: the JSON as it was; `buffers`: sizes of stored `position_ids`, which are no parameters;
+    `absent`: temperatures that the files lack; `unused`: rows of positions that nothing reads).
 
   Raises:
     FileNotFoundError, ValueError: name the file, and list every tensor that does not fit.
@@ -168,11 +178,27 @@ def read(path: str, allow_pickle: bool = False) -> tuple[ModelConfig, dict[str, 
   buffers = {
     name: tensors.shape(name)[-1] for name in tensors if name.endswith(".position_ids") and tensors.shape(name)
   }
+  source: dict[str, Any] = {"format": "pytorch", "config": config_json, "buffers": buffers}
+  tensors = tensors.renamed(_no_buffer)
+  if absent := _absent_temperatures(config, tensors):
+    print(f"{path!r} has no {' and no '.join(absent)}: taken to be ln 100, FG-CLIP 2's first value", file=sys.stderr)
+    source["absent"] = sorted(absent)
+    tensors = tensors.replaced(absent)
   try:
-    flat = huggingface_names.from_theirs(tensors.renamed(_no_buffer), config, shapes)
+    flat = huggingface_names.from_theirs(tensors, config, shapes)
   except ValueError as error:
     raise ValueError(f"{path!r}: {error}") from None
-  return config, flat, {"format": "pytorch", "config": config_json, "buffers": buffers}
+  if config.fine_grained:
+    source["unused"] = huggingface_names.unused_positions(tensors)
+  return config, flat, source
+
+
+def _absent_temperatures(config: ModelConfig, tensors: Tensors) -> dict[str, np.ndarray]:
+  """FG-CLIP 2's temperatures of regions that a file has not, with their first value: published files lack them."""
+  if config.region_temperature_init is None:
+    return {}
+  names = huggingface_names.REGION_TEMPERATURES.values()
+  return {name: np.asarray(config.region_temperature_init, np.float32) for name in names if name not in tensors}
 
 
 def _no_buffer(name: str) -> str | None:
@@ -222,10 +248,16 @@ def write(
   """
   _check(config)
   source = source if (source or {}).get("format", "pytorch") == "pytorch" else None
+  if config.text.type == "siglip" and not source:
+    config, flat = with_text_head(config, flat)  # transformers' class always has one
   tensors = huggingface_names.to_theirs(flat, config)
   for name, length in (source or {}).get("buffers", {}).items():
     if length <= _MAX_POSITIONS:
       tensors[name] = np.arange(length, dtype=np.int64)[None]
+  huggingface_names.restore_unused(tensors, (source or {}).get("unused", {}))
+  for name in (source or {}).get("absent", []):
+    if name in tensors and np.float32(tensors[name]) == np.float32(REGION_TEMPERATURE):
+      del tensors[name]
   config_json = (source or {}).get("config") or to_config_json(config, common_dtype(flat.values()))
   paths = save(folder, config_json, tensors)
   return (
@@ -238,6 +270,8 @@ def write_vision(folder: str, config: ModelConfig, flat: Mapping[str, np.ndarray
 
   It has no projection: its users read hidden states. Raises as `write` does.
   """
+  if config.text.type != "causal":
+    raise ValueError("the image tower is a SigLIP's and no CLIPVisionModel: write the whole model, as siglip")
   _check(config)
   tensors = write_rows(huggingface_names.IMAGE_ROWS[config.vision.type](config.vision), flat)
   kept = {"torch_dtype": _DTYPE_NAMES.get(common_dtype(tensors.values()), "float32")}
@@ -246,6 +280,16 @@ def write_vision(folder: str, config: ModelConfig, flat: Mapping[str, np.ndarray
 
 
 def _check(config: ModelConfig) -> None:
+  towers = (config.vision.type, config.text.type)
+  if (config.vision.type in _SIGLIP_TOWERS) != (config.text.type in _SIGLIP_TOWERS):
+    raise ValueError(f"transformers has no model with these two towers, {towers}: write it as jax")
+  if config.text.type in _SIGLIP_TOWERS:
+    if config.fine_grained and not config.vision.takes_patches:
+      raise ValueError(
+        "FG-CLIP 2's published code takes pictures of any shape, and this model takes squares: convert it --as naflex "
+        "too, or write it as jax"
+      )
+    return
   if config.logit_bias is not None:
     raise ValueError(
       "the model has a logit bias (temperature/bias, of the sigmoid contrast), which transformers' CLIP has no place "

@@ -1,14 +1,34 @@
-"""The name table of the PyTorch format of CLIP and FG-CLIP (transformers' names); Long-CLIP's stretched positions."""
+"""The name tables of CLIP, SigLIP and both FG-CLIPs in PyTorch format (transformers' names); stretched positions."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from fgclip_jax.models.config import ModelConfig, TextConfig, TowerConfig, VisionConfig
-from fgclip_jax.weights.name_map import Row, linear, norm, patches, read_rows, same, transposed, write_rows
+from fgclip_jax.models.config import (
+  ModelConfig,
+  NaflexVisionConfig,
+  SiglipTextConfig,
+  SiglipVisionConfig,
+  TextConfig,
+  TowerConfig,
+  VisionConfig,
+)
+from fgclip_jax.weights.name_map import (
+  Row,
+  expanded,
+  fused,
+  linear,
+  norm,
+  patches,
+  read_rows,
+  same,
+  transposed,
+  write_rows,
+)
 
-LONG_REST = "text_model.embeddings.position_embedding_res.weight"  # FG-CLIP's and Long-CLIP's second position table
+LONG_FIRST = "text_model.embeddings.position_embedding_ori.weight"  # FG-CLIP's long positions: first 20 rows
+LONG_REST = "text_model.embeddings.position_embedding_res.weight"  # the other rows; Long-CLIP's second table
 KEPT_POSITIONS = 20  # rows of the short table that begin the long one (Long-CLIP's stretch)
 
 
@@ -66,26 +86,84 @@ def _text_rows(config: TextConfig, split_positions: bool) -> list[Row]:
   return rows
 
 
+def _head(ours: str, theirs: str) -> list[Row]:
+  """The rows of an attention pooling head; ours are named by what they do, as everywhere."""
+  return [
+    expanded(f"{ours}/probe", f"{theirs}.probe", 2),
+    *fused(ours, f"{theirs}.attention.in_proj"),
+    *linear(f"{ours}/out", f"{theirs}.attention.out_proj"),
+    *norm(f"{ours}/norm", f"{theirs}.layernorm"),
+    *linear(f"{ours}/mlp/up", f"{theirs}.mlp.fc1"),
+    *linear(f"{ours}/mlp/down", f"{theirs}.mlp.fc2"),
+  ]
+
+
+def _siglip_vision(config: SiglipVisionConfig | NaflexVisionConfig) -> list[Row]:
+  """SigLIP's tower. Its patch embedding is a convolution, NaFlex's a linear layer: one array on our side."""
+  kernel = ("vision/patch_embedding/kernel", "vision_model.embeddings.patch_embedding.weight")
+  return [
+    transposed(*kernel) if config.takes_patches else patches(*kernel, config.patch_size),
+    same("vision/patch_embedding/bias", "vision_model.embeddings.patch_embedding.bias"),
+    same("vision/positions", "vision_model.embeddings.position_embedding.weight"),
+    *_blocks("vision", "vision_model", config),
+    *norm("vision/post_norm", "vision_model.post_layernorm"),
+    *_head("vision/pooling_head", "vision_model.head"),
+    *(_head("vision/dense_head", "dense_feature_head") if config.dense_head else []),
+  ]
+
+
+def _siglip_text(config: SiglipTextConfig, split_positions: bool) -> list[Row]:
+  positions = "text_model.embeddings.position_embedding.weight"
+  rows = [
+    same("text/token_embedding", "text_model.embeddings.token_embedding.weight"),
+    same("text/short_positions", positions),
+    *_blocks("text", "text_model", config),
+    *norm("text/final_norm", "text_model.final_layer_norm"),
+  ]
+  if config.long_length is not None:
+    rows.append(long_positions("text/long_positions", LONG_FIRST, LONG_REST))
+  for name in dict.fromkeys(kind.projection for kind in config.kinds.values() if kind.projection):
+    rows += linear(name, _SIGLIP_HEADS[name])
+  return rows
+
+
+_SIGLIP_HEADS = {
+  "short_projection": "text_model.head",
+  "region_projection": "boxtext_head",
+  "long_projection": "longtext_head",
+}
 # the rows of a tower by its type: an image tower's without its projection, a text tower's with its projections
-IMAGE_ROWS: dict[str, Callable[..., list[Row]]] = {"vit": vision_table}
-TEXT_ROWS: dict[str, Callable[..., list[Row]]] = {"causal": _text_rows}
-_TEMPERATURES = {
-  "global": "logit_scale",
+IMAGE_ROWS: dict[str, Callable[..., list[Row]]] = {
+  "vit": vision_table,
+  "siglip": _siglip_vision,
+  "naflex": _siglip_vision,
+}
+TEXT_ROWS: dict[str, Callable[..., list[Row]]] = {"causal": _text_rows, "siglip": _siglip_text}
+REGION_TEMPERATURES = {
   "regional": "logit_scale_finegraind",  # their spelling
   "hard_negative": "logit_scale_hardneg",
 }
 
 
+def _temperatures(config: ModelConfig) -> list[Row]:
+  rows = [same(f"temperature/{name}", REGION_TEMPERATURES[name]) for name in config.temperatures if name != "global"]
+  if config.logit_bias is None:
+    return [same("temperature/global", "logit_scale"), *rows]
+  # SigLIP keeps them as arrays of one number
+  both = {"global": "logit_scale", "bias": "logit_bias"}
+  return [*(expanded(f"temperature/{name}", theirs, 1) for name, theirs in both.items()), *rows]
+
+
 def table(config: ModelConfig, split_positions: bool = False) -> list[Row]:
   """The rows for a model of this size; its image tower must be one of `IMAGE_ROWS`.
 
-  `split_positions`: the positions of a plain CLIP lie in Long-CLIP's two tables.
+  `split_positions`: the positions of a plain CLIP are in Long-CLIP's two tables.
   """
   return [
     *IMAGE_ROWS[config.vision.type](config.vision),
-    transposed("vision_projection/kernel", "visual_projection.weight"),
+    *([transposed("vision_projection/kernel", "visual_projection.weight")] if config.vision.has_projection else []),
     *TEXT_ROWS[config.text.type](config.text, split_positions),
-    *(same(f"temperature/{name}", _TEMPERATURES[name]) for name in config.temperatures),
+    *_temperatures(config),
   ]
 
 
@@ -99,6 +177,26 @@ def from_theirs(
 def to_theirs(flat: Mapping[str, np.ndarray], config: ModelConfig) -> dict[str, np.ndarray]:
   """Our flat parameters as their tensors: the inverse of `from_theirs`."""
   return write_rows(table(config), flat)
+
+
+def unused_positions(tensors: Mapping[str, Any]) -> dict[str, np.ndarray]:
+  """The rows of both long tables that no model reads, by the tables' names; empty where they follow from the others.
+
+  FG-CLIPs begin with two equal tables, and training leaves these rows behind.
+  """
+  first, rest = tensors[LONG_FIRST], tensors[LONG_REST]
+  if first.tobytes() == rest.tobytes():
+    return {}
+  return {LONG_FIRST: first[KEPT_POSITIONS:], LONG_REST: rest[:KEPT_POSITIONS]}
+
+
+def restore_unused(tensors: dict[str, np.ndarray], unused: Mapping[str, np.ndarray]) -> None:
+  """Puts back what `unused_positions` found, where it fits the tables."""
+  for name, rows in ((LONG_FIRST, slice(KEPT_POSITIONS, None)), (LONG_REST, slice(KEPT_POSITIONS))):
+    table, kept = tensors.get(name), unused.get(name)
+    if table is not None and kept is not None and kept.dtype == table.dtype and kept.shape == table[rows].shape:
+      tensors[name] = table.copy()
+      tensors[name][rows] = kept
 
 
 def stretched_length(length: int) -> int:

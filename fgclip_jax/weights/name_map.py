@@ -99,6 +99,37 @@ def linear(ours: str, theirs: str, layers: range | None = None) -> list[Row]:
   return [transposed(f"{ours}/kernel", f"{theirs}.weight", layers), same(f"{ours}/bias", f"{theirs}.bias", layers)]
 
 
+def expanded(ours: str, theirs: str, axes: int, layers: range | None = None) -> Row:
+  """A row of equal numbers whose array has further first axes of length one on their side."""
+
+  def read(x):
+    return (x.reshape(x.shape[axes:]),)
+
+  return Row((ours,), (theirs,), read, lambda x: (x.reshape((1,) * axes + x.shape),), layers)
+
+
+def fused(ours: str, theirs: str, layers: range | None = None) -> list[Row]:
+  """The rows of query, key and value, which theirs keep in one matrix and one bias."""
+  names = [f"{ours}/{part}" for part in ("query", "key", "value")]
+
+  def read_kernels(x):
+    return tuple(np.ascontiguousarray(part.T) for part in np.split(x, 3))
+
+  def write_kernels(*parts):
+    return (np.concatenate([part.T for part in parts]),)
+
+  return [
+    Row(tuple(f"{name}/kernel" for name in names), (f"{theirs}_weight",), read_kernels, write_kernels, layers),
+    Row(
+      tuple(f"{name}/bias" for name in names),
+      (f"{theirs}_bias",),
+      lambda x: tuple(np.split(x, 3)),
+      lambda *parts: (np.concatenate(parts),),
+      layers,
+    ),
+  ]
+
+
 @functools.cache
 def leaf_shapes(config: ModelConfig) -> Mapping[str, tuple[int, ...]]:
   """The shape of each leaf of a model of this size; cached, since finding them traces the model."""

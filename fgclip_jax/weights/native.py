@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.config import ModelConfig
@@ -18,7 +19,7 @@ from fgclip_jax.storage.errors import first_line
 from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights.checksums import check as check_sums
 from fgclip_jax.weights.name_map import leaf_shapes
-from fgclip_jax.weights.tensor_files import read_json
+from fgclip_jax.weights.tensor_files import open_tensors, read_json
 
 # Orbax raises its errors, and we report each in a line; its own log adds a traceback for every thread and task
 logging.getLogger("absl").addFilter(lambda record: f"{os.sep}orbax{os.sep}" not in record.pathname)
@@ -28,6 +29,7 @@ logging.getLogger("asyncio").addFilter(
 
 MODEL_FILE = "model.json"
 PARAMS_FOLDER = "params"
+UNUSED_FILE = "unused.safetensors"  # what a source holds and no model reads, kept for a conversion back
 FORMAT = 1
 FOLDER = "checkpoints"  # of a run, a checkpoint for each step
 DAMAGED = "damaged-"  # before its step: the name, and in a bucket the mark, of a checkpoint that cannot be read
@@ -63,6 +65,10 @@ def write(
   os.makedirs(folder, exist_ok=True)
   written = [os.path.join(folder, MODEL_FILE), os.path.join(folder, PARAMS_FOLDER)]
   ocp.save(os.path.abspath(written[1]), unflatten({k: np.asarray(v) for k, v in flat.items()}), overwrite=True)
+  source = dict(source) if source else None
+  if unused := (source or {}).pop("unused", None):
+    written.append(os.path.join(folder, UNUSED_FILE))
+    safetensors.numpy.save_file({name: np.asarray(x, order="C") for name, x in unused.items()}, written[-1])
   write_model_file(folder, config, source)
   return written
 
@@ -91,12 +97,16 @@ def read_model_file(folder: str) -> tuple[ModelConfig, dict[str, Any] | None]:
 
 def _check_source(source: Any) -> None:
   """A ValueError if it is not what a format's `read` returns; formats look at no other keys."""
-  kinds = {"format": str, "config": dict | None, "buffers": dict, "text": str}
+  kinds = {"format": str, "config": dict | None, "buffers": dict, "text": str, "prefix": str}
+  kinds |= {"absent": list, "scanned": dict, "shapes": dict}
   if source is not None and not isinstance(source, dict):
     raise ValueError(f"source is a {type(source).__name__}")
   for key, kind in kinds.items():
     if source and key in source and not isinstance(source[key], kind):
       raise ValueError(f"source.{key} is a {type(source[key]).__name__}")
+  for name, shape in (source or {}).get("shapes", {}).items():
+    if not isinstance(shape, list) or not all(isinstance(each, int) and each > 0 for each in shape):
+      raise ValueError(f"source.shapes.{name} is no shape")
   for name, value in (source or {}).get("buffers", {}).items():
     if not isinstance(value, int) or not 0 <= value < 1 << 62:
       raise ValueError(f"source.buffers.{name} is no number")
@@ -134,6 +144,9 @@ def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarr
     with _named_damage(params):
       tree = ocp.load(params, tree)
   _check_shapes(folder, config, tree)
+  unused = os.path.join(folder, UNUSED_FILE)
+  if source is not None and os.path.isfile(unused):
+    source["unused"] = dict(open_tensors(unused))
   return config, {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, source
 
 

@@ -224,6 +224,8 @@ def to_config_json(config: ModelConfig) -> dict[str, Any]:
   vision, text = config.vision, config.text
   if vision.type not in _IMAGE_JSON:
     raise ValueError(f"open_clip's CLIP has no {vision.label} of this kind: write it as jax")
+  if not isinstance(text, TextConfig):
+    raise ValueError("open_clip's CLIP has no SigLIP's text tower: write it as jax")
   activation = getattr(vision, "activation", text.activation)  # a ResNet has none to choose
   if activation != text.activation:
     raise ValueError(

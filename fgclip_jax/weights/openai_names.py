@@ -2,42 +2,18 @@
 
 from collections.abc import Callable
 
-import numpy as np
-
 from fgclip_jax.models.config import ModelConfig, ResNetConfig, TextConfig, TowerConfig, VisionConfig
 from fgclip_jax.weights.huggingface_names import long_positions
-from fgclip_jax.weights.name_map import Row, convolution, linear, norm, patches, same
+from fgclip_jax.weights.name_map import Row, convolution, fused, linear, norm, patches, same
 
 LONG_REST = "positional_embedding_res"  # Long-CLIP's second position table
-
-
-def _fused(ours: str, theirs: str, layers: range) -> list[Row]:
-  """The rows of query, key and value, which theirs keep in one matrix and one bias."""
-  names = [f"{ours}/{part}" for part in ("query", "key", "value")]
-
-  def read_kernels(x):
-    return tuple(np.ascontiguousarray(part.T) for part in np.split(x, 3))
-
-  def write_kernels(*parts):
-    return (np.concatenate([part.T for part in parts]),)
-
-  return [
-    Row(tuple(f"{name}/kernel" for name in names), (f"{theirs}_weight",), read_kernels, write_kernels, layers),
-    Row(
-      tuple(f"{name}/bias" for name in names),
-      (f"{theirs}_bias",),
-      lambda x: tuple(np.split(x, 3)),
-      lambda *parts: (np.concatenate(parts),),
-      layers,
-    ),
-  ]
 
 
 def _blocks(ours: str, theirs: str, tower: TowerConfig) -> list[Row]:
   ours, theirs, layers = f"{ours}/transformer/blocks", f"{theirs}transformer.resblocks.{{}}", range(tower.depth)
   return [
     *norm(f"{ours}/norm1", f"{theirs}.ln_1", layers),
-    *_fused(f"{ours}/attention", f"{theirs}.attn.in_proj", layers),
+    *fused(f"{ours}/attention", f"{theirs}.attn.in_proj", layers),
     *linear(f"{ours}/attention/out", f"{theirs}.attn.out_proj", layers),
     *norm(f"{ours}/norm2", f"{theirs}.ln_2", layers),
     *linear(f"{ours}/mlp/up", f"{theirs}.mlp.c_fc", layers),

@@ -36,6 +36,7 @@ for _tower, _names in (("image", _IMAGE_NAMES), ("text", _TEXT_NAMES)):
 _STARTS = (
   "visual.", "transformer.", "text.", "token_embedding.", "ln_final.", "vision_model.", "text_model.",
   "visual_projection.", "text_projection", "positional_embedding", "logit_", "text_filip_projection.",
+  "longtext_head.", "boxtext_head.", "dense_feature_head.",
   "input_resolution", "context_length", "vocab_size", "attn_mask",
 )  # fmt: skip
 # Entries that hold no weights to be used, or an average of them, in words between dots, dashes and underscores

@@ -12,15 +12,16 @@ from fgclip_jax.weights import families, formats, huggingface, name_map, openai_
 
 CLIP = preset("tiny").replace(text={"long_length": None, "end_id": 2, "vocab_size": 60})
 TYPES = {
-  "siglip": "SigLIP", "siglip2": "SigLIP 2", "fgclip2": "FG-CLIP 2", "llava": "LLaVA", "llava_next": "LLaVA",
+  "siglip_vision_model": "tower of a SigLIP alone", "siglip2_text_model": "tower of a SigLIP alone",
+  "SiglipForImageClassification": "classifier made of a SigLIP", "paligemma": "PaliGemma", "gemma3": "Gemma 3",
+  "smolvlm": "Idefics", "llava": "LLaVA", "llava_next": "LLaVA",
   "blip": "BLIP", "blip-2": "BLIP", "chinese_clip": "Chinese CLIP", "altclip": "AltCLIP", "clipseg": "CLIPSeg",
   "metaclip_2": "MetaCLIP 2", "align": "ALIGN", "dinov2": "DINO", "dinov3_vit": "DINO", "owlvit": "OWL-ViT",
   "owlv2": "OWL-ViT", "groupvit": "GroupViT", "xclip": "X-CLIP", "clap": "CLAP", "jina_clip": "Jina CLIP",
   "flava": "FLAVA", "clip_text_model": "text tower of CLIP alone", "evaclip": "EVA-CLIP",
 }  # fmt: skip
 NAMES = {
-  "SigLIP": ["vision_model.embeddings.patch_embedding.weight", "vision_model.head.probe"],
-  "FG-CLIP 2": ["vision_model.embeddings.patch_embedding.weight", "longtext_head.weight", "vision_model.head.probe"],
+  "PaliGemma": ["vision_tower.vision_model.embeddings.patch_embedding.weight", "multi_modal_projector.linear.weight"],
   "LLaVA": ["model.vision_tower.vision_tower.vision_model.embeddings.patch_embedding.weight",
             "model.mm_projector.0.bias"],
   "CoCa": ["visual.conv1.weight", "text.token_embedding.weight", "text_decoder.resblocks.0.ln_1.weight"],
@@ -48,7 +49,7 @@ def test_a_config_names_its_family(kind, known, tmp_path, capsys):
   values = {"model_type": kind} if known == "model_type" else {"architectures": [f"{kind}Model"]}
   (tmp_path / "config.json").write_text(json.dumps({**values, "text_config": {}, "vision_config": {}}))
   safetensors.numpy.save_file({"a": np.zeros(1)}, tmp_path / "model.safetensors")
-  if kind == "clip_text_model" and known == "architectures":
+  if ("_model" in kind or kind.startswith("Siglip")) and known == "architectures":
     pytest.skip("no such class")
   assert convert.main([str(tmp_path), str(tmp_path.parent / "out")]) == 1
   message = capsys.readouterr().err
@@ -81,4 +82,18 @@ def test_no_name_of_a_clip_is_that_of_another_family():
   families.check_names(
     "x", [name for row in huggingface.huggingface_names.table(config) for each in row.names() for name in each]
   )
+  siglips = (preset(name) for name in ("tiny_siglip", "tiny_naflex", "tiny_fgclip2"))
+  families.check_names(
+    "x",
+    [
+      name
+      for each in siglips
+      for row in huggingface.huggingface_names.table(each)
+      for names in row.names()
+      for name in names
+    ],
+  )
+  families.check_config("x", {"model_type": "siglip", "architectures": ["SiglipModel"]})
+  families.check_config("x", {"model_type": "siglip2", "architectures": ["Siglip2Model"]})
+  families.check_config("x", {"model_type": "fgclip2", "architectures": ["FG_CLIP2_Model"]})
   families.check_config("x", {"model_type": "clip", "architectures": ["CLIPModel", "FGCLIPModel", "LongCLIPModel"]})

@@ -11,7 +11,7 @@ from fgclip_jax.data import image as images
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.weights import huggingface_processor
-from fgclip_jax.weights.huggingface_processor import read_image, write_image
+from fgclip_jax.weights.huggingface_processor import write_image
 
 SIDE = 32
 SQUARE = {"height": SIDE, "width": SIDE}
@@ -75,6 +75,12 @@ REFUSED = {
 def save(folder, values, name="preprocessor_config.json"):
   (folder / name).write_text(json.dumps(values))
   return str(folder)
+
+
+def read_image(folder, side, fine_grained):
+  """How pictures are made ready for a CLIP, or for an FG-CLIP."""
+  config = preset("tiny").replace(text={} if fine_grained else {"long_length": None}, vision={"image_size": side})
+  return huggingface_processor.read_image(folder, config).vision.pixels
 
 
 def close(found: PixelSpec, expected: PixelSpec) -> bool:
@@ -155,3 +161,47 @@ def test_a_padded_picture_has_no_place(tmp_path):
   with pytest.raises(ValueError, match="padded .* write it as jax or open_clip"):
     write_image(str(tmp_path), config)
   assert huggingface_processor.IMAGE_FILE in huggingface_processor.FILES and not list(tmp_path.iterdir())
+
+
+# ---- SigLIP
+
+PATCHES = {"image_processor_type": "Siglip2ImageProcessor", "patch_size": 8, "max_num_patches": 20}
+FGCLIP2 = {"image_processor_type": "Fgclip2ImageProcessor", "patch_size": 8, "dynamic_max_patches": True}
+NOT_PATCHES = {
+  "squares": ({"image_processor_type": "SiglipImageProcessor"}, "makes no patches of pictures of any shape"),
+  "patch_size": ({"patch_size": 14}, "patch_size = 14 is not the model's, 8"),
+  "patch_size is silent": ({}, "patch_size = 16 is not the model's, 8"),
+  "max_num_patches": (PATCHES | {"max_num_patches": 0}, "max_num_patches = 0 must be a positive number"),
+  "do_resize": (PATCHES | {"do_resize": False}, "do_resize = False"),
+  "do_center_crop": (PATCHES | {"do_center_crop": True}, "do_center_crop = True"),
+  "resample": (PATCHES | {"resample": 9}, "resample = 9"),
+}
+
+
+def test_processors_of_patches_are_read_and_written(tmp_path):
+  naflex = preset("tiny_naflex")
+  assert huggingface_processor.read_image(str(tmp_path), naflex) == naflex  # there is no file
+  found = huggingface_processor.read_image(save(tmp_path, PATCHES | HALF | {"resample": 3}), naflex)
+  assert found.vision.max_patches == 20
+  assert found.vision.pixels == PixelSpec((0.5,) * 3, (0.5,) * 3, "squash", "bicubic")
+  write_image(str(tmp_path), found)
+  assert json.loads((tmp_path / "preprocessor_config.json").read_text())["max_num_patches"] == 20
+  assert huggingface_processor.read_image(str(tmp_path), naflex) == found
+  config = preset("tiny_fgclip2")
+  assert huggingface_processor.read_image(save(tmp_path, FGCLIP2), config).vision.max_patches == 256
+
+
+def test_squares_of_siglip_are_read_and_written(tmp_path):
+  config = preset("tiny_siglip")
+  values = {"image_processor_type": "SiglipImageProcessor", "size": SQUARE, "resample": 3}
+  found = huggingface_processor.read_image(save(tmp_path, values), config)
+  assert found.vision.pixels == PixelSpec((0.5,) * 3, (0.5,) * 3, "squash")
+  write_image(str(tmp_path), found)
+  assert json.loads((tmp_path / "preprocessor_config.json").read_text())["size"] == SQUARE
+  assert huggingface_processor.read_image(str(tmp_path), config) == found
+
+
+@pytest.mark.parametrize(("values", "message"), NOT_PATCHES.values(), ids=NOT_PATCHES)
+def test_what_makes_no_patches_is_an_error(values, message, tmp_path):
+  with pytest.raises(ValueError, match=f"preprocessor_config.json.*{message}.*remove the file"):
+    huggingface_processor.read_image(save(tmp_path, values), preset("tiny_naflex"))
