@@ -82,6 +82,8 @@ def get_config() -> Any:  # a ConfigDict, of whose keys type checkers know nothi
   config.run_name = ""  # "": the last two parts of the workdir
 
   config.log_every = 10
+  # samples of the batch, heat maps and scores of a fixed picture, every so many steps, for TensorBoard and `loggers`
+  config.image_every = 0  # 0: none
   config.checkpoint_every = 500
   # what is measured on the live parameters every so many steps, and at the end: lines as for
   # `python -m fgclip_jax.evaluate`, e.g. ("records --data data/scenes --limit 500", "classify imagenet --images DIR")

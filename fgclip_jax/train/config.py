@@ -49,6 +49,7 @@ class RunConfig:
     ema_decay: of the parameters' exponential moving average, by update; None: none is kept.
     seed: of weights and data order.
     log_every, checkpoint_every, eval_every: in steps.
+    image_every: pictures and a table of scores go to the loggers every so many steps; 0: none.
     evals: what is measured on the parameters every `eval_every` steps, and after the last one.
     keep: which checkpoints stay.
     guard: when the run reports, retries, or gives up.
@@ -77,6 +78,7 @@ class RunConfig:
   log_every: int
   checkpoint_every: int
   eval_every: int
+  image_every: int
   evals: tuple[Evaluator, ...]
   keep: Keep
   guard: GuardConfig
@@ -177,6 +179,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     ema_decay=_typed("ema_decay", take("ema_decay"), float | None),
     seed=whole("seed", least=0, most=2**32 - 1),  # Grain's range
     **{key: whole(key) for key in ("log_every", "checkpoint_every", "eval_every", "in_flight")},
+    image_every=whole("image_every", least=0),
     evals=read_evals(_typed("evals", take("evals"), tuple[str, ...]), check_data),
     keep=section("keep", Keep),
     guard=section("guard", GuardConfig),

@@ -5,6 +5,7 @@ import functools
 import traceback
 import zlib
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, TypeVar
 
 import jax
 import numpy as np
@@ -18,6 +19,11 @@ from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.train.distributed import agree
+
+if TYPE_CHECKING:
+  from fgclip_jax.inference.model import FGCLIP
+
+Found = TypeVar("Found")
 
 
 def read_evals(lines: Sequence[str], check_data: bool = True) -> tuple[Evaluator, ...]:
@@ -91,33 +97,14 @@ def measure(
     `eval/skipped` is their number.
   """
   from fgclip_jax.evals import results
-  from fgclip_jax.inference import programs
-  from fgclip_jax.inference.model import FGCLIP
 
-  live = FGCLIP(model, params, Runtime(dtype=runtime.dtype, attention=runtime.attention))
+  live = live_model(model, params, runtime)
   numbers: dict[str, float] = {}
   skipped = 0
-  processes = jax.process_count()
-  log_here = log if processes == 1 else functools.partial(print, f"process {jax.process_index()}:", flush=True)
   for evaluator, name in zip(evaluators, evaluator_names(evaluators), strict=True):
     heartbeat(f"{name}, after step {step}")
-    result, failed = None, f"step {step}: {name} could not be measured"
-    meeting = _Meeting()
-    try:
-      with jax.transfer_guard("allow"), programs.announced(meeting.before_program):
-        result = evaluator.run(live)
-    except _OthersError:
-      pass  # said below
-    except Exception as error:  # of any kind: days of training are worth more than a benchmark
-      log_here(f"{failed}: {first_line(error)}")
-      if not isinstance(error, OSError | ValueError):
-        log_here(traceback.format_exc())
-      heartbeat(f"the other processes, after {name} failed on this one")
-    # all processes keep or drop the numbers together, so that they choose the same best checkpoint
-    others = meeting.end(result is not None)
-    if others or result is None:
-      if others:
-        log(f"{failed}: {others}; it is skipped")
+    result = run_together(functools.partial(evaluator.run, live), f"step {step}: {name}", log, heartbeat)
+    if result is None:
       skipped += 1
       continue
     log(f"step {step}: {name}\n{results.table({'': results.as_json(result)})}")
@@ -125,6 +112,53 @@ def measure(
       log(f"note: {note}")
     numbers |= {f"eval/{name}/{metric}": found.value for metric, found in result.metrics.items()}
   return numbers | ({"eval/skipped": float(skipped)} if skipped else {})
+
+
+def live_model(model: ModelConfig, params: Params, runtime: Runtime) -> "FGCLIP":
+  """The public model on a run's parameters, which stay where they are."""
+  from fgclip_jax.inference.model import FGCLIP
+
+  return FGCLIP(model, params, Runtime(dtype=runtime.dtype, attention=runtime.attention))
+
+
+def run_together(
+  compute: Callable[[], Found], what: str, log: Callable[[str], object], heartbeat: Callable[[str], None]
+) -> Found | None:
+  """Computes something with a live model, whose programs every process of the run must start in the same order.
+
+  A failure is logged, and never ends the run. In a run of several processes, each prints its own failure, and what
+  fails on one of them, or differs there, is given up on all.
+
+  Args:
+    compute: what to run; it returns no None.
+    what: its name and step, for messages.
+    log: prints a message, on the main process only.
+    heartbeat: called when this process waits for the others, for the watchdog.
+
+  Returns:
+    The result; None if it failed on any process.
+  """
+  from fgclip_jax.inference import programs
+
+  result, failed, meeting = None, f"{what} could not be measured", _Meeting()
+  log_here = log
+  if jax.process_count() > 1:
+    log_here = functools.partial(print, f"process {jax.process_index()}:", flush=True)
+  try:
+    with jax.transfer_guard("allow"), programs.announced(meeting.before_program):
+      result = compute()
+  except _OthersError:
+    pass  # said below
+  except Exception as error:  # of any kind: days of training are worth more than a benchmark
+    log_here(f"{failed}: {first_line(error)}")
+    if not isinstance(error, OSError | ValueError):
+      log_here(traceback.format_exc())
+    heartbeat(f"the other processes, after {what} failed on this one")
+  # all processes keep or drop the result together, so that they choose the same best checkpoint
+  others = meeting.end(result is not None)
+  if others:
+    log(f"{failed}: {others}; it is skipped")
+  return None if others else result
 
 
 class _OthersError(RuntimeError):

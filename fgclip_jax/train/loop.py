@@ -24,6 +24,7 @@ from fgclip_jax.train.flops import StepFlops, count_flops
 from fgclip_jax.train.goodput.timeline import COMPILE, DATA, EVALUATE, SAVE, STEP, Timeline
 from fgclip_jax.train.guard import NUMBERS, Guard, NonFiniteError
 from fgclip_jax.train.logger import Clock, duration, open_metrics
+from fgclip_jax.train.loggers.samples import BatchSample, Gallery
 from fgclip_jax.train.mesh import (
   check_batch,
   check_memory,
@@ -188,11 +189,13 @@ class Batch(NamedTuple):
     arrays: the global arrays, [G, ...], on the devices.
     flops: operations that the step takes, this process's part.
     records: the numbers of this process's records, [local shards, b].
+    samples: of its images, to be drawn after the step.
   """
 
   arrays: dict[str, jax.Array]
   flops: StepFlops
   records: np.ndarray
+  samples: list[BatchSample]
 
 
 class InFlight(NamedTuple):
@@ -240,6 +243,7 @@ class TrainLoop:
     self.clock = Clock(run.data.batch_size, loader, setup.mesh.size, groups)
     self._watchdog = Watchdog(run.guard.watchdog_seconds)
     self._guard = Guard(run.guard, workdir, loader.where, log)
+    self._gallery = Gallery(run, loader.where, self._metrics, log)
     self._preemption, self._profile = Preemption(run.guard.grace_seconds), Profile(run.profile, workdir)
     self._in_flight: collections.deque[InFlight] = collections.deque()
     self._repeats_reported = False
@@ -270,7 +274,7 @@ class TrainLoop:
       while batch is not None:
         step += 1
         self._profile.before(step)
-        state = self._dispatch(step, state, batch)
+        state, samples = self._dispatch(step, state, batch), batch.samples
 
         # preemption: all processes agree on the step after which they save and end
         ends = self._preemption.reached(step)
@@ -278,7 +282,8 @@ class TrainLoop:
 
         # what is done with the state below waits for every step; else the earliest alone is waited for
         saves, evaluates = self._saves(step) or ends, self._evaluates(step) and not ends
-        drains = saves or self._evaluates(step) or self._profile.ends(step)
+        draws = self._gallery.is_due(step) and not ends
+        drains = saves or draws or self._evaluates(step) or self._profile.ends(step)
         numbers = self._finish_steps(0 if drains else run.in_flight - 1)
         self._profile.after(step)
         self._timeline.done(step - len(self._in_flight), drains)
@@ -297,6 +302,8 @@ class TrainLoop:
           raise PreemptedError(f"told to end: saved step {step} of {run.steps}; the same command goes on from there")
         if evaluates and not run.keeps_by_eval:  # after saving has begun: it goes on in the background
           self._evaluate(step, state)
+        if draws:
+          self._draw(step, state, samples)
     except NonFiniteError:
       self._checkpoints.save(step, state, run.values, at_once=True)  # bad steps changed nothing: the state is good
       raise
@@ -333,7 +340,7 @@ class TrainLoop:
       self._log(
         f"step {step}: where a batch holds a record more than once, its pictures are not each other's negatives"
       )
-    return Batch(arrays, flops, batch["record"])
+    return Batch(arrays, flops, batch["record"], self._gallery.take(step, batch))
 
   def _finish_steps(self, most: int) -> dict[str, float]:
     """Finishes steps in flight, the earliest first, until at most `most` are left; returns the last one's numbers."""
@@ -371,6 +378,13 @@ class TrainLoop:
     if run.keeps_by_eval and run.keep.metric not in numbers:
       self._log(f"step {step}: keep.metric {run.keep.metric!r} is not among the numbers: {', '.join(numbers)}")
     return numbers
+
+  def _draw(self, step: int, state: TrainState, samples: list[BatchSample]) -> None:
+    """Shows samples and heat maps; no step is in flight."""
+    start = time.perf_counter()
+    with self._timeline.phase(EVALUATE):
+      self._gallery.show(step, state.params, samples, self._watchdog.heartbeat)
+    self.clock.pause(time.perf_counter() - start)
 
   def _image_size(self, step: int) -> int:
     """The side of a step's images, in pixels: the model's, or the progressive schedule's."""

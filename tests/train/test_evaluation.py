@@ -19,6 +19,7 @@ from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.train import evaluation, loop
 from fgclip_jax.train.config import read_config
+from tests.train.test_logger import read_events
 
 TINY = presets.preset("tiny")
 
@@ -44,6 +45,7 @@ def test_a_run_measures_its_sharded_parameters(data, tmp_path, monkeypatch, caps
     f"records --data {data}",
   )
   config.eval_every = 1
+  config.image_every = 2
   (tmp_path / "broken.csv").write_text("image,text\n")
   workdir = str(tmp_path / "run")
   loop.train(read_config(config), workdir)
@@ -59,6 +61,8 @@ def test_a_run_measures_its_sharded_parameters(data, tmp_path, monkeypatch, caps
   out = capsys.readouterr().out
   assert "step 2: retrieve pairs could not be measured" in out and "broken.csv" in out
   assert "step 2: records 2\n" in out and "long captions: image to text, R@1" in out
+  tags = [(event.step, value.tag) for event in read_events(tmp_path / "run") for value in event.summary.value]
+  assert [step for step, tag in tags if tag in ("samples/batch", "samples/heat_maps")] == [2, 2]
 
 
 def small_run(data):

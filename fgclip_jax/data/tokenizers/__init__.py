@@ -5,7 +5,7 @@ A new one is a class that fits `Tokenizer`, and a line in `TOKENIZERS`.
 
 import functools
 import importlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -47,6 +47,10 @@ class Tokenizer(Protocol):
 
   def encode_batch(self, texts: Sequence[str], length: int | None = None) -> list[list[int]]:
     """The ids of each text, as `encode` returns them."""
+    ...
+
+  def decode(self, ids: Iterable[int | np.integer]) -> str:
+    """A text that these ids stand for, to be shown; start and end ids are left out."""
     ...
 
   def __call__(self, texts: str | Sequence[str], length: int = ...) -> Int32[np.ndarray, "B L"]:
