@@ -25,7 +25,7 @@ def write(listing: str, given: str, folder: str) -> None:
 
   Args:
     listing: the file to write.
-    given: a folder, a pattern such as `photos/**/*.jpg`, a .txt list of paths, or a file.
+    given: a folder, a pattern such as `photos/**/*.jpg`, a .txt list of paths, or a file; may be a URL.
     folder: what the paths are relative to; empty: the current folder.
 
   Raises:
@@ -39,11 +39,9 @@ def write(listing: str, given: str, folder: str) -> None:
 def _list(given: str, folder: str) -> Iterable[list]:
   suffixes = tuple(suffix for suffix, kind in Image.registered_extensions().items() if kind in images.FORMATS)
   if paths.is_folder(given):
-    if paths.is_remote(given):
-      raise ValueError(f"{given!r}: a folder of images must be on this machine; list remote ones in a .txt file")
     return _walk(given, folder, suffixes)
-  if glob.has_magic(given) and not os.path.exists(given):
-    return _find_pattern(given, suffixes)
+  if glob.has_magic(given) and not paths.exists(given):
+    return _find_remote_pattern(given) if paths.is_remote(given) else _find_pattern(given, suffixes)
   if not paths.exists(given):
     raise FileNotFoundError(f"no image, folder, list or record folder at {given!r}")
   names = _read_list(given) if given.lower().endswith(TEXT_LINES) else [given]
@@ -85,6 +83,20 @@ def _find_pattern(pattern: str, suffixes: tuple[str, ...]) -> Iterator[list]:
   yield from (_measure(path, "") for path in sorted(matches))
   for skip in (each for kind in skips.examples.values() for each in kind if not each.kind.endswith("_hidden")):
     yield [skip.place, skip.kind, skip.message]
+
+
+def _find_remote_pattern(pattern: str) -> Iterator[list]:
+  """What matches a pattern in object storage, sorted: the folder above the first of its parts with a `*` is listed."""
+  parts = pattern.split("/")
+  fixed = next(place for place, part in enumerate(parts) if glob.has_magic(part))
+  base, wanted = "/".join(parts[:fixed]), parts[fixed:]
+  if fixed < 3:  # gs: / / BUCKET
+    raise ValueError(f"{pattern!r}: a pattern needs the name of its bucket")
+  if wanted[-1] == "**":
+    wanted.append("*")
+  skips = SkipReport(limit=sys.maxsize)
+  found = folders.walk(base, skips) if paths.is_folder(base) else ()
+  yield from ([paths.join(base, path)] for path in sorted(found) if _matches(path.split("/"), wanted))
 
 
 def _matches(parts: list[str], wanted: list[str]) -> bool:

@@ -6,14 +6,21 @@ import os
 import jax
 import numpy as np
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
-from fgclip_jax import convert, embed, evaluate
+from fgclip_jax import convert, embed, evaluate, show
+from fgclip_jax.inference import programs
+from fgclip_jax.models.config import preset
+from fgclip_jax.prepare import __main__ as prepare
+from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.storage import paths
 from fgclip_jax.train import loop
-from fgclip_jax.weights import formats
-from tests.helpers.tiny_runs import tiny_run
+from fgclip_jax.train.guard import Guard, GuardConfig
+from fgclip_jax.train.profile import Profile
+from fgclip_jax.weights import formats, native
+from tests.helpers.tiny_runs import random_weights, tiny_run
 
-STEPS = 3
+STEPS, TINY = 3, preset("tiny")
 
 
 class Killed(BaseException):
@@ -64,6 +71,61 @@ def test_a_bucket_holds_what_a_disk_would(bucket, one_step, toy, weights, tmp_pa
   disk, there = (json.loads(paths.read(f"{root}/results.json")) for root in where.values())
   assert disk["metrics"] == there["metrics"]
   assert evaluate.main(["--compare", f"{bucket}/smoke/results.json"]) == 0
+
+
+def test_reports_pictures_and_lists_of_images(bucket, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  root, flat = f"{bucket}/pictures", random_weights(TINY)
+  scenes.write(f"{root}/scenes", train=2, validation=1, workers=1)
+  assert prepare.main(["inspect", f"{root}/scenes", "--output", f"{root}/page.html", "--workers", "1"]) == 0
+  assert b"<figure>" in paths.read(f"{root}/page.html") and paths.read(f"{root}/page.jpg").startswith(b"\xff\xd8")
+
+  native.write(str(tmp_path / "model"), TINY, flat)
+  paths.upload(str(tmp_path / "model"), f"{root}/model")
+  assert show.main(["--model", f"{root}/model", "--data", f"{root}/scenes", "--output", f"{root}/new/heat.png"]) == 0
+  heat = paths.read(f"{root}/new/heat.png")
+  for name in ("a.png", "b/c.png", ".hidden/d.png", "b/notes.txt"):
+    paths.write(f"{root}/photos/{name}", heat)
+  for place, (given, ids) in enumerate(
+    {
+      "photos": ["a.png", "b/c.png"],
+      "photos/*.png": [f"{root}/photos/a.png"],
+      "photos/**/*.png": [f"{root}/photos/a.png", f"{root}/photos/b/c.png"],
+    }.items()
+  ):
+    output = f"{root}/{place}.npy"
+    assert embed.main(["--model", f"{root}/model", "--images", f"{root}/{given}", "--output", output]) == 0
+    assert paths.read(f"{root}/{place}.ids.txt").decode().splitlines() == ids
+  assert os.listdir(tmp_path) == ["model"]
+
+
+def test_what_a_run_writes_on_occasion(bucket, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  root = f"{bucket}/occasions"
+  numbers = {"loss": float("nan"), "gradient_norm": 1.0, "skipped_updates": 1.0, "skipped_in_a_row": 1.0}
+  Guard(GuardConfig(), root, lambda number: f"record {number}", print).look(3, numbers, np.arange(2))
+  assert json.loads(paths.read(f"{root}/bad_steps/step-3.json"))["records"] == {"0": "record 0", "1": "record 1"}
+  profile, double = Profile((1, 1), root), jax.jit(lambda x: 2 * x)
+  profile.before(1)
+  double(np.ones(3, np.float32)).block_until_ready()
+  profile.after(1)
+  assert any(name.endswith(".xplane.pb") for name in paths.find(f"{root}/profile"))
+
+  options = {"jax_compilation_cache_dir": None, "jax_persistent_cache_min_compile_time_secs": 0.0}
+  before = {name: getattr(jax.config, name) for name in options}
+  try:
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    programs.use_compilation_cache(f"{root}/programs")
+    compilation_cache.reset_cache()
+    jax.jit(lambda x: x * 3 + 1)(np.ones(5, np.float32)).block_until_ready()
+    assert any(name.endswith("-cache") for name in paths.find(f"{root}/programs"))
+  finally:
+    for name, value in before.items():
+      jax.config.update(name, value)
+    compilation_cache.reset_cache()
+  with pytest.raises(ValueError, match="the compilation cache 's3://b/c' cannot be .*: give a local path, or gs://"):
+    programs.use_compilation_cache("s3://b/c")
+  assert os.listdir(tmp_path) == []
 
 
 def kill_after(step, run, workdir, monkeypatch):

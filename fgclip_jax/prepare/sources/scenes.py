@@ -349,7 +349,8 @@ def _clear(output: str) -> None:
 
 
 def _shard_files(output: str) -> list[str]:
-  return sorted(entry for entry in paths.list_folder(output) if ".array_record-" in entry)
+  names = paths.list_folder(output) if paths.is_folder(output) else []  # a bucket has no empty folders
+  return sorted(entry for entry in names if ".array_record-" in entry)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
