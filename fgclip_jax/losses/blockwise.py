@@ -19,7 +19,8 @@ Labels say which pairs count. They are a dict with some of these keys, the same 
   record   [n] int: pairs of equal numbers do not count, except those of one picture
   picture  [n] int: which picture of the batch a row is of; given together with `record`
 
-Without labels every pair counts.
+Without labels every pair counts. There may be more columns than rows, as where each box has a caption and
+negatives; the columns then have labels of their own.
 """
 
 import dataclasses
@@ -48,14 +49,16 @@ class Form:
   axis: Axis
 
 
-def choose_form(rows: int, devices: int, chunk: int) -> str:
+def choose_form(rows: int, devices: int, chunk: int, columns: int | None = None) -> str:
   """The form for this many rows per device: `all_gather` while its blocks are small, then one that fills a chunk.
 
-  Where a device's own columns fill a chunk, `ring` sends them on whole; where not, `chunked` gathers some of each.
+  Where a device's own columns, as many as its rows unless given, fill a chunk, `ring` sends them on whole; where not,
+  `chunked` gathers some of each.
   """
-  if rows * rows * devices <= _ALL_GATHER_MAX_LOGITS:
+  columns = rows if columns is None else columns
+  if rows * columns * devices <= _ALL_GATHER_MAX_LOGITS:
     return "all_gather"
-  return "ring" if rows >= chunk else "chunked"
+  return "ring" if columns >= chunk else "chunked"
 
 
 def gather(x: Any, axis: Axis) -> Any:
@@ -70,35 +73,42 @@ def device_count(axis: Axis) -> int:
 
 def pair_sums(
   image: Float[Array, "n D"],
-  text: Float[Array, "n D"],
+  text: Float[Array, "m D"],
   scale: Float[Array, ""],
   bias: Float[Array, ""] | None,
   labels: Labels,
   form: Form,
-) -> tuple[Float[Array, "n"], Float[Array, "n"] | None]:
+  column_labels: Labels | None = None,
+) -> tuple[Float[Array, "n"], Float[Array, "m"] | None]:
   """The sums over all columns for each image's row, and over all rows for each text's column.
 
   Args:
-    image, text: this device's rows and their own columns.
+    image, text: this device's rows and columns; without `column_labels` each row's own column, m = n.
     scale, bias: a logit is `scale * image . text + bias`. None for the bias asks for the sums of `InfoNCE`; a bias for
       those of `Sigmoid`, which has none by column. Inside `jax.shard_map` each device has a copy of its own
       (`jax.lax.pcast`).
     labels: of the rows, and so of the columns; see the module's docstring.
     form: one of the four, and its chunk.
+    column_labels: of the columns, where they are not the rows' own.
   """
   loss = _loss(bias)
+  columns = labels if column_labels is None else column_labels
   if form.name in ("chunked", "ring"):
-    return _blockwise(image, text, scale, bias, labels, form)
-  all_image, all_text, all_labels = gather((image, text, labels), form.axis)
+    return _blockwise(image, text, scale, bias, labels, columns, form)
+  all_image, all_text, all_labels, all_columns = gather((image, text, labels, columns), form.axis)
   if form.name == "dense":
-    by_row, by_column = loss.block_sums(_logits(all_image, all_text, scale, bias), all_labels, all_labels)
-    first = 0 if form.axis is None else jax.lax.axis_index(form.axis) * len(image)
-    by_row, by_column = jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, first, len(image)), (by_row, by_column))
+    by_row, by_column = loss.block_sums(_logits(all_image, all_text, scale, bias), all_labels, all_columns)
+    device = 0 if form.axis is None else jax.lax.axis_index(form.axis)
+
+    def own(sums, count):
+      return jax.tree.map(lambda x: jax.lax.dynamic_slice_in_dim(x, device * count, count), sums)
+
+    by_row, by_column = own(by_row, len(image)), own(by_column, len(text))
   else:
-    by_row, by_column = loss.block_sums(_logits(image, all_text, scale, bias), labels, all_labels)
+    by_row, by_column = loss.block_sums(_logits(image, all_text, scale, bias), labels, all_columns)
     if by_column is not None:
       # A second block, texts against all images: sums by column of the first would need every device's rows.
-      by_column = loss.block_sums(_logits(text, all_image, scale, bias), labels, all_labels)[0]
+      by_column = loss.block_sums(_logits(text, all_image, scale, bias), columns, all_labels)[0]
   return loss.total(by_row), None if by_column is None else loss.total(by_column)
 
 
@@ -241,28 +251,29 @@ class Sigmoid:
 # ------------------------------------------------------------------------------ block by block, with a derivative
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(5,))
-def _blockwise(image, text, scale, bias, labels, form):
+@partial(jax.custom_vjp, nondiff_argnums=(6,))
+def _blockwise(image, text, scale, bias, labels, column_labels, form):
   # JAX's own derivative of the scan would keep every block of logits: all of n x N, which is what this avoids
-  return _forward(image, text, scale, bias, labels, form)[0]
+  return _forward(image, text, scale, bias, labels, column_labels, form)[0]
 
 
-def _forward(image, text, scale, bias, labels, form):
+def _forward(image, text, scale, bias, labels, column_labels, form):
   loss = _loss(bias)
 
   def visit(by_row, columns):
-    text, column_labels = columns
-    row, column = loss.block_sums(_logits(image, text, scale, bias), labels, column_labels)
+    text, labels_of_part = columns
+    row, column = loss.block_sums(_logits(image, text, scale, bias), labels, labels_of_part)
     return loss.merge(by_row, row), column
 
-  by_row, by_column = loss.init(image[:, 0])
-  by_row, by_column = _visit_columns(visit, by_row, (text, labels), by_column, loss.merge, loss.reduce_scatter, form)
+  by_row, by_column = loss.init(image[:, 0])[0], loss.init(text[:, 0])[1]
+  columns = text, column_labels
+  by_row, by_column = _visit_columns(visit, by_row, columns, by_column, loss.merge, loss.reduce_scatter, form)
   totals = loss.total(by_row), None if by_column is None else loss.total(by_column)
-  return totals, (image, text, scale, bias, labels, totals)
+  return totals, (image, text, scale, bias, labels, column_labels, totals)
 
 
 def _backward(form, residuals, cotangents):
-  image, text, scale, bias, labels, totals = residuals
+  image, text, scale, bias, labels, column_labels, totals = residuals
   loss = _loss(bias)
   by_row, by_column = zip(totals, cotangents, strict=True)
 
@@ -270,17 +281,16 @@ def _backward(form, residuals, cotangents):
   #   d image = scale * G @ text,  d text = scale * G.T @ image,  d bias = sum(G),
   #   d scale = sum(G * (image @ text.T)) = sum(image * (G @ text))
   def visit(gradients, columns):
-    text, column_labels, by_column = columns
+    text, labels_of_part, by_column = columns
     d_image, d_bias = gradients
-    gradient = loss.grad_logits(_logits(image, text, scale, bias), labels, column_labels, by_row, by_column)
+    gradient = loss.grad_logits(_logits(image, text, scale, bias), labels, labels_of_part, by_row, by_column)
     d_bias = None if bias is None else d_bias + jnp.sum(gradient)
     return (d_image + _matmul(gradient, text), d_bias), _matmul(gradient.T, image)
 
-  nothing = jnp.zeros_like(image)
-  gradients = nothing, None if bias is None else jnp.zeros_like(bias)
-  columns = text, labels, by_column
-  (d_image, d_bias), d_text = _visit_columns(visit, gradients, columns, nothing, jnp.add, _add_up, form)
-  return scale * d_image, scale * d_text, jnp.sum(image * d_image), d_bias, None  # labels have no derivative
+  gradients = jnp.zeros_like(image), None if bias is None else jnp.zeros_like(bias)
+  columns = text, column_labels, by_column
+  (d_image, d_bias), d_text = _visit_columns(visit, gradients, columns, jnp.zeros_like(text), jnp.add, _add_up, form)
+  return scale * d_image, scale * d_text, jnp.sum(image * d_image), d_bias, None, None  # labels have no derivative
 
 
 _blockwise.defvjp(_forward, _backward)
@@ -288,6 +298,14 @@ _blockwise.defvjp(_forward, _backward)
 
 def _add_up(sums, axis):
   return jax.lax.psum_scatter(sums, axis, tiled=True)
+
+
+def scan_chunks(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any, chunk: int) -> tuple[Any, Any]:
+  """`jax.lax.scan` over parts of the leading axis of at most `chunk` rows; what the body returns is joined again."""
+  n = jax.tree.leaves(xs)[0].shape[0]
+  size = next(size for size in range(min(chunk, n), 0, -1) if n % size == 0)  # a scan's parts are of one size
+  carry, ys = jax.lax.scan(body, carry, jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), xs))
+  return carry, jax.tree.map(lambda y: y.reshape(n, *y.shape[2:]), ys)
 
 
 def _visit_columns(
@@ -314,13 +332,6 @@ def _visit_columns(
     The last carry; the sums of this device's own columns over the rows of all devices.
   """
   devices = device_count(form.axis)
-
-  def scan_chunks(body, carry, xs, chunk):
-    """Scans over parts of the leading axis of at most `chunk`."""
-    n = jax.tree.leaves(xs)[0].shape[0]
-    size = next(size for size in range(min(chunk, n), 0, -1) if n % size == 0)  # a scan's parts are of one size
-    carry, ys = jax.lax.scan(body, carry, jax.tree.map(lambda x: x.reshape(-1, size, *x.shape[1:]), xs))
-    return carry, jax.tree.map(lambda y: y.reshape(n, *y.shape[2:]), ys)
 
   def visit_local(carry, part):
     part, sums = part

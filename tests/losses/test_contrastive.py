@@ -1,6 +1,7 @@
 """The losses as training computes them equal their definitions in plain JAX, values and gradients, on random input."""
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -107,6 +108,86 @@ def test_hard_negatives_equal_their_definition(texts, counted, group):
   counted, group = jnp.asarray(counted), jnp.asarray(group, jnp.int32)
   floats = unit(rng, ROWS), unit(rng, ROWS, TEXTS), jnp.asarray(5.0)
   assert_equal(hard_negatives_over_devices, plain_hard_negatives, floats, (valid, counted, group))
+
+
+@functools.cache
+def hard_contrasts(form):
+  """The contrast of hard boxes at scale and in plain JAX."""
+
+  def ours(image, text, scale, valid, group, record, picture):
+    options = {"groups": GROUPS, "form": form, "chunk": 4}
+    return contrastive.hard_contrast_loss(image, text, valid, group, scale, record=record, picture=picture, **options)
+
+  def plain(image, text, scale, valid, group, record, picture):
+    has = contrastive.has_negatives(valid)
+    counts = contrastive.pair_mask(has, group, None, record, picture)
+    return contrastive.hard_contrast(image, text, valid, scale, counts, contrastive.group_members(has, group, GROUPS))
+
+  return ours, plain
+
+
+@pytest.mark.parametrize("form", ["all_gather", "chunked"])
+@settings(max_examples=20, deadline=None)
+@given(texts=st.lists(st.integers(1, TEXTS), min_size=ROWS, max_size=ROWS), group=groups, record=records)
+def test_hard_contrast_equals_its_definition(form, texts, group, record):
+  rng = np.random.default_rng(sum(texts))
+  # a box with its caption alone does not count, but in the definition each row needs one that it sees
+  valid, group = jnp.arange(TEXTS) < jnp.asarray(texts)[:, None], jnp.asarray(group, jnp.int32)
+  picture = None if record is None else jnp.repeat(jnp.arange(ROWS // 2, dtype=jnp.int32), 2)
+  record = None if record is None else jnp.repeat(jnp.asarray(record, jnp.int32), 2)
+  floats = unit(rng, ROWS), unit(rng, ROWS, TEXTS), jnp.asarray(5.0)
+  assert_equal(*hard_contrasts(form), floats, (valid, group, record, picture))
+
+
+def hard_rank_over_devices(image, text, scale, margin, valid, group):
+  return contrastive.hard_rank_loss(image, text, valid, group, scale, margin, groups=GROUPS)
+
+
+def plain_hard_rank(image, text, scale, margin, valid, group):
+  members = contrastive.group_members(contrastive.has_negatives(valid), group, GROUPS)
+  return contrastive.hard_rank(image, text, valid, scale, margin, members)
+
+
+@settings(max_examples=20, deadline=None)
+@given(texts=st.lists(st.integers(0, TEXTS), min_size=ROWS, max_size=ROWS), group=groups)
+def test_hard_rank_equals_its_definition(texts, group):
+  rng = np.random.default_rng(sum(texts))
+  valid, group = jnp.arange(TEXTS) < jnp.asarray(texts)[:, None], jnp.asarray(group, jnp.int32)
+  floats = unit(rng, ROWS), unit(rng, ROWS, TEXTS), jnp.asarray(5.0), jnp.asarray(1.5)
+  assert_equal(hard_rank_over_devices, plain_hard_rank, floats, (valid, group))
+
+
+def text_intra_modal_over_devices(text, valid, group, record, picture):
+  return contrastive.text_intra_modal_loss(text, valid, group, groups=2, record=record, picture=picture, chunk=5)
+
+
+def plain_text_intra_modal(text, valid, group, record, picture):
+  counts = contrastive.pair_mask(valid, group, None, record, picture)
+  return contrastive.text_intra_modal(text, counts, contrastive.group_members(valid, group, 2))
+
+
+@settings(max_examples=20, deadline=None)
+@given(valid=st.lists(st.booleans(), min_size=30, max_size=30), repeats=st.booleans(), seed=st.integers(0, 9))
+def test_text_intra_modal_equals_its_definition(valid, repeats, seed):
+  rng = np.random.default_rng(seed)
+  text = unit(rng, 30)
+  text = text.at[1].set(text[0] + 0.01 * text[1])  # nearly the same words
+  text = text / jnp.linalg.norm(text, axis=-1, keepdims=True)
+  group = jnp.asarray(np.arange(30) >= 22, jnp.int32)  # more than ten, and fewer
+  picture = jnp.arange(30, dtype=jnp.int32) if repeats else None
+  record = jnp.asarray(rng.integers(0, 20, 30), jnp.int32) if repeats else None
+  arrays = jnp.asarray(valid), group, record, picture
+  assert_equal(text_intra_modal_over_devices, plain_text_intra_modal, [text], arrays)
+
+
+def test_text_intra_modal_keeps_one_range_however_few_captions_there_are():
+  """One caption has nothing to keep apart from: ten zeros. A second that says the same adds nothing, another does."""
+  text = jnp.asarray([[1.0, 0.0], [1.0, 0.0], [0.6, 0.8]])
+  values = [
+    text_intra_modal_over_devices(text[:n], jnp.ones(n, bool), jnp.zeros(n, jnp.int32), None, None) for n in (1, 2, 3)
+  ]
+  two, three = math.log(9 + math.exp(0.6)), math.log(8 + 2 * math.exp(0.6))
+  np.testing.assert_allclose(2 * jnp.stack(values), [math.log(10), math.log(10), (2 * two + three) / 3], rtol=1e-12)
 
 
 def test_a_group_without_members_counts_as_zero():

@@ -14,12 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import NamedSharding, PartitionSpec
 
+from fgclip_jax.losses.margin import next_margin
 from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models.fgclip import Embeddings
 
 BOXES, NEGATIVES, WIDTH = 3, 10, 8
 TEMPERATURE = {"global": 2.0, "regional": 1.5, "hard_negative": 2.5}
 BIAS = -3.0  # of the sigmoid contrast
+MARGIN = 1.5
 
 
 @pytest.fixture(autouse=True)
@@ -111,6 +113,25 @@ def slow_sigmoid(image, text, scale):
   return each.sum() / len(image) if len(image) else 0.0
 
 
+def slow_text_intra_modal(text):
+  """The ten entries of each caption one by one: zeros for itself and for the same words, and where there are no ten."""
+  each = []
+  for i in range(len(text)):
+    entries = [0.0 if j == i or text[i] @ text[j] > 0.95 else text[i] @ text[j] for j in range(len(text))]
+    largest = sorted(entries, reverse=True)[:10]
+    each.append(np.log(np.exp(largest + [0.0] * (10 - len(largest))).sum()))
+  return np.mean(each) if each else 0.0
+
+
+def slow_hard_contrast(boxes, texts, scale):
+  """Box by box, against the captions and then the negatives of all boxes; caption by caption against all boxes."""
+  captions = np.stack([own[0] for own in texts])
+  everything = np.concatenate([captions, *(own[1:] for own in texts)])
+  of_box = [cross_entropy(scale * everything @ box, at) for at, box in enumerate(boxes)]
+  of_caption = [cross_entropy(scale * np.stack(boxes) @ caption, at) for at, caption in enumerate(captions)]
+  return (np.mean(of_box) + np.mean(of_caption)) / 2
+
+
 def slow_terms(e, objective):
   """Every term from its definition, one box and one contrast group at a time."""
   e = as_numpy(e)
@@ -121,13 +142,14 @@ def slow_terms(e, objective):
     "global_short": slow(e.image, e.short, scales["global"]),
   }
   per_group = objective.regional_group or len(e.image)
-  regional, hard = [], []
+  regional, hard, apart, contrast, rank, offered = [], [], [], [], [], []
+  slow_regional = slow if objective.regional_contrast is None else slow_info_nce
   for first in range(0, len(e.image), per_group):
     rows = slice(first, first + per_group)
     keep = e.region_valid[rows]
     image, text, caption = (getattr(e, name)[rows][keep] for name in ("region_image", "region_text", "region_caption"))
     if not objective.regional_mask_identical:
-      regional.append(slow(image, text, scales["regional"]))
+      regional.append(slow_regional(image, text, scales["regional"]))
     else:
       each = []
       for i in range(len(image)):
@@ -137,21 +159,38 @@ def slow_terms(e, objective):
         from_text = cross_entropy(scales["regional"] * image[others] @ text[i], at)
         each.append((from_image + from_text) / 2)
       regional.append(np.mean(each) if each else 0.0)
-    each = []
+    apart.append(slow_text_intra_modal(text))
+    boxes, texts = [], []
     for at, row in enumerate(e.hard_row):
       if first <= row // BOXES < first + per_group and e.hard_valid[at].sum() > 1:
-        texts = e.hard_text[at][e.hard_valid[at]]
-        each.append(cross_entropy(scales["hard_negative"] * texts @ e.region_image.reshape(-1, WIDTH)[row], 0))
-    hard.append(np.mean(each) if each else 0.0)
+        boxes.append(e.region_image.reshape(-1, WIDTH)[row])
+        texts.append(e.hard_text[at][e.hard_valid[at]])
+    logits = [scales["hard_negative"] * own @ box for own, box in zip(texts, boxes, strict=True)]
+    hard.append(np.mean([cross_entropy(own, 0) for own in logits]) if boxes else 0.0)
+    contrast.append(slow_hard_contrast(boxes, texts, scales["hard_negative"]) if boxes else 0.0)
+    steps = [MARGIN + wrong - own[0] for own in logits for wrong in own[1:]]
+    rank.append(np.mean(np.maximum(steps, 0.0)) if boxes else 0.0)
+    if boxes:
+      offered.append(np.mean([own[0] for own in logits]) - np.mean(np.concatenate([own[1:] for own in logits])))
+  margin = np.clip(np.mean(offered), 0.0, 10.0) if offered else MARGIN
   terms |= {"regional": np.mean(regional), "hard_negative": np.mean(hard)}
-  return terms | {"total": sum(getattr(objective, name) * value for name, value in terms.items())}
+  if objective.needs_margin:
+    terms |= {"text_intra_modal": np.mean(apart), "hard_contrast": np.mean(contrast), "hard_rank": np.mean(rank)}
+    terms |= {"margin": margin}
+  return terms | {"total": sum(objective.weights.get(name, 0.0) * value for name, value in terms.items())}
 
 
 @functools.partial(jax.jit, static_argnames=("objective", "mesh"))
 def _compute(floats, e, temperature, objective, mesh):
   def total(floats, temperature):
-    terms = objective_terms(e.replace(**floats), temperature, objective, mesh)
-    return terms["total"], terms
+    given = e.replace(**floats)
+    if not objective.needs_margin:
+      terms = objective_terms(given, temperature, objective, mesh)
+      return terms["total"], terms
+    margin = jnp.asarray(MARGIN, jnp.float64)
+    terms = objective_terms(given, temperature, objective, mesh, margin=margin)
+    after = next_margin(given, jnp.exp(temperature["hard_negative"]), objective, margin)
+    return terms["total"] + after, {**terms, "margin": after}  # which must add nothing to the gradient
 
   (_, terms), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(floats, temperature)
   return terms, gradients
@@ -180,6 +219,10 @@ def assert_close(ours, expected, tolerance=1e-12):
 
 COUNTS = [3, 0, 1, 2, 3, 3, 0, 2, 1, 1, 0, 3, 2, 2, 3, 1]  # boxes of 16 images
 NEGATIVE_COUNTS = [10, 0, 1, 3, 0, 0, 7, 10, 2, 0, 5, 10, 0, 0, 1, 4, 10, 0, 9, 0, 0, 0, 10, 3, 1, 0, 2]
+FGCLIP2 = Objective(
+  contrast="sigmoid", regional_contrast="softmax",
+  regional=0.2, text_intra_modal=0.1, hard_contrast=0.3, hard_negative=1.5, hard_rank=0.2,
+)  # fmt: skip
 _VARIANTS = {
   "whole batch": Objective(),
   "a device's images": Objective(regional_group=2),
@@ -189,6 +232,9 @@ _VARIANTS = {
   "identical captions, groups": Objective(regional_mask_identical=True, regional_group=4),
   "sigmoid": Objective(contrast="sigmoid"),
   "sigmoid, groups": Objective(contrast="sigmoid", regional_group=4),
+  "FG-CLIP 2": FGCLIP2,
+  "FG-CLIP 2, groups": dataclasses.replace(FGCLIP2, regional_group=4),
+  "FG-CLIP 2, a device's images": dataclasses.replace(FGCLIP2, regional_group=2),
 }
 
 
@@ -221,6 +267,10 @@ def over(shape):
     ((2, 4, 1), "identical captions do not repel", "chunked"),
     ((2, 2, 2), "more than a device's", "ring"),
     ((2, 2, 2), "sigmoid, groups", "auto"),
+    ((8, 1, 1), "FG-CLIP 2", "ring"),
+    ((2, 2, 2), "FG-CLIP 2, groups", "ring"),
+    ((2, 4, 1), "FG-CLIP 2, groups", "chunked"),
+    ((8, 1, 1), "FG-CLIP 2, a device's images", "chunked"),
   ],
   ids=str,
 )
@@ -231,11 +281,12 @@ def test_over_devices_equals_dense(shape, variant, form):
 
 
 @settings(max_examples=60)
-@given(st.data(), st.sampled_from([None, 1, 2]), st.booleans())
-def test_any_number_of_boxes_and_negatives(data, group, mask_identical):
+@given(st.data(), st.sampled_from([None, 1, 2]), st.booleans(), st.booleans())
+def test_any_number_of_boxes_and_negatives(data, group, mask_identical, second):
   counts = data.draw(st.lists(st.integers(0, BOXES), min_size=4, max_size=4))
   negatives = data.draw(st.lists(st.integers(0, NEGATIVES), min_size=sum(counts), max_size=sum(counts)))
-  objective = Objective(regional_group=group, regional_mask_identical=mask_identical)
+  base = FGCLIP2 if second else Objective(regional_mask_identical=mask_identical)
+  objective = dataclasses.replace(base, regional_group=group)
   e = make(counts, negatives, seed=data.draw(st.integers(0, 9)), captions=data.draw(st.sampled_from([1, 2, 50])))
   terms, gradients = terms_and_gradients(e, objective)
   assert_close(terms, slow_terms(e, objective))
