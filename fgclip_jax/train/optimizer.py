@@ -5,6 +5,7 @@ Muon's; the decay and the factor follow from the rules and from `layer_decay`, i
 """
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Iterable
 from typing import Any, cast
@@ -24,6 +25,9 @@ Rules = tuple[tuple[str, str, float], ...]
 _BLOCKS = r"^(\w+)/transformer/blocks/"
 _EMBEDDINGS = r"^(\w+)/(patch_embedding|class_embedding|token_embedding|\w*positions|pre_norm)"
 _HIDDEN_MATRICES = r"/blocks/.*/kernel$"  # [depth, in, out]
+# The dense head asks with the patches and never with its probe, which FG-CLIP 2's files hold all the same: no gradient
+# reaches it, and PyTorch leaves a parameter without a gradient alone, where its decay would shrink it.
+_UNUSED = r"^vision/dense_head/probe$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +41,7 @@ class OptimizerConfig:
       matrices, scaled to Adam's size of update, arXiv 2502.16982; NAdam for everything else).
     learning_rate: the peak.
     warmup_steps: linear from 0 to the peak; the first update has learning rate 0.
+    warmup_share: the warm-up as a share of `total_steps`, rounded up, in place of `warmup_steps`; None: these.
     total_steps: where the cosine ends.
     end_fraction: the cosine's end, as a share of the peak.
     b1, b2, eps: of the moments. Adafactor has no b2 and no eps, and keeps no first moment with b1 = 0; Lion has no eps.
@@ -57,6 +62,7 @@ class OptimizerConfig:
   name: str = "adamw"
   learning_rate: float = 1e-6
   warmup_steps: int = 200
+  warmup_share: float | None = None
   total_steps: int = 1000
   end_fraction: float = 0.0
   b1: float = 0.9
@@ -75,6 +81,7 @@ class OptimizerConfig:
       "moment_dtype": (self.moment_dtype in MOMENT_DTYPES, f"must be one of {MOMENT_DTYPES}"),
       "learning_rate": (self.learning_rate > 0, "must be positive"),
       "warmup_steps": (self.warmup_steps >= 0, "must not be negative"),
+      "warmup_share": (self.warmup_share is None or 0 <= self.warmup_share <= 1, "must lie in 0..1"),
       "end_fraction": (0 <= self.end_fraction <= 1, "must lie in 0..1"),
       "b1": (0 <= self.b1 < 1, "must lie in 0..1 (1 excluded)"),
       "b2": (0 <= self.b2 < 1, "must lie in 0..1 (1 excluded)"),
@@ -86,6 +93,11 @@ class OptimizerConfig:
     for name, (good, condition) in checks.items():
       if not good:
         raise ValueError(f"optimizer.{name} {condition}, got {getattr(self, name)!r}")
+
+  @property
+  def warmup(self) -> int:
+    """The steps of the warm-up."""
+    return self.warmup_steps if self.warmup_share is None else math.ceil(self.warmup_share * self.total_steps)
 
 
 def check_rules(rules: Rules, names: Iterable[str]) -> None:
@@ -151,10 +163,10 @@ def stop_frozen(params: Params, rules: Rules) -> Params:
 def schedule(config: OptimizerConfig) -> optax.Schedule:
   """The learning rate as a function of the number of updates already made."""
   return optax.warmup_cosine_decay_schedule(
-    init_value=0.0 if config.warmup_steps else config.learning_rate,
+    init_value=0.0 if config.warmup else config.learning_rate,
     peak_value=config.learning_rate,
-    warmup_steps=config.warmup_steps,
-    decay_steps=max(config.total_steps, config.warmup_steps + 1),
+    warmup_steps=config.warmup,
+    decay_steps=max(config.total_steps, config.warmup + 1),
     end_value=config.learning_rate * config.end_fraction,
   )
 
@@ -228,7 +240,7 @@ def _hidden_matrices(params: Params) -> Any:
 
 def _decay(config: OptimizerConfig) -> optax.GradientTransformation:
   def add(name, update, param):
-    decay = config.weight_decay * rule_value(config.rules, "weight_decay", name)
+    decay = 0.0 if re.search(_UNUSED, name) else config.weight_decay * rule_value(config.rules, "weight_decay", name)
     return update + decay * param if decay else update
 
   return optax.stateless(lambda updates, params: _map_named(add, updates, params))

@@ -54,6 +54,24 @@ def test_named_points_of_the_schedule():
   assert float(schedule(OptimizerConfig(learning_rate=2.0, warmup_steps=0))(0)) == 2.0
 
 
+def test_the_warm_up_as_a_share_of_the_steps():
+  at = schedule(OptimizerConfig(learning_rate=2.0, warmup_share=0.03, total_steps=101, warmup_steps=7))
+  assert [float(at(step)) for step in (0, 2, 4)] == pytest.approx([0.0, 1.0, 2.0])  # 3.03 steps are 4
+  assert float(schedule(OptimizerConfig(learning_rate=2.0, warmup_share=0.0, warmup_steps=7))(0)) == 2.0
+  with pytest.raises(ValueError, match="optimizer.warmup_share must lie in 0..1, got 3.0"):
+    OptimizerConfig(warmup_share=3.0)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_probe_that_nothing_asks_with_stays(name):
+  """FG-CLIP 2's dense head holds one, which PyTorch's optimizers leave alone, having no gradient."""
+  probe, other = "vision/dense_head/probe", "vision/pooling_head/probe"
+  params = random_params({probe: (4,), other: (4,), "text/transformer/blocks/mlp/up/kernel": (2, 4, 4)}, 0)
+  optimizer = make_optimizer(OptimizerConfig(name=name, warmup_steps=0, learning_rate=0.1, weight_decay=0.5))
+  updates, _ = optimizer.update(jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params)
+  assert not np.asarray(flatten(updates)[probe]).any() and np.asarray(flatten(updates)[other]).all()
+
+
 def make_params(seed=0):
   """A few parameters, one of each group."""
   return random_params(
