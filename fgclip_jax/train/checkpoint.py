@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any, cast
 
 import jax
+import jax.numpy as jnp
 from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.models.params import named_leaves
@@ -265,6 +266,10 @@ class Checkpoints:
       if not jax.tree.leaves(tree):
         raise OSError(f"nothing is left of {item!r}")  # without their index, Orbax finds no arrays and raises nothing
     self._check_average("ema" in metadata, abstract.ema is not None)
+    # the margin comes and goes with a term of the objective, which may change: it is read where there is one
+    begins, has_margin = abstract.margin is not None, "margin" in metadata["optimizer"]
+    abstract = dataclasses.replace(abstract, margin=jax.ShapeDtypeStruct((), jnp.float32) if has_margin else None)
+    shardings = dataclasses.replace(shardings, margin=shardings.step if has_margin else None)
     stored = _shapes({**metadata["optimizer"], "params": metadata["params"]})
     wanted = _shapes({"params": abstract.params, **_optimizer_item(abstract)})
     names = {name for name, _ in stored.items() ^ wanted.items()}
@@ -285,7 +290,12 @@ class Checkpoints:
       wanted["ema"] = targets.ema
     items = self._checkpointer.load_checkpointables(None, wanted)
     check_sums(items, cast(dict[str, Any], described.custom_metadata).get("checksums", {}), metadata)
-    return TrainState(params=items["params"], ema=items.get("ema"), **items["optimizer"])
+    state = TrainState(params=items["params"], ema=items.get("ema"), **items["optimizer"])
+    if begins and not has_margin:
+      self._log(f"checkpoint {self.latest} has no margin of objective.hard_rank: it begins with 0")
+      margin = jax.device_put(jnp.zeros((), jnp.float32), shardings.step)
+      return dataclasses.replace(state, margin=margin)
+    return state if begins else dataclasses.replace(state, margin=None)
 
   def _check_average(self, stored: bool, wanted: bool) -> None:
     if stored != wanted:
@@ -345,7 +355,8 @@ def _latest(checkpointer: ocp.training.Checkpointer) -> int | None:
 
 
 def _optimizer_item(state: TrainState) -> dict[str, Any]:
-  return {name: getattr(state, name) for name in ("opt_state", *COUNTS)}
+  margin = {} if state.margin is None else {"margin": state.margin}
+  return {name: getattr(state, name) for name in ("opt_state", *COUNTS)} | margin
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -106,7 +106,8 @@ class RunConfig:
 
   def state_bytes(self) -> int:
     """The bytes of the run's whole state, over all devices."""
-    return size_in_bytes(abstract_state(self.model, make_optimizer(self.optimizer), self.ema_decay is not None))
+    optimizer, ema = make_optimizer(self.optimizer), self.ema_decay is not None
+    return size_in_bytes(abstract_state(self.model, optimizer, ema, self.objective.needs_margin))
 
   def layout(self) -> Layout:
     """The static shapes of the run's batches, but for the row buckets."""
@@ -159,7 +160,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
   init_from = _typed("init_from", take("init_from"), str)
   objective = section("objective", Objective)
   model = _model(_typed("model", take("model"), str), take("kind"), take("model_changes"), init_from, check_data)
-  if objective.contrast == "sigmoid" and not init_from:
+  if objective.needs_bias and not init_from and model.logit_bias is None:
     model = model.replace(temperature_init=math.log(10), logit_bias=-10.0)  # SigLIP's, arXiv 2303.15343 section 3.2
   optimizer = section("optimizer", OptimizerConfig, total_steps=steps)
   _check_optimizer(optimizer, steps, model)
@@ -330,8 +331,8 @@ def _given(section: str, values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _check_optimizer(config: OptimizerConfig, steps: int, model: ModelConfig) -> None:
-  if config.warmup_steps > steps:
-    raise ValueError(f"config.optimizer.warmup_steps must lie in 0..steps ({steps}), got {config.warmup_steps}")
+  if config.warmup > steps:
+    raise ValueError(f"config.optimizer.warmup_steps must lie in 0..steps ({steps}), got {config.warmup}")
   if config.layer_decay != 1 and not model.vision.supports_layer_decay:
     raise ValueError(
       f"config.optimizer.layer_decay is for transformers, and the image tower is a {model.vision.label}: leave it at 1"
@@ -346,7 +347,7 @@ def _check_objective(run: RunConfig) -> None:
   fine = [name for name, weight in weights.items() if weight and LOSS_TERMS[name].needs]
   if fine and not run.model.fine_grained:
     raise ValueError(f"config.objective: {fine} need FG-CLIP, the model is a plain CLIP (no long text, no regions)")
-  if run.objective.contrast == "sigmoid" and run.model.logit_bias is None:
+  if run.objective.needs_bias and run.model.logit_bias is None:
     raise ValueError(
       f"config.objective.contrast is 'sigmoid', but the weights in {run.init_from!r} have no logit bias: start from "
       "random weights (config.init_from='') or from a run with this contrast"

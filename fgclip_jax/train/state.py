@@ -35,6 +35,7 @@ class TrainState:
     params: float32; BatchNorm's statistics are among them.
     opt_state: the optimizer's, for the trained parameters; statistics have none.
     ema: the parameters' exponential moving average, a tree like `params`; None: none is kept.
+    margin: of the objective's ranking term, as the next step uses it, float32; None: the objective has none.
   """
 
   step: Any
@@ -43,19 +44,25 @@ class TrainState:
   params: Any
   opt_state: Any
   ema: Any = None
+  margin: Any = None
 
 
-def make_state(optimizer: optax.GradientTransformation, params: Params, ema: bool = False) -> TrainState:
-  """A fresh state around parameters; with `ema`, their average begins with them."""
+def make_state(
+  optimizer: optax.GradientTransformation, params: Params, ema: bool = False, margin: bool = False
+) -> TrainState:
+  """A fresh state around parameters; with `ema`, their average begins with them; with `margin`, one of 0."""
   average = jax.tree.map(jnp.copy, params) if ema else None  # a copy: the step is given both to overwrite
   counts = {name: jnp.zeros((), jnp.int32) for name in COUNTS}
   trained, _ = split_statistics(params)
-  return TrainState(**counts, params=params, opt_state=optimizer.init(trained), ema=average)
+  first_margin = jnp.zeros((), jnp.float32) if margin else None
+  return TrainState(**counts, params=params, opt_state=optimizer.init(trained), ema=average, margin=first_margin)
 
 
-def abstract_state(config: ModelConfig, optimizer: optax.GradientTransformation, ema: bool = False) -> TrainState:
+def abstract_state(
+  config: ModelConfig, optimizer: optax.GradientTransformation, ema: bool = False, margin: bool = False
+) -> TrainState:
   """The shapes and dtypes of a state, without making it."""
-  return jax.eval_shape(lambda params: make_state(optimizer, params, ema), abstract_params(config))
+  return jax.eval_shape(lambda params: make_state(optimizer, params, ema, margin), abstract_params(config))
 
 
 def size_in_bytes(state: TrainState) -> int:
@@ -100,7 +107,11 @@ class TrainSetup:
   @functools.cached_property
   def abstract_state(self) -> TrainState:
     """The shapes and dtypes of the state."""
-    return abstract_state(self.model, self.optimizer, self.has_ema)
+    return abstract_state(self.model, self.optimizer, self.has_ema, self.objective.needs_margin)
+
+  def make_state(self, params: Params) -> TrainState:
+    """A fresh state around parameters."""
+    return make_state(self.optimizer, params, self.has_ema, self.objective.needs_margin)
 
   @functools.cached_property
   def state_shardings(self) -> TrainState:
@@ -123,7 +134,7 @@ class TrainSetup:
 
 def init_state(setup: TrainSetup) -> TrainState:
   """A state with random parameters, created sharded: no device ever holds all of it."""
-  make = lambda key: make_state(setup.optimizer, init_params(setup.model, key), setup.has_ema)  # noqa: E731
+  make = lambda key: setup.make_state(init_params(setup.model, key))  # noqa: E731
   return jax.jit(make, out_shardings=setup.state_shardings)(jax.random.key(setup.seed))
 
 
@@ -131,8 +142,7 @@ def state_from(setup: TrainSetup, params: Params) -> TrainState:
   """A state around parameters on the host, cast to float32."""
   params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float32), params)
   params = jax.device_put(params, shard_params(params, setup.mesh))
-  make = lambda params: make_state(setup.optimizer, params, setup.has_ema)  # noqa: E731
-  return jax.jit(make, out_shardings=setup.state_shardings)(params)
+  return jax.jit(setup.make_state, out_shardings=setup.state_shardings)(params)
 
 
 def read_weights(folder: str, model: ModelConfig) -> Any:

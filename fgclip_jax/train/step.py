@@ -10,6 +10,8 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int
 
+from fgclip_jax.losses.groups import count_rows
+from fgclip_jax.losses.margin import next_margin
 from fgclip_jax.losses.objective import Objective, objective_terms
 from fgclip_jax.models import positions
 from fgclip_jax.models.attention import load_kernels
@@ -52,8 +54,10 @@ def make_loss(
   patch_dropout: float = 0.0,
   image_size: int | None = None,
   running_statistics: bool = False,
-) -> Callable[[Params, dict[str, Array], Array], tuple[Array, tuple[Metrics, Embeddings]]]:
+) -> Callable[..., tuple[Array, tuple[Metrics, Embeddings]]]:
   """The function of (parameters, batch, random key) that training differentiates: the total; every term, embeddings.
+
+  The ranking term's margin is a fourth argument, by default None for its first value, 0.
 
   Args:
     config, objective, runtime, mesh: see there.
@@ -65,7 +69,7 @@ def make_loss(
     runtime = dataclasses.replace(runtime, sharding=activation_sharding(mesh))
   size = image_size or config.vision.image_size
 
-  def loss(params, batch, key):
+  def loss(params, batch, key, margin=None):
     if config.vision.takes_patches:
       patches = normalize_patches(batch["patches"], batch["patch_segment"], config.vision.pixels)
       resized, keep, batch = config, None, {**batch, "patches": patches}
@@ -81,7 +85,7 @@ def make_loss(
     embeddings = build(resized, params, runtime)(batch, keep, running_statistics)
     compared = dataclasses.replace(embeddings, statistics=None)
     record = batch["repeated_record"].reshape(-1) if "repeated_record" in batch else None
-    terms = objective_terms(compared, params["temperature"], objective, mesh, record=record)
+    terms = objective_terms(compared, params["temperature"], objective, mesh, record=record, margin=margin)
     return terms["total"], (terms, embeddings)
 
   return loss
@@ -106,7 +110,8 @@ def make_step(
     s. A step whose loss or gradient is not finite changes nothing but the counts of such steps. Its metrics, float32
     scalars: `loss` and the unweighted terms `loss_*`, `skipped_updates` (in all) and `skipped_in_a_row`,
     `learning_rate`, `gradient_norm`, `update_norm`, `embedding_variance_image` and `_short` (see `embedding_variance`),
-    `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one.
+    `temperature_*` (the factors of the cosines, as used in this step); `logit_bias` if there is one; with FG-CLIP 2's
+    terms, what the batch holds for them (`losses/groups.py`: `regions`, ...) and the `margin`, as used in this step.
   """
   load_kernels()
   optimizer, optimizer_config, ema_decay = setup.optimizer, setup.optimizer_config, setup.ema_decay
@@ -126,7 +131,7 @@ def make_step(
     trained, statistics = split_statistics(state.params)
 
     def total_loss(trained: Any):
-      return loss(merge(stop_frozen(trained, optimizer_config.rules), statistics), batch, key)
+      return loss(merge(stop_frozen(trained, optimizer_config.rules), statistics), batch, key, state.margin)
 
     (total, (terms, embeddings)), gradients = jax.value_and_grad(total_loss, has_aux=True)(trained)
     norm = optax.tree.norm(gradients)
@@ -134,6 +139,10 @@ def make_step(
     updates, opt_state = optimizer.update(gradients, state.opt_state, trained)
     params = merge(apply_updates(optimizer_config, trained, cast(Params, updates)), embeddings.statistics or statistics)
     ema = None if ema_decay is None else update_average(ema_decay, state.ema, params)
+    scales = {name: jnp.exp(value) for name, value in state.params["temperature"].items() if name != "bias"}
+    margin = state.margin  # of the next step; by the embeddings and the factor of this one
+    if margin is not None:
+      margin = next_margin(embeddings, scales["hard_negative"], setup.objective, margin)
     # a step that is not finite leaves the state as it was; selected on the device, so that the host need not wait for
     # the loss before it starts the next step
     after = TrainState(
@@ -143,6 +152,7 @@ def make_step(
       params=params,
       opt_state=opt_state,
       ema=ema,
+      margin=margin,
     )
     before = dataclasses.replace(state, skipped=state.skipped + 1, skipped_in_a_row=state.skipped_in_a_row + 1)
     after = jax.tree.map(lambda new, old: jnp.where(finite, new, old), after, before)
@@ -154,10 +164,13 @@ def make_step(
     }
     metrics |= {"learning_rate": jnp.asarray(learning_rate(state.step)), "gradient_norm": norm}
     metrics |= {"update_norm": jnp.where(finite, optax.tree.norm(updates), 0.0)}
-    temperature = dict(state.params["temperature"])
-    if "bias" in temperature:
-      metrics["logit_bias"] = temperature.pop("bias")
-    metrics |= {f"temperature_{name}": jnp.exp(value) for name, value in temperature.items()}
+    if "bias" in state.params["temperature"]:
+      metrics["logit_bias"] = state.params["temperature"]["bias"]
+    metrics |= {f"temperature_{name}": value for name, value in scales.items()}
+    if setup.objective.counts_rows:
+      metrics |= count_rows(embeddings, setup.objective)
+    if state.margin is not None:
+      metrics["margin"] = state.margin
     return after, metrics
 
   # the output is sharded like the input: the donated buffers can hold it

@@ -28,7 +28,7 @@ def make_params(seed: int = 0, width: int = 6):
   }
 
 
-def make_train_state(seed: int = 0, width: int = 6, ema: bool = False, **optimizer) -> TrainState:
+def make_train_state(seed: int = 0, width: int = 6, ema: bool = False, margin: bool = False, **optimizer) -> TrainState:
   """A state with something in every leaf, split over two devices where it divides."""
   rng = np.random.default_rng(seed)
   state = make_state(make_optimizer(OptimizerConfig(**optimizer)), make_params(seed, width), ema)
@@ -36,6 +36,8 @@ def make_train_state(seed: int = 0, width: int = 6, ema: bool = False, **optimiz
   state = state.replace(opt_state=jax.tree.map(fill, state.opt_state), step=jnp.int32(seed))
   if ema:
     state = state.replace(ema=make_params(seed + 100, width))
+  if margin:
+    state = state.replace(margin=jnp.float32(rng.normal()))
   return jax.device_put(state, shardings_of(state))
 
 
@@ -77,6 +79,7 @@ def assert_same(one, two):
   [
     {},
     {"clip_norm": 1.0},
+    {"margin": True},
     {"rules": (("^vision", "frozen", 1.0),), "ema": True},
     {"name": "adafactor", "moment_dtype": "bfloat16"},
     {"name": "lion"},
@@ -94,6 +97,17 @@ def test_a_state_comes_back_bit_for_bit_and_where_it_lay(tmp_path, config):
   back = restored(tmp_path, state)
   assert_same(back, state)
   assert jax.tree.map(lambda leaf: leaf.sharding, back) == jax.tree.map(lambda leaf: leaf.sharding, state)
+
+
+def test_a_margin_begins_and_ends_with_its_term(tmp_path, capsys):
+  """The objective may change between two starts of a run."""
+  with_one, without = make_train_state(2, margin=True), make_train_state(2)
+  saved(tmp_path / "without", [2])
+  assert_same(restored(tmp_path / "without", with_one), without.replace(margin=jnp.float32(0.0)))
+  assert "checkpoint 2 has no margin of objective.hard_rank: it begins with 0" in capsys.readouterr().out
+  saved(tmp_path / "with", [2], margin=True)
+  assert_same(restored(tmp_path / "with", without), without)
+  assert_same(restored(tmp_path / "with", with_one), with_one)
 
 
 def test_the_config_is_saved_with_it(tmp_path):

@@ -70,15 +70,18 @@ def random_params(model, seed: int = 0):
 class Run:
   """A compiled step on a mesh, with a fresh state each time."""
 
-  def __init__(self, quick, sizes: dict[str, int], devices: int = 8, runtime: Runtime = Runtime()):
+  def __init__(
+    self, quick, sizes: dict[str, int], devices: int = 8, runtime: Runtime = Runtime(), objective=OBJECTIVE, **setup
+  ):
+    self.model = MODEL.replace(logit_bias=-10.0) if objective.needs_bias else MODEL
     self.mesh = make_mesh(sizes, jax.devices()[:devices])
     self.shards = data_shards(self.mesh)
     self.layout = dataclasses.replace(LAYOUT, row_buckets=geometric_row_buckets(LAYOUT, IMAGES // self.shards)[-1:])
-    self.setup = TrainSetup(MODEL, self.mesh, OBJECTIVE, OPTIMIZER, runtime)
+    self.setup = TrainSetup(self.model, self.mesh, objective, OPTIMIZER, runtime, **setup)
     self.step = quick(make_step(self.setup))
 
   def state(self):
-    return state_from(self.setup, random_params(MODEL))
+    return state_from(self.setup, random_params(self.model))
 
   def batch(self, examples: list[Example]):
     return to_devices(assemble(examples, self.shards, self.layout), self.mesh)
@@ -188,10 +191,48 @@ def test_a_step_that_is_not_finite_changes_nothing_and_is_counted(single):
     assert int(values["skipped_updates"]) == int(values["skipped_in_a_row"]) == number
   for name in ("params", "opt_state"):
     chex.assert_trees_all_equal(getattr(before, name), getattr(state, name))
-  assert int(state.step) == 3
+  assert int(state.step) == 3 and state.margin is None  # this objective has none
   state, values = single.step(state, single.batch(sound))
   assert int(values["skipped_updates"]) == 2 and int(values["skipped_in_a_row"]) == 0
   assert np.isfinite(float(values["loss"]))
+
+
+FGCLIP2 = Objective(
+  contrast="sigmoid", regional_contrast="softmax", regional_group=4,
+  regional=0.2, text_intra_modal=0.1, hard_contrast=0.3, hard_negative=1.5, hard_rank=0.2,
+)  # fmt: skip
+
+
+def test_the_margin_moves_with_the_state_on_any_mesh_and_stays_where_nothing_moves_it(quick):
+  single = Run(quick, {"data": 1}, devices=1, objective=FGCLIP2, ema_decay=0.5)
+  state, metrics = single.updates(make_examples())
+  terms = {"loss_global_long": 1, "loss_global_short": 1} | {
+    f"loss_{name}": getattr(FGCLIP2, name)
+    for name in ("regional", "text_intra_modal", "hard_contrast", "hard_negative", "hard_rank")
+  }
+  for values in metrics:
+    assert values["loss"] == pytest.approx(sum(weight * values[name] for name, weight in terms.items()), rel=1e-6)
+    assert {name: values[name] for name in ("regions", "hard_boxes", "groups_few_regions", "groups_no_hard_box")} == {
+      "regions": 15, "hard_boxes": 10, "groups_few_regions": 4, "groups_no_hard_box": 0
+    }  # fmt: skip
+  # a step uses the margin that the one before has left
+  assert metrics[0]["margin"] == 0 and metrics[1]["margin"] > 0 and metrics[2]["margin"] != metrics[1]["margin"]
+
+  run = Run(quick, {"data": 2, "fsdp": 4}, objective=FGCLIP2, ema_decay=0.5)
+  other, other_metrics = run.updates(make_examples())
+  for values, single_values in zip(other_metrics, metrics, strict=True):
+    assert values == pytest.approx(single_values, rel=2e-5, abs=1e-6)
+  assert other.margin.sharding.is_fully_replicated and float(other.margin) == pytest.approx(
+    float(state.margin), rel=1e-4
+  )
+  chex.assert_trees_all_close(other.params, state.params, rtol=1e-5, atol=1e-5)
+
+  state = state.replace(margin=jax.device_put(jnp.float32(1.25), state.margin.sharding))
+  state, _ = single.step(state, single.batch(make_examples(regions=False)))  # no hard box
+  assert float(state.margin) == 1.25
+  sick = [dataclasses.replace(e, boxes=e.boxes * np.float32(np.nan)) for e in make_examples()]
+  state, values = single.step(state, single.batch(sick))
+  assert float(values["margin"]) == float(state.margin) == 1.25 and int(values["skipped_updates"]) == 1
 
 
 def test_the_given_state_is_donated(single):
