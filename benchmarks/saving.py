@@ -6,7 +6,7 @@ A run as users type it for each storage: a tiny FG-CLIP on rendered scenes, of w
 moment, as on a machine whose devices compute while the host is free. The bucket is on a server on this machine, behind
 a proxy that delays every request. Columns: `a save holds the loop`, the time until `save` returns, median and longest,
 without the last one; `written in`, the last one's time, as it is waited for to its end; `step`, median without a save
-and after one has begun. Needs requirements-gcs.txt and requirements-dev.txt.
+and with one that begins. Needs requirements-gcs.txt and requirements-dev.txt.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from fgclip_jax.storage import paths
 
 PACKAGES = ("jax", "orbax-checkpoint", "tensorstore", "gcsfs")
 STEPS, SAVES = 120, 6
-# the command, with a pause before each batch; writes when each save began and returned, and when each step was done
+# the command, with a pause before each batch; writes when each save began and returned, and when each batch was wanted
 TIMED = """
 import json, sys, time
 from absl import app
@@ -44,15 +44,13 @@ class Checkpoints(loop.Checkpoints):
     super().save(step, *arguments, **options)
     log.append(("save", step, begin, time.monotonic()))
 class Loader(loop.Loader):
+  step = 0
   def __next__(self):
+    self.step += 1
+    log.append(("batch", self.step, 0.0, time.monotonic()))
     time.sleep(pause)
     return super().__next__()
-class TrainLoop(loop.TrainLoop):
-  def _finish_step(self, done):
-    numbers = super()._finish_step(done)
-    log.append(("step", done.step, 0.0, time.monotonic()))
-    return numbers
-loop.Checkpoints, loop.Loader, loop.TrainLoop = Checkpoints, Loader, TrainLoop
+loop.Checkpoints, loop.Loader = Checkpoints, Loader
 try:
   app.run(main.main, flags_parser=main.parse_flags)
 finally:
@@ -86,10 +84,14 @@ def main(argv: list[str] | None = None) -> int:
       with open(target, encoding="utf-8") as file:
         rows.append((name, *measure(json.load(file))))
   print(machine(*PACKAGES) + "\n")
-  print("| storage | a save holds the loop, ms: median | longest | written in, s | step without, ms | step after, ms |")
+  print(
+    "| storage | a save holds the loop, ms: median | longest | written in, s | step without, ms | step with one, ms |"
+  )
   print("| --- | ---: | ---: | ---: | ---: | ---: |")
-  for name, held, longest, last, without, after in rows[1:]:
-    print(f"| {name} | {1e3 * held:.0f} | {1e3 * longest:.0f} | {last:.1f} | {1e3 * without:.0f} | {1e3 * after:.0f} |")
+  for name, held, longest, last, without, with_save in rows[1:]:
+    print(
+      f"| {name} | {1e3 * held:.0f} | {1e3 * longest:.0f} | {last:.1f} | {1e3 * without:.0f} | {1e3 * with_save:.0f} |"
+    )
   return 0
 
 
@@ -104,15 +106,16 @@ def run(workdir: str, folder: str, data: str, target: str, pause: float, environ
 
 
 def measure(log: list[tuple[str, int, float, float]]) -> tuple[float, float, float, float, float]:
-  """Seconds: a save's median and longest, the last one's; a step's median without a save, and after one has begun."""
+  """Seconds: a save's median and longest, the last one's; a step's median without a save, and with one that begins."""
   saves = {step: end - begin for kind, step, begin, end in log if kind == "save"}
-  ends = {step: end for kind, step, _, end in log if kind == "step"}
-  steps = {step: ends[step] - ends[step - 1] for step in ends if step - 1 in ends and step > STEPS // SAVES // 2}
+  wanted = {step: at for kind, step, _, at in log if kind == "batch"}
+  # a save of step s is between the moments when the batches of steps s + 1 and s + 2 are wanted; the first ones compile
+  turns = {step: wanted[step + 2] - wanted[step + 1] for step in range(STEPS // SAVES // 2, STEPS - 1)}
   last = saves.pop(max(saves))
-  after = [seconds for step, seconds in steps.items() if step - 1 in saves]
-  without = [seconds for step, seconds in steps.items() if step - 1 not in saves]
+  with_save = [seconds for step, seconds in turns.items() if step in saves]
+  without = [seconds for step, seconds in turns.items() if step not in saves]
   held = saves.values()
-  return statistics.median(held), max(held), last, statistics.median(without), statistics.median(after)
+  return statistics.median(held), max(held), last, statistics.median(without), statistics.median(with_save)
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ DEVICES = "2"  # of each process
 
 def one_of_two(bench: Bench) -> None:
   """SIGKILL of the second process, then of the first; the result is that of any other run of two processes."""
-  whole, run = (bench.run(f"two-processes-{part}") for part in ("undisturbed", "killed"))
+  whole, run = (bench.run(f"two-processes-{part}", "--config.steps=16") for part in ("undisturbed", "killed"))
   end(start(whole))
   said = []
   for victim in (1, 0):
     attempts = start(run)
-    attempts[0].wait_for(f"step {bench.rng.randrange(8 + 8 * len(said), 14 + 8 * len(said))}")
+    attempts[0].wait_for(f"step {bench.rng.randrange(5, 9) + 4 * len(said)}")
     attempts[victim].signal(signal.SIGKILL)
     end(attempts)
     said.append(attempts[1 - victim].find("error:", "leader task"))
