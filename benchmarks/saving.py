@@ -4,8 +4,8 @@
 
 A run as users type it for each storage: a tiny FG-CLIP on rendered scenes, of which each batch is held back for a
 moment, as on a machine whose devices compute while the host is free. The bucket is on a server on this machine, behind
-a proxy that delays every request. Columns: `a save holds the loop`, the time until `save` returns, median and longest,
-without the last one; `written in`, the last one's time, as it is waited for to its end; `step`, median without a save
+a proxy that delays every request. Columns: `held`, how long a save holds the loop, median and longest, without the last
+one; `written in`, the last one's time, as it is waited for to its end; `step`, median without a save
 and with one that begins. Needs requirements-gcs.txt and requirements-dev.txt.
 """
 
@@ -84,9 +84,7 @@ def main(argv: list[str] | None = None) -> int:
       with open(target, encoding="utf-8") as file:
         rows.append((name, *measure(json.load(file))))
   print(machine(*PACKAGES) + "\n")
-  print(
-    "| storage | a save holds the loop, ms: median | longest | written in, s | step without, ms | step with one, ms |"
-  )
+  print("| storage | held, ms | longest | written in, s | step without, ms | step with, ms |")
   print("| --- | ---: | ---: | ---: | ---: | ---: |")
   for name, held, longest, last, without, with_save in rows[1:]:
     print(
