@@ -31,7 +31,7 @@ from fgclip_jax.train.mesh import parse_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, check_rules, make_optimizer
 from fgclip_jax.train.state import TrainSetup, abstract_state, size_in_bytes
 from fgclip_jax.weights import formats as folders
-from fgclip_jax.weights.clip_to_fgclip import fgclip_config
+from fgclip_jax.weights.clip_to_fgclip import fgclip_config, plain_config
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -305,7 +305,7 @@ def _model(name: str, kind: Any, changes: Any, init_from: str, check_folder: boo
     except ValueError as error:
       raise ValueError(f"config.model: {error}, and 'from_weights', which takes the size from init_from") from None
   if kind == "clip":
-    model = model.replace(text={"long_length": None})
+    model = plain_config(model)
   elif not model.fine_grained:
     model = fgclip_config(model)
   try:

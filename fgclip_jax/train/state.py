@@ -18,7 +18,7 @@ from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import param_sharding, shard_params
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.resume import flat_dict
-from fgclip_jax.weights import clip_to_fgclip
+from fgclip_jax.weights import clip_to_fgclip, naflex
 from fgclip_jax.weights import formats as folders
 
 COUNTS = ("step", "skipped", "skipped_in_a_row")
@@ -145,18 +145,27 @@ def state_from(setup: TrainSetup, params: Params) -> TrainState:
   return jax.jit(setup.make_state, out_shardings=setup.state_shardings)(params)
 
 
+def _without_choices(config: ModelConfig) -> ModelConfig:
+  """A model's size without what a run may choose for any weights."""
+  budget = {"max_patches": 1} if config.vision.takes_patches else {}
+  return config.replace(vision=budget, temperature_init=0.0, region_temperature_init=None)
+
+
 def read_weights(folder: str, model: ModelConfig) -> Any:
   """The parameters of a model folder or file; a ValueError if they do not fit.
 
-  They are made FG-CLIP where the run's model is one, and brought to its image size.
+  They are made FG-CLIP where the run's model is one, made for pictures of any shape where it takes such, or brought to
+  its image size.
   """
   config, flat, _ = folders.read(folder)
+  if model.vision.takes_patches and config.text.type == model.text.type:
+    config, flat = naflex.to_naflex(config, flat)
   if model.fine_grained and not config.fine_grained:
     config, flat = clip_to_fgclip.to_fgclip(config, flat)
   params = unflatten(flat)
-  if config.vision.patch_size == model.vision.patch_size:
+  if config.vision.patch_size == model.vision.patch_size and not config.vision.takes_patches:
     params, config = resize(params, config, model.vision.image_size)
-  ours, theirs = (flat_dict(c.replace(temperature_init=0.0).to_dict()) for c in (model, config))
+  ours, theirs = (flat_dict(_without_choices(each).to_dict()) for each in (model, config))
   keys = dict.fromkeys([*ours, *theirs])
   different = [f"{key} {theirs.get(key)} (config: {ours.get(key)})" for key in keys if ours.get(key) != theirs.get(key)]
   if different:

@@ -31,6 +31,12 @@ def fgclip_config(config: ModelConfig) -> ModelConfig:
   return config.replace(text=text, vision={"pixels": dataclasses.replace(config.vision.pixels, resize=None)})
 
 
+def plain_config(config: ModelConfig) -> ModelConfig:
+  """The size of the plain model in an FG-CLIP, without its paths for long texts and regions."""
+  dense = {"dense_head": False} if config.text.type == "siglip" else {}
+  return config.replace(vision=dense, text={"long_length": None}, region_temperature_init=None)
+
+
 def to_fgclip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelConfig, Flat]:
   """Makes FG-CLIP from a plain model, as its training starts.
 
@@ -88,7 +94,6 @@ def to_clip(config: ModelConfig, flat: Mapping[str, np.ndarray]) -> tuple[ModelC
   """
   if config.fine_grained:
     pixels = dataclasses.replace(config.vision.pixels, resize="squash")
-    vision = {"pixels": pixels} | ({"dense_head": False} if config.text.type == "siglip" else {})
-    config = config.replace(vision=vision, text={"long_length": None}, region_temperature_init=None)
+    config = plain_config(config).replace(vision={"pixels": pixels})
   kept = leaf_shapes(config)
   return config, {name: leaf for name, leaf in flat.items() if name in kept}

@@ -25,6 +25,7 @@ from fgclip_jax.train.resume import ConfigChangedError
 from fgclip_jax.train.step import make_step
 from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import huggingface, native, open_clip
+from fgclip_jax.weights.clip_to_fgclip import fgclip_config
 from fgclip_jax.weights.huggingface_names import stretch_positions
 from fgclip_jax.weights.native import FOLDER, read_params
 from tests.helpers.processes import run_two
@@ -237,6 +238,21 @@ def test_weights_of_a_plain_clip_become_fgclip(clip_weights):
   assert flat["temperature/regional"] == flat["temperature/hard_negative"] == plain["temperature/global"]
   # and stay a plain CLIP where that is what is trained
   assert set(flatten(read_weights(clip_weights, CLIP))) == set(plain)
+
+
+def test_weights_of_a_siglip_become_fgclip2(tmp_path):
+  """Of one for squares too: the patch embedding is the same array, and the run chooses its patch budget."""
+  siglip = preset("tiny_siglip").replace(text={"short_length": 64})
+  flat = random_weights(siglip)
+  huggingface.write(str(tmp_path), siglip, flat)
+  model = fgclip_config(preset("tiny_naflex").replace(text={"short_length": 64}, vision={"max_patches": 9}))
+  found = flatten(read_weights(str(tmp_path), model))
+  assert set(found) == set(flatten(abstract_params(model)))
+  for name, value in flat.items():
+    np.testing.assert_array_equal(found[name], value)
+  np.testing.assert_array_equal(found["text/long_positions"], stretch_positions(flat["text/short_positions"]))
+  with pytest.raises(ValueError, match=r"vision.position_grid 4 \(config: 5\)"):
+    read_weights(str(tmp_path), model.replace(vision={"position_grid": 5}))
 
 
 def test_weights_of_an_fgclip(tmp_path):

@@ -142,7 +142,7 @@ def test_arrays_that_are_no_siglip(change, message, tmp_path, random_params):
 
 def test_damaged_archives(tmp_path, random_params):
   (path,) = big_vision.write(str(tmp_path), SIGLIP, random_params(SIGLIP))
-  data = open(path, "rb").read()
+  data = pathlib.Path(path).read_bytes()
   for cut in (0, 100, len(data) // 2):
     (tmp_path / "cut.npz").write_bytes(data[:cut])
     with pytest.raises(ValueError, match="cut.npz' is no readable .npz file"):
