@@ -20,6 +20,7 @@ from fgclip_jax.weights.name_map import leaf_shapes
 
 FGCLIP = preset("tiny").replace(text={"vocab_size": 60})
 CLIP = FGCLIP.replace(text={"long_length": None, "end_id": 2})
+SIGLIP = preset("tiny_siglip").replace(text={"vocab_size": 60, "end_id": 1, "tokenizer": "gemma"})
 CHECKPOINTS = ("fgclip_p14", "fgclip_p16", "fgclip_p16_world2", "common/clip_gelu", "common/clip_quick_gelu")
 
 
@@ -30,6 +31,11 @@ def _write(path, config, dtype=np.float32, seed=0):
   flat = {name: np.asarray(rng.normal(size=shape, scale=0.1), dtype) for name, shape in shapes.items()}
   huggingface.write(str(path), config, flat)
   return path
+
+
+def _start(path, to):
+  """A folder of a model that can be written as the format `to`."""
+  return _write(path, SIGLIP if to in ("siglip", "big_vision") else CLIP)
 
 
 def _same_bytes(before, after):
@@ -73,6 +79,8 @@ FEW_PAIRS = [("jax", "open_clip"), ("open_clip", "jax"), ("open_clip", "open_cli
 CASES = {f"CLIP {a} {b}": (CLIP, a, b) for a, b in PAIRS} | {f"FG-CLIP {a} {b}": (FGCLIP, a, b) for a, b in PAIRS}
 CASES |= {f"ResNet {a} {b}": (RESNET, a, b) for a, b in FEW_PAIRS}
 CASES |= {f"logit bias {a} {b}": (BIASED, a, b) for a, b in FEW_PAIRS}
+SIGLIP_PAIRS = [*itertools.permutations(["jax", "siglip", "big_vision"], 2), ("pytorch", "big_vision")]
+CASES |= {f"SigLIP {a} {b}": (SIGLIP, a, b) for a, b in SIGLIP_PAIRS}
 
 
 @pytest.mark.parametrize(("config", "first", "second"), CASES.values(), ids=CASES)
@@ -148,9 +156,14 @@ def test_a_bare_file_with_its_options(tmp_path, capsys):
 
 @pytest.mark.parametrize("to", sorted(folders.FORMATS))
 def test_the_next_command_names_a_library_that_loads_it(to, tmp_path, capsys):
-  start = _write(tmp_path / "start", CLIP)
+  start = _start(tmp_path / "start", to)
   assert convert.main([str(start), str(tmp_path / "out"), "--to", to]) == 0
-  library = {"clip": "transformers", "clip_vision": "transformers", "open_clip": "open_clip"}.get(to, "fgclip_jax")
+  library = {
+    "clip": "transformers",
+    "siglip": "transformers",
+    "clip_vision": "transformers",
+    "open_clip": "open_clip",
+  }.get(to, "fgclip_jax")
   assert re.search(
     rf"^next: python -c 'import {library}; .*{re.escape(str(tmp_path / 'out'))}", capsys.readouterr().out, re.M
   )
@@ -280,7 +293,7 @@ def test_siblings_and_folders_beside_a_file_are_outputs(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("to", sorted(folders.FORMATS))
 def test_a_failed_write_leaves_the_old_output_whole(to, tmp_path, monkeypatch, capsys):
-  start, output = _write(tmp_path / "start", CLIP), tmp_path / "out"
+  start, output = _start(tmp_path / "start", to), tmp_path / "out"
   assert convert.main([str(start), str(output)]) == 0
   (output / "notes.txt").write_text("mine")
   capsys.readouterr()
@@ -299,7 +312,7 @@ def test_a_failed_write_leaves_the_old_output_whole(to, tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize("to", sorted(folders.FORMATS))
 def test_a_disk_that_is_full_keeps_the_old_model(to, tmp_path, capsys):
-  start, disk = _write(tmp_path / "start", CLIP), tmp_path / "disk"
+  start, disk = _start(tmp_path / "start", to), tmp_path / "disk"
   disk.mkdir()
   if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "tmpfs", disk], capture_output=True).returncode:
     pytest.skip("needs the right to mount a file system")
@@ -315,10 +328,10 @@ def test_a_disk_that_is_full_keeps_the_old_model(to, tmp_path, capsys):
 
 
 def test_the_umask_decides_the_modes(tmp_path):
-  start = _write(tmp_path / "start", CLIP)
   before = os.umask(0o027)
   try:
     for to in folders.FORMATS:
+      start = _start(tmp_path / f"start_{to}", to)
       assert convert.main([str(start), str(tmp_path / to), "--to", to]) == 0
       modes = {path.stat().st_mode & 0o777 for path in (tmp_path / to).rglob("*") if path.is_file()}
       assert modes == {0o640}, to

@@ -29,6 +29,7 @@ _PREFIX = "params/"
 _ENCODERS = {"img": "img/Transformer", "txt": "txt/Encoder_0"}
 _ATTENTION = "MultiHeadDotProductAttention_0"
 _LOOSE = ("img/pos_embedding", "txt/pos_embedding", "t", "b")  # with axes of length one or without, in their files
+_SIDES = {(14, 27): 384}  # by patch and grid: published sizes that are no whole patches
 _DAMAGE = (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError)
 
 
@@ -147,8 +148,9 @@ def infer_config(tensors: Mapping[str, Any]) -> ModelConfig:
   grid = math.isqrt(math.prod(shape("img/pos_embedding", 2, 3, 4)) // kernel[-1])
   vocabulary, text_width = shape("txt/Embed_0/embedding", 2)
   if len(kernel) == 4:
+    side = _SIDES.get((kernel[0], grid), grid * kernel[0])
     vision: SiglipVisionConfig | NaflexVisionConfig = SiglipVisionConfig(
-      **tower("img"), image_size=grid * kernel[0], patch_size=kernel[0]
+      **tower("img"), image_size=side, patch_size=kernel[0]
     )
   else:
     vision = NaflexVisionConfig(**tower("img"), patch_size=math.isqrt(kernel[0] // 3), position_grid=grid)

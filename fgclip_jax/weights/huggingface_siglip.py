@@ -20,7 +20,7 @@ _HEAD = "text_model.head.weight"
 _POSITIONS = "vision_model.embeddings.position_embedding.weight"
 _LONG = "text_model.embeddings.position_embedding_res.weight"
 _PATCHES = "vision_model.embeddings.patch_embedding.weight"
-_TEMPERATURE, _BIAS = 2.3026, -10.0  # ln 10 and -10, with which SigLIP's training begins
+_TEMPERATURE, _BIAS = math.log(10), -10.0  # with which SigLIP's training begins
 # By the rows of the token table: the tokenizer, and the ids that end a text and fill its row. Files say other ids: the
 # classes' defaults, which nothing uses, are those of CLIP.
 _TOKENIZERS = {

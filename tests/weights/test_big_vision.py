@@ -1,6 +1,7 @@
 """SigLIP in big_vision's files: what is read and written, and what is refused."""
 
 import json
+import pathlib
 import zipfile
 
 import ml_dtypes
@@ -50,7 +51,7 @@ CHANGES = {"as written": dict, "unscanned": _unscanned, "no prefix": _without_pr
 @pytest.mark.parametrize("config", [SIGLIP, NAFLEX], ids=["squares", "NaFlex"])
 def test_every_form_is_read_and_comes_back_as_it_was(config, change, tmp_path, random_params):
   flat = random_params(config)
-  (path,) = big_vision.write(str(tmp_path), config, flat)
+  (path,) = big_vision.write(str(tmp_path / "theirs"), config, flat)
   _rewrite(path, change)
   found, read, _ = formats.read(path)
   assert found == config.replace(vision={"max_patches": 256} if config.vision.takes_patches else {})
@@ -68,7 +69,7 @@ def test_every_form_is_read_and_comes_back_as_it_was(config, change, tmp_path, r
 
 def test_the_layout_is_that_of_the_published_files(tmp_path, random_params):
   """Heads have an axis of their own, the patch embedding is a convolution, blocks are stacked."""
-  (path,) = big_vision.write(str(tmp_path), SIGLIP, random_params(SIGLIP))
+  (path,) = big_vision.write(str(tmp_path / "theirs"), SIGLIP, random_params(SIGLIP))
   with np.load(path) as file:
     shapes = {name: file[name].shape for name in file}
   attention = "MultiHeadDotProductAttention_0"
@@ -83,13 +84,13 @@ def test_the_layout_is_that_of_the_published_files(tmp_path, random_params):
 
 def test_bfloat16_has_no_name_in_such_files(tmp_path, random_params):
   flat = random_params(NAFLEX, ml_dtypes.bfloat16)
-  (path,) = big_vision.write(str(tmp_path), NAFLEX, flat)
+  (path,) = big_vision.write(str(tmp_path / "theirs"), NAFLEX, flat)
   read = formats.read(path)[1]
   assert all(read[name].dtype == ml_dtypes.bfloat16 and read[name].tobytes() == x.tobytes() for name, x in flat.items())
 
 
 def test_a_text_tower_without_a_head_and_arrays_of_others(tmp_path, random_params, capsys):
-  (path,) = big_vision.write(str(tmp_path), SIGLIP, random_params(SIGLIP))
+  (path,) = big_vision.write(str(tmp_path / "theirs"), SIGLIP, random_params(SIGLIP))
 
   def change(arrays):
     del arrays["params/txt/head/kernel"], arrays["params/txt/head/bias"]
@@ -104,7 +105,7 @@ def test_a_text_tower_without_a_head_and_arrays_of_others(tmp_path, random_param
 def test_an_fgclip2_is_written_without_its_further_heads(tmp_path, random_params):
   config = preset("tiny_fgclip2")
   flat = random_params(config)
-  (path,) = big_vision.write(str(tmp_path), config, flat)
+  (path,) = big_vision.write(str(tmp_path / "theirs"), config, flat)
   found, read, _ = formats.read(path)
   plain, kept = clip_to_fgclip.to_clip(config, flat)
   assert found == plain.replace(vision={"max_patches": 256})
@@ -134,14 +135,14 @@ BAD = {
 
 @pytest.mark.parametrize(("change", "message"), BAD.values(), ids=BAD)
 def test_arrays_that_are_no_siglip(change, message, tmp_path, random_params):
-  (path,) = big_vision.write(str(tmp_path), SIGLIP, random_params(SIGLIP))
+  (path,) = big_vision.write(str(tmp_path / "theirs"), SIGLIP, random_params(SIGLIP))
   _rewrite(path, change)
   with pytest.raises(ValueError, match=f"(?s){path}.*{message}"):
     formats.read(path)
 
 
 def test_damaged_archives(tmp_path, random_params):
-  (path,) = big_vision.write(str(tmp_path), SIGLIP, random_params(SIGLIP))
+  (path,) = big_vision.write(str(tmp_path / "theirs"), SIGLIP, random_params(SIGLIP))
   data = pathlib.Path(path).read_bytes()
   for cut in (0, 100, len(data) // 2):
     (tmp_path / "cut.npz").write_bytes(data[:cut])
@@ -161,16 +162,17 @@ def test_damaged_archives(tmp_path, random_params):
 
 
 def test_a_folder_of_several_files_is_told_to_choose(tmp_path, random_params):
-  (path,) = big_vision.write(str(tmp_path), SIGLIP, random_params(SIGLIP))
-  assert formats.detect(str(tmp_path)) == formats.detect(path) == "big_vision"
-  (tmp_path / "a.npz").write_bytes(b"")
-  (tmp_path / big_vision.WEIGHTS_FILE).rename(tmp_path / "b.npz")
+  (path,) = big_vision.write(str(tmp_path / "theirs"), SIGLIP, random_params(SIGLIP))
+  folder = tmp_path / "theirs"
+  assert formats.detect(str(folder)) == formats.detect(path) == "big_vision"
+  (folder / "a.npz").write_bytes(b"")
+  (folder / big_vision.WEIGHTS_FILE).rename(folder / "b.npz")
   with pytest.raises(FileNotFoundError, match="it holds a.npz, b.npz: give the path of one"):
-    formats.read(str(tmp_path))
+    formats.read(str(folder))
 
 
 def test_a_source_that_makes_no_sense_is_refused(tmp_path, random_params):
-  (path,) = big_vision.write(str(tmp_path), SIGLIP, random_params(SIGLIP))
+  (path,) = big_vision.write(str(tmp_path / "theirs"), SIGLIP, random_params(SIGLIP))
   assert convert.main([path, str(tmp_path / "ours")]) == 0
   values = json.loads((tmp_path / "ours" / "model.json").read_text())
   values["source"]["shapes"] = {"t": "x"}

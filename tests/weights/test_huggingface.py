@@ -119,7 +119,6 @@ def test_a_folder_without_config(folder):
   [
     ("{", "is not JSON"),
     ("[1, 2]", "must hold a JSON object, holds a list"),
-    ('{"model_type": "siglip", "text_config": {}, "vision_config": {}}', "is not read, SigLIP"),
     ('{"model_type": "clip", "text_config": {}}', "is not a CLIP configuration"),
     ('{"model_type": "bert", "architectures": ["BertModel"]}', r"model_type 'bert', architectures \['BertModel'\]"),
     ('{"model_type": "clip", "text_config": null, "vision_config": null}', "is not a CLIP configuration"),
