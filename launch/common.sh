@@ -4,6 +4,8 @@
 
 dry_run=false
 max_restarts=3
+# before a command: sets the compiler flags for this machine's chips, unless they are set, and prints them
+with_compiler_flags=(.venv/bin/python -m fgclip_jax.plan.compiler_flags)
 
 die() {
   echo "${0##*/}: $*" >&2

@@ -35,7 +35,7 @@ $dry_run || [[ -x .venv/bin/python ]] || die "no .venv here: run bash launch/set
 code=0
 run bash launch/train_loop.sh --max_restarts="$max_restarts" --preempted=stop \
   srun --kill-on-bad-exit=0 --wait=300 ${SLURM_CPUS_PER_TASK:+--cpus-per-task="$SLURM_CPUS_PER_TASK"} \
-  env JAX_PLATFORMS=cuda,cpu .venv/bin/python -m fgclip_jax.main "${training[@]}" || code=$?
+  env JAX_PLATFORMS=cuda,cpu "${with_compiler_flags[@]}" .venv/bin/python -m fgclip_jax.main "${training[@]}" || code=$?
 if ((code == 75)); then
   scontrol requeue "$SLURM_JOB_ID"  # back into the queue; it goes on from what was saved
 fi

@@ -21,5 +21,5 @@ run bash launch/setup.sh --tpu
 if ((${#training[@]})); then
   # JAX_PLATFORMS: without chips this is an error, not a run on the CPU
   run exec bash launch/train_loop.sh --max_restarts="$max_restarts" \
-    env JAX_PLATFORMS=tpu,cpu .venv/bin/python -m fgclip_jax.main "${training[@]}"
+    env JAX_PLATFORMS=tpu,cpu "${with_compiler_flags[@]}" .venv/bin/python -m fgclip_jax.main "${training[@]}"
 fi

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from absl import app, flags, logging
 
 from fgclip_jax import cli
-from fgclip_jax.plan import hardware
+from fgclip_jax.plan import compiler_flags, hardware
 from fgclip_jax.storage import atomic, paths
 from fgclip_jax.train.config_flags import CONFIG, flag_value, parse_flags, wrong_usage
 
@@ -27,6 +27,9 @@ _TOPOLOGY = flags.DEFINE_string("topology", None, "The devices, e.g. v5e:16x16, 
 _SLICES = flags.DEFINE_integer("slices", 1, "How many TPU slices of this shape.")
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, rematerialisation and micro-batches; print those that fit.")
 _JSON = flags.DEFINE_string("json", None, "Also write everything to this file.")
+_FLAGS = flags.DEFINE_string(
+  "compiler_flags", "", "Also compile with these flags, '--xla_NAME=VALUE ...', or 'launch': those that launchers set."
+)
 # what is assumed about texts: the published data's means
 _LONG = flags.DEFINE_integer("long_tokens", 130, "Mean tokens of a long caption.")
 _SHORT = flags.DEFINE_integer("short_tokens", 15, "Mean tokens of a short caption.")
@@ -53,10 +56,16 @@ def main(argv: list[str]) -> int:
   try:
     _check_output(_JSON.value)
     run = read_config(config, check_data=False)
+    chip = (_TOPOLOGY.value or "").partition(":")[0]
+    compared = compiler_flags.flags_of(chip) if _FLAGS.value == "launch" else compiler_flags.parse(_FLAGS.value)
+    if compared and _SEARCH.value:
+      raise ValueError("--compiler_flags compares one plan: leave out --search")
     topology = hardware.describe(_TOPOLOGY.value or "", _SLICES.value)
     captions = Captions(_LONG.value, _SHORT.value, _REGION.value, _BOXES.value, _HARD.value)
     _print_run(run, topology, captions)
-    plans = list(_search(run, topology, captions) if _SEARCH.value else _single(run, topology, captions))
+    plans = list(_search(run, topology, captions) if _SEARCH.value else _single(run, topology, captions, compared))
+    if _FLAGS.value and not compared:
+      print(f"the launchers set no compiler flags for {chip}")
     if _JSON.value:
       contents = {"versions": versions(), "captions": dataclasses.asdict(captions)}
       contents |= {"plans": [dataclasses.asdict(plan) for plan in plans]}
@@ -122,7 +131,7 @@ def _print_run(run, topology, captions) -> None:
     print(f"planned throughout for {run.model.vision.image_size} px, though the run begins smaller")
 
 
-def _single(run, topology, captions) -> Iterator:
+def _single(run, topology, captions, compared: dict[str, str]) -> Iterator:
   from fgclip_jax.plan.estimate import choose, estimate_step
   from fgclip_jax.train.mesh import check_batch, make_mesh, mesh_text
 
@@ -135,6 +144,28 @@ def _single(run, topology, captions) -> Iterator:
     keys = " ".join(flag for flag in sys.argv[1:] if flag.startswith(("--config.", "--config=")))
     print(f"next: python -m fgclip_jax.main {keys} --workdir=DIR   (on these machines)")
   yield plan
+  if compared:
+    print(f"\ncompiling with {compiler_flags.as_text(compared)} ...", flush=True)
+    other = estimate_step(run, topology, mesh, captions, compared)
+    print("\n".join(compare(plan, other)))
+    yield other
+
+
+def compare(before, after) -> list[str]:
+  """Lines that say what compiler flags change in a plan."""
+  if not (before.fits and after.fits):
+    return [f"{name} the flags: {plan.problem or 'fits'}" for name, plan in (("without", before), ("with", after))]
+  rows = [("peak memory, GiB", *(f"{plan.memory['peak'] / hardware.GIB:.3f}" for plan in (before, after)))]
+  rows.append(("memory traffic, GiB", *(f"{p.estimate['memory_bytes'] / hardware.GIB:.2f}" for p in (before, after))))
+  for kind in sorted({*before.collectives, *after.collectives}):
+    found = [plan.collectives.get(kind, {"times": 0, "asynchronous": 0}) for plan in (before, after)]
+    rows.append((f"{kind}, times", *(f"{each['times']:,}" for each in found)))
+    rows.append((f"{kind}, of them asynchronous", *(f"{each['asynchronous']:,}" for each in found)))
+  lines = [f"{'':<32} {'without':>12} {'with flags':>12}"]
+  lines += [f"{name:<32} {one:>12} {other:>12}" for name, one, other in rows]
+  if before.memory == after.memory and all(one == other for _, one, other in rows):
+    lines.append("they change nothing of this: there is no reason to set them")
+  return lines
 
 
 def _search(run, topology, captions) -> Iterator:
@@ -228,9 +259,11 @@ def print_plan(plan, topology: hardware.Topology) -> None:
   names = {"rest": "activations, gradients, copies"}
   for name in ("parameters", "optimizer", "batch", "rest"):
     print(f"  {names.get(name, name):<32} {memory[name] / gib:8.3f}")
-  print(f"\n{'collectives of a step':<24} {'times':>8} {'GiB of arrays':>15} {'GiB sent by a device':>22}")
+  columns = ("times", "asynchronous", "GiB of arrays", "GiB sent by a device")
+  print(f"\n{'collectives of a step':<24} {columns[0]:>8} {columns[1]:>13} {columns[2]:>15} {columns[3]:>22}")
   for kind, row in plan.collectives.items():
-    print(f"  {kind:<22} {row['times']:>8,} {row['bytes'] / gib:>15.3f} {row['sent'] / gib:>22.3f}")
+    counts = f"{row['times']:>8,} {row['asynchronous']:>13,}"
+    print(f"  {kind:<22} {counts} {row['bytes'] / gib:>15.3f} {row['sent'] / gib:>22.3f}")
   checks = plan.checks
   if checks["whole_weight_all_reduces"]:
     print(f"  note: of the all-reduces, {checks['whole_weight_all_reduces'] / gib:.3f} GiB are whole block weights")

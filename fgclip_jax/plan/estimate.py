@@ -76,6 +76,7 @@ class StepEstimate:
   collectives: dict[str, dict[str, int]] | None = None
   checks: dict[str, Any] | None = None
   estimate: dict[str, float] | None = None
+  flags: dict[str, str] = dataclasses.field(default_factory=dict)
 
   @property
   def fits(self) -> bool:
@@ -151,8 +152,17 @@ def assumed_batch(
   return {key: np.broadcast_to(value, (shards, *value.shape)) for key, value in shard.items()}
 
 
-def estimate_step(run: RunConfig, topology: Topology, mesh: Mesh, captions: Captions = Captions()) -> StepEstimate:
-  """Compiles the run's step for a mesh of devices that need not be there, and reads what it takes."""
+def estimate_step(
+  run: RunConfig,
+  topology: Topology,
+  mesh: Mesh,
+  captions: Captions = Captions(),
+  flags: dict[str, str] | None = None,
+) -> StepEstimate:
+  """Compiles the run's step for a mesh of devices that need not be there, and reads what it takes.
+
+  `flags`: of the compiler, by name.
+  """
   shards, batch_size, size = data_shards(mesh), run.data.batch_size, run.model.vision.image_size
   layout, images = run.layout(), batch_size // shards
   rows = row_budget(layout, images, captions)
@@ -166,6 +176,7 @@ def estimate_step(run: RunConfig, topology: Topology, mesh: Mesh, captions: Capt
     topology={"name": topology.name, "devices": mesh.size, "slices": topology.slices, "kind": topology.chip.kind},
     mesh=dict(mesh.shape),
     batch={"images": batch_size, "images_per_shard": images, "row_length": layout.row_length, "rows_per_shard": rows},
+    flags=flags or {},
   )
   setup = run.setup(mesh)
   step, state = make_step(setup), setup.abstract_state
@@ -185,7 +196,7 @@ def estimate_step(run: RunConfig, topology: Topology, mesh: Mesh, captions: Capt
   sizes["batch"] = _device_bytes(batch, jax.tree.map(lambda _: batch_sharding(mesh), batch))
   begin = time.monotonic()
   try:
-    compiled = traced.lower().compile()
+    compiled = traced.lower().compile(compiler_options=_options(flags or {}))
   except jax.errors.JaxRuntimeError as error:
     plan.problem = first_line(error)
     plan.advice = _advise(run, mesh, topology, needed_bytes(plan.problem), sizes)
@@ -211,6 +222,12 @@ def estimate_step(run: RunConfig, topology: Topology, mesh: Mesh, captions: Capt
   }
   plan.estimate = _estimate(plan, topology, mesh, counted, program.traffic(), collectives, run.steps)
   return plan
+
+
+def _options(flags: dict[str, str]) -> dict[str, str | bool]:
+  """Flags as JAX takes them: XLA's own switches as booleans, those of libtpu as texts."""
+  switches = {"true": True, "false": False}
+  return {name: switches.get(value, value) if name.startswith("xla_gpu_") else value for name, value in flags.items()}
 
 
 def is_square(shape: tuple[int, ...], batch_size: int) -> bool:
@@ -291,6 +308,7 @@ def _by_kind(collectives: list[Collective]) -> dict[str, dict[str, int]]:
     if chosen:
       table[kind] = {
         "times": sum(collective.times for collective in chosen),
+        "asynchronous": sum(collective.times for collective in chosen if collective.asynchronous),
         "bytes": sum(collective.times * collective.size for collective in chosen),
         "sent": round(sum(collective.times * collective.sent for collective in chosen)),
       }

@@ -54,6 +54,7 @@ class Collective:
     size: their bytes.
     group: the devices that take part, as numbers in the mesh.
     source: the name of the operation it was made for.
+    asynchronous: other operations run between its start and its end.
   """
 
   kind: str
@@ -62,6 +63,7 @@ class Collective:
   size: int
   group: tuple[int, ...]
   source: str
+  asynchronous: bool = False
 
   @property
   def sent(self) -> float:
@@ -94,6 +96,14 @@ class HloProgram:
     if not entry:
       raise ValueError("this is no HLO text: it has no ENTRY computation")
     self._times = self._count_runs(entry)
+    # computations that run beside others, such as collectives on a TPU's SparseCores
+    self._apart = {
+      name
+      for instructions in self.computations.values()
+      for instruction in instructions
+      if instruction.opcode == "async-start"
+      for name in _CALLED.findall(instruction.attributes)
+    }
 
   def _count_runs(self, entry: str) -> collections.Counter:
     """How often each computation runs in a step."""
@@ -142,7 +152,8 @@ class HloProgram:
           if chain[1] in seen:
             continue
           seen.add(chain[1])
-        found.append(self._collective(kind, instruction, computation))
+        apart = instruction.opcode.endswith("-start") or chain is not None or computation in self._apart
+        found.append(dataclasses.replace(self._collective(kind, instruction, computation), asynchronous=apart))
     return found
 
   def _collective(self, kind: str, instruction: Instruction, computation: str) -> Collective:

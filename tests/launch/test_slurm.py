@@ -7,8 +7,9 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+FLAGS = [".venv/bin/python", "-m", "fgclip_jax.plan.compiler_flags"]
 SRUN = ["srun", "--kill-on-bad-exit=0", "--wait=300"]
-TRAIN = ["env", "JAX_PLATFORMS=cuda,cpu", ".venv/bin/python", "-m", "fgclip_jax.main"]
+TRAIN = ["env", "JAX_PLATFORMS=cuda,cpu", *FLAGS, ".venv/bin/python", "-m", "fgclip_jax.main"]
 
 
 def test_options_ask_for_a_process_for_each_gpu_and_time_to_save(root):

@@ -9,6 +9,7 @@ import pytest
 
 pytestmark = pytest.mark.slow
 
+FLAGS = [".venv/bin/python", "-m", "fgclip_jax.plan.compiler_flags"]
 POD = ["--name=night", "--zone=us-west4-a"]
 
 
@@ -21,7 +22,7 @@ def test_tpu_vm_installs_and_trains(machine, root, tmp_path):
   (copy / "launch/setup.sh").write_text('echo "setup $*"\n')
   script = str(copy / "launch/tpu_vm.sh")
 
-  train = ["env", "JAX_PLATFORMS=tpu,cpu", ".venv/bin/python", "-m", "fgclip_jax.main", *here.training]
+  train = ["env", "JAX_PLATFORMS=tpu,cpu", *FLAGS, ".venv/bin/python", "-m", "fgclip_jax.main", *here.training]
   assert here.printed(script, "--dry_run", "--max_restarts=5", "--", *here.training) == [
     ["bash", "launch/setup.sh", "--tpu"],
     ["exec", "bash", "launch/train_loop.sh", "--max_restarts=5", *train],
@@ -32,7 +33,7 @@ def test_tpu_vm_installs_and_trains(machine, root, tmp_path):
   here.ends_with("python", 1)
   assert "no restarts left of 0" in here.bash(script, "--max_restarts=0", "--", *here.training, code=1).stderr
   here.bash(script, "--", *here.training)
-  assert here.calls() == [["python", "-m", "fgclip_jax.main", *here.training]] * 2
+  assert here.calls() == [["python", *FLAGS[1:], ".venv/bin/python", "-m", "fgclip_jax.main", *here.training]] * 2
 
 
 @pytest.mark.parametrize("slices", [1, 2])

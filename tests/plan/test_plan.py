@@ -9,6 +9,8 @@ import jax
 import pytest
 
 from fgclip_jax.plan import hardware
+from fgclip_jax.plan.__main__ import compare
+from fgclip_jax.plan.estimate import StepEstimate
 from tests.helpers import compiling
 from tests.helpers.forked import ForkedCommand
 
@@ -31,6 +33,22 @@ def plan(root, tmp_path):
 @pytest.fixture(scope="module")
 def libtpu():
   compiling.need_libtpu()
+
+
+def made_plan(peak: int, asynchronous: int, problem: str = "") -> StepEstimate:
+  found = {"all-reduce": {"times": 8, "asynchronous": asynchronous}}
+  plan = StepEstimate({}, {}, {}, {}, problem=problem, memory={"peak": peak}, collectives=found)
+  plan.estimate = {"memory_bytes": 2.0 * hardware.GIB}
+  return plan
+
+
+def test_what_flags_change():
+  before = made_plan(hardware.GIB, 0)
+  *lines, last = compare(before, made_plan(2 * hardware.GIB, 6))
+  assert last.split() == ["all-reduce,", "of", "them", "asynchronous", "0", "6"]
+  assert lines[1].split() == ["peak", "memory,", "GiB", "1.000", "2.000"]
+  assert compare(before, made_plan(hardware.GIB, 0))[-1].startswith("they change nothing of this")
+  assert compare(before, made_plan(0, 0, "no room")) == ["without the flags: fits", "with the flags: no room"]
 
 
 @pytest.mark.slow
