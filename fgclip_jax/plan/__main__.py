@@ -28,7 +28,9 @@ _SLICES = flags.DEFINE_integer("slices", 1, "How many TPU slices of this shape."
 _SEARCH = flags.DEFINE_bool("search", False, "Try meshes, rematerialisation and micro-batches; print those that fit.")
 _JSON = flags.DEFINE_string("json", None, "Also write everything to this file.")
 _FLAGS = flags.DEFINE_string(
-  "compiler_flags", "", "Also compile with these flags, '--xla_NAME=VALUE ...', or 'launch': those that launchers set."
+  "compiler_flags",
+  "",
+  "Also compile with these flags, '--xla_NAME=VALUE ...', or 'table': the chip's, not yet set ones too.",
 )
 # what is assumed about texts: the published data's means
 _LONG = flags.DEFINE_integer("long_tokens", 130, "Mean tokens of a long caption.")
@@ -57,7 +59,7 @@ def main(argv: list[str]) -> int:
     _check_output(_JSON.value)
     run = read_config(config, check_data=False)
     chip = (_TOPOLOGY.value or "").partition(":")[0]
-    compared = compiler_flags.flags_of(chip) if _FLAGS.value == "launch" else compiler_flags.parse(_FLAGS.value)
+    compared = compiler_flags.flags_of(chip, True) if _FLAGS.value == "table" else compiler_flags.parse(_FLAGS.value)
     if compared and _SEARCH.value:
       raise ValueError("--compiler_flags compares one plan: leave out --search")
     topology = hardware.describe(_TOPOLOGY.value or "", _SLICES.value)
@@ -65,7 +67,7 @@ def main(argv: list[str]) -> int:
     _print_run(run, topology, captions)
     plans = list(_search(run, topology, captions) if _SEARCH.value else _single(run, topology, captions, compared))
     if _FLAGS.value and not compared:
-      print(f"the launchers set no compiler flags for {chip}")
+      print(f"the table has no compiler flags for {chip}")
     if _JSON.value:
       contents = {"versions": versions(), "captions": dataclasses.asdict(captions)}
       contents |= {"plans": [dataclasses.asdict(plan) for plan in plans]}

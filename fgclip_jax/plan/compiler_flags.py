@@ -5,8 +5,9 @@ As a command it finds the chip of this machine, prints what it sets, and becomes
   python -m fgclip_jax.plan.compiler_flags python -m fgclip_jax.main --config=configs/stage2.py ...
 
 A variable that is set already, even to nothing, is left as it is: `LIBTPU_INIT_ARGS= bash launch/tpu_vm.sh ...` trains
-without them. A flag is in the table where it changes the program that is compiled of our steps, and no longer than
-that: docs/scale.md says what was tried. It imports no JAX, since the variables are read when JAX is.
+without them. A flag is set where it was seen to make collectives of our compiled steps asynchronous; others are
+candidates, which `plan --compiler_flags=table` compiles with. docs/scale.md says what was tried. It imports no JAX, since
+the variables are read when JAX is.
 """
 
 import dataclasses
@@ -28,6 +29,7 @@ class Flag:
     chips: the generations that it is set for.
     effect: what it does.
     source: who recommends it.
+    seen: what it changed in our compiled steps; empty: nobody has seen it yet, and it is not set.
   """
 
   name: str
@@ -35,16 +37,17 @@ class Flag:
   chips: tuple[str, ...]
   effect: str
   source: str
+  seen: str = ""
 
 
 FLAGS = (
   Flag(
-    "xla_enable_async_all_reduce", "true", ("v5e",),
+    "xla_enable_async_all_reduce", "true", ("v5e", "v6e"),
     "all-reduces may be split into a start and an end",
     "https://github.com/AI-Hypercomputer/maxtext/blob/main/benchmarks/xla_flags_library.py (CF_FOR_ALL_REDUCE)",
   ),
   Flag(
-    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "true", ("v5e",),
+    "xla_tpu_enable_async_collective_fusion_fuse_all_reduce", "true", ("v5e", "v6e"),
     "what lies between the two is computed while the chips exchange",
     "https://openxla.org/xla/flags_guidance (v5e/Async)",
   ),
@@ -66,10 +69,10 @@ _TPUS = {
 _GPUS = {"9": "hopper", "8": "ampere"}  # by the compute capability's first number
 
 
-def flags_of(chip: str) -> dict[str, str]:
-  """The flags of a chip of `CHIPS`, or of a topology's chip (`h100`), by name."""
+def flags_of(chip: str, candidates: bool = False) -> dict[str, str]:
+  """The flags that are set for a chip of `CHIPS`, or of a topology (`h100`), by name; with `candidates` all of them."""
   chip = {"h100": "hopper", "a100": "ampere"}.get(chip, chip)
-  return {flag.name: flag.value for flag in FLAGS if chip in flag.chips}
+  return {flag.name: flag.value for flag in FLAGS if chip in flag.chips and (flag.seen or candidates)}
 
 
 def parse(text: str) -> dict[str, str]:
