@@ -6,8 +6,8 @@ As a command it finds the chip of this machine, prints what it sets, and becomes
 
 A variable that is set already, even to nothing, is left as it is: `LIBTPU_INIT_ARGS= bash launch/tpu_vm.sh ...` trains
 without them. A flag is set where it was seen to make collectives of our compiled steps asynchronous; others are
-candidates, which `plan --compiler_flags=table` compiles with. docs/scale.md says what was tried. It imports no JAX, since
-the variables are read when JAX is.
+candidates, which `plan --compiler_flags=table` compiles with. docs/scale.md says what was tried. Nothing here imports
+JAX, which reads the variables when it is imported.
 """
 
 import dataclasses
