@@ -29,7 +29,7 @@ def bad_network(injected: str, conditions: Conditions) -> Callable[[Bench], None
 
 
 def outage(bench: Bench, kind: str) -> None:
-  """Nothing passes for longer than any retry; the steps go on for longer."""
+  """Nothing passes for longer than gcsfs tries again; the steps go on for longer."""
   assert bench.network
   run = bench.run(f"outage-{kind}", *SAVES, pause=2.5 * OUTAGE / STEPS)
   attempt = run.start()
