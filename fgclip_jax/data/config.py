@@ -7,6 +7,7 @@ from typing import Any
 from fgclip_jax.data.augment import CROPS
 from fgclip_jax.data.decode import MODES
 from fgclip_jax.data.mixture import DataSet
+from fgclip_jax.data.patches import PatchLayout, parse_budget
 
 REGION_TEXTS = ("random", "short", "long")
 
@@ -25,8 +26,15 @@ class DataConfig:
     region_text: which caption a region gets: `short`, `long` (where it has one), or `random`, either.
     short_prefix: put before short captions; the published stage 2 has "a photo of ".
     row_length: tokens per row of packed captions, which captions are cut to; 0 is 256, or the longest caption
-      that the model takes if that is more.
-    packed: False gives each caption a row of its own, as the published code does (slow).
+      that the model takes if that is more; for a model that reads padding, a long and a short caption together.
+    patch_budget: of a model that takes patches, the most that it sees of a picture: a number, such as `256`;
+      `dynamic_each`, 128 to 1024 by the picture's own size; `dynamic`, as FG-CLIP 2 is published: the largest of these
+      of a data shard; empty: the model's `max_patches`.
+    patch_row_length: patches per row of packed pictures, at least the largest budget; 0: chosen to fit the data.
+    patch_group: pictures that share a `dynamic` budget, consecutive ones of a data shard; 0: all of it.
+    squash_small: pictures with a side below 128 px are first squashed to a square of this side, in pixels, before they
+      become patches; the published training has 512. 0: they are not.
+    packed: False gives each caption a row of its own, as the published code does (slow), and each picture.
     shuffle: False keeps the order of the shards.
     decode: `fast`, or `exact`, the published pixels: of 256 levels `fast` is off by 2 at most, by 0.01 on average,
       at more than twice the speed (fgclip_jax/data/decode.py).
@@ -51,6 +59,10 @@ class DataConfig:
   region_text: str = "random"
   short_prefix: str = ""
   row_length: int = 0
+  patch_budget: str = ""
+  patch_row_length: int = 0
+  patch_group: int = 0
+  squash_small: int = 0
   packed: bool = True
   shuffle: bool = True
   decode: str = "fast"
@@ -67,7 +79,8 @@ class DataConfig:
     for name, allowed in (("region_text", REGION_TEXTS), ("decode", MODES), ("crop", CROPS)):
       if getattr(self, name) not in allowed:
         raise ValueError(f"data.{name} must be one of {allowed}, got {getattr(self, name)!r}")
-    for name, least in (("batch_size", 1), ("boxes", 0), ("prefetch", 1)):
+    least_of = {"batch_size": 1, "boxes": 0, "prefetch": 1, "patch_row_length": 0, "patch_group": 0, "squash_small": 0}
+    for name, least in least_of.items():
       if getattr(self, name) < least:
         raise ValueError(f"data.{name} must be at least {least}, got {getattr(self, name)}")
     if self.workers < -1:
@@ -77,6 +90,8 @@ class DataConfig:
     for name in ("crop_keep", "max_bad_share"):
       if not 0 <= getattr(self, name) <= 1:
         raise ValueError(f"data.{name} must lie in 0..1, got {getattr(self, name)}")
+    if self.patch_budget:
+      parse_budget(self.patch_budget, "data.patch_budget")
     if len(self.crop_area) != 2 or not 0 < self.crop_area[0] <= self.crop_area[1] <= 1:
       raise ValueError(f"data.crop_area must be two ascending shares in 0..1 (0 excluded), got {self.crop_area}")
     if self.path and self.mixture:
@@ -84,6 +99,13 @@ class DataConfig:
         f"data.path {self.path!r} and data.mixture are both given; put it into the mixture, or empty one"
       )
     self.sets()
+
+  def patch_layout(self, patch_size: int, max_patches: int) -> PatchLayout:
+    """How pictures become rows of patches for a model of this patch size, in pixels, and this budget of its own."""
+    budget = parse_budget(self.patch_budget or max_patches, "data.patch_budget")
+    return PatchLayout(
+      budget, patch_size, self.patch_row_length, group=self.patch_group, small_size=self.squash_small
+    )
 
   def sets(self) -> list[DataSet]:
     """The data sets that are read; a ValueError for an entry of the mixture that is not one."""

@@ -1,4 +1,4 @@
-"""Image files to the squares of a batch, by one of two modes, whole or a part of each.
+"""Image files to the squares or the patches of a batch, by one of two modes, whole or a part of each.
 
   exact  decoded and resized by Pillow, as `image.make_square` does: the pixels of the published implementations
   fast   the same filter over the same decoded pixels by SIMD code (simplejpeg, cykooz_resizer); 1.6 to 2.5
@@ -22,7 +22,8 @@ import simplejpeg
 from jaxtyping import UInt8
 from PIL import Image
 
-from fgclip_jax.data.image import MAX_PIXELS, MIN_SIDE, fit, make_square, open_image
+from fgclip_jax.data.image import MAX_PIXELS, MIN_SIDE, fit, make_square, open_image, resize
+from fgclip_jax.data.patches import PatchLayout, cut_patches, fit_grid
 from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 
 try:
@@ -59,13 +60,13 @@ def decode_square(
   whole = open_image(data) if mode == "exact" else _decode_fast(data)
   width, height = whole.size if isinstance(whole, Image.Image) else whole.shape[1::-1]
   part = left, top, right, bottom = choose(width, height) if choose else (0, 0, width, height)
-  resize = pixels.resize or "squash"
+  kind = pixels.resize or "squash"
   if isinstance(whole, Image.Image):
-    square = make_square(whole.crop(part) if choose else whole, size, resize, pixels)
+    square = make_square(whole.crop(part) if choose else whole, size, kind, pixels)
   else:
     square = resize_fast(whole[top:bottom, left:right], size, pixels)
-  if resize != "squash":
-    wide, high, x, y = fit((right - left, bottom - top), size, resize)
+  if kind != "squash":
+    wide, high, x, y = fit((right - left, bottom - top), size, kind)
     part = (
       left + x / wide * (right - left),
       top + y / high * (bottom - top),
@@ -73,6 +74,47 @@ def decode_square(
       top + (y + size) / high * (bottom - top),
     )
   return square, (part[0] / width, part[1] / height, part[2] / width, part[3] / height)
+
+
+def decode_patches(
+  data: bytes,
+  layout: PatchLayout,
+  mode: Mode,
+  budget: int | None = None,
+  choose: Choose | None = None,
+  pixels: PixelSpec = CLIP_PIXELS,
+) -> tuple[UInt8[np.ndarray, "n v"], tuple[int, int], tuple[float, float, float, float]]:
+  """An image file as patches, row-major; the (rows, columns) of their grid; and the part that is seen, xyxy in 0..1.
+
+  Args:
+    data: an image file.
+    layout: patch size, and what happens to small pictures.
+    mode: `exact` or `fast`.
+    budget: the most patches; None: as the layout gives this picture by itself.
+    choose: gives the part to take, from width and height; None: the whole image.
+    pixels: its interpolation is used.
+
+  Raises:
+    ImageError: the image cannot be used; the same ones in both modes.
+  """
+  whole = open_image(data) if mode == "exact" else _decode_fast(data)
+  width, height = whole.size if isinstance(whole, Image.Image) else whole.shape[1::-1]
+  if budget is None:
+    (budget,) = layout.choose_budgets([(width, height)])
+  if layout.is_small(width, height):  # as published: a square, by Pillow's default filter
+    whole = Image.fromarray(whole) if isinstance(whole, np.ndarray) else whole
+    width = height = layout.small_size
+    whole = resize(whole, width, height, "bicubic")
+  left, top, right, bottom = choose(width, height) if choose else (0, 0, width, height)
+  rows, columns = fit_grid(right - left, bottom - top, budget, layout.patch_size)
+  wide, high = columns * layout.patch_size, rows * layout.patch_size
+  if isinstance(whole, Image.Image):
+    part = whole.crop((left, top, right, bottom)) if choose else whole
+    scaled = np.asarray(resize(part, wide, high, pixels.interpolation))
+  else:
+    scaled = _resize_fast(whole[top:bottom, left:right], wide, high, pixels.interpolation)
+  seen = (left / width, top / height, right / width, bottom / height)
+  return cut_patches(scaled, layout.patch_size), (rows, columns), seen
 
 
 def _decode_fast(data: bytes) -> UInt8[np.ndarray, "H W 3"]:
@@ -92,11 +134,9 @@ def resize_fast(
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
   """`image.make_square` but for 2 levels, squashing if `spec.resize` is None. Threads may call it at once."""
   height, width = pixels.shape[:2]
-  resize = spec.resize or "squash"
-  if cykooz_resizer is None or spec.interpolation not in _FILTERS:
-    return make_square(Image.fromarray(pixels), size, resize, spec)
-  wide, high, left, top = fit((width, height), size, resize)
-  scaled = _resize_fast(pixels, wide, high, _FILTERS[spec.interpolation])
+  mode = spec.resize or "squash"
+  wide, high, left, top = fit((width, height), size, mode)
+  scaled = _resize_fast(pixels, wide, high, spec.interpolation)
   if left < 0 or top < 0 or min(wide, high) < size:
     square = np.full((size, size, 3), spec.fill, np.uint8)
     square[-top : high - top, -left : wide - left] = scaled
@@ -105,12 +145,14 @@ def resize_fast(
 
 
 def _resize_fast(
-  pixels: UInt8[np.ndarray, "H W 3"], wide: int, high: int, name: str
+  pixels: UInt8[np.ndarray, "H W 3"], wide: int, high: int, interpolation: str
 ) -> UInt8[np.ndarray, "{high} {wide} 3"]:
+  if cykooz_resizer is None or interpolation not in _FILTERS:
+    return np.asarray(resize(Image.fromarray(pixels), wide, high, interpolation))
   library: Any = cykooz_resizer  # type checkers cannot know that it is installed here
   if not hasattr(_thread, "resizer"):  # it holds buffers of its own
     _thread.resizer = library.Resizer()
-  algorithm = library.ResizeAlg.convolution(library.FilterType[name])
+  algorithm = library.ResizeAlg.convolution(library.FilterType[_FILTERS[interpolation]])
   options, rgb = library.ResizeOptions(resize_alg=algorithm), library.PixelType.U8x3
   height, width = pixels.shape[:2]
   image = library.ImageData(width, height, rgb, pixels.tobytes())

@@ -1,6 +1,7 @@
 """Records to examples: decoded, cropped, tokenised; bad ones replaced."""
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, cast
 
@@ -9,9 +10,12 @@ import numpy as np
 from fgclip_jax.data import record as records
 from fgclip_jax.data.augment import Crop, choose_part, move_boxes
 from fgclip_jax.data.config import DataConfig
-from fgclip_jax.data.decode import Mode, decode_square
+from fgclip_jax.data.decode import Mode, decode_patches, decode_square
+from fgclip_jax.data.image import read_size
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, row_buckets_from_samples
+from fgclip_jax.data.patch_rows import fit_rows
+from fgclip_jax.data.patches import PatchLayout, fit_grid
 from fgclip_jax.data.record import Ids, Inputs
 from fgclip_jax.data.tokenizers import Tokenizer, get_tokenizer
 from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
@@ -34,7 +38,7 @@ class Loaded(NamedTuple):
 class LoadExample:
   """Record number to example; what is random is drawn from the generator alone.
 
-  Without an `image_size` images are left unread, which is quick.
+  Without an `image_size` images are left unread, which is quick; with `layout.patches` it may be any number.
   """
 
   def __init__(
@@ -53,21 +57,58 @@ class LoadExample:
     self._lengths = [layout.max_length(long) for long in (False, True)]
     self._prefix = Prefix(config.short_prefix, self._tokenizer)
 
-  def load(self, numbers: Sequence[int], rngs: Sequence[np.random.Generator], images: np.ndarray) -> list[Loaded]:
-    """Many examples, as `random_map` makes each, their pictures put into `images`, uint8 [n, S, S, 3].
+  def load(
+    self, numbers: Sequence[int], rngs: Sequence[np.random.Generator], images: np.ndarray | None, shards: int = 1
+  ) -> list[Loaded]:
+    """Many examples, as `random_map` makes each.
+
+    Args:
+      numbers: of the records.
+      rngs: what is drawn from, for each.
+      images: where the pictures are put, uint8 [n, S, S, 3]; None: patches stay in the examples.
+      shards: data shards that they are for, evenly, one after the other; `dynamic` budgets of patches go by it.
 
     Many are read before any of their pictures is decoded: by turns, each would find the other's code and data in the
     processor's cache, and reading would take twice as long.
     """
     loaded = []
-    for begin in range(0, len(numbers), _READ_AHEAD):
-      part = slice(begin, begin + _READ_AHEAD)
-      found = [self._try_to_read(number) for number in numbers[part]]
-      loaded += map(self.random_map, numbers[part], rngs[part], images[part], found)
+    for places in self._split(len(numbers), shards):
+      found = [self._try_to_read(numbers[place]) for place in places]
+      budgets = self._choose_budgets(found)
+      for place, inputs, budget in zip(places, found, budgets, strict=True):
+        image = None if images is None else images[place]
+        loaded.append(self.random_map(numbers[place], rngs[place], image, inputs, budget))
     return loaded
 
+  def _split(self, count: int, shards: int) -> list[range]:
+    """Which of `count` examples are read at once: those whose pictures share a budget, or some."""
+    patches, size = self.layout.patches, _READ_AHEAD
+    if patches and patches.budget == "dynamic":
+      per_shard = count // shards
+      size = patches.group or per_shard
+      if per_shard % size:
+        raise ValueError(f"data.patch_group {size} must divide the {per_shard} images of a data shard")
+    return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
+
+  def _choose_budgets(self, found: Sequence[Inputs | None]) -> Sequence[int | None]:
+    """The budget of each picture, where others decide it; None: it follows from the picture itself."""
+    patches = self.layout.patches
+    if not patches or patches.budget != "dynamic":
+      return [None] * len(found)
+    return patches.choose_budgets([read_size(inputs.image) if inputs else None for inputs in found])
+
+  def size(self, number: int) -> tuple[int, int] | None:
+    """Width and height of a record's picture; None: it has none that can be read."""
+    inputs = self._try_to_read(number)
+    return inputs and read_size(inputs.image)
+
   def random_map(
-    self, index: int, rng: np.random.Generator, image: np.ndarray | None = None, inputs: Inputs | None = None
+    self,
+    index: int,
+    rng: np.random.Generator,
+    image: np.ndarray | None = None,
+    inputs: Inputs | None = None,
+    budget: int | None = None,
   ) -> Loaded:
     """The example of this record, or of the next good one; in place of one that its shard has lost, of one far away.
 
@@ -76,6 +117,7 @@ class LoadExample:
       rng: what is drawn from.
       image: where the picture is put, uint8 [S, S, 3]; None: into an array of its own.
       inputs: what has been read of the record, if anything has.
+      budget: the most patches of the picture; None: as `layout.patches` gives it by itself.
 
     Raises:
       ValueError: none is good, or something else went wrong; of a kind that other processes can be told.
@@ -84,7 +126,7 @@ class LoadExample:
     total = self.source.sizes[self.source.which(number)]
     while len(bad) < min(_TRIES, total):
       try:
-        example, lost = self._example(inputs or self._read(number), number, rng, image)
+        example, lost = self._example(inputs or self._read(number), number, rng, image, budget)
         return Loaded(example, tuple(bad), lost)
       except RecordError as error:
         inputs = None
@@ -112,20 +154,24 @@ class LoadExample:
     return Inputs(record.image, record.short, boxes, tokens)
 
   def _example(
-    self, inputs: Inputs, number: int, rng: np.random.Generator, image: np.ndarray | None
+    self, inputs: Inputs, number: int, rng: np.random.Generator, image: np.ndarray | None, budget: int | None
   ) -> tuple[Example, int]:
     config, layout, tokens = self.config, self.layout, inputs.tokens
-    boxes, kept = inputs.boxes, range(len(inputs.boxes))
+    boxes, kept, grid = inputs.boxes, range(len(inputs.boxes)), (0, 0)
     if self.image_size is None:
       image = _NO_IMAGE
     else:
       choose = choose_part(cast(Crop, config.crop), config.crop_area, rng)
-      pixels, part = decode_square(inputs.image, self.image_size, cast(Mode, config.decode), choose, self._pixels)
+      mode = cast(Mode, config.decode)
+      if layout.patches:
+        pixels, grid, part = decode_patches(inputs.image, layout.patches, mode, budget, choose, self._pixels)
+      else:
+        pixels, part = decode_square(inputs.image, self.image_size, mode, choose, self._pixels)
       if image is None:
         image = pixels
       else:
         image[...] = pixels
-      if choose or self._pixels.resize not in (None, "squash"):
+      if choose or (not layout.patches and self._pixels.resize not in (None, "squash")):
         boxes, places = move_boxes(boxes, part, config.crop_keep)
         kept = places.tolist()
     lost = min(len(inputs.boxes), layout.boxes) - min(len(kept), layout.boxes)
@@ -147,6 +193,7 @@ class LoadExample:
         for place in kept
       ),
       record=number,
+      grid=grid,
     ), lost
 
   def _region_ids(self, tokens: records.Tokens, kept: Sequence[int], rng: np.random.Generator) -> list[Ids]:
@@ -165,6 +212,8 @@ class LoadExample:
     end, length = self._tokenizer.end_id, self._lengths[long]
     if len(ids) > length:
       ids = (*ids[: length - 1], end)
+    if self.layout.pad_id is not None:
+      return Caption((*ids, *(self.layout.pad_id,) * (length - len(ids))), long)
     return Caption(ids[: ids.index(end) + 1], long)  # a text may itself hold an end-of-text token
 
 
@@ -211,9 +260,35 @@ def measure_row_buckets(
   sample = [order[index] for index in range(min(records_read, len(source)))]
   source.prefetch(sample)
   examples = [load.random_map(number, rng).example for number in sample]
-  exact = dataclasses.replace(layout, row_buckets=())
+  exact = dataclasses.replace(layout, row_buckets=(), patches=None)
   needed = []
   for _ in range(min(max(100_000 // images, 4), 24)):
     chosen = rng.choice(len(examples), images, replace=images > len(examples))
     needed.append(assemble([examples[i] for i in chosen], 1, exact)["tokens"].shape[1])
   return row_buckets_from_samples(layout, images, needed)
+
+
+def measure_patch_rows(
+  source: Mixture, config: DataConfig, layout: Layout, seed: int, shards: int, records_read: int = 2048
+) -> PatchLayout:
+  """The layout of this data's patches with rows that fit it, as `measure_row_buckets` finds those for captions."""
+  patches = layout.patches
+  assert patches is not None
+  rng = np.random.default_rng(seed)
+  images = config.batch_size // shards
+  load = LoadExample(source, config, layout, image_size=None)
+  order: Any = source.order(seed, shuffle=True)
+  found = [load.size(order[index]) for index in range(min(records_read, len(source)))]
+  sizes = [size for size in found if size] or [(1, 1)]
+  samples = []
+  for _ in range(min(max(20_000 // images, 4), 24)):
+    chosen = [sizes[i] for i in rng.choice(len(sizes), images, replace=images > len(sizes))]
+    group = patches.group or images
+    budgets = [patches.choose_budgets(chosen[start : start + group]) for start in range(0, images, group)]
+    samples.append(
+      [
+        fit_grid(*patches.sees(*size), budget, patches.patch_size)
+        for size, budget in zip(chosen, itertools.chain.from_iterable(budgets), strict=True)
+      ]
+    )
+  return fit_rows(samples, patches)

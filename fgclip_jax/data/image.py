@@ -70,6 +70,15 @@ def open_image(data: bytes) -> Image.Image:
     return _to_rgb(image)
 
 
+def read_size(data: bytes) -> tuple[int, int] | None:
+  """Width and height of an image file, from its header alone; None: it has none that can be read."""
+  try:
+    with Image.open(io.BytesIO(data), formats=FORMATS) as image:
+      return image.size
+  except Exception:  # Pillow raises many types; whoever decodes the image says what is wrong with it
+    return None
+
+
 @contextlib.contextmanager
 def _decoding() -> Iterator[None]:
   """Turns whatever Pillow raises into an `ImageError`."""
@@ -119,7 +128,7 @@ def make_square(
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
   """Scales an RGB image and cuts or pads it to size x size; see `fit` for arguments and errors."""
   width, height, left, top = fit(image.size, size, mode)
-  scaled = _resize(image, width, height, pixels.interpolation)
+  scaled = resize(image, width, height, pixels.interpolation)
   if left < 0 or top < 0 or min(width, height) < size:
     square = Image.new("RGB", (size, size), tuple(pixels.fill))
     square.paste(scaled, (-left, -top))
@@ -181,7 +190,7 @@ def to_levels(
     raise ImageError(error.kind, name, error.message) from error
 
 
-def _resize(image: Image.Image, width: int, height: int, interpolation: str) -> Image.Image:
+def resize(image: Image.Image, width: int, height: int, interpolation: str) -> Image.Image:
   """Resizes to rows of `width` first, then to columns of `height`, rounding to 8 bits between the two.
 
   So did Pillow until version 13, with which the published numbers were made; it takes tall images the other way

@@ -19,7 +19,7 @@ import numpy as np
 from fgclip_jax.data import decode
 from fgclip_jax.data import record as records
 from fgclip_jax.data.config import DataConfig
-from fgclip_jax.data.examples import LoadExample, measure_row_buckets
+from fgclip_jax.data.examples import LoadExample, measure_patch_rows, measure_row_buckets
 from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Layout, assemble
 from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
@@ -51,9 +51,10 @@ class _Batches(grain.MapDataset):
     numbers = [self._parent[place] for place in places]
     load.source.prefetch(numbers)
     assert load.image_size is not None  # only `measure_row_buckets` leaves images unread
-    # images are decoded into the batch's own array: copying them together later would take as long as packing
-    images = np.empty((len(places), load.image_size, load.image_size, 3), np.uint8)
-    loaded = load.load(numbers, [self._generator(place) for place in places], images)
+    # images are decoded into the batch's own array: copying them together later would take as long as packing; patches
+    # find their places in it only when their numbers are known
+    images = None if load.layout.patches else np.empty((len(places), load.image_size, load.image_size, 3), np.uint8)
+    loaded = load.load(numbers, [self._generator(place) for place in places], images, self._shards)
     replaced = any(one.bad for one in loaded)
     repeats = 0
     if replaced or load.source.spans_epochs(begin, end):  # else every record is another one
@@ -95,7 +96,7 @@ class Loader:
   Args:
     config: what to load.
     layout: the static shapes of a batch; without row buckets, they are measured on samples.
-    image_size: side of the square images, in pixels.
+    image_size: side of the square images, in pixels; of no account with `layout.patches`.
     seed: of the order and of every random choice.
     shards: G, the data shards of the whole run; divides the batch.
     local_shards: which of them this process feeds; all by default.
@@ -124,7 +125,7 @@ class Loader:
     self,
     config: DataConfig,
     layout: Layout,
-    image_size: int,
+    image_size: int | None,
     *,
     seed: int,
     shards: int = 1,
@@ -140,6 +141,8 @@ class Loader:
       _check_sizes(source, config)
     if not layout.row_buckets:
       layout = dataclasses.replace(layout, row_buckets=measure_row_buckets(source, config, layout, seed, shards))
+    if (patches := layout.patches) and layout.packed and not patches.row_buckets:
+      layout = dataclasses.replace(layout, patches=measure_patch_rows(source, config, layout, seed, shards))
     self.layout = layout
     self._source = source
     for line in source.damage:
@@ -158,7 +161,7 @@ class Loader:
     self.seen, self.boxes_lost, self.waited, self._config = 0, 0, 0.0, config
     self.repeats, self.repeated = Repeats.NONE, 0
     order = source.order(seed, config.shuffle)
-    load = LoadExample(source, config, layout, image_size, pixels)
+    load = LoadExample(source, config, layout, patches.patch_size if patches else image_size, pixels)
     batches: Any = _Batches(order, load, config.batch_size, seed, shards, local_shards)[start:]
     workers, threads = choose_workers(config)
     pipeline = batches.to_iter_dataset(

@@ -1,7 +1,8 @@
 """Packs the captions of a batch into rows of fixed length, and builds the batch that the step takes.
 
 The text tower is causal and a caption is read at its first end-of-text token, so nothing after that token matters:
-captions are cut there and several share a row. Each slot of a row has a segment id (which caption it belongs to; the
+captions are cut there and several share a row. (A SigLIP text tower reads a caption's padding too, at its last position:
+its captions are padded to their full length, and share rows all the same.) Each slot of a row has a segment id (which caption it belongs to; the
 attention mask compares these, so that each caption attends to itself alone) and a position (its row in the position
 table, counted from the caption's own start). The padded form is the same with one caption per row.
 
@@ -9,7 +10,6 @@ XLA compiles one program for each shape, so the number of rows is rounded up to 
 The largest bucket holds any batch.
 """
 
-import bisect
 import dataclasses
 import itertools
 import math
@@ -19,10 +19,11 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import UInt8
 
+from fgclip_jax.data.patch_rows import pack_patches
+from fgclip_jax.data.patches import PatchLayout
 from fgclip_jax.data.record import MAX_NEGATIVES
+from fgclip_jax.data.rows import NONE, best_fit, choose_bucket, common, count_rows, geometric
 from fgclip_jax.data.tokenizers import DEFAULT_TOKENIZER
-
-NONE = -1  # an end that is not there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +39,13 @@ class Example:
   """One decoded training example.
 
   Attributes:
-    image: uint8 [S, S, 3].
+    image: uint8 [S, S, 3]; of a model that takes patches these, uint8 [h * w, 3 * patch_size²], row-major.
     short, long: its captions; `long` is None where the model has no long path.
     boxes: float32 [n, 4], xyxy in 0..1.
     regions: the caption of each box.
     negatives: the hard negatives of each box, none for most.
     record: the record's number in its data set.
+    grid: h and w of its patches.
   """
 
   image: np.ndarray
@@ -53,6 +55,7 @@ class Example:
   regions: tuple[Caption, ...] = ()
   negatives: tuple[tuple[Caption, tuple[Caption, ...]] | None, ...] = ()
   record: int = 0
+  grid: tuple[int, int] = (0, 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +70,9 @@ class Layout:
       shapes are not static.
     packed: False gives every caption a row of its own.
     tokenizer: the name of the tokenizer that makes the ids.
+    pad_id: of a model that reads padding too: each caption is filled with it up to the rows of its position table,
+      exactly, and read at the last of them; None: captions end at their first end-of-text token.
+    patches: of a model that takes patches: how pictures become rows of them; None: pictures are squares.
   """
 
   boxes: int = 4
@@ -76,10 +82,18 @@ class Layout:
   row_buckets: tuple[int, ...] = ()
   packed: bool = True
   tokenizer: str = DEFAULT_TOKENIZER
+  pad_id: int | None = None
+  patches: PatchLayout | None = None
 
   def __post_init__(self):
     if self.row_length < 2:
       raise ValueError(f"row_length must be at least 2 (start and end of text), got {self.row_length}")
+    longest = max(self.short_length, self.long_length or 0)
+    if self.pad_id is not None and self.row_length < longest:
+      raise ValueError(
+        f"row_length {self.row_length} cannot hold a caption of {longest} tokens, which this model reads with its "
+        "padding: set data.row_length to at least that, or 0"
+      )
 
   def max_length(self, long: bool) -> int:
     """The most tokens of a caption: its position table's rows, or the row's length if that is less."""
@@ -101,11 +115,7 @@ def geometric_row_buckets(layout: Layout, images: int, growth: float = 1.125, st
     worst = images * long + math.ceil(images * short / per_row) + 1
   else:
     worst = images * (short + long)
-  buckets, rows = [], max(start, 1)
-  while rows < worst:
-    buckets.append(rows)
-    rows = max(rows + 1, math.ceil(rows * growth))
-  return (*buckets, worst)
+  return geometric(start, worst, growth)
 
 
 def row_buckets_from_samples(layout: Layout, images: int, needed: Sequence[int]) -> tuple[int, ...]:
@@ -114,10 +124,7 @@ def row_buckets_from_samples(layout: Layout, images: int, needed: Sequence[int])
   Rows beyond those needed are computed for nothing, and each bucket that occurs costs a compilation. With quantiles as
   buckets, most batches pad little and three or four programs serve a run; the coarse ones are rarely compiled.
   """
-  quantiles = np.quantile(needed, (0.3, 0.6, 0.85, 1.0))
-  common = sorted({math.ceil(q) for q in quantiles})
-  # buckets closer than 2 % are not worth a compilation of their own
-  kept = [rows for rows, above in zip(common, [*common[1:], math.inf], strict=True) if above > rows * 1.02]
+  kept = common(needed, (0.3, 0.6, 0.85, 1.0))
   above = geometric_row_buckets(layout, images, growth=1.25, start=math.ceil(kept[-1] * 1.04) + 1)
   worst = above[-1]
   return (*(rows for rows in (*kept, *above) if rows < worst), worst)
@@ -131,32 +138,6 @@ def end_position(ids: np.ndarray, end_id: int) -> int:
 def cut(ids: np.ndarray, end_id: int, long: bool = False) -> Caption:
   """A caption from a padded row of ids: everything after the position it is read at is dropped."""
   return Caption(tuple(int(i) for i in ids[: end_position(ids, end_id) + 1]), long)
-
-
-def best_fit(lengths: Sequence[int], row_length: int) -> list[tuple[int, int]]:
-  """Places pieces of these lengths into rows by best fit decreasing: longest first, each into the fullest row it fits.
-
-  Long pieces go first while rows are empty, and short ones fill what these leave. The sort is stable and rooms are
-  compared with their row's number, so that the same lengths give the same places everywhere.
-
-  Returns:
-    (row, offset) of each piece.
-  """
-  places: list[tuple[int, int]] = [(0, 0)] * len(lengths)
-  open_rows: list[tuple[int, int]] = []  # (room, row), ascending
-  rows = 0
-  for piece in sorted(range(len(lengths)), key=lengths.__getitem__, reverse=True):
-    length = lengths[piece]
-    at = bisect.bisect_left(open_rows, (length, -1))  # the least room that is enough; -1 is before every row
-    if at < len(open_rows):
-      room, row = open_rows.pop(at)
-    else:
-      room, row = row_length, rows
-      rows += 1
-    places[piece] = (row, row_length - room)
-    if room > length:
-      bisect.insort(open_rows, (room - length, row))
-  return places
 
 
 class _Captions:
@@ -203,20 +184,15 @@ def assemble(
   per_shard = len(examples) // shards
   parts = [_shard(examples[g * per_shard : (g + 1) * per_shard], layout) for g in range(shards)]
   needed = max(rows for _, rows in parts)
-  rows = needed
-  if layout.row_buckets:
-    at = bisect.bisect_left(layout.row_buckets, needed)
-    if at == len(layout.row_buckets):
-      raise ValueError(
-        f"the batch needs {needed} rows of {layout.row_length} tokens, "
-        f"the largest row bucket has {layout.row_buckets[-1]}"
-      )
-    rows = layout.row_buckets[at]
+  rows = choose_bucket(needed, layout.row_buckets, f"{layout.row_length} tokens")
   batch = {key: np.stack([part[key] for part, _ in parts]) for key in parts[0][0] if key not in ("captions", "places")}
   text = [
     fill_rows(part["captions"], part["places"], rows, layout.row_length, layout.short_length) for part, _ in parts
   ]
   batch |= {key: np.stack([arrays[key] for arrays in text]) for key in text[0]}
+  if layout.patches:
+    grids = [example.grid for example in examples]
+    return batch | pack_patches([example.image for example in examples], grids, shards, layout.patches, layout.packed)
   if images is None:
     images = np.stack([example.image for example in examples])
   return batch | {"image": images.reshape(shards, per_shard, *images.shape[1:])}
@@ -304,15 +280,20 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
     "captions": captions.all,
     "places": places,
   }
-  return part, max((row for row, _ in places), default=-1) + 1
+  return part, count_rows(places)
 
 
 def _check_lengths(captions: Sequence[Caption], layout: Layout) -> None:
   lengths = {long: layout.max_length(long) for long in (False, True)}
   for caption in captions:
     longest = lengths[caption.long]
+    kind = "long" if caption.long else "short"
+    if layout.pad_id is not None and len(caption.ids) != longest:
+      raise ValueError(
+        f"a {kind} caption has {len(caption.ids)} tokens: this model reads captions at their last position, so that "
+        f"each must be padded to exactly {longest}"
+      )
     if not 0 < len(caption.ids) <= longest:
-      kind = "long" if caption.long else "short"
       raise ValueError(
         f"a {kind} caption has {len(caption.ids)} tokens, its position table {longest}: truncate it first"
       )

@@ -14,12 +14,14 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from fgclip_jax.data.loader import Repeats
+from fgclip_jax.data.patch_rows import pad_patch_rows
 from fgclip_jax.models.params import Params, flatten, unflatten
 from fgclip_jax.train.distributed import agree
 
 AXES = ("data", "fsdp", "tensor")
 BATCH_AXES = ("data", "fsdp")
 TEXT_ROWS = ("tokens", "segment", "position")  # the arrays of a batch that hold text, [G, R, L]
+PATCH_ROWS = ("patches", "patch_segment", "patch_place", "patch_slot")  # those that hold patches of pictures
 
 # the first pattern found in a parameter's name decides; an axis that does not divide a dimension is left out. Block
 # parameters are stacked, [depth, in, out]. `query key value up` split their outputs over `tensor` and `out down` their
@@ -271,15 +273,27 @@ def pad_rows(batch: dict[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
   return batch | {key: np.pad(batch[key], ((0, 0), (0, missing), (0, 0))) for key in TEXT_ROWS}
 
 
-def agree_on_batch(rows: int, repeats: Repeats) -> tuple[int, bool]:
-  """The rows of text that the processes' parts of a batch need, and whether the batch holds a record more than once."""
+def agree_on_batch(
+  rows: int, repeats: Repeats, patches: tuple[int, int, int] = (0, 0, 0)
+) -> tuple[int, bool, tuple[int, int, int]]:
+  """What all processes' parts of a batch need: rows of text, whether a record is in it more than once, and patches.
+
+  `patches`: rows of them, patches per row, and the budget of a picture; zeros where there are none.
+  """
+
+  def split(value: int) -> tuple[int, ...]:
+    return value >> 88, value >> 64 & 0xFFFFFF, value >> 40 & 0xFFFFFF, value >> 2 & (1 << 38) - 1, value & 3
+
+  def join(*values: int) -> int:
+    packed, length, budget, rows, repeats = values
+    return packed << 88 | length << 64 | budget << 40 | rows << 2 | repeats
 
   def combine(values: list[int]) -> int:
-    found = sorted(value % 4 for value in values)[-2:]
-    return max(value // 4 for value in values) * 4 + min(sum(found), Repeats.SOME)
+    *sizes, found = zip(*map(split, values), strict=True)
+    return join(*map(max, sizes), min(sum(sorted(found)[-2:]), Repeats.SOME))
 
-  value = agree(rows * 4 + repeats, combine)
-  return value // 4, value % 4 == Repeats.SOME
+  *agreed, rows, found = split(agree(join(*patches, rows, repeats), combine))
+  return rows, found == Repeats.SOME, (agreed[0], agreed[1], agreed[2])
 
 
 def to_devices(batch: dict[str, np.ndarray], mesh: Mesh, repeats: Repeats = Repeats.NONE) -> dict[str, jax.Array]:
@@ -299,6 +313,7 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh, repeats: Repeats = Repe
     return jax.make_array_from_callback((data_shards(mesh), *value.shape[1:]), sharding, part)
 
   with jax.transfer_guard("allow"):  # with several processes, JAX counts these transfers as implicit
+    batch = agree_on_patches(batch)
     # the text comes last: its processes wait for each other to agree, while the images are already being transferred
     arrays = {key: put(value) for key, value in batch.items() if key not in TEXT_ROWS}
     # each process chose the row bucket that its captions need

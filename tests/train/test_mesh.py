@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from fgclip_jax.data.loader import Repeats
+from fgclip_jax.data.patch_rows import pack_patches
+from fgclip_jax.data.patches import PatchLayout
 from fgclip_jax.models.config import PRESETS, preset
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.train import mesh as mesh_module
@@ -279,6 +281,28 @@ def test_processes_agree_on_the_rows_of_text(monkeypatch):
   assert "repeated_record" not in arrays
 
 
+def test_processes_agree_on_the_patches_of_pictures(monkeypatch):
+  """Another process has more rows, shorter ones, and a larger budget; and more rows of text."""
+  layout = PatchLayout(8, patch_size=2, row_length=20)
+  patches = [np.full((count, 12), count, np.uint8) for count in range(1, 9)]
+  batch = pack_patches(patches, [(1, count) for count in range(1, 9)], 8, layout)
+  batch |= {key: np.ones((8, 1, 4), np.int32) for key in ("tokens", "segment", "position")}
+  sent = []
+
+  def agree(value, choose):
+    sent.append(value)
+    return choose([value, 3 << 88 | 16 << 64 | 12 << 40 | 2 << 2])
+
+  monkeypatch.setattr(mesh_module, "agree", agree)
+  arrays = to_devices(batch, make_mesh({"data": 8}))
+  assert len(sent) == 1 and arrays["tokens"].shape == (8, 2, 4)
+  assert arrays["patches"].shape == (8, 3, 20, 12) and arrays["patch_slot"].shape == (8, 1, 12)
+  for shard, count in enumerate(range(1, 9)):
+    slots = np.asarray(arrays["patch_slot"])[shard, 0]
+    assert (slots[:count] >= 0).all() and (slots[count:] == -1).all()
+    np.testing.assert_array_equal(np.asarray(arrays["patches"])[shard].reshape(60, 12)[slots[:count]], patches[shard])
+
+
 @pytest.mark.parametrize(
   "flags, repeated", [([0], 0), ([1], 0), ([2], 1), ([0, 1, 0], 0), ([0, 0, 2], 1), ([1, 0, 1], 1), ([2, 2, 2], 1)]
 )
@@ -287,6 +311,6 @@ def test_processes_agree_on_whether_a_batch_holds_a_record_twice(monkeypatch, fl
   for own in range(len(flags)):
     others = [(own + 3 * place + 1) * 4 + flag for place, flag in enumerate(flags) if place != own]
     monkeypatch.setattr(mesh_module, "agree", lambda value, choose, others=others: choose([value, *others]))
-    rows, found = mesh_module.agree_on_batch(2, Repeats(flags[own]))
-    assert found == bool(repeated)
+    rows, found, patches = mesh_module.agree_on_batch(2, Repeats(flags[own]))
+    assert found == bool(repeated) and patches == (0, 0, 0)
     assert rows == max([2, *(value // 4 for value in others)])
