@@ -11,6 +11,7 @@ ELSEWHERE = {
   "__main__": "fgclip",
   "data/annotation_fields": "prepare/sources/finehard",
   "data/config": "data/loader",
+  "data/rows": "data/packing",
   "data/shard_writer": "data/dataset_folder",
   "data/tfds_reader": "prepare/sources/tfds",
   "evals/datasets/class_lists": "evals/tasks/segmentation",

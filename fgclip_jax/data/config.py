@@ -24,7 +24,14 @@ class DataConfig:
     batch_size: images of a global batch, over all processes.
     boxes: K, regions taken per image: the first ones, as the published code does; 0 leaves regions out.
     region_text: which caption a region gets: `short`, `long` (where it has one), or `random`, either.
-    short_prefix: put before short captions; the published stage 2 has "a photo of ".
+    region_languages: codes of the languages of which regions are read; empty: of all. The published FG-CLIP 2 has
+      `("en",)`: it reads no regions of Chinese records.
+    hard_positive_as_written: True keeps the case of the true caption beside hard negatives, as the published FG-CLIP 2
+      does by mistake; a tokenizer that lower-cases itself, such as CLIP's, cannot.
+    language_steps: True makes each batch of records of one language; of the steps, each language has its share by the
+      weights of its data sets. False mixes languages within batches.
+    short_prefix: put before short captions in English; the published stage 2 has "a photo of ".
+    tokenizer: a folder that has the file of the model's tokenizer, or that file; empty: that of `init_from`.
     row_length: tokens per row of packed captions, which captions are cut to; 0 is 256, or the longest caption
       that the model takes if that is more; for a model that reads padding, a long and a short caption together.
     patch_budget: of a model that takes patches, the most that it sees of a picture: a number, such as `256`;
@@ -57,7 +64,11 @@ class DataConfig:
   batch_size: int = 4096
   boxes: int = 4
   region_text: str = "random"
+  region_languages: tuple[str, ...] = ()
+  hard_positive_as_written: bool = False
+  language_steps: bool = False
   short_prefix: str = ""
+  tokenizer: str = ""
   row_length: int = 0
   patch_budget: str = ""
   patch_row_length: int = 0
@@ -103,9 +114,7 @@ class DataConfig:
   def patch_layout(self, patch_size: int, max_patches: int) -> PatchLayout:
     """How pictures become rows of patches for a model of this patch size, in pixels, and this budget of its own."""
     budget = parse_budget(self.patch_budget or max_patches, "data.patch_budget")
-    return PatchLayout(
-      budget, patch_size, self.patch_row_length, group=self.patch_group, small_size=self.squash_small
-    )
+    return PatchLayout(budget, patch_size, self.patch_row_length, group=self.patch_group, small_size=self.squash_small)
 
   def sets(self) -> list[DataSet]:
     """The data sets that are read; a ValueError for an entry of the mixture that is not one."""

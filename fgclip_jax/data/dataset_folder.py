@@ -18,9 +18,10 @@ import json
 import os
 import re
 import tempfile
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from fgclip_jax.data import record
+from fgclip_jax.data.record import DEFAULT_LANGUAGE
 from fgclip_jax.storage import paths, workers
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.storage.skip_report import printable
@@ -67,6 +68,34 @@ def read_splits(folder: str) -> dict[str, list[int]]:
 def read_info(folder: str) -> dict[str, Any]:
   """The data set's own facts; empty if there are none."""
   return _read(folder, INFO)
+
+
+class Facts(NamedTuple):
+  """What is known of a split's records.
+
+  Attributes:
+    tokenizer: the name of the tokenizer that made their token ids; None: it is not known.
+    languages: the codes of their captions' languages, sorted.
+  """
+
+  tokenizer: str | None
+  languages: tuple[str, ...]
+
+
+def read_facts(folder: str, split: str) -> Facts:
+  """What is known of a split's records; of earlier versions, which know no language, they are in English.
+
+  Raises:
+    ValueError: `info.json` is damaged.
+  """
+  info = read_info(folder)
+  sources = info.get("sources")
+  own = sources.get(split) if isinstance(sources, dict) else None
+  own = own if isinstance(own, dict) else {}
+  languages = own.get("languages") or {DEFAULT_LANGUAGE: 0}
+  if not isinstance(languages, dict):
+    raise ValueError(f"{paths.join(folder, INFO)} is damaged (languages of split {split!r}); run `prepare` again")
+  return Facts(own.get("tokenizer", info.get("tokenizer")), tuple(sorted(languages)))
 
 
 def write_info(folder: str, info: dict[str, Any]) -> None:

@@ -56,6 +56,12 @@ class LoadExample:
     self._stored = [name == self._tokenizer.name for name in source.tokenizers]
     self._lengths = [layout.max_length(long) for long in (False, True)]
     self._prefix = Prefix(config.short_prefix, self._tokenizer)
+    self._as_written: Tokenizer | None = None
+    if config.hard_positive_as_written:
+      if not hasattr(self._tokenizer, "as_written"):
+        name = layout.tokenizer
+        raise ValueError(f"data.hard_positive_as_written: the tokenizer {name!r} reads lower case only; leave it False")
+      self._as_written = cast(Any, self._tokenizer).as_written()
 
   def load(
     self, numbers: Sequence[int], rngs: Sequence[np.random.Generator], images: np.ndarray | None, shards: int = 1
@@ -146,18 +152,25 @@ class LoadExample:
   def _read(self, number: int) -> Inputs:
     data = self.source[number]
     stored = self._stored[self.source.which(number)]
-    if stored and (inputs := records.decode_inputs(data)):
+    if stored and not self._as_written and (inputs := records.decode_inputs(data)):
       return inputs
     record = records.decode(data)
     tokens = record.tokens if stored and record.tokens else records.tokenize(record, self._tokenizer)
     boxes = np.asarray([region.box for region in record.regions], np.float32).reshape(-1, 4)
-    return Inputs(record.image, record.short, boxes, tokens)
+    truths: list[list[int]] = []
+    if self._as_written and record.regions:
+      truths = self._as_written.encode_batch([region.short for region in record.regions])
+    return Inputs(record.image, record.short, boxes, tokens, record.language, tuple(map(tuple, truths)))
 
   def _example(
     self, inputs: Inputs, number: int, rng: np.random.Generator, image: np.ndarray | None, budget: int | None
   ) -> tuple[Example, int]:
     config, layout, tokens = self.config, self.layout, inputs.tokens
-    boxes, kept, grid = inputs.boxes, range(len(inputs.boxes)), (0, 0)
+    language, grid = inputs.language or records.DEFAULT_LANGUAGE, (0, 0)
+    english = language == records.DEFAULT_LANGUAGE
+    reads_regions = not config.region_languages or language in config.region_languages
+    boxes = inputs.boxes if reads_regions else inputs.boxes[:0]
+    kept = range(len(boxes))
     if self.image_size is None:
       image = _NO_IMAGE
     else:
@@ -174,20 +187,22 @@ class LoadExample:
       if choose or (not layout.patches and self._pixels.resize not in (None, "squash")):
         boxes, places = move_boxes(boxes, part, config.crop_keep)
         kept = places.tolist()
-    lost = min(len(inputs.boxes), layout.boxes) - min(len(kept), layout.boxes)
+    lost = min(len(inputs.boxes) if reads_regions else 0, layout.boxes) - min(len(kept), layout.boxes)
     boxes, kept = boxes[: layout.boxes], kept[: layout.boxes]
+    truths = inputs.truths or tokens.region_short
     long = None
     if layout.long_length is not None:
       # a record without a long caption trains the long path on its short one
       long = self._caption(tokens.long or tokens.short, long=True)
     return Example(
       image=image,
-      short=self._caption(self._prefix.before(inputs.short, tokens.short)),
+      # the prefix is English
+      short=self._caption(self._prefix.before(inputs.short, tokens.short) if english else tokens.short),
       long=long,
       boxes=boxes,
       regions=tuple(self._caption(ids) for ids in self._region_ids(tokens, kept, rng)),
       negatives=tuple(
-        (self._caption(tokens.region_short[place]), tuple(map(self._caption, tokens.negatives[place])))
+        (self._caption(truths[place]), tuple(map(self._caption, tokens.negatives[place])))
         if tokens.negatives[place]
         else None
         for place in kept

@@ -136,7 +136,7 @@ class Loader:
     if config.batch_size % shards:
       raise ValueError(f"data.batch_size {config.batch_size} must divide over {shards} data shards")
     local_shards = range(shards) if local_shards is None else local_shards
-    source = Mixture(config.sets())
+    source = Mixture(config.sets(), config.batch_size if config.language_steps else 0)
     if not config.repeat_in_batch:
       _check_sizes(source, config)
     if not layout.row_buckets:
@@ -152,8 +152,11 @@ class Loader:
     epochs = source.epochs(config.batch_size)
     self.records, self.epoch_steps = len(source), max(epochs)
     self.sources = [
-      f"{name}: {size} records, {float(share):.1%} of the examples, passed every {steps:.1f} steps"
-      for name, size, share, steps in zip(source.names, source.sizes, source.shares, epochs, strict=True)
+      f"{name}: {size} records{f' in {language}' if config.language_steps else ''}, {float(share):.1%} of the "
+      f"examples, passed every {steps:.1f} steps"
+      for name, language, size, share, steps in zip(
+        source.names, source.languages, source.sizes, source.shares, epochs, strict=True
+      )
     ]
     self.skips = SkipReport(limit=3)
     self.examples = dict.fromkeys(source.names, 0)
@@ -239,7 +242,7 @@ class Loader:
 
 def _check_sizes(source: Mixture, config: DataConfig) -> None:
   """Raises a ValueError where a data set has fewer records than each batch takes from it."""
-  for name, size, share in zip(source.names, source.sizes, source.shares, strict=True):
+  for name, size, share in zip(source.names, source.sizes, source.batch_shares, strict=True):
     wanted = share * config.batch_size
     if size < wanted:
       whose = f"data set {name!r}" if config.mixture else f"data.path {config.path!r}"

@@ -2,6 +2,9 @@
 
 Of any number of examples from the start on, each data set gives its share, to within one of two data sets and half an
 example more for each further one. Each is shuffled by itself, again on every pass.
+
+With steps of one language, whole batches are dealt out in this way to the languages, and the examples of a language's
+batches to its data sets.
 """
 
 import bisect
@@ -14,7 +17,7 @@ from fractions import Fraction
 import grain
 import numpy as np
 
-from fgclip_jax.data.dataset_folder import read_info
+from fgclip_jax.data.dataset_folder import read_facts
 from fgclip_jax.data.shards import Records
 from fgclip_jax.storage import paths
 
@@ -36,13 +39,20 @@ class Mixture:
     shares: of each, of all examples; they add up to one.
     sizes: records of each.
     tokenizers: the name of the tokenizer that made the token ids that each holds; None: it names none.
+    languages: the code of the language of each; several in one with `+` between them.
+    batch_shares: of each, of the examples of a batch that it gives any to.
     damage: one line for each damaged shard.
 
+  Args:
+    sets: the data sets.
+    block: examples in a batch, each of which is then of one language; 0: languages are mixed within batches.
+
   Raises:
-    FileNotFoundError, ValueError: no such data, nothing in it can be read, or the same twice.
+    FileNotFoundError, ValueError: no such data, nothing in it can be read, the same twice, or with a `block` a data set
+      of several languages.
   """
 
-  def __init__(self, sets: Sequence[DataSet]):
+  def __init__(self, sets: Sequence[DataSet], block: int = 0):
     self.names = _names(sets)
     self._records = [Records(entry.path, entry.split) for entry in sets]
     self._remote = [paths.is_remote(entry.path) for entry in sets]
@@ -50,7 +60,26 @@ class Mixture:
     self._starts = [0, *itertools.accumulate(self.sizes)]
     weights = [Fraction(str(entry.weight)) for entry in sets]
     self.shares = [weight / sum(weights) for weight in weights]
-    self.tokenizers = [read_info(entry.path).get("tokenizer") for entry in sets]
+    facts = [read_facts(entry.path, entry.split) for entry in sets]
+    self.tokenizers = [fact.tokenizer for fact in facts]
+    self.languages = ["+".join(fact.languages) for fact in facts]
+    self._block = block
+    for name, fact in zip(self.names, facts, strict=True):
+      if block and len(fact.languages) > 1:
+        raise ValueError(
+          f"data set {name!r} has records in {' and '.join(fact.languages)}, which data.language_steps needs apart: "
+          "prepare a data set of each (prepare finehard: --take), or set data.language_steps=False"
+        )
+    # the data sets of each language, by the first that has it; all together where steps are mixed
+    self._groups = [
+      [index for index, other in enumerate(self.languages) if other == language or not block]
+      for language in (dict.fromkeys(self.languages) if block else [""])
+    ]
+    self._group_shares = [sum((self.shares[index] for index in group), Fraction(0)) for group in self._groups]
+    self.batch_shares = list(self.shares)
+    for group, share in zip(self._groups, self._group_shares, strict=True):
+      for index in group:
+        self.batch_shares[index] /= share
     self.damage = [line for records in self._records for line in records.damage]
 
   def __len__(self) -> int:
@@ -94,7 +123,7 @@ class Mixture:
 
   def spans_epochs(self, begin: int, end: int) -> bool:
     """Whether the examples begin..end - 1 of `order` are from more than one pass over any of the data sets."""
-    stretches = zip(count_until(begin, self.shares), count_until(end, self.shares), self.sizes, strict=True)
+    stretches = zip(self._count_until(begin), self._count_until(end), self.sizes, strict=True)
     return any(first < last and first // size != (last - 1) // size for first, last, size in stretches)
 
   def order(self, seed: int, shuffle: bool) -> grain.MapDataset:
@@ -105,7 +134,20 @@ class Mixture:
       own = int(np.random.SeedSequence([seed, index]).generate_state(1)[0]) if index else seed
       order = grain.MapDataset.range(begin, end).seed(own)
       orders.append((order.shuffle() if shuffle else order).repeat())
-    return orders[0] if len(orders) == 1 else _Mixed(orders, self.shares).seed(seed)
+    groups = []
+    for group in self._groups:
+      parts, shares = [orders[index] for index in group], [self.batch_shares[index] for index in group]
+      groups.append(parts[0] if len(parts) == 1 else _Mixed(parts, shares).seed(seed))
+    return groups[0] if len(groups) == 1 else _Mixed(groups, self._group_shares, self._block).seed(seed)
+
+  def _count_until(self, examples: int) -> list[int]:
+    """How many of the first `examples` of the order each data set gives."""
+    counts = [0] * len(self.sizes)
+    for group, given in zip(self._groups, count_until(examples, self._group_shares, self._block or 1), strict=True):
+      shares = [self.batch_shares[index] for index in group]
+      for index, count in zip(group, count_until(given, shares), strict=True):
+        counts[index] = count
+    return counts
 
   def _place(self, number: int) -> tuple[int, int]:
     which = self.which(number)
@@ -122,21 +164,28 @@ def _taken(examples: int, share: int, whole: int) -> int:
   return (2 * examples * share + whole) // (2 * whole)
 
 
-def count_until(examples: int, shares: Sequence[Fraction]) -> list[int]:
-  """How many of the first `examples` of a mixture's order each data set gives."""
+def count_until(examples: int, shares: Sequence[Fraction], block: int = 1) -> list[int]:
+  """How many of the first `examples` of a mixture's order each part gives, which is dealt out `block` at a time."""
+  whole_blocks, rest = divmod(examples, block)
+  counts = _count_blocks(whole_blocks, shares)
+  then = _count_blocks(whole_blocks + 1, shares)  # `rest` examples are of the next block, the part's that grows by it
+  return [count * block + rest * (after - count) for count, after in zip(counts, then, strict=True)]
+
+
+def _count_blocks(blocks: int, shares: Sequence[Fraction]) -> list[int]:
   counts = []
   for share, whole in _of_rest(shares):
-    counts.append(_taken(examples, share, whole))
-    examples -= counts[-1]
+    counts.append(_taken(blocks, share, whole))
+    blocks -= counts[-1]
   return counts
 
 
 class _Mixed(grain.MapDataset):
-  """Endless orders as one. Grain's own mixing rounds the weights."""
+  """Endless orders as one, dealt out `block` examples at a time. Grain's own mixing rounds the weights."""
 
-  def __init__(self, parents: Sequence[grain.MapDataset], shares: Sequence[Fraction]):
+  def __init__(self, parents: Sequence[grain.MapDataset], shares: Sequence[Fraction], block: int = 0):
     super().__init__(parents)
-    self._of_rest = _of_rest(shares)
+    self._of_rest, self._block = _of_rest(shares), block or 1
 
   def __len__(self) -> int:
     return min(map(len, self._parents))
@@ -144,11 +193,12 @@ class _Mixed(grain.MapDataset):
   def __getitem__(self, index):
     if isinstance(index, slice):
       return self.slice(index)
+    index, place = divmod(index, self._block)
     # the first takes its share, evenly; what is left is the index among the others, whose first takes its share...
     for parent, (share, whole) in zip(self._parents, self._of_rest, strict=True):
       taken, then = (_taken(examples, share, whole) for examples in (index, index + 1))
       if then > taken:
-        return parent[taken]
+        return parent[taken * self._block + place]
       index -= taken
     raise IndexError("the last of the shares takes whatever is left")
 

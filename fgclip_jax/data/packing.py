@@ -1,10 +1,11 @@
 """Packs the captions of a batch into rows of fixed length, and builds the batch that the step takes.
 
 The text tower is causal and a caption is read at its first end-of-text token, so nothing after that token matters:
-captions are cut there and several share a row. (A SigLIP text tower reads a caption's padding too, at its last position:
-its captions are padded to their full length, and share rows all the same.) Each slot of a row has a segment id (which caption it belongs to; the
-attention mask compares these, so that each caption attends to itself alone) and a position (its row in the position
-table, counted from the caption's own start). The padded form is the same with one caption per row.
+captions are cut there and several share a row. (A SigLIP text tower reads padding too, and a caption at its last
+position: captions are padded to their full length, and share rows all the same.) Each slot of a row has a segment id
+(which caption it belongs to; the attention mask compares these, so that each caption attends to itself alone) and a
+position (its row in the position table, counted from the caption's own start). The padded form is the same with one
+caption per row.
 
 XLA compiles one program for each shape, so the number of rows is rounded up to one of a few sizes, the row buckets.
 The largest bucket holds any batch.

@@ -99,7 +99,7 @@ def pad_patch_rows(batch: dict[str, np.ndarray], rows: int, length: int, budget:
 
   Each is at least what the batch has; what is added is empty.
   """
-  shards, has_rows, has_length, values = batch["patches"].shape
+  shards, has_rows, has_length = batch["patches"].shape[:3]
   if (rows, length, budget) == (has_rows, has_length, batch["patch_slot"].shape[2]):
     return batch
   added = ((0, 0), (0, rows - has_rows), (0, length - has_length))

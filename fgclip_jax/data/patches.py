@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -85,7 +86,7 @@ class PatchLayout:
     return [max(wanted)] * len(wanted) if self.budget == "dynamic" else wanted
 
 
-def parse_budget(value: int | str, name: str = "patch_budget") -> int | str:
+def parse_budget(value: Any, name: str = "patch_budget") -> int | str:
   """A budget of patches: a whole number from 1 on, as a number or as text, `dynamic` or `dynamic_each`.
 
   Raises:

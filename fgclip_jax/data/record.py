@@ -21,6 +21,7 @@ from jaxtyping import Float
 from fgclip_jax.data.tokenizers import Tokenizer
 from fgclip_jax.storage.errors import RecordError
 
+DEFAULT_LANGUAGE = "en"  # of a record that names none
 MAX_NEGATIVES = 10  # hard negatives of one region that a record can hold (FG-CLIP uses exactly ten)
 Ids = tuple[int, ...]  # token ids of a whole text, start and end id included
 _TOKEN_LISTS = ("region_short", "region_long", "negative")
@@ -72,6 +73,7 @@ class Record:
     regions: any number of regions.
     width, height: of the image in pixels; 0 where they are not known.
     tokens: the captions as token ids; None where they are not stored.
+    language: the code of the captions' language, such as `zh`; empty where it is not stored: English.
   """
 
   id: str
@@ -82,6 +84,7 @@ class Record:
   width: int = 0
   height: int = 0
   tokens: Tokens | None = None
+  language: str = ""
 
 
 class Inputs(NamedTuple):
@@ -92,12 +95,16 @@ class Inputs(NamedTuple):
     short: the short caption.
     boxes: float32 [n, 4], xyxy in 0..1, of all regions.
     tokens: its captions as token ids.
+    language: the code of their language; empty: English.
+    truths: where asked for, each region's short caption as token ids of the text as it is written.
   """
 
   image: bytes
   short: str
   boxes: Float[np.ndarray, "n 4"]
   tokens: Tokens
+  language: str = ""
+  truths: tuple[Ids, ...] = ()
 
 
 @functools.cache
@@ -116,6 +123,7 @@ def features():
       "height": tfds.features.Scalar(np.int32),
       "short": tfds.features.Text(),
       "long": tfds.features.Text(),
+      "language": tensor(np.str_, None),  # one text, or none, as in data sets of earlier versions
       "region/box": tensor(np.float32, None, 4),
       "region/short": tensor(np.str_, None),
       "region/long": tensor(np.str_, None),
@@ -214,6 +222,8 @@ def encode(record: Record) -> bytes:
   put("image", "bytes_list", [record.image])
   for key in ("id", "short", "long"):
     put_texts(key, [getattr(record, key)])
+  if record.language:  # without one, records are those of earlier versions, byte for byte
+    put_texts("language", [record.language])
   put_numbers("width", [record.width])
   put_numbers("height", [record.height])
   regions = record.regions
@@ -273,7 +283,7 @@ def decode_inputs(data: bytes) -> Inputs | None:
     if not (fits and (boxes >= 0).all() and (boxes <= 1).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
       return None
     tokens = _decode_tokens(lambda key: feature[key].int64_list.value[:], counts)
-    return tokens and Inputs(image, short.decode(), boxes, tokens)
+    return tokens and Inputs(image, short.decode(), boxes, tokens, _language(feature))
   except (ValueError, DecodeError):  # RecordError among them
     return None
 
@@ -313,7 +323,12 @@ def _decode(feature: Mapping[str, Any]) -> Record:
     for index, count in enumerate(counts)
   )
   tokens = _decode_tokens(numbers, counts)
-  return Record(identity, image, caption, long_caption, regions, width, height, tokens)
+  return Record(identity, image, caption, long_caption, regions, width, height, tokens, _language(feature))
+
+
+def _language(feature: Mapping[str, Any]) -> str:
+  texts = feature["language"].bytes_list.value if "language" in feature else []
+  return texts[0].decode() if texts else ""
 
 
 def _decode_tokens(numbers: Callable[[str], list[int]], counts: list[int]) -> Tokens | None:

@@ -109,7 +109,8 @@ class ModelConfig:
       del values["region_temperature_init"]
     if self.vision.pixels == type(self.vision).pixels:
       values["vision"].pop("pixels", None)
-    if self.text.tokenizer == type(self.text).tokenizer:
+    values["text"]["tokenizer"] = self.text.tokenizer.partition(":")[0]  # its file is where the model is read from
+    if values["text"]["tokenizer"] == type(self.text).tokenizer:
       values["text"].pop("tokenizer", None)
     for tower in ("vision", "text"):
       values[tower] = {"type": getattr(self, tower).type, **values[tower]}

@@ -4,6 +4,7 @@ Heavy modules are imported inside functions, so that `--help` comes at once.
 """
 
 import argparse
+import re
 
 from fgclip_jax.cli import add_workers, positive, shipped_file
 from fgclip_jax.prepare.source import Source
@@ -19,6 +20,13 @@ What cannot be used is left out, counted by class, and reported with an example 
 OUTPUT/report-SPLIT.json; report-SPLIT.html also shows histograms and samples. After a stop, a crash or the end, the
 same command run again keeps the finished shards.
 """
+
+
+def language_code(text: str) -> str:
+  """A language's code, such as `zh` or `pt-BR`, as argparse's type."""
+  if not re.fullmatch(r"[a-z]{2,3}(-[A-Za-z0-9]+)*", text):
+    raise argparse.ArgumentTypeError(f"must be the code of a language, such as zh, got {text!r}")
+  return text
 
 
 def add_output(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +63,15 @@ def add_conversion(parser: argparse.ArgumentParser, name: str) -> None:
   parser.add_argument(
     "--quality", type=positive, default=90, metavar="N", help="quality of these JPEGs, 1 to 100 (default: %(default)s)"
   )
+  parser.add_argument(
+    "--tokenizer", default="clip", metavar="NAME",
+    help="what makes the token ids that are stored: clip, or the folder of a SigLIP or FG-CLIP 2 model, which has a "
+    "tokenizer.json or spiece.model; a model with another tokenizer makes its ids itself (default: %(default)s)",
+  )  # fmt: skip
+  parser.add_argument(
+    "--record_language", default="", metavar="CODE", type=language_code,
+    help="the language of captions whose files do not name it, e.g. zh; English if it is not given",
+  )  # fmt: skip
   parser.add_argument("--skip_image_check", action="store_true", help="do not decode the images: fast, finds less")
   checks = parser.add_argument_group("checks")
   checks.add_argument(
@@ -107,6 +124,7 @@ def tables_folder(options: argparse.Namespace) -> str:
 
 def convert(options: argparse.Namespace, source: Source) -> None:
   """Converts a source according to the options, and prints what was written and what to do next."""
+  from fgclip_jax.data.tokenizers import files
   from fgclip_jax.prepare import image_storage, pipeline
   from fgclip_jax.prepare.checks import Checks
   from fgclip_jax.prepare.job import Job
@@ -126,6 +144,8 @@ def convert(options: argparse.Namespace, source: Source) -> None:
       near_duplicates=options.near_duplicates,
     ),
     strict=options.strict,
+    tokenizer=files.locate_any(options.tokenizer),
+    language=options.record_language,
   )
   print(f"Converting {len(source.files)} input files of the form {source.form!r} into {job.output}")
   stats = pipeline.write(job, make_engine(options), options.overwrite)

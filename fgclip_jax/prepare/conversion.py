@@ -20,7 +20,7 @@ class Converter:
   """Converts raw records to serialized ones, counts each in `stats`, and collects the ids of those that are kept."""
 
   def __init__(self, job: Job, stats: DatasetStats, ids: Ids | None = None):
-    self._job, self._stats, self._ids, self._tokenizer = job, stats, ids, get_tokenizer()
+    self._job, self._stats, self._ids, self._tokenizer = job, stats, ids, get_tokenizer(job.tokenizer)
 
   def convert(self, raw: Any, file: str, index: int, hashes: duplicates.Hashes | None, number: int) -> bytes | None:
     """Returns a serialized record; None if it cannot be used.
@@ -78,5 +78,7 @@ def load(job: Job, raw: Any, report: Report) -> tuple[record.Record, record.Reco
     RecordError: the record cannot be used.
   """
   loaded = job.source.load(raw, report)
+  if job.language and not loaded.language:
+    loaded = dataclasses.replace(loaded, language=job.language)
   stored, size = image_storage.store(loaded, job.storing)
   return loaded, checks.check(stored, size, job.checks, report)

@@ -8,7 +8,7 @@ import functools
 import itertools
 import json
 
-from fgclip_jax.data.tokenizers import get_tokenizer
+from fgclip_jax.data.tokenizers import DEFAULT_TOKENIZER, get_tokenizer
 from fgclip_jax.prepare.checks import Checks
 from fgclip_jax.prepare.image_storage import Storing
 from fgclip_jax.prepare.source import Source
@@ -40,6 +40,8 @@ class Job:
     storing: how images are checked and stored.
     checks: further checks of records.
     strict: stop at the first thing that would be left out.
+    tokenizer: the name of the tokenizer that makes the token ids, see `fgclip_jax.data.tokenizers`.
+    language: the code of the captions' language, of records whose source does not say; empty: English.
   """
 
   source: Source
@@ -50,6 +52,8 @@ class Job:
   storing: Storing = dataclasses.field(default_factory=Storing)
   checks: Checks = dataclasses.field(default_factory=Checks)
   strict: bool = False
+  tokenizer: str = DEFAULT_TOKENIZER
+  language: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,7 +88,8 @@ def get_arguments(job: Job) -> dict:
     "max_side": job.storing.max_side,
     "quality": job.storing.quality,
     **dataclasses.asdict(job.checks),
-    "tokenizer": get_tokenizer().name,
+    "tokenizer": get_tokenizer(job.tokenizer).name,
+    **({"record_language": job.language} if job.language else {}),
     "files": [{"path": paths.absolute(path), **paths.fingerprint(path)} for path in job.source.files],
   }
 

@@ -331,9 +331,15 @@ def _finish(job: Job, plan: dict, total: DatasetStats, shards: list[dataset_fold
   save_json(paths.join(job.output, f"report-{job.split}.json"), summary)
   with locks.hold(paths.join(job.output, ".prepare", "folder.lock"), f"describing {job.output}", wait=True):
     info = dataset_folder.read_info(job.output)
-    info["tokenizer"] = get_tokenizer().name
-    info.setdefault("sources", {})[job.split] = {
+    tokenizer = get_tokenizer(job.tokenizer).name
+    sources = info.setdefault("sources", {})
+    if (before := info.get("tokenizer")) and before != tokenizer:
+      for other in sources.values():  # of the other splits, which it named until now
+        other.setdefault("tokenizer", before)
+    info["tokenizer"] = tokenizer
+    sources[job.split] = {
       "form": job.source.form,
+      **({"languages": total.all_languages} if total.languages else {}),
       **job.source.arguments(),
       "files": len(job.source.files),
       "created_with": summary["created_with"],

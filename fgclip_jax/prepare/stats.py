@@ -10,12 +10,12 @@ import itertools
 import math
 from collections.abc import Iterator
 
-from fgclip_jax.data.record import MAX_NEGATIVES, Record, Tokens
+from fgclip_jax.data.record import DEFAULT_LANGUAGE, MAX_NEGATIVES, Record, Tokens
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Scope, Skip, SkipReport
 
 SCOPE_NAMES = {"file": "rest of file", "note": "nothing"}  # of scopes that are not called what is left out
-_NOT_COUNTS = ("findings", "duplicates", "histograms")  # the attributes of `DatasetStats` that are no counts
+_NOT_COUNTS = ("findings", "duplicates", "histograms", "languages")  # attributes of `DatasetStats` that are no counts
 
 Number = int | float
 _SHORT = (*range(0, 79, 3), 96, 128, 192, 249, math.inf)
@@ -195,6 +195,7 @@ class DatasetStats:
     findings: what was left out, or is worth a note. Places are written `FILE, record NUMBER`, counted from 0.
     duplicates: images that come twice and were kept.
     histograms: the histograms of what was written.
+    languages: the records of each language, by its code; empty where no record names one.
   """
 
   read: int = 0
@@ -207,6 +208,7 @@ class DatasetStats:
   findings: SkipReport = dataclasses.field(default_factory=SkipReport)
   duplicates: SkipReport = dataclasses.field(default_factory=SkipReport)
   histograms: Histograms = dataclasses.field(default_factory=Histograms)
+  languages: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def add_record(self, record: Record) -> None:
     """Counts a record that was written."""
@@ -216,6 +218,8 @@ class DatasetStats:
     self.regions_with_negatives += sum(bool(region.negatives) for region in record.regions)
     self.negatives += sum(len(region.negatives) for region in record.regions)
     self.image_bytes += len(record.image)
+    if record.language:
+      self._add_language(record.language, 1)
     self.histograms.add_record(record)
 
   def add_finding(self, scope: Scope, error: RecordError, file: str, record: int, count: int = 1) -> None:
@@ -233,6 +237,18 @@ class DatasetStats:
     self.findings.merge(later.findings)
     self.duplicates.merge(later.duplicates)
     self.histograms.merge(later.histograms)
+    for language, count in later.languages.items():
+      self._add_language(language, count)
+
+  def _add_language(self, language: str, count: int) -> None:
+    self.languages[language] = self.languages.get(language, 0) + count
+
+  @property
+  def all_languages(self) -> dict[str, int]:
+    """The records of each language; one that names none is in English."""
+    others = {code: count for code, count in self.languages.items() if code != DEFAULT_LANGUAGE}
+    english = self.records - sum(others.values())
+    return others | ({DEFAULT_LANGUAGE: english} if english else {})
 
   @property
   def counts(self) -> dict[str, int]:
@@ -255,7 +271,8 @@ class DatasetStats:
     """Returns a JSON object, which `from_json` reads."""
     findings, duplicates = _skips_to_json(self.findings), _skips_to_json(self.duplicates)
     histograms = self.histograms.to_json()
-    return {**self.counts, "findings": findings, "duplicates": duplicates, "histograms": histograms}
+    languages = {"languages": self.languages} if self.languages else {}
+    return {**self.counts, "findings": findings, "duplicates": duplicates, "histograms": histograms, **languages}
 
   @classmethod
   def from_json(cls, data: dict) -> "DatasetStats":

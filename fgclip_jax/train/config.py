@@ -17,6 +17,8 @@ from jax.sharding import Mesh
 from fgclip_jax.data.dataset_folder import find_shards
 from fgclip_jax.data.loader import DataConfig
 from fgclip_jax.data.packing import Layout
+from fgclip_jax.data.tokenizers import files, get_tokenizer
+from fgclip_jax.data.tokenizers.padded import check_tokenizer
 from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.losses.terms import LOSS_TERMS
@@ -111,15 +113,24 @@ class RunConfig:
 
   def layout(self) -> Layout:
     """The static shapes of the run's batches, but for the row buckets."""
-    text, data = self.model.text, self.data
+    vision: Any = self.model.vision  # of a dataclass, whatever its type
+    text: Any = self.model.text
+    data = self.data
     regions = self.objective.needs_regions and self.model.fine_grained
+    short, long = text.short_length, text.long_length if "long" in self.objective.needs else None
+    if text.reads_padding:  # captions are of two lengths: rows that they fill
+      fits = short + long if long else max(256 // short, 1) * short
+    else:
+      fits = max(256, text.long_length or 0, short)
     return Layout(
       boxes=data.boxes if regions else 0,
-      row_length=data.row_length or max(256, text.long_length or 0, text.short_length),
-      short_length=text.short_length,
-      long_length=text.long_length if "long" in self.objective.needs else None,
+      row_length=data.row_length or fits,
+      short_length=short,
+      long_length=long,
       packed=data.packed,
       tokenizer=text.tokenizer,
+      pad_id=text.pad_id if text.reads_padding else None,
+      patches=data.patch_layout(vision.patch_size, vision.max_patches) if vision.takes_patches else None,
     )
 
 
@@ -158,10 +169,11 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
 
   steps = whole("steps", most=2**31 - 1)  # counted in int32
   init_from = _typed("init_from", take("init_from"), str)
-  objective = section("objective", Objective)
+  objective, data = section("objective", Objective), section("data", DataConfig)
   model = _model(_typed("model", take("model"), str), take("kind"), take("model_changes"), init_from, check_data)
   if objective.needs_bias and not init_from and model.logit_bias is None:
     model = model.replace(temperature_init=math.log(10), logit_bias=-10.0)  # SigLIP's, arXiv 2303.15343 section 3.2
+  model = model.replace(text={"tokenizer": files.locate(model.text.tokenizer, data.tokenizer, init_from)})
   optimizer = section("optimizer", OptimizerConfig, total_steps=steps)
   _check_optimizer(optimizer, steps, model)
   runtime = _dict("runtime", take("runtime"))
@@ -172,7 +184,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     model=model,
     init_from=init_from,
     objective=objective,
-    data=section("data", DataConfig),
+    data=data,
     optimizer=optimizer,
     runtime=section("runtime", Runtime, sharding=None),
     mesh=parse_mesh(_typed("mesh", take("mesh"), str)),
@@ -204,17 +216,20 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
   _check_objective(run)
   _check_savings(run)
   if check_data:
-    _check_data(run.data)
+    _check_data(run)
   run.layout()
   return run
 
 
-def _check_data(data: DataConfig) -> None:
-  """The data sets are there."""
+def _check_data(run: RunConfig) -> None:
+  """The data sets are there, and the tokenizer is the model's."""
+  data, text = run.data, run.model.text
   if not data.path and not data.mixture:
     raise ValueError("config.data.path is empty: name a folder made by `python -m fgclip_jax.prepare`")
   for each in data.sets():
     find_shards(each.path, each.split)
+  if text.reads_padding:
+    check_tokenizer(get_tokenizer(text.tokenizer), text)
 
 
 def _check_keep(run: RunConfig) -> None:

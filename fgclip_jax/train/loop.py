@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fgclip_jax.data.loader import Loader
+from fgclip_jax.data.tokenizers import files
 from fgclip_jax.inference.programs import use_compilation_cache
 from fgclip_jax.models.params import abstract_params, count
 from fgclip_jax.storage import atomic, paths
@@ -160,6 +161,12 @@ def open_loader(run: RunConfig, mesh: Mesh, begin: int, log: Log) -> Loader:
     f"text in rows of {loader.layout.row_length} tokens, {', '.join(map(str, buckets))} a data shard: "
     f"{len(buckets)} shapes, each compiled when a batch first needs it (most need the first few)"
   )
+  if patches := loader.layout.patches:
+    how = f" ({patches.budget})" if isinstance(patches.budget, str) else ""
+    log(
+      f"pictures of at most {patches.budgets[-1]} patches{how} in rows of {patches.length}, "
+      f"{', '.join(map(str, patches.row_buckets)) or 'one for each'} a data shard"
+    )
   return loader
 
 
@@ -175,8 +182,9 @@ def first_state(init_from: str, setup: TrainSetup, log: Log) -> TrainState:
 
 
 def write_config(run: RunConfig, workdir: str) -> None:
-  """Writes the model's size and the whole config into the run's folder."""
+  """Writes the model's size, the file of its tokenizer if it has one, and the whole config into the run's folder."""
   native.write_model_file(workdir, run.model)
+  files.copy(run.model.text.tokenizer, workdir)
   with atomic.file(paths.join(workdir, CONFIG_FILE)) as path, open(path, "w", encoding="utf-8") as file:
     json.dump(run.values, file, indent=2)
     file.write("\n")

@@ -312,13 +312,17 @@ def to_devices(batch: dict[str, np.ndarray], mesh: Mesh, repeats: Repeats = Repe
 
     return jax.make_array_from_callback((data_shards(mesh), *value.shape[1:]), sharding, part)
 
+  has_patches = "patches" in batch
+  last = (*TEXT_ROWS, *PATCH_ROWS) if has_patches else TEXT_ROWS
   with jax.transfer_guard("allow"):  # with several processes, JAX counts these transfers as implicit
-    batch = agree_on_patches(batch)
     # the text comes last: its processes wait for each other to agree, while the images are already being transferred
-    arrays = {key: put(value) for key, value in batch.items() if key not in TEXT_ROWS}
-    # each process chose the row bucket that its captions need
-    rows, repeated = agree_on_batch(batch["tokens"].shape[1], repeats)
+    arrays = {key: put(value) for key, value in batch.items() if key not in last}
+    # each process chose the row buckets that its captions and patches need
+    patches = (*batch["patches"].shape[1:3], batch["patch_slot"].shape[2]) if has_patches else (0, 0, 0)
+    rows, repeated, patches = agree_on_batch(batch["tokens"].shape[1], repeats, patches)
     batch = pad_rows(batch, rows)
+    if has_patches:
+      batch = pad_patch_rows(batch, *patches)
     if repeated:
       arrays["repeated_record"] = arrays["record"]
-    return arrays | {key: put(batch[key]) for key in TEXT_ROWS}
+    return arrays | {key: put(batch[key]) for key in last}

@@ -7,13 +7,13 @@ from typing import Any
 # keys that change no result beyond rounding, or only what is shown and kept: may always change
 SAFE_KEYS = (
   r"mesh|log_every|checkpoint_every|evals|eval_every|image_every|keep\..*|guard\..*|in_flight|profile|loggers|project|run_name|compilation_cache|resume_changed|init_from"
-  r"|data\.(workers|threads|prefetch|max_bad_share|repeat_in_batch)|runtime\.(remat|unroll|attention|micro_batches)"
+  r"|data\.(workers|threads|prefetch|max_bad_share|repeat_in_batch|patch_row_length)|runtime\.(remat|unroll|attention|micro_batches)"
   r"|objective\.(form|chunk)"
 )
 # keys that change the run, which can still continue from the same state and position in the data: may change on request
 OVERRIDABLE_KEYS = (
   r"steps|optimizer\.(?!name$|moment_dtype$).*|objective\..*|runtime\.dtype|progressive|patch_dropout"
-  r"|data\.(path|mixture|decode|crop|crop_area|crop_keep)"
+  r"|data\.(path|mixture|tokenizer|decode|crop|crop_area|crop_keep|patch_budget|patch_group|squash_small)"
 )
 
 

@@ -56,7 +56,8 @@ def check(batch, found, shards, budget):
       cells = np.stack(np.divmod(np.arange(height * width), width), 1)
       np.testing.assert_array_equal(place[slots, :2], cells)
       assert (place[slots, 2:] == (height, width)).all()
-      np.testing.assert_array_equal(patches[slots, :3], np.c_[np.full(len(cells), shard * per_shard + image + 1), cells])
+      number = np.full(len(cells), shard * per_shard + image + 1)
+      np.testing.assert_array_equal(patches[slots, :3], np.c_[number, cells])
     assert not patches[empty].any() and not segment[empty].any() and (place[empty] == EMPTY_PLACE).all()
 
 

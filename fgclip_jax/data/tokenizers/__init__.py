@@ -1,6 +1,7 @@
-"""Tokenizers by name. `TextConfig.tokenizer` names a model's own; what has no model takes `DEFAULT_TOKENIZER`.
+"""Tokenizers by name. The text tower's config names a model's own; what has no model takes `DEFAULT_TOKENIZER`.
 
-A new one is a class that fits `Tokenizer`, and a line in `TOKENIZERS`.
+A new one is a class that fits `Tokenizer`, and a line in `TOKENIZERS`. One that is read from a model's own file is
+named with it, `NAME:PATH`; `files.locate` finds the file.
 """
 
 import functools
@@ -11,9 +12,16 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int32
 
+from fgclip_jax.data.tokenizers import files
+
 DEFAULT_TOKENIZER = "clip"
 # name: module and class; imported when first asked for, since ftfy and tokenizers take long to import
-TOKENIZERS = {"clip": "fgclip_jax.data.tokenizers.clip:Tokenizer"}
+TOKENIZERS = {
+  "clip": "fgclip_jax.data.tokenizers.clip:Tokenizer",
+  "clip_padded": "fgclip_jax.data.tokenizers.clip:PaddedTokenizer",
+  "gemma": "fgclip_jax.data.tokenizers.gemma:Tokenizer",
+  "siglip": "fgclip_jax.data.tokenizers.siglip:Tokenizer",
+}
 
 
 @runtime_checkable
@@ -64,8 +72,15 @@ class Tokenizer(Protocol):
 
 @functools.cache
 def get_tokenizer(name: str = DEFAULT_TOKENIZER) -> Tokenizer:
-  """The tokenizer of this name; a ValueError lists the names."""
+  """The tokenizer of this name, or of `NAME:PATH`, read from that file.
+
+  Raises:
+    ValueError: there is no such name (the message lists the names), or the file is no tokenizer.
+    FileNotFoundError: it is read from a file, and there is none, or none is named.
+  """
+  name, _, path = name.partition(":")
   if name not in TOKENIZERS:
     raise ValueError(f"there is no tokenizer {name!r}: choose of {', '.join(TOKENIZERS)}")
   module, kind = TOKENIZERS[name].split(":")
-  return getattr(importlib.import_module(module), kind)()
+  make = getattr(importlib.import_module(module), kind)
+  return make(path) if name in files.FILES else make()

@@ -96,16 +96,35 @@ class Tokenizer:
         raise ValueError(f"token id {index} is outside 0..{self.vocab_size - 1}")
       if index not in (self.start_id, self.end_id):
         tokens.append(self._backend.id_to_token(index))
-    raw = bytes(_alphabet()[character] for character in "".join(tokens))
-    return raw.decode("utf-8", errors="replace").replace("</w>", " ").strip()
+    return _to_text(tokens).replace("</w>", " ").strip()
 
   def clean(self, text: str) -> str:
     """What is read of a text: repaired, in lower case, with single spaces. Equal texts then are one caption."""
     return _clean(text, 0)
 
+  def pieces(self) -> list[str]:
+    """The text of each id by itself; bytes that are none are replaced."""
+    return [_to_text([self._backend.id_to_token(number)]) for number in range(self.vocab_size)]
+
   def save_vocabulary(self, folder: str) -> list[str]:
     """Writes the vocabulary and the merges as transformers reads them; returns the paths: vocab.json, merges.txt."""
     return self._backend.model.save(folder)
+
+
+class PaddedTokenizer(Tokenizer):
+  """The same ids for models that read padding (`models.siglip_config.SiglipTextConfig`): rows are filled with 0.
+
+  Attributes:
+    pad_id: 0, the id of `!`, which such a model learns to read as padding.
+    max_length: 64.
+  """
+
+  pad_id = 0
+  max_length = 64
+
+  def __call__(self, texts: str | Sequence[str], length: int = max_length) -> Int32[np.ndarray, "B {length}"]:
+    """The ids of each text, cut and padded to `length`. A single text makes a batch of one."""
+    return super().__call__(texts, length)
 
 
 def _clean(text: str, index: int) -> str:
@@ -120,6 +139,11 @@ def _clean(text: str, index: int) -> str:
 
 def _fix(text: str) -> str:
   return text if _NOTHING_TO_FIX.fullmatch(text) else ftfy.fix_text(text)
+
+
+def _to_text(tokens: Iterable[str]) -> str:
+  """The text of pieces, in which characters stand for bytes."""
+  return bytes(_alphabet()[character] for character in "".join(tokens)).decode("utf-8", errors="replace")
 
 
 @functools.cache

@@ -5,6 +5,7 @@
  "bbox_info": [{"bbox": [x1, y1, x2, y2, score], "short_expr": SHORT, "long_expr": LONG,
                 "flag_short_neg": 1, "short_expr_negs": {"0": WRONG, ..., "9": WRONG}}, ...]}
 ```
+FG-CLIP 2's files have the same form; `is_cn`, with any value, says that the captions are Chinese.
 """
 
 import argparse
@@ -14,7 +15,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from fgclip_jax.data import annotation_fields
-from fgclip_jax.data.record import MAX_NEGATIVES, Record, Region
+from fgclip_jax.data.record import DEFAULT_LANGUAGE, MAX_NEGATIVES, Record, Region
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import caption_files, image_store, known_forms
 from fgclip_jax.storage import folders, paths, streams, text
@@ -35,11 +36,15 @@ in IMAGES/coyo_image_0/00069.parquet: img2dataset's output in any of its forms.
 A download gives its images new numbers. With --url2key, FineHARD's folder url2key_jsons, images are found by their
 URLs and need not be renamed; IMAGES is then the output of img2dataset with its side files. Any path may be a URL:
 gs://..., s3://...
+
+FG-CLIP 2's files are read too: a record with the key is_cn is Chinese. English and Chinese files have images in folders
+of their own, so convert them by two commands, into two data sets, which a mixture then trains on.
 """
   + cli.IMAGE_CHECK
 )
 EXAMPLE = "--annotations FineHARD/jsonfiles --images FineHARD/data-12m --output data/finehard"
 
+CHINESE = "zh"
 SUFFIXES = (".json", ".jsonl")
 PREFIXES = ("grit-20m/data-12m/", "data/down-grit-12m/", "data/grit-12m/")  # of the paths in released annotations
 _DOWNLOAD = re.compile(r"(?P<folder>[^/]+/(?P<shard>\d{5}))/00000/00000(?P<number>\d{4})(?=\.[^./]+$)")
@@ -52,15 +57,19 @@ class FineHard:
   form = "finehard"
   files: tuple[str, ...]
   images: image_store.Folder | image_store.Archives
+  take: str = ""  # the only language of which records are taken; empty: all
 
   def arguments(self) -> dict:
-    return self.images.arguments()
+    return self.images.arguments() | ({"take": self.take} if self.take else {})
 
   def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, streams.Raw]]:
     return streams.scan(file, offset)
 
   def load(self, raw: streams.Raw, report: Report) -> Record:
     record, names = parse(streams.load(raw), report)
+    language = record.language or DEFAULT_LANGUAGE
+    if self.take not in ("", language):
+      raise RecordError("language_not_taken", "is_cn", f"makes it a record in {language} (--take {self.take})")
     return dataclasses.replace(record, image=self.images.read(names))
 
 
@@ -140,7 +149,9 @@ def parse(value: object, report: Report) -> tuple[Record, tuple[str, ...]]:
     except RecordError as error:
       report("region", error)
   annotation_fields.note_region_count(len(regions), "bbox_info", report)
-  return Record(id=names[0], image=b"", short=short, long=long, regions=tuple(regions)), names
+  language = CHINESE if "is_cn" in annotation else ""
+  record = Record(id=names[0], image=b"", short=short, long=long, regions=tuple(regions), language=language)
+  return record, names
 
 
 def find_paths(f_path: str) -> tuple[str, ...]:
@@ -190,6 +201,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--annotations", required=True, metavar="PATH", help="a folder, a JSON file, or a .txt list")
   cli.add_images(parser)
   parser.add_argument("--url2key", metavar="DIR", help="FineHARD's url2key_jsons, for images that were not renamed")
+  parser.add_argument(
+    "--take", default="", choices=("en", "zh"), help="leave out records in the other language (default: take both)"
+  )
   cli.add_conversion(parser, name="finehard")
 
 
@@ -198,4 +212,4 @@ def run(options: argparse.Namespace) -> None:
   files = find_annotations(options.annotations)
   check_fields(files)
   images = image_store.find(options.images, options.url2key, cli.tables_folder(options), cli.make_engine(options))
-  cli.convert(options, FineHard(files, images))
+  cli.convert(options, FineHard(files, images, options.take))
