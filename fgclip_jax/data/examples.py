@@ -293,8 +293,9 @@ def measure_patch_rows(
   images = config.batch_size // shards
   load = LoadExample(source, config, layout, image_size=None)
   order: Any = source.order(seed, shuffle=True)
-  found = [load.size(order[index]) for index in range(min(records_read, len(source)))]
-  sizes = [size for size in found if size] or [(1, 1)]
+  sample = [order[index] for index in range(min(records_read, len(source)))]
+  source.prefetch(sample)
+  sizes = [size for size in map(load.size, sample) if size] or [(1, 1)]
   samples = []
   for _ in range(min(max(20_000 // images, 4), 24)):
     chosen = [sizes[i] for i in rng.choice(len(sizes), images, replace=images > len(sizes))]

@@ -101,6 +101,11 @@ class Layout:
     return min((self.long_length or 0) if long else self.short_length, self.row_length)
 
 
+def padded_row_length(short: int, long: int | None) -> int:
+  """A row length that captions of a model that reads padding fill: these are all of one length, or of two."""
+  return short + long if long else max(256 // short, 1) * short
+
+
 def captions_per_image(layout: Layout) -> tuple[int, int]:
   """The most short-table and long-table captions that one image can bring."""
   return 1 + layout.boxes * (2 + MAX_NEGATIVES), int(layout.long_length is not None)

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 
 from fgclip_jax.data.dataset_folder import find_shards
 from fgclip_jax.data.loader import DataConfig
-from fgclip_jax.data.packing import Layout
+from fgclip_jax.data.packing import Layout, padded_row_length
 from fgclip_jax.data.tokenizers import files, get_tokenizer
 from fgclip_jax.data.tokenizers.padded import check_tokenizer
 from fgclip_jax.evals.evaluator import Evaluator
@@ -115,17 +115,15 @@ class RunConfig:
     """The static shapes of the run's batches, but for the row buckets."""
     vision: Any = self.model.vision  # of a dataclass, whatever its type
     text: Any = self.model.text
-    data = self.data
+    data, long = self.data, text.long_length if "long" in self.objective.needs else None
     regions = self.objective.needs_regions and self.model.fine_grained
-    short, long = text.short_length, text.long_length if "long" in self.objective.needs else None
-    if text.reads_padding:  # captions are of two lengths: rows that they fill
-      fits = short + long if long else max(256 // short, 1) * short
-    else:
-      fits = max(256, text.long_length or 0, short)
+    fits = (
+      padded_row_length(text.short_length, long) if text.reads_padding else max(256, *text.position_tables.values())
+    )
     return Layout(
       boxes=data.boxes if regions else 0,
       row_length=data.row_length or fits,
-      short_length=short,
+      short_length=text.short_length,
       long_length=long,
       packed=data.packed,
       tokenizer=text.tokenizer,

@@ -13,7 +13,7 @@ from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.packing import Layout
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.data.tokenizers import get_tokenizer
-from tests.data.tokenizers.test_gemma import write_small
+from tests.helpers.gemma import write_small
 from tests.helpers.toy import picture, write_shards
 
 

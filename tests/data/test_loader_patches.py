@@ -18,7 +18,7 @@ from fgclip_jax.data.record import Record, Region
 from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.models.pixel_spec import SIGLIP_PIXELS
 from fgclip_jax.prepare.sources import finehard
-from tests.data.tokenizers.test_gemma import gemma  # noqa: F401 - a fixture
+from tests.helpers.gemma import find_gemma
 from tests.helpers.toy import take, write_shards
 
 SIZES = [(40, 40), (64, 24), (24, 64), (200, 40), (48, 48), (16, 90), (33, 47), (90, 30), (60, 61), (20, 20)]
@@ -207,10 +207,10 @@ def test_pictures_and_boxes_are_the_published_loaders(published, tmp_path, langu
 
 
 @pytest.mark.parametrize("language", ["en", "cn"])
-def test_texts_are_the_published_loaders(published, gemma, tmp_path, language):  # noqa: F811 - the fixture
+def test_texts_are_the_published_loaders(published, tmp_path, language):
   recorded = np.load(published / f"batch_{language}.npz")
   records = read_records(published, "records_en.json" if language == "en" else "records_cn/records.json")
-  batch = assemble_as_published(records, tmp_path, f"gemma:{gemma}")
+  batch = assemble_as_published(records, tmp_path, f"gemma:{find_gemma()}")
   tokens = batch["tokens"][0].reshape(-1)
 
   def rows(ends: np.ndarray, length: int) -> np.ndarray:

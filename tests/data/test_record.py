@@ -33,13 +33,13 @@ def _parts(draw):
     negatives = tuple(tuple(draw(_ids) for _ in region[3]) for region in regions)
     tokens = ((49406, *draw(_ids)), draw(_ids), *(tuple(draw(_ids) for _ in regions) for _ in range(2)), negatives)
   texts, image = (draw(_texts) for _ in range(3)), draw(st.binary(max_size=99))
-  return tuple(texts), image, regions, (draw(_sizes), draw(_sizes)), tokens
+  return tuple(texts), image, regions, (draw(_sizes), draw(_sizes)), tokens, draw(st.sampled_from(["", "en", "zh"]))
 
 
 def build(parts):
-  (identity, short, long), image, regions, size, tokens = parts
+  (identity, short, long), image, regions, size, tokens, language = parts
   regions = tuple(Region(*region) for region in regions)
-  return Record(identity, image, short, long, regions, *size, tokens=tokens and Tokens(*tokens))
+  return Record(identity, image, short, long, regions, *size, tokens=tokens and Tokens(*tokens), language=language)
 
 
 @given(_parts())
@@ -56,6 +56,7 @@ def test_a_loader_is_given_what_the_record_holds_where_there_are_tokens(parts):
     assert found is None
     return
   assert (found.image, found.short, found.tokens) == (example.image, example.short, example.tokens)
+  assert found.language == example.language
   assert found.boxes.dtype == np.float32
   np.testing.assert_array_equal(found.boxes, np.float32([region.box for region in example.regions]).reshape(-1, 4))
 
@@ -79,6 +80,12 @@ def test_tensorflow_datasets_reads_and_writes_the_same(parts):
   assert found["tokens/region_long"].tolist() == [number for ids in tokens.region_long for number in ids]
   assert found["tokens/region_long_length"].tolist() == [len(ids) for ids in tokens.region_long]
   assert found["tokens/negative_length"].tolist() == [len(ids) for region in tokens.negatives for ids in region]
+  # a field that is not there, as in data sets of earlier versions, is None
+  assert ([text.decode() for text in found["language"]] if example.language else found["language"]) == (
+    [example.language] if example.language else None
+  )
+  if not example.language:
+    found["language"] = []
   # what it would have written itself, it reads no otherwise
   again = record.features().serialize_example(record.features().encode_example(found))
   assert record.decode(again) == example

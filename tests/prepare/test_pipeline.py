@@ -20,10 +20,12 @@ from PIL import Image
 
 from fgclip_jax.data import dataset_folder, record, shard_writer
 from fgclip_jax.data.dataset_folder import find_shards, shard_path
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare import __main__ as prepare
 from fgclip_jax.prepare import job, pipeline
 from fgclip_jax.prepare.sources import finehard, image_store
 from tests.helpers import standin, trees
+from tests.helpers.gemma import write_small
 
 
 def make_image():
@@ -323,3 +325,42 @@ def test_pipes_and_links_without_end_are_counted_as_pictures_that_cannot_be_read
   assert {kind: entry["count"] for kind, entry in report["findings"].items() if entry["loss"] == "record"} == {
     "image_not_file": 3
   }
+
+
+# ---- tokenizers and languages
+
+
+def test_splits_of_other_tokenizers_and_languages_are_known_apart(given, tmp_path):
+  """A split that says nothing of itself, as earlier versions wrote it, keeps the tokenizer of its folder."""
+  given.add("a.json", ["a-0.png", "a-1.png"])
+  assert given.convert() == 0
+  clip = get_tokenizer().name
+  info = dataset_folder.read_info(str(given.output))
+  assert info["tokenizer"] == clip and not {"tokenizer", "languages"} & set(info["sources"]["train"])
+  small = write_small(tmp_path / "tokenizer.json")
+  assert given.convert("--split", "chinese", "--tokenizer", str(tmp_path), "--record_language", "zh") == 0
+  gemma = get_tokenizer(f"gemma:{small}")
+  assert dataset_folder.read_facts(str(given.output), "train") == (clip, ("en",))
+  assert dataset_folder.read_facts(str(given.output), "chinese") == (gemma.name, ("zh",))
+  ((one, _),) = read(given.output, "chinese")
+  assert one.language == "zh" and list(one.tokens.short) == gemma.encode(one.short)
+  ((old, _),) = read(given.output)
+  assert old.language == "" and list(old.tokens.short) == get_tokenizer().encode(old.short)
+  assert dataset_folder.read_info(str(given.output))["sources"]["chinese"]["languages"] == {"zh": 2}
+
+
+@pytest.mark.parametrize(
+  "options, message",
+  [
+    (["--tokenizer", "nothing"], "there is no tokenizer 'nothing': choose of"),
+    (["--tokenizer", "gemma"], "is read from a model's own tokenizer.json, and there is none"),
+    (["--record_language", "Chinese"], "must be the code of a language, such as zh, got 'Chinese'"),
+  ],
+)
+def test_a_tokenizer_or_language_that_is_none_is_refused(given, capsys, options, message):
+  given.add("a.json", ["a-0.png"])
+  try:
+    assert given.convert(*options) == 1
+  except SystemExit as end:
+    assert end.code == 2
+  assert message in "".join(capsys.readouterr())

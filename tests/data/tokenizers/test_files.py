@@ -4,7 +4,7 @@ import pytest
 
 from fgclip_jax.data.tokenizers import files, get_tokenizer
 from fgclip_jax.models.config import ModelConfig, preset
-from tests.data.tokenizers.test_gemma import write_small
+from tests.helpers.gemma import write_small
 
 
 def test_the_first_place_that_has_the_file_is_named(tmp_path):

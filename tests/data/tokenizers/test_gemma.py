@@ -1,39 +1,17 @@
 """Gemma's tokenizer: the recorded ids where its file is there, and a small one of the same kind everywhere."""
 
 import json
-import os
 import pathlib
 import pickle
 
 import numpy as np
 import pytest
-import tokenizers
 
 from fgclip_jax.data.tokenizers import Tokenizer as Protocol
 from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.data.tokenizers.gemma import Tokenizer
 from fgclip_jax.data.tokenizers.padded import as_texts
-
-PIECES = ["<pad>", "<eos>", "<bos>", "<unk>"]
-
-
-def write_small(path: pathlib.Path) -> pathlib.Path:
-  """A `tokenizer.json` of Gemma's kind: byte fallback, spaces as ▁, no pre-tokenizer; with a few merges."""
-  letters = ["▁", *"abcdefghijklmnopqrstuvwxyzABC,.0123456789"]
-  merges = [("c", "a"), ("ca", "t"), ("▁", "cat"), ("d", "o"), ("▁", "▁")]
-  pieces = [*PIECES, *(f"<0x{byte:02X}>" for byte in range(256)), *letters, *map("".join, merges)]
-  model = tokenizers.models.BPE(
-    {piece: number for number, piece in enumerate(pieces)}, merges, unk_token="<unk>", byte_fallback=True, fuse_unk=True
-  )
-  backend = tokenizers.Tokenizer(model)
-  backend.normalizer = tokenizers.normalizers.Replace(" ", "▁")
-  steps = [tokenizers.decoders.Replace("▁", " "), tokenizers.decoders.ByteFallback(), tokenizers.decoders.Fuse()]
-  backend.decoder = tokenizers.decoders.Sequence(steps)
-  backend.add_special_tokens([tokenizers.AddedToken(piece, normalized=False) for piece in PIECES])
-  backend.enable_truncation(3)  # files may say so; the length is the caller's
-  backend.enable_padding(length=9)
-  backend.save(str(path))
-  return path
+from tests.helpers.gemma import find_gemma, write_small
 
 
 @pytest.fixture(scope="session")
@@ -41,19 +19,10 @@ def small(tmp_path_factory) -> str:
   return str(write_small(tmp_path_factory.mktemp("gemma") / "tokenizer.json"))
 
 
-@pytest.fixture(scope="session")
-def gemma() -> str:
-  """The file of Gemma 1 and 2, 17 MB (sha256 7da53ca2...), at FGCLIP_GEMMA_TOKENIZER; else the test skips."""
-  path = os.environ.get("FGCLIP_GEMMA_TOKENIZER", "")
-  if not os.path.isfile(path):
-    pytest.skip("needs Gemma's tokenizer.json, named by FGCLIP_GEMMA_TOKENIZER")
-  return path
-
-
-def test_ids_are_the_recorded_ones(gemma, shared):
+def test_ids_are_the_recorded_ones(shared):
   folder = shared / "oracle_fgclip2" / "common"
   texts, recorded = json.loads((folder / "tokens_texts.json").read_text()), np.load(folder / "tokens.npz")
-  tokenizer = get_tokenizer(f"gemma:{gemma}")
+  tokenizer = get_tokenizer(f"gemma:{find_gemma()}")
   assert (tokenizer.vocab_size, tokenizer.end_id, tokenizer.pad_id) == (256000, 1, 0)
   for length in (64, 196):
     np.testing.assert_array_equal(tokenizer(texts, length), recorded[f"ids_{length}"])

@@ -8,7 +8,7 @@ import pytest
 from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.data.tokenizers.padded import check_ids, check_tokenizer
 from fgclip_jax.models.config import preset
-from tests.data.tokenizers.test_gemma import write_small
+from tests.helpers.gemma import write_small
 
 
 @pytest.fixture(scope="module")

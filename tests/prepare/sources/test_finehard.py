@@ -8,7 +8,7 @@ import pytest
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import Region
-from fgclip_jax.prepare.sources import finehard
+from fgclip_jax.prepare.sources import finehard, image_store
 from fgclip_jax.storage.errors import RecordError
 
 NEGATIVES = tuple(f"a {colour} dog" for colour in "red blue green grey pink black white tan gold teal".split())
@@ -56,6 +56,31 @@ def test_a_faultless_annotation_becomes_a_record_and_nothing_is_told():
   assert (record.short, record.long) == ("a dog on a lawn", "a brown dog runs over a wide green lawn")
   region = Region((0.1, 0.2, 0.5, 0.75), "a brown dog", "a brown dog with its ears up", NEGATIVES)
   assert record.regions == (region,)
+
+
+@pytest.mark.parametrize("value", [1, True, 0, "", None])
+def test_a_record_with_the_key_is_cn_is_chinese_and_keeps_its_regions(value):
+  record, reported = parse(make_annotation(is_cn=value, caption="草地上有一只棕色的狗", short_caption="一只狗"))
+  assert (record.language, record.short, len(record.regions), reported) == ("zh", "一只狗", 1, [])
+  assert parse(make_annotation())[0].language == ""
+
+
+def test_records_in_the_other_language_can_be_left_out(tmp_path):
+  (tmp_path / "coyo_image_0" / "00069").mkdir(parents=True)
+  (tmp_path / "coyo_image_0" / "00069" / "000699825.jpg").write_bytes(b"image")
+  lines = [json.dumps(make_annotation(**changes)) for changes in ({}, {"is_cn": 1})]
+  path = tmp_path / "both.jsonl"
+  path.write_text("\n".join(lines))
+  for take, kept in (("", ["", "zh"]), ("en", [""]), ("zh", ["zh"])):
+    source = finehard.FineHard((str(path),), image_store.find(str(tmp_path)), take)
+    assert source.arguments().get("take", "") == take
+    found = []
+    for _, raw in source.scan(str(path)):
+      try:
+        found.append(source.load(raw, lambda *_: None).language)
+      except RecordError as error:
+        assert (error.kind, error.field) == ("language_not_taken", "is_cn")
+    assert found == kept
 
 
 @pytest.mark.parametrize(
