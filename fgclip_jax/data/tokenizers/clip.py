@@ -104,7 +104,7 @@ class Tokenizer:
 
   def pieces(self) -> list[str]:
     """The text of each id by itself; bytes that are none are replaced."""
-    return [_to_text([self._backend.id_to_token(number)]) for number in range(self.vocab_size)]
+    return [_to_text([self._backend.id_to_token(number) or ""]) for number in range(self.vocab_size)]
 
   def save_vocabulary(self, folder: str) -> list[str]:
     """Writes the vocabulary and the merges as transformers reads them; returns the paths: vocab.json, merges.txt."""

@@ -5,6 +5,7 @@ Ids equal those of transformers' `SiglipTokenizer`.
 """
 
 import functools
+import importlib
 import string
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -69,7 +70,7 @@ class Tokenizer(PaddedTokenizer):
 @functools.cache
 def _backend(path: str) -> Any:
   try:
-    import sentencepiece
+    sentencepiece = importlib.import_module("sentencepiece")  # not among what is always installed
   except ImportError as error:
     message = "SigLIP 1's tokenizer needs the package sentencepiece: pip install sentencepiece"
     raise ImportError(message) from error
