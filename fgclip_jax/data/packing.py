@@ -16,6 +16,7 @@ import itertools
 import math
 import zlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -101,9 +102,14 @@ class Layout:
     return min((self.long_length or 0) if long else self.short_length, self.row_length)
 
 
-def padded_row_length(short: int, long: int | None) -> int:
-  """A row length that captions of a model that reads padding fill: these are all of one length, or of two."""
-  return short + long if long else max(256 // short, 1) * short
+def choose_row_length(text: Any, long: int | None) -> int:
+  """A row length for the captions of a text tower, by its config: 256, or what holds its longest caption.
+
+  Captions of a tower that reads padding are all of one length, or of two with `long` ones: rows are what these fill.
+  """
+  if not text.reads_padding:
+    return max(256, *text.position_tables.values())
+  return text.short_length + long if long else max(256 // text.short_length, 1) * text.short_length
 
 
 def captions_per_image(layout: Layout) -> tuple[int, int]:
@@ -303,6 +309,22 @@ def _check_lengths(captions: Sequence[Caption], layout: Layout) -> None:
       raise ValueError(
         f"a {kind} caption has {len(caption.ids)} tokens, its position table {longest}: truncate it first"
       )
+
+
+def describe_rows(layout: Layout) -> list[str]:
+  """What shapes batches have: a line for captions, and one for patches."""
+  buckets = layout.row_buckets
+  lines = [
+    f"text in rows of {layout.row_length} tokens, {', '.join(map(str, buckets))} a data shard: "
+    f"{len(buckets)} shapes, each compiled when a batch first needs it (most need the first few)"
+  ]
+  if patches := layout.patches:
+    how = f" ({patches.budget})" if isinstance(patches.budget, str) else ""
+    rows = ", ".join(map(str, patches.row_buckets)) if layout.packed else "one for each"
+    lines.append(
+      f"pictures of at most {patches.budgets[-1]} patches{how} in rows of {patches.length}, {rows} a data shard"
+    )
+  return lines
 
 
 def packing_efficiency(batch: dict[str, np.ndarray]) -> float:

@@ -16,8 +16,8 @@ from jax.sharding import Mesh
 
 from fgclip_jax.data.dataset_folder import find_shards
 from fgclip_jax.data.loader import DataConfig
-from fgclip_jax.data.packing import Layout, padded_row_length
-from fgclip_jax.data.tokenizers import files, get_tokenizer
+from fgclip_jax.data.packing import Layout, choose_row_length
+from fgclip_jax.data.tokenizers import files
 from fgclip_jax.data.tokenizers.padded import check_tokenizer
 from fgclip_jax.evals.evaluator import Evaluator
 from fgclip_jax.losses.objective import Objective
@@ -113,16 +113,13 @@ class RunConfig:
 
   def layout(self) -> Layout:
     """The static shapes of the run's batches, but for the row buckets."""
-    vision: Any = self.model.vision  # of a dataclass, whatever its type
-    text: Any = self.model.text
+    model: Any = self.model  # of towers of any type
+    vision, text = model.vision, model.text
     data, long = self.data, text.long_length if "long" in self.objective.needs else None
     regions = self.objective.needs_regions and self.model.fine_grained
-    fits = (
-      padded_row_length(text.short_length, long) if text.reads_padding else max(256, *text.position_tables.values())
-    )
     return Layout(
       boxes=data.boxes if regions else 0,
-      row_length=data.row_length or fits,
+      row_length=data.row_length or choose_row_length(text, long),
       short_length=text.short_length,
       long_length=long,
       packed=data.packed,
@@ -214,20 +211,18 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
   _check_objective(run)
   _check_savings(run)
   if check_data:
-    _check_data(run)
+    _check_data(run.data)
+    check_tokenizer(run.model.text)
   run.layout()
   return run
 
 
-def _check_data(run: RunConfig) -> None:
-  """The data sets are there, and the tokenizer is the model's."""
-  data, text = run.data, run.model.text
+def _check_data(data: DataConfig) -> None:
+  """The data sets are there."""
   if not data.path and not data.mixture:
     raise ValueError("config.data.path is empty: name a folder made by `python -m fgclip_jax.prepare`")
   for each in data.sets():
     find_shards(each.path, each.split)
-  if text.reads_padding:
-    check_tokenizer(get_tokenizer(text.tokenizer), text)
 
 
 def _check_keep(run: RunConfig) -> None:

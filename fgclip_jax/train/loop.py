@@ -13,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fgclip_jax.data.loader import Loader
+from fgclip_jax.data.packing import describe_rows
 from fgclip_jax.data.tokenizers import files
 from fgclip_jax.inference.programs import use_compilation_cache
 from fgclip_jax.models.params import abstract_params, count
@@ -156,17 +157,8 @@ def open_loader(run: RunConfig, mesh: Mesh, begin: int, log: Log) -> Loader:
   log(f"{loader.records} records, {loader.epoch_steps:.1f} steps an epoch; steps {begin} to {run.steps}")
   for line in loader.sources if run.data.mixture else ():
     log(line)
-  buckets = loader.layout.row_buckets
-  log(
-    f"text in rows of {loader.layout.row_length} tokens, {', '.join(map(str, buckets))} a data shard: "
-    f"{len(buckets)} shapes, each compiled when a batch first needs it (most need the first few)"
-  )
-  if patches := loader.layout.patches:
-    how = f" ({patches.budget})" if isinstance(patches.budget, str) else ""
-    log(
-      f"pictures of at most {patches.budgets[-1]} patches{how} in rows of {patches.length}, "
-      f"{', '.join(map(str, patches.row_buckets)) or 'one for each'} a data shard"
-    )
+  for line in describe_rows(loader.layout):
+    log(line)
   return loader
 
 

@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
+from fgclip_jax.data.tokenizers import get_tokenizer
+
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte that is no text by itself
 
 
@@ -72,16 +74,19 @@ def pad(rows: Sequence[Sequence[int]], length: int, pad_id: int) -> Int32[np.nda
   return padded
 
 
-def check_tokenizer(tokenizer: Any, text: Any) -> None:
-  """Refuses a tokenizer that is not the one of a text tower that reads padding.
+def check_tokenizer(text: Any) -> None:
+  """Checks that the tokenizer that a text tower names is one that it can read, if the tower reads padding.
 
   Args:
-    tokenizer: the tokenizer.
     text: the text tower's config, see `models.siglip_config.SiglipTextConfig`.
 
   Raises:
+    FileNotFoundError: the tokenizer's file is not there.
     ValueError: it makes ids that the tower has not, or ends or fills rows with others.
   """
+  if not text.reads_padding:
+    return
+  tokenizer = get_tokenizer(text.tokenizer)
   ends = (text.end_id, text.pad_id)
   if tokenizer.vocab_size > text.vocab_size or (tokenizer.end_id, tokenizer.pad_id) != ends:
     raise ValueError(

@@ -12,8 +12,13 @@ from tests.helpers.gemma import write_small
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
-  return get_tokenizer(f"gemma:{write_small(tmp_path_factory.mktemp('gemma') / 'tokenizer.json')}")
+def small_name(tmp_path_factory):
+  return f"gemma:{write_small(tmp_path_factory.mktemp('gemma') / 'tokenizer.json')}"
+
+
+@pytest.fixture(scope="module")
+def small(small_name):
+  return get_tokenizer(small_name)
 
 
 TEXTS = ["a cat", "", "cats " * 99, "é, 1 <eos> more", "ünï"]
@@ -43,13 +48,16 @@ def test_rows_made_another_way_are_refused(small):
   refuse(get_tokenizer("clip")(TEXTS, 16), "outside the model's vocabulary")
 
 
-def test_a_tokenizer_of_another_model_is_refused(small):
+def test_a_tokenizer_of_another_model_is_refused(small_name):
   text = preset("tiny_fgclip2").text
-  check_tokenizer(get_tokenizer("clip_padded"), text)
+  check_tokenizer(text)
+  check_tokenizer(preset("tiny").text)  # reads no padding
   for name, changes in (("clip", {}), ("clip_padded", {"vocab_size": 100}), ("clip_padded", {"end_id": 1})):
     with pytest.raises(ValueError, match=r"has 49,408 ids, 49407 at the end of a text and .* behind it; the model has"):
-      check_tokenizer(get_tokenizer(name), dataclasses.replace(text, **changes))
+      check_tokenizer(dataclasses.replace(text, tokenizer=name, **changes))
   with pytest.raises(
     ValueError, match="ids, 1 at the end of a text and 0 behind it; the model has 49,408, 49407 and 0"
   ):
-    check_tokenizer(small, text)
+    check_tokenizer(dataclasses.replace(text, tokenizer=small_name))
+  with pytest.raises(FileNotFoundError, match="'gemma' is read from a model's own tokenizer.json"):
+    check_tokenizer(preset("fgclip2_b16").text)
