@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 
 from fgclip_jax.data import image as images
 from fgclip_jax.data import packing
-from fgclip_jax.data.tokenizers import Tokenizer, get_tokenizer
+from fgclip_jax.data.tokenizers import Tokenizer, files, get_tokenizer
 from fgclip_jax.inference import inputs, programs
 from fgclip_jax.models import config as presets
 from fgclip_jax.models import params as parameters
@@ -69,7 +69,9 @@ def load(
     raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
   if isinstance(device, str):
     device = programs.find_device(device)  # a wrong name is told before gigabytes are read
-  config, flat, _ = formats.read(_find(os.fspath(path_or_name), allow_pickle), ema, allow_pickle)
+  path = _find(os.fspath(path_or_name), allow_pickle)
+  config, flat, _ = formats.read(path, ema, allow_pickle)
+  config = config.replace(text={"tokenizer": files.locate(config.text.tokenizer, path)})
   return FGCLIP(config, programs.place(parameters.unflatten(flat), device), Runtime(dtype=jnp.dtype(dtype)))
 
 
