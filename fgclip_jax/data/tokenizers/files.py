@@ -39,9 +39,11 @@ def locate_any(text: str) -> str:
 
 
 def find_file(name: str, folder: str) -> str | None:
-  """The file of a tokenizer in a folder, or the path itself where it is such a file; None: it is not there."""
+  """The file of a tokenizer: the path itself, in that folder, or beside that file of weights; None: it is not there."""
   if paths.is_file(folder):
-    return folder if folder.endswith(tuple(FILES[name])) else None
+    if folder.endswith(FILES[name]):
+      return folder
+    folder = paths.parent(folder)
   for file in FILES[name]:
     if paths.is_file(path := paths.join(folder, file)):
       return path

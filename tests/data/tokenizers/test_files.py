@@ -19,7 +19,7 @@ def test_the_first_place_that_has_the_file_is_named(tmp_path):
   assert files.locate("clip", str(model)) == "clip"
   weights = model / "model.safetensors"
   weights.write_bytes(b"")
-  assert files.locate("gemma", str(weights)) == "gemma"  # a file of weights is no tokenizer's
+  assert files.locate("gemma", str(weights)) == f"gemma:{path}"  # beside a file of weights
 
 
 def test_what_a_user_names_is_found(tmp_path):
