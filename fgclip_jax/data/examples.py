@@ -90,10 +90,7 @@ class LoadExample:
     """Which of `count` examples are read at once: those whose pictures share a budget, or some."""
     patches, size = self.layout.patches, _READ_AHEAD
     if patches and patches.budget == "dynamic":
-      per_shard = count // shards
-      size = patches.group or per_shard
-      if per_shard % size:
-        raise ValueError(f"data.patch_group {size} must divide the {per_shard} images of a data shard")
+      size = patches.group or count // shards
     return [range(begin, min(begin + size, count)) for begin in range(0, count, size)]
 
   def _choose_budgets(self, found: Sequence[Inputs | None]) -> Sequence[int | None]:

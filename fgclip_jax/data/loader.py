@@ -135,6 +135,8 @@ class Loader:
   ):
     if config.batch_size % shards:
       raise ValueError(f"data.batch_size {config.batch_size} must divide over {shards} data shards")
+    if (group := config.patch_group) and config.batch_size // shards % group:
+      raise ValueError(f"data.patch_group {group} must divide the {config.batch_size // shards} images of a data shard")
     local_shards = range(shards) if local_shards is None else local_shards
     source = Mixture(config.sets(), config.batch_size if config.language_steps else 0)
     if not config.repeat_in_batch:

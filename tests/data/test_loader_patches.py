@@ -129,10 +129,8 @@ def test_dynamic_budgets_are_those_of_a_group(folder, tmp_path):
     for key, budgets in expected.items()
   }
   assert DataConfig(path="x").patch_layout(16, 256) == PatchLayout(256)
-  config = DataConfig(path=str(tmp_path), patch_budget="dynamic", patch_group=3)
-  load = LoadExample(Mixture(config.sets()), config, Layout(patches=config.patch_layout(16, 256)), 16)
   with pytest.raises(ValueError, match="data.patch_group 3 must divide the 4 images of a data shard"):
-    load.load(range(4), [np.random.default_rng(0)] * 4, None)
+    make_loader(str(tmp_path), patch_budget="dynamic", patch_group=3)
 
 
 def test_rows_that_cannot_hold_a_padded_caption_are_refused():
