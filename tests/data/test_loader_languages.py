@@ -113,8 +113,8 @@ def test_groups_of_the_published_sampler_are_ours_without_shuffling(shared, tmp_
   english = tags.count(1)
   assert tags == [1] * english + [0] * (len(tags) - english)
   sets = [
-    DataSet(make_set(tmp_path, english, "en"), "train", english),
-    DataSet(make_set(tmp_path, len(tags) - english, "zh"), "train", len(tags) - english),
+    DataSet(make_set(tmp_path, english, "en"), "train", float(english)),
+    DataSet(make_set(tmp_path, len(tags) - english, "zh"), "train", float(len(tags) - english)),
   ]
   mixture = Mixture(sets, batch)
   ours = {tuple(step) for step in steps(mixture, batch, len(tags) // batch, shuffle=False)}

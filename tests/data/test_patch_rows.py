@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
+from fgclip_jax.data.image import read_size
 from fgclip_jax.data.patch_rows import (
   EMPTY_PLACE,
   fit_rows,
@@ -102,7 +102,7 @@ def photograph_sizes(shared) -> list[tuple[int, int]]:
   files = sorted((shared / "data" / "real_mini" / "images").rglob("*.*g"))
   if not files:
     pytest.skip("no photographs in shared/data/real_mini")
-  return [Image.open(file).size for file in files]
+  return [read_size(file.read_bytes()) for file in files]
 
 
 @pytest.mark.parametrize("budget", [128, 256, 576, 784, 1024, "dynamic", "dynamic_each"])

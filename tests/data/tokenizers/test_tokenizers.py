@@ -33,6 +33,9 @@ class Letters:
   def encode_batch(self, texts, length=None):
     return [self.encode(text, length) for text in texts]
 
+  def decode(self, ids):
+    return "".join(chr(number + ord("a") - 3) for number in ids if number > 2)
+
   def __call__(self, texts, length=max_length):
     rows = self.encode_batch([texts] if isinstance(texts, str) else texts, length)
     return np.asarray([row + [self.pad_id] * (length - len(row)) for row in rows], np.int32)
