@@ -69,7 +69,7 @@ def add_conversion(parser: argparse.ArgumentParser, name: str) -> None:
     "tokenizer.json or spiece.model; a model with another tokenizer makes its ids itself (default: %(default)s)",
   )  # fmt: skip
   parser.add_argument(
-    "--record_language", default="", metavar="CODE", type=language_code,
+    "--record_language", metavar="CODE", type=language_code,
     help="the language of captions whose files do not name it, e.g. zh; English if it is not given",
   )  # fmt: skip
   parser.add_argument("--skip_image_check", action="store_true", help="do not decode the images: fast, finds less")
@@ -145,7 +145,7 @@ def convert(options: argparse.Namespace, source: Source) -> None:
     ),
     strict=options.strict,
     tokenizer=files.locate_any(options.tokenizer),
-    language=options.record_language,
+    language=options.record_language or "",
   )
   print(f"Converting {len(source.files)} input files of the form {source.form!r} into {job.output}")
   stats = pipeline.write(job, make_engine(options), options.overwrite)

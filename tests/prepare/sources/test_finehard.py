@@ -72,7 +72,7 @@ def test_records_in_the_other_language_can_be_left_out(tmp_path):
   path = tmp_path / "both.jsonl"
   path.write_text("\n".join(lines))
   for take, kept in (("", ["", "zh"]), ("en", [""]), ("zh", ["zh"])):
-    source = finehard.FineHard((str(path),), image_store.find(str(tmp_path)), take)
+    source = finehard.FineHard((str(path),), image_store.Folder(str(tmp_path)), take)
     assert source.arguments().get("take", "") == take
     found = []
     for _, raw in source.scan(str(path)):
