@@ -3,27 +3,30 @@
   python -m fgclip_jax.main --config=configs/quickstart.py:stage1 --workdir=runs/quickstart/stage1
   python -m fgclip_jax.main --config=configs/quickstart.py:stage2 --workdir=runs/quickstart/stage2
 
-Made from nothing: no pretrained weights, no download.
+`fgclip2_stage1` and `fgclip2_stage2` are a small FG-CLIP 2 on scenes of several shapes (`prepare scenes --shapes
+mixed`), which `launch/quickstart.sh fgclip2` runs. Made from nothing: no pretrained weights, no download.
 """
 
 import math
 
 from configs import common
 
-STEPS = {"stage1": 280, "stage2": 440}
+STEPS = {"stage1": 280, "stage2": 440, "fgclip2_stage1": 280, "fgclip2_stage2": 440}
 
 
 def get_config(stage: str = "stage2"):
-  """One of the two stages."""
+  """A stage of one of the two models."""
   if stage not in STEPS:
     raise ValueError(f"configs/quickstart.py takes {' or '.join(STEPS)} after the colon, got {stage!r}")
+  second = stage.startswith("fgclip2_")
+  regions = stage.endswith("stage2")
   config = common.get_config()
-  config.model = "scenes"
+  config.model = "scenes2" if second else "scenes"
   config.steps = STEPS[stage]
-  if stage == "stage1":
+  if not regions:
     config.objective.update({"regional": 0.0, "hard_negative": 0.0})
   else:
-    config.init_from = "runs/quickstart/stage1"
+    config.init_from = f"runs/quickstart/{stage.replace('stage2', 'stage1')}"
     config.objective.regional_mask_identical = True  # few descriptions: one batch holds many twice
   config.data.update({"path": "data/scenes", "batch_size": 64, "boxes": 3, "row_length": 64})
   config.optimizer.update(
@@ -39,6 +42,11 @@ def get_config(stage: str = "stage2"):
       "temperature_max": math.log(100),
     }
   )
+  if second:
+    config.data.update({"path": "data/scenes_mixed", "row_length": 48})
+    config.objective.update({"contrast": "sigmoid", "regional_contrast": "softmax"})
+    if regions:
+      config.objective.update({"regional": 0.2, "text_intra_modal": 0.1, "hard_contrast": 0.3, "hard_rank": 0.2})
   config.runtime.update({"dtype": "float32", "remat": "none", "unroll": 0})
   config.checkpoint_every = 200
   return config

@@ -91,7 +91,7 @@ def test_a_section_is_its_dataclass(section, kind, set_elsewhere):
 
 def test_none_is_left_out(root: pathlib.Path):
   names = {path.stem for path in (root / "configs").glob("*.py")} - {"__init__"}
-  assert names == {"common", "stage1", "stage2", "clip", "quickstart"}
+  assert names == {"common", "stage1", "stage2", "fgclip2", "clip", "quickstart"}
 
 
 @pytest.mark.parametrize("name", ["common", "stage1", "stage2", "clip"])
@@ -159,6 +159,42 @@ def test_stage2_is_the_published_one(data, model):
   assert run.data.short_prefix == "a photo of " and run.data.region_text == "random" and run.layout().boxes == 4
 
 
+def test_fgclip2_is_the_published_one():
+  run = read_config(get("fgclip2"), check_data=False)
+  weights = run.objective.weights
+  assert weights == {
+    "global_long": 1.0, "global_short": 1.0, "regional": 0.2, "text_intra_modal": 0.1, "hard_contrast": 0.3,
+    "hard_negative": 1.5, "hard_rank": 0.2,
+  }  # fmt: skip
+  assert (run.objective.contrast, run.objective.regional_contrast) == ("sigmoid", "softmax")
+  assert run.objective.regional_group == 512 and run.data.batch_size == 8 * 512
+  assert run.steps == pytest.approx(6 * 24e6 / run.data.batch_size, rel=0.01)  # six epochs
+  optimizer = run.optimizer
+  assert (optimizer.name, optimizer.learning_rate, optimizer.weight_decay) == ("adamw", 1e-6, 0.001)
+  assert (optimizer.b1, optimizer.b2, optimizer.eps) == (0.9, 0.98, 1e-6)
+  assert (optimizer.warmup, optimizer.end_fraction) == (1_050, 0.0)
+  assert optimizer.clip_norm is None and optimizer.temperature_max is None
+  names = flatten(abstract_params(run.model))
+  decayed = {name for name in names if rule_value(optimizer.rules, "weight_decay", name)}
+  assert names.keys() - decayed == {name for name in names if "norm" in name or "bias" in name}
+  assert {"temperature/global", "vision/pooling_head/probe", "text/long_positions"} <= decayed
+  assert run.data.language_steps and run.data.patch_budget == "dynamic" and run.layout().row_length == 260
+  assert run.layout().patches.budgets[-1] == 1024 and run.layout().boxes == 4
+
+
+@pytest.mark.parametrize("model", ["fgclip2_b16", "fgclip2_l16", "fgclip2_so400m16"])
+def test_stage1_of_fgclip2_has_the_global_losses_alone(model):
+  run = read_config(get("fgclip2", f"stage1,{model}"), check_data=False)
+  assert {name for name, weight in run.objective.weights.items() if weight} == {"global_long", "global_short"}
+  assert run.model.vision == preset(model).vision and run.layout().boxes == 0
+
+
+@pytest.mark.parametrize("argument", ["stage3", "fgclip2_b16", "stage1,vit_b16"])
+def test_fgclip2_takes_a_stage_and_a_model(argument):
+  with pytest.raises(ValueError, match="takes stage1 or stage2 after the colon"):
+    get("fgclip2", argument)
+
+
 CLIP_RATES = {
   "rn50": 5e-4, "rn101": 5e-4, "rn50x4": 5e-4, "rn50x16": 4e-4, "rn50x64": 3.6e-4,
   "vit_b32": 5e-4, "vit_b16": 5e-4, "vit_l14": 4e-4, "vit_l14_336": 2e-5,
@@ -194,15 +230,18 @@ def test_clip_has_neither_long_text_nor_regions(data):
   assert run.optimizer.temperature_max == pytest.approx(4.6052, abs=1e-4)
 
 
-def test_quickstart(data, tmp_path):
-  one, two = get("quickstart", "stage1"), get("quickstart", "stage2")
-  assert (one.init_from, two.init_from) == ("", "runs/quickstart/stage1")
-  native.write_model_file(str(tmp_path), preset("scenes"))
+@pytest.mark.parametrize(
+  ("prefix", "model", "folder"), [("", "scenes", "data/scenes"), ("fgclip2_", "scenes2", "data/scenes_mixed")]
+)
+def test_quickstart(data, tmp_path, prefix, model, folder):
+  one, two = get("quickstart", f"{prefix}stage1"), get("quickstart", f"{prefix}stage2")
+  assert (one.init_from, two.init_from) == ("", f"runs/quickstart/{prefix}stage1")
+  native.write_model_file(str(tmp_path), preset(model))
   two.init_from = str(tmp_path)
   for config in (one, two):
-    assert config.data.path == "data/scenes"
+    assert config.data.path == folder
     config.data.path = data
   assert not read_config(one).objective.needs_regions
   assert read_config(two).objective.needs_regions and read_config(two).layout().boxes == 3
-  with pytest.raises(ValueError, match="takes stage1 or stage2 after the colon, got 'stage3'"):
+  with pytest.raises(ValueError, match="takes stage1 or stage2 or fgclip2_stage1 .* after the colon, got 'stage3'"):
     get("quickstart", "stage3")
