@@ -63,6 +63,18 @@ def test_recorded_checkpoints_there_and_back_by_way_of_our_folders(name, shared,
   _same_bytes(source, tmp_path / "back")
 
 
+def test_rows_of_positions_that_nothing_reads_are_kept(save, tmp_path):
+  """Training leaves them behind in two tables; a run's folder, whose tables have moved on, has none."""
+  ori = "text_model.embeddings.position_embedding_ori.weight"
+  folder = save("tiny_fgclip2", lambda tensors: tensors[ori].__setitem__(slice(20, None), 7.0))
+  assert convert.main([str(folder), str(tmp_path / "ours")]) == 0
+  assert convert.main([str(tmp_path / "ours"), str(tmp_path / "back")]) == 0
+  _same_bytes(folder, tmp_path / "back")
+  config, flat, _ = formats.read(str(tmp_path / "ours"))
+  huggingface.write(str(tmp_path / "new"), config, flat)
+  assert np.all(safetensors.numpy.load_file(tmp_path / "new" / WEIGHTS)[ori][20:] != 7.0)
+
+
 def test_two_absent_temperatures_are_ln_100_and_stay_absent(save, tmp_path, capsys):
   folder = save("tiny_fgclip2", lambda tensors: [tensors.pop(name) for name in TEMPERATURES])
   config, flat, source = formats.read(str(folder))
