@@ -78,7 +78,7 @@ def convert(
     print("the weights that the run has averaged over its steps (--raw_weights: those of its last step)")
   kinds = [kind] if isinstance(kind, str) else list(kind or ())
   if unknown := sorted(set(kinds) - set(_KINDS)):
-    raise ValueError(f"a model is made {', '.join(_KINDS)} and not {', '.join(unknown)}")
+    raise ValueError(f"kind must be of {', '.join(_KINDS)}, got {', '.join(unknown)}")
   if {"naflex", "squares"} & set(kinds):
     if len({"naflex", "squares"} & set(kinds)) > 1:
       raise ValueError("a model is for pictures of any shape (naflex) or for squares, not for both")

@@ -104,6 +104,8 @@ def _check_source(source: Any) -> None:
   for key, kind in kinds.items():
     if source and key in source and not isinstance(source[key], kind):
       raise ValueError(f"source.{key} is a {type(source[key]).__name__}")
+  if not all(isinstance(name, str) for name in (source or {}).get("absent", [])):
+    raise ValueError("source.absent holds no names")
   for name, shape in (source or {}).get("shapes", {}).items():
     if not isinstance(shape, list) or not all(isinstance(each, int) and each > 0 for each in shape):
       raise ValueError(f"source.shapes.{name} is no shape")
