@@ -16,6 +16,7 @@ from fgclip_jax.train.mesh import make_mesh
 pytestmark = pytest.mark.slow
 
 FOLDERS = ("common", "fgclip_p14", "fgclip_p16", "fgclip_p16_world2")
+FOLDERS2 = ("common", "loader", "fgclip2", "fgclip2_world2", "siglip2_naflex", "siglip_fixed")
 
 
 @pytest.fixture(scope="module")
@@ -38,6 +39,39 @@ def test_equals_the_recorded_run(name, command, oracle, capsys):
   printed = capsys.readouterr().out
   assert code == 0, printed
   assert " 0 failed" in printed and "FAIL" not in printed
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FOLDERS2)
+def test_equals_the_recorded_run_of_fgclip2_and_siglip(name, command, shared, capsys):
+  """Padded and packed, on one device and on several meshes."""
+  if not (shared / "oracle_fgclip2" / name).is_dir():
+    pytest.skip(f"no folder oracle_fgclip2/{name} in {shared}")
+  with jax.numpy_dtype_promotion("standard"):
+    code = command.main([str(shared / "oracle_fgclip2" / name), "--quiet"])
+  printed = capsys.readouterr().out
+  assert code == 0, printed
+  assert " 0 failed" in printed and "FAIL" not in printed
+
+
+def test_a_changed_quantity_of_fgclip2_fails(command, shared, tmp_path, capsys):
+  """One of each kind: a feature, a term, a gradient; and something unknown."""
+  if not (shared / "oracle_fgclip2").is_dir():
+    pytest.skip(f"no folder oracle_fgclip2 in {shared}")
+  folder = _copy(shared / "oracle_fgclip2", ["siglip_fixed/checkpoint", "siglip_fixed/io.npz"], tmp_path / "fixed")
+  gradients = safetensors.numpy.load_file(shared / "oracle_fgclip2/siglip_fixed/grads.safetensors")
+  gradients["logit_bias"] = gradients["logit_bias"] + 1
+  safetensors.numpy.save_file(gradients, folder / "grads.safetensors")
+  with np.load(folder / "io.npz") as file:
+    io = dict(file)
+  _off_by_a_little(io["text_embeds"])
+  np.savez(folder / "io.npz", **io, other=np.zeros(3))
+  report = command.Report(quiet=True)
+  command.compare(folder, report)
+  assert _failures(capsys.readouterr().out) == [
+    "fixed/grads/packed/logit_bias", "fixed/grads/padded/logit_bias",
+    "fixed/other", "fixed/packed/text_embeds", "fixed/padded/text_embeds",
+  ]  # fmt: skip
 
 
 @pytest.mark.slow

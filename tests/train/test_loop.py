@@ -82,6 +82,7 @@ def make_run(folder: str, weights: str, /, **changes) -> RunConfig:
   # eps above rounding: where a gradient is zero but for rounding, Adam would make a whole step of its sign
   config.optimizer.update({"learning_rate": 1e-3, "warmup_steps": 1, "eps": 1e-4})
   config.runtime.update({"dtype": "float32", "remat": "none"})
+  config.objective.hard_rank = 0.2  # whose margin is part of the state
   config.mesh = "data=2,fsdp=2,tensor=2"
   config.update(ml_collections.ConfigDict(changes))
   return read_config(config)
@@ -116,6 +117,7 @@ def test_what_a_run_writes(full, data, clip_weights):
   assert {"loss", "loss_global_long", "loss_global_short", "loss_regional", "loss_hard_negative"} <= set(metrics[0])
   assert {"gradient_norm", "learning_rate", "temperature_global"} <= set(metrics[0])
   assert metrics[-1]["loss"] < metrics[0]["loss"]
+  assert metrics[0]["margin"] == 0 and metrics[0]["hard_boxes"] > 0 and float(state.margin) != metrics[-1]["margin"]
   assert os.listdir(os.path.join(workdir, "tensorboard"))
   with open(os.path.join(workdir, "config.json"), encoding="utf-8") as file:
     written = json.load(file)
