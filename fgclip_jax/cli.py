@@ -37,6 +37,17 @@ def print_error(error: BaseException | str) -> None:
   print("error: " + "\n".join(lines), file=sys.stderr, flush=True)
 
 
+def add_max_patches(parser: argparse._ActionsContainer) -> None:
+  """Adds `--max_patches`, for `fgclip_jax.load`, which says what it may be."""
+  parser.add_argument(
+    "--max_patches",
+    type=lambda text: int(text) if text.isdecimal() else text,
+    metavar="N|dynamic",
+    help="of models that take pictures of any shape (FG-CLIP 2, SigLIP 2 NaFlex): the most patches of a picture, or "
+    "128 to 1024 by its own size (default: as the model was published)",
+  )
+
+
 def shipped(folder: str) -> pathlib.Path:
   """The folder `configs` or `examples`: beside the package in a checkout, inside it where it is installed."""
   package = pathlib.Path(__file__).resolve().parent

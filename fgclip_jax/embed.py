@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import tqdm
 
-from fgclip_jax.cli import print_error
+from fgclip_jax.cli import add_max_patches, print_error
 from fgclip_jax.inference import bulk_inputs, programs
 from fgclip_jax.inference.bulk_outputs import Output
 from fgclip_jax.inference.model import DTYPES, FGCLIP, KINDS, load
@@ -105,13 +105,13 @@ def _start(
   model: FGCLIP, what: str, given: str, target: Output, kind: str, field: str, split: str, root: str
 ) -> tuple[bulk_inputs.Input, dict[str, Any]]:
   """Finds the input; returns it and what decides the output."""
-  mode, vision = model.config.resize if what == "images" else "squash", model.config.vision
-  reading = bulk_inputs.Reading(vision.image_size, mode, what, kind, field, root, vision.pixels)
+  reader = model.reader(None if what == "images" else "squash")
+  reading = bulk_inputs.Reading(reader, what, kind, field, root)
   source = bulk_inputs.find(what, given, split, target.state, reading)
   settings = {
     "what": what,
     "input": source.name,
-    "read": {"kind": kind, "field": field} if what == "texts" else {"size": reading.size, "mode": reading.mode},
+    "read": {"kind": kind, "field": field} if what == "texts" else reader.settings(),
     "root": root,
     "fingerprint": zlib.crc32(json.dumps(source.fingerprint, sort_keys=True).encode()),
     "model": fingerprint(model),
@@ -210,7 +210,7 @@ def _encode_images(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, i
   loaded = _peek(part)
   if loaded is None:
     return _nothing(model), 0
-  return model.encode_image(each.pixels for each in loaded), 0
+  return model.encode_image(each.pixels for each in loaded if each.pixels is not None), 0
 
 
 def _encode_regions(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, int]:
@@ -219,7 +219,8 @@ def _encode_regions(model: FGCLIP, part: _Part, kind: str) -> tuple[np.ndarray, 
     return _nothing(model), 0
   # The model reads both iterators in step, so that `tee` keeps one batch of images at most.
   first, second = itertools.tee(loaded)
-  regions = model.encode_regions((each.pixels for each in first), (each.boxes for each in second))
+  pixels = (each.pixels for each in first if each.pixels is not None)
+  regions = model.encode_regions(pixels, (each.boxes for each in second if each.boxes is not None))
   return np.concatenate(regions), 0
 
 
@@ -255,6 +256,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument("--root", metavar="DIR", default="", help="paths in a list are relative to this folder")
   parser.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="compute in this type (default: %(default)s)")
   parser.add_argument("--raw_weights", action="store_true", help="a run's last weights, not their average")
+  add_max_patches(parser)
   parser.add_argument("--overwrite", action="store_true", help="discard an earlier output and start over")
   args = parser.parse_args(argv)
   try:
@@ -272,7 +274,8 @@ def _run(args: argparse.Namespace) -> None:
   Output(args.output)  # a wrong name is told before gigabytes are read
   programs.use_compilation_cache()
   devices = jax.local_devices()
-  model = load(args.model, args.dtype, programs.all_devices() if len(devices) > 1 else None, not args.raw_weights)
+  device = programs.all_devices() if len(devices) > 1 else None
+  model = load(args.model, args.dtype, device, not args.raw_weights, max_patches=args.max_patches)
   what = next(what for what in WHAT if getattr(args, what) is not None)
   print(f"{args.model}: {model}")
   print(f"Embedding the {what} of {printable(getattr(args, what))} on {len(devices)} x {devices[0].device_kind}")

@@ -120,6 +120,7 @@ def _add_model(parser: argparse.ArgumentParser) -> None:
   group.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="compute in (default: %(default)s)")
   group.add_argument("--raw_weights", action="store_true", help="take a run's last weights, not their average")
   group.add_argument("--image_size", type=positive, metavar="N", help="another size of images than the model's")
+  add_max_patches(group)
   group.add_argument("--name", help="the name of the results in a comparison (default: that of the model folder)")
   group.add_argument("--output", metavar="FILE", help="write the results to this JSON file")
   group.add_argument("--examples", metavar="FILE", help="write the prediction for each question, as JSON lines")
@@ -141,7 +142,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
   results.check_outputs((args.output, args.examples), [args.model, *inputs])
   programs.use_compilation_cache()
   device = programs.all_devices() if jax.local_device_count() > 1 else None
-  model = load(args.model, args.dtype, device, ema=not args.raw_weights)
+  model = load(args.model, args.dtype, device, ema=not args.raw_weights, max_patches=args.max_patches)
   if args.image_size:
     model = model.with_image_size(args.image_size)
   guards.check_resolution(model, args.allow)
@@ -157,6 +158,8 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
   if args.output:
     settings = {key: getattr(args, key) for key in ("model", "dtype", "raw_weights", "image_size")}
     settings["image_size"] = model.config.vision.image_size
+    if model.max_patches is not None:
+      settings |= {"image_size": None, "max_patches": args.max_patches or model.max_patches}
     settings |= evaluator.settings() | {"allow": list(args.allow)}
     results.write(args.output, results.describe(model, evaluator.name, name, result, settings, seconds))
     print(f"wrote {args.output}")

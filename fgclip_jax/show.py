@@ -16,7 +16,7 @@ from typing import Any
 
 from PIL import Image
 
-from fgclip_jax.cli import print_error
+from fgclip_jax.cli import add_max_patches, print_error
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record
 from fgclip_jax.evals.datasets.records import Examples
@@ -88,6 +88,7 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     "--output", metavar="FILE", default="heat.png", help="the picture to write (default: %(default)s)"
   )
+  add_max_patches(parser)
   args = parser.parse_args(argv)
   if args.image and not args.text:
     parser.error("--image needs --text")
@@ -114,7 +115,7 @@ def _run(args: argparse.Namespace) -> None:
   picture, texts, boxes = _from_record(args) if args.data else _from_file(args)
   table = _read_boxes(args.boxes) if args.boxes else None
   use_compilation_cache()
-  model = load(args.model)
+  model = load(args.model, max_patches=args.max_patches)
   print(f"{args.model}: {model}")
   heats, found, missing = show(model, picture, texts, boxes, args.output, table)
   for heat in heats:

@@ -185,7 +185,7 @@ def to_levels(
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
   """One image as `preprocess` takes it, not yet normalised; errors call it `name`."""
   try:
-    return make_square(_to_image(picture, name), size, mode, pixels)
+    return make_square(to_image(picture, name), size, mode, pixels)
   except ImageError as error:
     raise ImageError(error.kind, name, error.message) from error
 
@@ -202,7 +202,8 @@ def resize(image: Image.Image, width: int, height: int, interpolation: str) -> I
   return image.resize((width, height), filter)
 
 
-def _to_image(picture: Picture, name: str) -> Image.Image:
+def to_image(picture: Picture, name: str) -> Image.Image:
+  """A picture as Pillow has it, decoded, RGB; errors as of `preprocess`."""
   if isinstance(picture, np.ndarray):
     if picture.dtype != np.uint8 or picture.ndim != 3 or picture.shape[2] != 3:
       found = f"{picture.dtype} {list(picture.shape)}"

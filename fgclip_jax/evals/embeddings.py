@@ -3,7 +3,7 @@
 import dataclasses
 import itertools
 from collections.abc import Iterable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import tqdm
@@ -31,6 +31,8 @@ class DatasetEmbeddings:
     negatives: the rows in `short_text` of each region's hard negatives; -1: no more.
     classes: the rows in `short_text` of the region classes.
     short_text: short captions, region captions, negatives and classes.
+    region_text: the same rows as region captions, if the model has another path for those; of each of the two, only
+      the rows that are used are filled. None: `short_text`.
     long_text: long captions; empty for a plain CLIP.
     ids: the images' ids.
     places: the image's id and the box of each region.
@@ -57,6 +59,12 @@ class DatasetEmbeddings:
   records: int
   skipped: dict[str, int]
   notes: tuple[str, ...]
+  region_text: Float32[np.ndarray, "T D"] | None = None
+
+  @property
+  def of_regions(self) -> Float32[np.ndarray, "T D"]:
+    """The texts that regions are compared with."""
+    return self.short_text if self.region_text is None else self.region_text
 
 
 class _Texts:
@@ -77,11 +85,17 @@ class _Texts:
       self.words.append(text)
     return number
 
-  def encode(self, model: FGCLIP, kind: str, progress: bool) -> tuple[np.ndarray, list[str]]:
-    """The embeddings of all texts, and notes; long texts are cut as in training."""
-    if not self.words:
-      return np.zeros((0, model.config.embedding_width), np.float32), []
-    return guards.encode_texts(model, self.words, kind, ("cut_texts",), progress)
+  def encode(
+    self, model: FGCLIP, kind: str, progress: bool, rows: np.ndarray | None = None
+  ) -> tuple[np.ndarray, list[str]]:
+    """The embeddings of all texts, or of some rows and zeros elsewhere; notes. Long texts are cut as in training."""
+    rows = np.arange(len(self.words)) if rows is None else rows[rows != NONE]
+    features = np.zeros((len(self.words), model.config.embedding_width), np.float32)
+    if not len(rows):
+      return features, []
+    words = [self.words[row] for row in rows]
+    features[rows], notes = guards.encode_texts(model, words, kind, ("cut_texts",), progress)
+    return features, notes
 
 
 class _Labels:
@@ -150,7 +164,7 @@ def embed(
   Raises:
     FileNotFoundError, ValueError: the split is missing, or holds no usable record; an embedding is not finite.
   """
-  examples = Examples(folder, split, model.config.vision.image_size, limit, model.config.vision.pixels)
+  examples = Examples(folder, split, limit=limit, reader=model.reader("squash"))
   labels = _Labels(model.tokenizer, read_long="long" in model.config.text.kinds)
   # the last batch is filled up, so that no program is compiled for its size
   size = model.batch_size if len(examples) >= model.batch_size else None
@@ -170,7 +184,13 @@ def embed(
   if declared is not None and not (isinstance(declared, list) and all(isinstance(each, str) for each in declared)):
     raise ValueError(f"{folder!r}: `region_classes` of its description must be a list of texts, got {declared!r:.80}")
   classes = labels.classes(declared)
-  short_text, short_notes = labels.short_texts.encode(model, "short", progress)
+  kinds, region_text, region_notes = model.config.text.kinds, None, []
+  if kinds["region"] == kinds["short"]:
+    short_text, short_notes = labels.short_texts.encode(model, "short", progress)
+  else:
+    used = np.unique(np.concatenate([np.asarray(labels.region, int), np.ravel(labels.negatives).astype(int), classes]))
+    region_text, region_notes = labels.short_texts.encode(model, "region", progress, used)
+    short_text, short_notes = labels.short_texts.encode(model, "short", progress, np.unique(np.asarray(labels.short)))
   long_text, long_notes = labels.long_texts.encode(model, "long", progress)
   image, region = np.concatenate(images), np.concatenate(regions)
   guards.check_finite(image, "images")
@@ -191,7 +211,8 @@ def embed(
     long_words=labels.long_texts.words,
     records=len(examples),
     skipped=dict(examples.skips.counts),
-    notes=(*notes, *short_notes, *long_notes),
+    notes=(*notes, *short_notes, *region_notes, *long_notes),
+    region_text=region_text,
   )
 
 
@@ -201,10 +222,12 @@ def _batches(examples: Iterable[Example], size: int) -> Iterable[list[Example]]:
     yield batch
 
 
-def _encode(model: FGCLIP, pixels: list[np.ndarray], boxes: list[list], size: int) -> tuple[np.ndarray, np.ndarray]:
-  """Embeds a batch's images [n, D], and its regions [m, D] in the order of the images, as a batch of `size`."""
+def _encode(model: FGCLIP, pixels: list, boxes: list[list], size: int) -> tuple[np.ndarray, np.ndarray]:
+  """Embeds a batch's images [n, D], and its regions [m, D] in the order of the images; squares as a batch of `size`."""
   count = len(pixels)
-  filled = np.stack(pixels + [pixels[-1]] * (size - count))
+  size = count if model.config.vision.takes_patches else size
+  filled: Any = pixels + [pixels[-1]] * (size - count)
+  filled = filled if model.config.vision.takes_patches else np.stack(filled)
   if not any(boxes):
     return model.encode_image(filled)[:count], np.zeros((0, model.config.embedding_width), np.float32)
   padded = np.zeros((size, max(len(each) for each in boxes), 4), np.float32)

@@ -63,8 +63,8 @@ def encode_boxes(
 ) -> Iterator[tuple[int, Float32[np.ndarray, "K D"]]]:
   """Yields the number and the boxes' unit-length embeddings of each image that can be used, in order.
 
-  An image is squashed and encoded once, however many boxes it has. The next batch is computed while the caller works
-  with this one.
+  An image is encoded once, however many boxes it has: squashed, or in about its shape where the model takes any. The
+  next batch is computed while the caller works with this one.
 
   Args:
     model: the model.

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32
 
-from fgclip_jax.inference.inputs import TextTooLongError
 from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.inference.text_inputs import TextTooLongError
 
 GUARDS = ("resolution", "cut_texts")
 
@@ -39,7 +39,12 @@ def check_resolution(model: FGCLIP, allow: Sequence[str] = ()) -> list[str]:
 
 
 def encode_texts(
-  model: FGCLIP, texts: Sequence[str], kind: str = "short", allow: Sequence[str] = (), progress: bool = False
+  model: FGCLIP,
+  texts: Sequence[str],
+  kind: str = "short",
+  allow: Sequence[str] = (),
+  progress: bool = False,
+  as_written: bool = False,
 ) -> tuple[Float32[np.ndarray, "N D"], list[str]]:
   """Embeds texts, equal ones once.
 
@@ -49,6 +54,7 @@ def encode_texts(
     kind: see `FGCLIP.encode_text`.
     allow: with `cut_texts`, longer texts are cut.
     progress: shows a progress bar.
+    as_written: see `FGCLIP.encode_text`.
 
   Returns:
     Unit-length embeddings in the order of the texts, and notes on texts that were cut.
@@ -62,7 +68,7 @@ def encode_texts(
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always")
     try:
-      embeddings = model.encode_text(list(number), path, progress, truncate="cut_texts" in allow)
+      embeddings = model.encode_text(list(number), path, progress, truncate="cut_texts" in allow, as_written=as_written)
     except TextTooLongError as error:
       raise ValueError(
         f"{str(error).partition(': shorten')[0]}: ask for them to be cut with --allow cut_texts"

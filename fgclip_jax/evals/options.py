@@ -19,6 +19,13 @@ def add_allow(parser: argparse._ActionsContainer) -> None:
   )
 
 
+def add_as_written(parser: argparse.ArgumentParser) -> None:
+  """Adds `--as_written`."""
+  parser.add_argument(
+    "--as_written", action="store_true", help="do not lower-case texts, where the model's tokenizer lower-cases them"
+  )
+
+
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
   """Adds `--data_dir`."""
   parser.add_argument(

@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from fgclip_jax.evals import guards
-from fgclip_jax.inference.inputs import TextTooLongError
 from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.inference.text_inputs import TextTooLongError
 
 _PROMPTS = json.loads((importlib.resources.files("fgclip_jax.evals") / "templates.json").read_text(encoding="utf-8"))
 OPENAI_80, OPENAI_7 = tuple(_PROMPTS["openai80"]), tuple(_PROMPTS["openai7"])
@@ -23,15 +23,22 @@ _TEXTS = 65_536  # encoded at a time, to bound memory
 
 
 def class_embeddings(
-  model: FGCLIP, names: Sequence[str], templates: Sequence[str] = OPENAI_80, progress: bool = False
+  model: FGCLIP,
+  names: Sequence[str],
+  templates: Sequence[str] = OPENAI_80,
+  progress: bool = False,
+  kind: str = "short",
+  as_written: bool = False,
 ) -> Float32[np.ndarray, "C D"]:
   """One embedding for each class: the mean of its prompts' unit-length embeddings, normalized again.
 
   Args:
-    model: the model; prompts take its short path.
+    model: the model.
     names: the names of the classes; equal ones are encoded once and get equal embeddings.
     templates: prompts with `{}` in place of the name.
     progress: shows progress bars.
+    kind: the model's path for prompts: `short` where pictures are compared, `region` where boxes or patches are.
+    as_written: prompts are not lower-cased, where the model's tokenizer can leave them so.
 
   Raises:
     ValueError: there is no name or no template, a name is empty, a template has no `{}`, a prompt is longer than the
@@ -47,7 +54,7 @@ def class_embeddings(
     single = list(dict.fromkeys(prompts))
     place = {text: number for number, text in enumerate(single)}
     try:
-      embeddings = model.encode_text(single, "short", progress, truncate=False)
+      embeddings = model.encode_text(single, kind, progress, truncate=False, as_written=as_written)
     except TextTooLongError as error:
       longest = max(single, key=len)
       raise ValueError(f"a class needs a shorter name: {longest!r:.200}: {str(error).partition(': ')[0]}") from error

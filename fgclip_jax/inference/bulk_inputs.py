@@ -21,7 +21,7 @@ from fgclip_jax.data import image as images
 from fgclip_jax.data import record as records
 from fgclip_jax.inference import image_listing
 from fgclip_jax.inference.image_listing import TEXT_LINES
-from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
+from fgclip_jax.inference.pictures import Image, Reader
 from fgclip_jax.storage import paths, streams, text
 from fgclip_jax.storage.errors import RecordError
 
@@ -37,13 +37,13 @@ class Loaded:
 
   Attributes:
     ids: the ids of its rows.
-    pixels: uint8 [S, S, 3]; None for texts.
+    pixels: uint8 [S, S, 3], or the patches of a picture of any shape; None for texts.
     boxes: float32 [K, 4], x1, y1, x2, y2 as fractions of the image's sides; None but for regions.
     texts: the texts; empty for images and regions.
   """
 
   ids: tuple[str, ...]
-  pixels: np.ndarray | None = None
+  pixels: Image | None = None
   boxes: np.ndarray | None = None
   texts: tuple[str, ...] = ()
 
@@ -81,25 +81,21 @@ class Reading:
   """How items are loaded.
 
   Attributes:
-    size: the side of images in pixels.
-    mode: how images are made square.
+    reader: makes images into what the model reads.
     what: `images`, `texts` or `regions`.
     kind: the kind of texts: `short`, `long` or `region`.
     field: the field of texts in JSON or CSV.
     root: the folder that paths of images are relative to; empty: the current one.
-    pixels: the model's.
   """
 
-  size: int
-  mode: str
+  reader: Reader
   what: str
   kind: str
   field: str
   root: str
-  pixels: PixelSpec = CLIP_PIXELS
 
-  def image(self, data: bytes | str, name: str) -> np.ndarray:
-    """Returns the pixels, uint8 [S, S, 3], of an image file given as its bytes or its path.
+  def image(self, data: bytes | str, name: str) -> Image:
+    """Returns an image file, given as its bytes or its path, as the model reads it.
 
     Raises:
       RecordError: kinds `image_missing`, `image_unreadable` and those of `images.to_levels`.
@@ -118,7 +114,7 @@ class Reading:
       raise
     except (OSError, ValueError) as error:  # of a path with a zero byte, or a URL that cannot be used here
       raise RecordError("image_unreadable", name, f"cannot be read ({error})") from error
-    return images.to_levels(data, self.size, self.mode, name, self.pixels)
+    return self.reader.read(data, name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -346,7 +342,7 @@ def _get_text(values: dict, field: str) -> str:
   return found
 
 
-def _regions(name: str, boxes: list, pixels: np.ndarray) -> Loaded:
+def _regions(name: str, boxes: list, pixels: Image) -> Loaded:
   return Loaded(tuple(f"{name}#{k}" for k in range(len(boxes))), pixels, np.asarray(boxes, np.float32).reshape(-1, 4))
 
 

@@ -1,4 +1,4 @@
-"""What users give to the public model, checked and brought into one form: pixels, boxes, token ids."""
+"""What users give to the public model, checked and brought into one form: pixels and boxes."""
 
 import functools
 import itertools
@@ -6,35 +6,31 @@ import os
 import sys
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from typing import Any
+from typing import Any, cast
 
 import jax.numpy as jnp
 import numpy as np
 from numpy.typing import ArrayLike
 
 from fgclip_jax.data import image as images
-from fgclip_jax.data import packing
-from fgclip_jax.data.tokenizers import get_tokenizer
-from fgclip_jax.models.config import ModelConfig, TextConfig
+from fgclip_jax.inference.pictures import PatchedImage, Reader
+from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.pixel_spec import PixelSpec
 from fgclip_jax.storage.threads import Item, in_threads
 
-Pictures = ArrayLike | images.Picture | Iterable[images.Picture | ArrayLike]
+Pictures = ArrayLike | images.Picture | PatchedImage | Iterable[images.Picture | PatchedImage | ArrayLike]
 Boxes = ArrayLike | Iterable[ArrayLike]
-Texts = str | Iterable[str] | Sequence[Sequence[int]] | ArrayLike
-Ids = tuple[int, ...]
 
 
 # Normalised values of one picture that lie in 0..1 and differ by less may be those of a nearly uniform picture.
 _UNIFORM = 0.25
 
 
-class TextTooLongError(ValueError):
-  """A text is longer than the model reads, and may not be cut."""
+def to_pixels(given: Pictures, config: ModelConfig, reader: Reader) -> np.ndarray | Iterator[Any]:
+  """Images as the model reads them, decoded ahead by threads.
 
-
-def to_pixels(given: Pictures, config: ModelConfig, mode: str) -> np.ndarray | Iterator[np.ndarray]:
-  """Images as [B, S, S, 3], or one by one as [S, S, 3], decoded ahead; uint8, or normalised float32.
+  Those of a model that reads squares are [B, S, S, 3], or one by one [S, S, 3], uint8 or normalised float32; others
+  come one by one as `PatchedImage`.
 
   Raises:
     TypeError, ValueError: at once or when the image's turn comes; the message says which image and what to do.
@@ -47,38 +43,53 @@ def to_pixels(given: Pictures, config: ModelConfig, mode: str) -> np.ndarray | I
     given = to_numpy(given)
   if isinstance(given, np.ndarray) and given.dtype.kind in "OUS":  # of paths or pictures
     given = given.tolist()
+  if isinstance(given, np.ndarray) and config.vision.takes_patches:
+    given = list(given) if given.ndim == 4 else [given]
   if isinstance(given, np.ndarray):
     if given.ndim == 3 and given.dtype == np.uint8 and given.shape[2] == 3:
       given = [given]
     elif given.ndim == 4 and given.dtype == np.uint8 and given.shape[3] == 3 and given.shape[1:3] != (side, side):
       height, width = given.shape[1:3]
       advice = f"; model.with_image_size({width}) reads them as they are" if _fits(config, width, height) else ""
-      _warn(f"the model reads images of {side} x {side}, and these are {width} x {height}: they are scaled{advice}")
+      warn(f"the model reads images of {side} x {side}, and these are {width} x {height}: they are scaled{advice}")
       given = list(given)
     else:
       return _check_pixels(given, config)
-  single = isinstance(given, images.Picture)
+  single = isinstance(given, images.Picture | PatchedImage)
   if not single and not isinstance(given, Iterable):
-    raise TypeError(f"images must be arrays, PIL images, paths or bytes, or several of those, got {_show(given)}")
+    raise TypeError(f"images must be arrays, PIL images, paths or bytes, or several of those, got {show(given)}")
   pictures = [given] if single else given
   if isinstance(pictures, Sequence) and not len(pictures):
     raise ValueError("there are no images: give at least one")
-  read = functools.partial(_read_picture, config=config, mode=mode)
+  read = functools.partial(_read_picture, config=config, reader=reader)
   several = not isinstance(pictures, Sequence) or len(pictures) > 1
   return in_threads(read, enumerate(pictures)) if several else map(read, enumerate(pictures))
 
 
-def _read_picture(numbered: tuple[int, Any], config: ModelConfig, mode: str) -> np.ndarray:
+def _read_picture(numbered: tuple[int, Any], config: ModelConfig, reader: Reader) -> np.ndarray | PatchedImage:
   number, picture = numbered
   picture, side = _unpack(picture), config.vision.image_size
+  if isinstance(picture, PatchedImage) and config.vision.takes_patches:
+    return _check_patches(picture, config, number)
   if hasattr(picture, "ndim"):
     picture = to_numpy(picture)
-    if picture.dtype != np.uint8:
+    if picture.dtype != np.uint8 and not config.vision.takes_patches:
       if picture.ndim != 3:
         raise ValueError(f"images[{number}] must be [{side}, {side}, 3], got {list(picture.shape)}")
       return _check_pixels(picture[None], config, number)[0]
   name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"images[{number}]"
-  return images.to_levels(picture, side, mode, str(name), config.vision.pixels)
+  return reader.read(cast(images.Picture, picture), str(name))
+
+
+def _check_patches(image: PatchedImage, config: ModelConfig, number: int) -> PatchedImage:
+  values = 3 * config.vision.patch_size**2
+  if image.patches.shape[1] != values:
+    side = config.vision.patch_size
+    raise ValueError(
+      f"images[{number}] has patches of {image.patches.shape[1]} values, and the model reads {values} ({side} x {side} "
+      "x 3): use model.preprocess"
+    )
+  return image
 
 
 def _unpack(given: Any) -> Any:
@@ -178,7 +189,7 @@ def to_boxes(given: Boxes, count: int | None) -> Iterator[np.ndarray]:
     if given.ndim != 3 or given.shape[2] != 4 or count not in (None, len(given)):
       raise ValueError(f"boxes must be [B, K, 4]{_with(count)}, one list for each image, got {list(given.shape)}")
   elif isinstance(given, str | bytes) or not isinstance(given, Iterable):
-    raise TypeError(f"boxes must be an array [B, K, 4] or a list of [K, 4] for each image, got {_show(given)}")
+    raise TypeError(f"boxes must be an array [B, K, 4] or a list of [K, 4] for each image, got {show(given)}")
   elif isinstance(given, Sequence) and count not in (None, len(given)):
     raise ValueError(f"boxes must be [B, K, 4]{_with(count)}, one list for each image, got {len(given)} lists")
   return (_check_boxes(boxes, image) for image, boxes in enumerate(given))
@@ -217,86 +228,6 @@ def pad_boxes(rows: Sequence[np.ndarray]) -> np.ndarray:
   return padded
 
 
-def to_ids(texts: Texts, config: TextConfig) -> list[Ids]:
-  """Token ids of each text up to the one that it is read at; not yet cut to a length.
-
-  Raises:
-    TypeError, ValueError: what is given is neither texts nor their ids; the message says which one.
-  """
-  check_ordered(texts, "texts")
-  if isinstance(texts, bytes | bytearray | memoryview) or not isinstance(texts, str | Iterable):
-    raise TypeError(f"texts must be str, a list of str, or token ids, got {_show(texts)}")
-  if hasattr(texts, "ndim"):  # an array, or a Series of pandas
-    rows = to_numpy(texts)
-    if rows.dtype.kind in "iu":
-      if rows.ndim != 2 or not rows.size:
-        raise ValueError(f"token ids must have the shape [B, L], got {list(rows.shape)}")
-      return _cut_at_end(list(rows), config)
-    if rows.dtype.kind in "OUT" and rows.ndim > 1:
-      raise ValueError(f"an array of texts must have one axis, got {list(rows.shape)}")
-    texts = rows.tolist() if rows.dtype.kind in "OUT" or not rows.ndim else list(rows)
-  listed: list[Any] = [texts] if isinstance(texts, str) or not isinstance(texts, Iterable) else list(texts)
-  if not listed:
-    raise ValueError("there are no texts: give at least one")
-  if not isinstance(listed[0], str) and (hasattr(listed[0], "ndim") or isinstance(listed[0], Sequence)):
-    return _cut_at_end([_to_row(*each) for each in enumerate(listed)], config)
-  tokenizer = get_tokenizer(config.tokenizer)
-  if config.vocab_size != tokenizer.vocab_size:
-    raise ValueError(
-      f"the model has a vocabulary of {config.vocab_size:,} tokens and its tokenizer {config.tokenizer!r} "
-      f"{tokenizer.vocab_size:,}: give token ids instead of strings"
-    )
-  return [_read_part(row, config.end_id) for row in tokenizer.encode_batch(listed)]
-
-
-def _read_part(row: list[int], end_id: int) -> Ids:
-  """A text's ids up to where it is read; most end there, and need no search in an array."""
-  if end_id != 2 and row.index(end_id) == len(row) - 1:
-    return tuple(row)
-  return packing.cut(np.asarray(row), end_id).ids
-
-
-def _to_row(number: int, ids: Any) -> np.ndarray:
-  row = (
-    to_numpy(ids) if hasattr(ids, "ndim") else np.asarray(ids) if not isinstance(ids, str | bytes) else np.asarray("")
-  )
-  if row.ndim != 1 or row.dtype.kind not in "iu" or not row.size:
-    raise TypeError(f"texts must be all strings or all lists of token ids, but entry {number} is {_show(ids)}")
-  return row
-
-
-def _cut_at_end(rows: list[np.ndarray], config: TextConfig) -> list[Ids]:
-  low, high = (function(function(row) for row in rows) for function in (min, max))
-  if low < 0 or high >= config.vocab_size:
-    raise ValueError(f"token ids must lie in 0..{config.vocab_size - 1}, got {low}..{high}")
-  for number, row in enumerate(rows):
-    if config.end_id != 2 and not (row == config.end_id).any():
-      raise ValueError(f"row {number} of the token ids has no end-of-text id ({config.end_id})")
-  return [packing.cut(row, config.end_id).ids for row in rows]
-
-
-def cut_ids(whole: Sequence[Ids], length: int, kind: str, advice: str, truncate: bool) -> list[Ids]:
-  """Texts cut to `length` tokens, the last of which stays; a warning says how many tokens were cut.
-
-  Raises:
-    TextTooLongError: a text is longer, and not `truncate`.
-  """
-  over = [number for number, row in enumerate(whole) if len(row) > length]
-  if not over:
-    return list(whole)
-  tokens = sum(len(whole[number]) - length for number in over)
-  if not truncate:
-    raise TextTooLongError(
-      f"{len(over)} of {len(whole)} texts are longer than the {length} tokens of kind={kind!r}; the first is text "
-      f"{over[0]} with {len(whole[over[0]])}: shorten them, or let them be cut with truncate=True{advice}"
-    )
-  _warn(
-    f"{len(over)} of {len(whole)} texts are longer than the {length} tokens of kind={kind!r}: {tokens} tokens were "
-    f"cut{advice}"
-  )
-  return [row if len(row) <= length else (*row[: length - 1], row[-1]) for row in whole]
-
-
 def to_numpy(array: Any) -> np.ndarray:
   """An array of NumPy, JAX, PyTorch or pandas as one of NumPy."""
   if hasattr(array, "detach"):  # of PyTorch; NumPy has none of its type bfloat16
@@ -332,7 +263,7 @@ def batches(rows: Iterable[Any], size: int) -> Iterator[list[Any]]:
     yield batch
 
 
-def _warn(message: str) -> None:
+def warn(message: str) -> None:
   """Warns at the line outside this package that led here."""
   level, frame = 2, sys._getframe(1)
   while frame and frame.f_globals.get("__name__", "").startswith("fgclip_jax."):
@@ -340,5 +271,6 @@ def _warn(message: str) -> None:
   warnings.warn(message, stacklevel=level)
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
+  """A value as messages show it: its type and how it begins."""
   return f"{type(value).__name__} {value!r:.60}"

@@ -9,11 +9,9 @@ model.similarity(image, text)                                    # [1, 2], cosin
 """
 
 import dataclasses
-import functools
-import itertools
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +21,11 @@ from jaxtyping import Float32
 from numpy.typing import ArrayLike
 
 from fgclip_jax.data import image as images
-from fgclip_jax.data import packing
 from fgclip_jax.data.tokenizers import Tokenizer, files, get_tokenizer
-from fgclip_jax.inference import inputs, programs
+from fgclip_jax.inference import hub, inputs, programs, text_chunks, text_inputs
+from fgclip_jax.inference.describe import describe, family
+from fgclip_jax.inference.image_chunks import Chunk, make_chunks
+from fgclip_jax.inference.pictures import Budget, PatchedImage, PatchReader, Reader, choose_budget, make_reader
 from fgclip_jax.models import config as presets
 from fgclip_jax.models import params as parameters
 from fgclip_jax.models.attention import load_kernels
@@ -37,9 +37,9 @@ from fgclip_jax.weights import formats
 KINDS = TEXT_KINDS
 DTYPES = ("float32", "bfloat16", "float16")
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
-
 Vectors = Float32[np.ndarray, "B D"]
+Pixels = Float32[np.ndarray, "B S S 3"] | list[PatchedImage]
+Dense = Float32[np.ndarray, "B h w D"] | list[np.ndarray]  # a list has [h, w, D] for each image
 Regions = Float32[np.ndarray, "B K D"] | list[np.ndarray]  # a list has [K, D] for each image
 
 
@@ -49,18 +49,22 @@ def load(
   device: programs.Device | None = None,
   ema: bool = True,
   allow_pickle: bool = False,
+  max_patches: Budget | None = None,
 ) -> "FGCLIP":
   """Loads a model.
 
   Args:
-    path_or_name: a model of FG-CLIP or CLIP in any format that `python -m fgclip_jax.convert` reads, one of our model
-      folders, or a run folder, of which the newest checkpoint is taken; or else the `owner/name` of a model on the
-      Hugging Face hub, which is downloaded once.
+    path_or_name: a model of FG-CLIP, FG-CLIP 2, CLIP, SigLIP or SigLIP 2 in any format that
+      `python -m fgclip_jax.convert` reads, one of our model folders, or a run folder, of which the newest checkpoint is
+      taken; or else the `owner/name` of a model on the Hugging Face hub, which is downloaded once.
     dtype: what activations are computed in: `float32`, `bfloat16` or `float16`. Parameters are kept in float32.
     device: what to compute on: a device, its name (`cpu`, `gpu`, `gpu:1`, `tpu:3`), or a mesh, over which images and
       texts are then spread. None: JAX's default device.
     ema: takes the weights that a run has averaged over its steps, if it has; otherwise those of its last step.
     allow_pickle: reads weights in a pickle (`.bin`, `.pt`) too, without executing it; refused by default.
+    max_patches: of a model that takes pictures of any shape, the most patches of a picture (16 x 16 pixels each in the
+      published ones), to which it is scaled up or down: a number, or `dynamic`, 128 to 1,024 by the picture's own
+      size. None: `dynamic` for an FG-CLIP 2, as it is published, and 256 for SigLIP 2.
 
   Raises:
     FileNotFoundError, ValueError: there is no model, or a broken one; the message names the file. No such device.
@@ -69,10 +73,11 @@ def load(
     raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
   if isinstance(device, str):
     device = programs.find_device(device)  # a wrong name is told before gigabytes are read
-  path = _find(os.fspath(path_or_name), allow_pickle)
+  path = hub.find(os.fspath(path_or_name), allow_pickle)
   config, flat, _ = formats.read(path, ema, allow_pickle)
   config = config.replace(text={"tokenizer": files.locate(config.text.tokenizer, path)})
-  return FGCLIP(config, programs.place(parameters.unflatten(flat), device), Runtime(dtype=jnp.dtype(dtype)))
+  params = programs.place(parameters.unflatten(flat), device)
+  return FGCLIP(config, params, Runtime(dtype=jnp.dtype(dtype)), max_patches)
 
 
 def list_presets() -> list[str]:
@@ -81,8 +86,11 @@ def list_presets() -> list[str]:
 
 
 def preprocess(
-  pictures: images.Picture | Sequence[images.Picture], config: ModelConfig, mode: str | None = None
-) -> Float32[np.ndarray, "B S S 3"]:
+  pictures: images.Picture | Sequence[images.Picture],
+  config: ModelConfig,
+  mode: str | None = None,
+  max_patches: Budget | None = None,
+) -> Pixels:
   """Images as a model of this size takes them: squared, scaled to its resolution and normalised.
 
   Args:
@@ -91,11 +99,20 @@ def preprocess(
     config: the model's.
     mode: `squash` (boxes stay fractions of the whole picture), `center_crop` or `pad`. None: as the model's folder
       says, else `squash` for an FG-CLIP and `center_crop` for a plain CLIP, as the published code does.
+    max_patches: of a model that takes pictures of any shape, see `load`.
+
+  Returns:
+    float32 [B, S, S, 3]; of a model that takes pictures of any shape a list of `PatchedImage`, whose patches are uint8
+    levels: the device normalises them.
 
   Raises:
     ImageError, FileNotFoundError, TypeError, ValueError: see `fgclip_jax.data.image.preprocess`.
   """
   inputs.check_ordered(pictures, "images")
+  if config.vision.takes_patches:
+    reader = make_reader(config, mode, max_patches)
+    return list(cast(Iterable[PatchedImage], inputs.to_pixels(pictures, config, reader)))
+  make_reader(config, mode, max_patches)  # refuses a budget
   return images.preprocess(pictures, config.vision.image_size, mode or config.resize, config.vision.pixels)
 
 
@@ -111,9 +128,16 @@ class FGCLIP:
     params: nested dict of float32 arrays, on the device.
     runtime: how it computes.
     trained_image_size: the side of the images that it was trained on, whatever `with_image_size` made of it since.
+    max_patches: the patch budget of a picture, see `load`; None: it reads squares.
   """
 
-  def __init__(self, config: ModelConfig, params: parameters.Params, runtime: Runtime = Runtime()):
+  def __init__(
+    self,
+    config: ModelConfig,
+    params: parameters.Params,
+    runtime: Runtime = Runtime(),
+    max_patches: Budget | None = None,
+  ):
     """Makes a model of a config and parameters, e.g. those of a running training.
 
     What was compiled for one model serves every other of the same config, so this is cheap. Parameters that are
@@ -122,6 +146,10 @@ class FGCLIP:
     """
     self.config = config
     self.trained_image_size = config.vision.image_size
+    # refuses a budget for squares
+    make_reader(config, max_patches=max_patches)
+    self._chosen = max_patches is not None
+    self.max_patches = choose_budget(config, max_patches) if config.vision.takes_patches else None
     load_kernels()
     self.params = programs.place(params, None)
     mesh = programs.find_mesh(self.params)
@@ -131,16 +159,9 @@ class FGCLIP:
     self._setup = programs.Setup(config, runtime, mesh)
 
   def __repr__(self) -> str:
-    vision, text = self.config.vision, self.config.text
-    lengths = "/".join(map(str, text.position_tables.values()))
-    tower = f"patch {vision.patch_size}" if vision.has_patches else vision.label
-    return (
-      f"{'FGCLIP' if self.config.fine_grained else 'FGCLIP (plain CLIP)'}("
-      f"image {vision.image_size} px, {tower}, width {vision.width} x {vision.depth} blocks; "
-      f"text {lengths} tokens, width {text.width} x {text.depth} blocks; "
-      f"embedding {self.config.embedding_width}; "
-      f"{parameters.count(self.params) / 1e6:.1f} M parameters, {self.runtime.dtype.name})"
-    )
+    vision = self.config.vision
+    images = f"{vision.image_size} px" if self.max_patches is None else f"of {self.max_patches} patches"
+    return describe(self.config, images, parameters.count(self.params), self.runtime.dtype.name)
 
   @property
   def tokenizer(self) -> Tokenizer:
@@ -153,10 +174,29 @@ class FGCLIP:
     return self._setup.sizes[-1]
 
   def preprocess(
-    self, pictures: images.Picture | Sequence[images.Picture], mode: str | None = None
-  ) -> Float32[np.ndarray, "B S S 3"]:
+    self,
+    pictures: images.Picture | Sequence[images.Picture],
+    mode: str | None = None,
+    max_patches: Budget | None = None,
+  ) -> Pixels:
     """Images as this model takes them; see `fgclip_jax.preprocess`."""
-    return preprocess(pictures, self.config, mode)
+    return preprocess(pictures, self.config, mode, self._budget(max_patches))
+
+  def reader(self, mode: str | None = None, max_patches: Budget | None = None) -> Reader:
+    """Makes pictures into what this model reads, one by one; arguments as of `preprocess`."""
+    return make_reader(self.config, mode, self._budget(max_patches))
+
+  def with_max_patches(self, max_patches: Budget) -> "FGCLIP":
+    """The same model with another patch budget of pictures, see `load`."""
+    return FGCLIP(self.config, self.params, self.runtime, choose_budget(self.config, max_patches))
+
+  @property
+  def published_budget(self) -> bool:
+    """Whether pictures have the patch budget that the model was published with, and no other was asked for."""
+    return self.max_patches == "dynamic" and not self._chosen
+
+  def _budget(self, max_patches: Budget | None) -> Budget | None:
+    return self.max_patches if max_patches is None else max_patches
 
   def with_image_size(self, size: int) -> "FGCLIP":
     """The same model for images of another side, in pixels: its image positions are interpolated (bicubic).
@@ -165,36 +205,44 @@ class FGCLIP:
       ValueError: the side is not a multiple of the model's patches.
     """
     params, config = resize(self.params, self.config, size)
-    resized = FGCLIP(config, params, self.runtime)
+    resized = FGCLIP(config, params, self.runtime, self.max_patches)
     resized.trained_image_size = self.trained_image_size
     return resized
 
-  def encode_image(self, pictures: inputs.Pictures, normalize: bool = True) -> Vectors:
+  def encode_image(
+    self, pictures: inputs.Pictures, normalize: bool = True, max_patches: Budget | None = None
+  ) -> Vectors:
     """Embeds whole images, at least one.
 
     Args:
       pictures: the images; see the class. A plain CLIP sees the middle square of a picture unless its folder says
-        otherwise, an FG-CLIP all of it, squashed: for another way, use `preprocess`.
+        otherwise, an FG-CLIP all of it, squashed: for another way, use `preprocess`. FG-CLIP 2 and SigLIP 2's NaFlex
+        models see all of it in about its own shape.
       normalize: False gives the features as they are, of any length.
+      max_patches: another patch budget for this call, see `load`.
     """
-    encode = functools.partial(self._encode_pixels, dense=False, normalize=normalize)
-    return np.concatenate([image for image, _ in self._in_chunks(encode, pictures, self.config.resize)])
+    reader = self.reader(max_patches=max_patches)
+    return np.stack([image for (image,) in self._run("image", pictures, reader, normalize)])
 
-  def encode_dense(self, pictures: inputs.Pictures, normalize: bool = True) -> Float32[np.ndarray, "B h w D"]:
+  def encode_dense(self, pictures: inputs.Pictures, normalize: bool = True, max_patches: Budget | None = None) -> Dense:
     """Embeds the patches of images, for comparison with region (or short) texts.
 
     Args:
-      pictures: the images; see the class. They are squashed to squares, so that patches divide the whole picture.
+      pictures: the images; see the class. They are squashed to squares, so that patches divide the whole picture, or
+        keep about their own shape where the model takes any.
       normalize: False gives the features as they are, of any length.
+      max_patches: another patch budget for this call, see `load`.
+
+    Returns:
+      float32 [B, h, w, D]; where images differ in their grids of patches a list that has [h, w, D] for each.
     """
+    reader = self.reader("squash", max_patches)
+    found = [dense for (dense,) in self._run("dense", pictures, reader, normalize)]
+    return np.stack(found) if len({dense.shape for dense in found}) == 1 else found
 
-    def encode(pixels):
-      dense = self._encode_pixels(pixels, dense=True, normalize=True)[1]
-      return programs.finish(dense, normalize=normalize)
-
-    return np.concatenate(list(self._in_chunks(encode, pictures, "squash")))
-
-  def encode_regions(self, pictures: inputs.Pictures, boxes: inputs.Boxes, normalize: bool = True) -> Regions:
+  def encode_regions(
+    self, pictures: inputs.Pictures, boxes: inputs.Boxes, normalize: bool = True, max_patches: Budget | None = None
+  ) -> Regions:
     """Embeds boxes of images, for comparison with region texts.
 
     Args:
@@ -202,58 +250,64 @@ class FGCLIP:
       boxes: x1 y1 x2 y2 as fractions of the image's width and height: an array [B, K, 4], or a list that has [K, 4]
         for each image, K differing and possibly 0. A box of no size gives zero.
       normalize: False gives the features as they are, of any length.
+      max_patches: another patch budget for this call, see `load`.
 
     Returns:
       [B, K, D] for an array of boxes, a list that has [K, D] for each image for a list.
     """
-    return self.encode_image_and_regions(pictures, boxes, normalize)[1]
+    return self.encode_image_and_regions(pictures, boxes, normalize, max_patches)[1]
 
   def encode_image_and_regions(
-    self, pictures: inputs.Pictures, boxes: inputs.Boxes, normalize: bool = True
+    self, pictures: inputs.Pictures, boxes: inputs.Boxes, normalize: bool = True, max_patches: Budget | None = None
   ) -> tuple[Vectors, Regions]:
-    """`encode_regions` and embeddings of the whole, squashed images in one pass through the image tower."""
-
-    def encode(pixels, boxes):
-      image, dense = self._encode_pixels(pixels, dense=True, normalize=normalize)
-      return image, programs.pool(dense, boxes, normalize=normalize)
-
-    whole, regions = [], []
-    for image, pooled, counts in self._in_chunks(encode, pictures, "squash", boxes):
-      whole.append(image)
-      regions += [row[:count] for row, count in zip(pooled, counts, strict=True)]
-    return np.concatenate(whole), np.stack(regions) if hasattr(boxes, "ndim") else regions
+    """`encode_regions` and embeddings of the whole images, squashed to squares or in their own shape, in one pass."""
+    found = self._run("regions", pictures, self.reader("squash", max_patches), normalize, boxes)
+    whole, regions = zip(*found, strict=True)
+    return np.stack(whole), np.stack(regions) if hasattr(boxes, "ndim") else list(regions)
 
   def encode_text(
     self,
-    texts: inputs.Texts,
+    texts: text_inputs.Texts,
     kind: str = "short",
     progress: bool = False,
     normalize: bool = True,
     truncate: bool = True,
+    as_is: bool = False,
+    as_written: bool = False,
   ) -> Vectors:
     """Embeds texts, at least one. A text that is longer than the model reads is cut, with a warning.
 
     Args:
       texts: one text, a sequence of texts, or token ids, each text with an end-of-text id: an integer array [B, L] or
-        a list of lists of ids.
-      kind: `short` or `region` (one path for both, 77 tokens) or `long` (248 tokens; FG-CLIP alone has it).
+        a list of lists of ids. A SigLIP or FG-CLIP 2 reads padding too: ids for it are padded to exactly L tokens, the
+        length of their kind.
+      kind: `short` or `region` (one path for both, 77 tokens) or `long` (248 tokens; FG-CLIP alone has it). In FG-CLIP
+        2 a path each, of 64, 64 and 196 tokens; in SigLIP one of 64.
       progress: shows a progress bar.
       normalize: False gives the features as they are, of any length.
       truncate: False makes a text that is too long an error.
+      as_is: takes token ids that a SigLIP or FG-CLIP 2 was not trained with: of another length, without an end-of-text
+        id, of upper-case letters, which give other numbers than the same texts encoded as they should be.
+      as_written: leaves upper case in strings, as some of FG-CLIP 2's published evaluations do, where the tokenizer
+        can: Gemma's; others lower-case all the same.
+
+    Raises:
+      ValueError: the model has no such kind; ids that were made another way.
     """
     if kind not in KINDS:
       raise ValueError(f"kind must be one of {', '.join(KINDS)}, got {kind!r}")
     kinds = self.config.text.kinds
     if kind not in kinds:
       raise ValueError(
-        f"this model is a plain CLIP, which reads no {kind} texts: use kind='short', or make an FG-CLIP of it with "
+        f"this model is a {family(self.config)}, which reads no {kind} texts: use kind='short', or make an "
+        f"FG-CLIP{' 2' * self.config.text.reads_padding} of it with "
         "`python -m fgclip_jax.convert INPUT OUTPUT --as fgclip`"
       )
     path, longest = kinds[kind], max(kinds, key=lambda name: kinds[name].length)
-    whole = inputs.to_ids(texts, self.config.text)
+    whole = text_inputs.to_ids(texts, self.config.text, path.length, as_is, as_written)
     better = kinds[longest].length > path.length
     advice = f"; kind={longest!r} reads {kinds[longest].length}" if better else ""
-    ids = inputs.cut_ids(whole, path.length, kind, advice, truncate)
+    ids = text_inputs.cut_ids(whole, path.length, kind, advice, truncate)
     return self._encode_ids(ids, path, progress, normalize)
 
   def similarity(self, image: ArrayLike, text: ArrayLike) -> Float32[np.ndarray, "*B N"]:
@@ -266,97 +320,72 @@ class FGCLIP:
       raise ValueError(f"needs embeddings [..., D] and [N, D], got {list(image.shape)} and {list(text.shape)}")
     return image @ text.T
 
-  def _encode_pixels(self, pixels: np.ndarray, dense: bool, normalize: bool) -> tuple[jax.Array, jax.Array | None]:
-    programs.announce(pixels)
-    return programs.encode_pixels(self.params, pixels, setup=self._setup, dense=dense, normalize=normalize)
+  def probabilities(self, image: ArrayLike, text: ArrayLike) -> Float32[np.ndarray, "*B N"]:
+    """How likely each image and text belong together, 0 to 1, each pair by itself: SigLIP's sigmoid of its logits.
 
-  def _in_chunks(
-    self, function: Callable, pictures: inputs.Pictures, mode: str, boxes: inputs.Boxes | None = None
-  ) -> Iterator:
-    """Applies a function to chunks of images, and of boxes, of few sizes; yields its results without the padding.
+    Args:
+      image, text: unit-length embeddings, as for `similarity`.
 
-    With boxes, also the number of boxes of each image.
+    Raises:
+      ValueError: the model has no bias of its logits, as in CLIP, which compares a picture's texts with each other.
     """
-    pixels = inputs.to_pixels(pictures, self.config, mode)
-    count = (
-      len(pixels) if isinstance(pixels, np.ndarray) else len(pictures) if isinstance(pictures, list | tuple) else None
-    )
-    rows = pixels if boxes is None else _pairs(pixels, inputs.to_boxes(boxes, count))
-    kept: list = []  # of chunks under way
+    if self.config.logit_bias is None:
+      raise ValueError(f"a {family(self.config)} has no sigmoid probabilities: compare texts by similarity")
+    scale, bias = (float(np.asarray(self.params["temperature"][name])) for name in ("global", "bias"))
+    return 1 / (1 + np.exp(-(np.exp(np.float32(scale)) * self.similarity(image, text) + np.float32(bias))))
+
+  def _run(
+    self, what: str, pictures: inputs.Pictures, reader: Reader, normalize: bool, boxes: inputs.Boxes | None = None
+  ) -> list[tuple[np.ndarray, ...]]:
+    """What programs find in each image: `image`, `dense`, or `regions`, which is the image's and its boxes'."""
+    images = inputs.to_pixels(pictures, self.config, reader)
+    count = len(images) if isinstance(images, np.ndarray) else None
+    count = len(pictures) if count is None and isinstance(pictures, list | tuple) else count
+    checked = None if boxes is None else inputs.to_boxes(boxes, count)
+    started: list[Chunk] = []
 
     def start():
-      for batch in inputs.batches(inputs.not_empty(rows), self.batch_size):
-        for size in programs.split(len(batch), self._setup.sizes):
-          chunk, batch = batch[:size], batch[size:]
-          filled = chunk + [chunk[-1]] * (size - len(chunk))
-          spec = self.config.vision.pixels
-          if boxes is None:
-            kept.append((len(chunk), None))
-            yield function(inputs.stack_pixels(filled, spec))
-          else:
-            kept.append((len(chunk), [len(each) for _, each in chunk]))
-            columns = list(zip(*filled, strict=True))
-            yield function(inputs.stack_pixels(columns[0], spec), inputs.pad_boxes(columns[1]))
+      budget = reader.budget if isinstance(reader, PatchReader) else None
+      for chunk in make_chunks(self.config, images, checked, budget, self._setup.sizes):
+        started.append(chunk)
+        programs.announce(*chunk.arrays)
+        yield self._encode(what, chunk, normalize)
 
-    for result in programs.run_ahead(start()):
-      count, box_counts = kept.pop(0)
-      result = jax.tree.map(lambda leaf, count=count: leaf[:count], result)
-      yield result if box_counts is None else (*result, box_counts)
+    found: dict[int, tuple[np.ndarray, ...]] = {}
+    for arrays in programs.run_ahead(start()):
+      chunk = started.pop(0)
+      for row, number in enumerate(chunk.numbers):
+        found[number] = tuple(array[row] for array in arrays)
+        if what == "regions":
+          found[number] = (found[number][0], found[number][1][: chunk.box_counts[row]])
+        elif what == "dense" and chunk.grids is not None:
+          height, width = chunk.grids[row]
+          found[number] = (found[number][0][: height * width].reshape(height, width, -1).copy(),)  # without padding
+    return [found[number] for number in range(len(found))]
 
-  def _encode_ids(self, ids: Sequence[inputs.Ids], kind: TextKind, progress: bool, normalize: bool) -> np.ndarray:
-    """Packs captions into rows of up to `kind.length` tokens and encodes the rows, chunk by chunk."""
-    # none counts as shorter than two tokens, which bounds the captions that end within a chunk
-    lengths = [max(len(row), 2) for row in ids]
-    length = programs.row_length(sum(lengths), kind.length)
-    places = np.asarray(packing.best_fit(lengths, length))
-    sizes = programs.split(int(places[:, 0].max()) + 1, self._setup.sizes)
-    starts = [0, *itertools.accumulate(sizes)]
-    captions = [packing.Caption(row, long=kind.first_position > 0) for row in ids]
-    text = packing.fill_rows(captions, places.tolist(), starts[-1], length, kind.first_position)
-    ends = places[:, 1] + [len(row) - 1 for row in ids]
-    by_row = np.argsort(places[:, 0], kind="stable")
-    bounds = np.searchsorted(places[by_row, 0], starts)
+  def _encode(self, what: str, chunk: Chunk, normalize: bool) -> tuple[jax.Array, ...]:
+    """Starts the programs for a chunk."""
+    encode = programs.encode_pixels if chunk.grids is None else programs.encode_patches
+    whole = normalize or what == "dense"  # of no consequence there, and one program less
+    image, dense = encode(self.params, *chunk.arrays, setup=self._setup, dense=what != "image", normalize=whole)
+    if what == "image":
+      return (image,)
+    if what == "dense":
+      return (programs.finish(dense, normalize=normalize),)
+    if chunk.grids is None:
+      return image, programs.pool(dense, chunk.boxes, normalize=normalize)
+    return image, programs.pool_patches(dense, chunk.grids, chunk.boxes, normalize=normalize)
+
+  def _encode_ids(self, ids: Sequence[text_inputs.Ids], kind: TextKind, progress: bool, normalize: bool) -> np.ndarray:
+    chunks = text_chunks.make_chunks(ids, kind, self._setup.sizes)
 
     def start():
-      for row, size, first, last in zip(starts, sizes, bounds, bounds[1:], strict=False):
-        mine = by_row[first:last]
-        at = np.zeros((2, size * length // 2), np.int32)
-        at[:, : len(mine)] = places[mine, 0] - row, ends[mine]
-        arrays = [text[key][row : row + size] for key in ("tokens", "segment", "position")]
-        programs.announce(*arrays, *at)
-        yield programs.encode_rows(self.params, *arrays, *at, setup=self._setup, kind=kind, normalize=normalize)
+      for chunk in chunks:
+        programs.announce(*chunk.arrays)
+        yield programs.encode_rows(self.params, *chunk.arrays, setup=self._setup, kind=kind, normalize=normalize)
 
     features = np.zeros((len(ids), self.config.embedding_width), np.float32)
-    found = tqdm.tqdm(programs.run_ahead(start()), "texts", len(sizes), unit="chunk", disable=not progress)
-    for first, last, encoded in zip(bounds, bounds[1:], found, strict=False):
-      features[by_row[first:last]] = encoded[: last - first]
+    found = tqdm.tqdm(programs.run_ahead(start()), "texts", len(chunks), unit="chunk", disable=not progress)
+    for chunk, encoded in zip(chunks, found, strict=True):
+      features[chunk.numbers] = encoded[: len(chunk.numbers)]
     return features
-
-
-def _pairs(pixels: Iterable, boxes: Iterable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-  """Each image with its boxes; an error if one of them ends before the other."""
-  try:
-    yield from zip(pixels, boxes, strict=True)
-  except ValueError as error:
-    if "zip()" not in str(error):
-      raise
-    raise ValueError("there must be boxes for each image, and no more: an empty list for one without") from error
-
-
-def _find(path_or_name: str, allow_pickle: bool) -> str:
-  """The path of a model; one on the Hugging Face hub is downloaded unless it is there already."""
-  top = path_or_name.split("/")[0]
-  if os.path.exists(path_or_name) or os.path.isdir(top) or not _HUB_NAME.fullmatch(path_or_name):
-    if path_or_name in presets.PRESETS and not os.path.exists(path_or_name):
-      raise FileNotFoundError(f"{path_or_name!r} is a preset, a size without weights: give a model folder")
-    return path_or_name
-  import huggingface_hub
-
-  try:
-    wanted = ["*.json", "*.safetensors", *(["*.bin"] if allow_pickle else [])]
-    return huggingface_hub.snapshot_download(path_or_name, allow_patterns=wanted)
-  except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-    raise FileNotFoundError(
-      f"no model folder at {path_or_name!r}, and no such model could be had from the Hugging Face hub: "
-      f"{str(error).splitlines()[0]}"
-    ) from error

@@ -17,7 +17,8 @@ from fgclip_jax.models import fgclip
 from fgclip_jax.models import params as parameters
 from fgclip_jax.models import pixels as levels
 from fgclip_jax.models.config import ModelConfig
-from fgclip_jax.models.roi_align import roi_align
+from fgclip_jax.models.roi_align import roi_align, roi_align_patches
+from fgclip_jax.models.siglip import PatchRows
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.storage import paths
 
@@ -183,6 +184,16 @@ def encode_pixels(params, pixels, *, setup, dense, normalize):
   return image, setup.gather(patches)[0] if dense else None
 
 
+@functools.partial(jax.jit, static_argnames=("setup", "dense", "normalize"))
+def encode_patches(params, patches, segment, place, slot, *, setup, dense, normalize):
+  """`encode_pixels` of pictures of any shape; the arguments are those of a `PatchChunk`, dense features [B, P, D]."""
+  patches, segment, place = setup.shard_batch(patches, segment, place)
+  rows = PatchRows(levels.normalize_patches(patches, segment, setup.config.vision.pixels), segment, place)
+  image, found = parameters.build(setup.config, params, setup.runtime).patch_features(rows, slot, dense)
+  (image,) = setup.gather(_finish(image, normalize))
+  return image, setup.gather(found)[0] if dense else None
+
+
 @functools.partial(jax.jit, static_argnames=("setup", "kind", "normalize"))
 def encode_rows(params, tokens, segment, position, row, end, *, setup, kind, normalize):
   """Embeddings [N, D] of captions of one `TextKind` that end at `[row, end]` of packed rows."""
@@ -195,6 +206,12 @@ def encode_rows(params, tokens, segment, position, row, end, *, setup, kind, nor
 def pool(dense, boxes, *, normalize):
   """Embeddings [B, K, D] of boxes, pooled from patch features of any length."""
   return _finish(roi_align(dense, boxes), normalize)
+
+
+@functools.partial(jax.jit, static_argnames="normalize")
+def pool_patches(dense, grid, boxes, *, normalize):
+  """`pool` from patch features [B, P, D] of pictures of any shape, row by row over each one's grid [B, 2]."""
+  return _finish(roi_align_patches(dense, grid, boxes), normalize)
 
 
 @functools.partial(jax.jit, static_argnames="normalize")

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageDraw
 
-from fgclip_jax.data import image as images
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.viz import drawing
 from fgclip_jax.viz.drawing import Box, Font
@@ -42,8 +41,7 @@ def grid(columns: int, rows: int) -> list[Box]:
 
 def measure(model: FGCLIP, picture: Image.Image, texts: Sequence[str], boxes: Sequence[Box]) -> Scores:
   """The cosines of boxes of an RGB picture with short descriptions."""
-  pixels = images.to_square(picture, model.config.vision.image_size, model.config.vision.pixels)[None]
-  (regions,) = model.encode_regions(pixels, [list(boxes)])
+  (regions,) = model.encode_regions(picture, [list(boxes)])
   return Scores(tuple(texts), tuple(boxes), model.similarity(regions, model.encode_text(list(texts), "region")))
 
 

@@ -7,7 +7,6 @@ import numpy as np
 from jaxtyping import Float32
 from PIL import Image, ImageDraw, ImageOps
 
-from fgclip_jax.data import image as images
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.viz import drawing
 from fgclip_jax.viz.drawing import Box, Font
@@ -35,14 +34,13 @@ class Heat:
 
 def measure(model: FGCLIP, picture: Image.Image, texts: Sequence[str], boxes: Sequence[Sequence[Box]]) -> list[Heat]:
   """The similarity of texts with the patches of an RGB picture, and with the boxes listed for each text."""
-  pixels = images.to_square(picture, model.config.vision.image_size, model.config.vision.pixels)[None]
   text = model.encode_text(list(texts), "region")
-  maps = np.moveaxis(model.similarity(model.encode_dense(pixels)[0], text), -1, 0)
+  maps = np.moveaxis(model.similarity(model.encode_dense(picture)[0], text), -1, 0)
   every = [box for row in boxes for box in row]
   scores = iter(np.zeros(0))
   if every:
     owner = np.repeat(np.arange(len(boxes)), [len(row) for row in boxes])
-    scores = iter(np.einsum("nd,nd->n", model.encode_regions(pixels, [every])[0], text[owner]))
+    scores = iter(np.einsum("nd,nd->n", model.encode_regions(picture, [every])[0], text[owner]))
   return [
     Heat(name, similarity, tuple((box, float(next(scores))) for box in row))
     for name, similarity, row in zip(texts, maps, boxes, strict=True)

@@ -4,6 +4,7 @@ import functools
 import itertools
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
@@ -13,6 +14,7 @@ from fgclip_jax.storage import folders, paths, streams, text
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
 
+_NUMBERED = re.compile(r"#\d+$")
 CAPTIONS = 5  # of an image are used in the benchmarks of short captions
 SHAREGPT4V = 1000  # entries, from the first, are the benchmark ShareGPT4V-1K
 
@@ -250,6 +252,23 @@ def _read_picture(raw: caption_files.Raw, layout: caption_files.Layout) -> bytes
   return caption_files.parse(caption_files.load(raw), layout).data or b""
 
 
+def _read_lines(path: str, options: Options, captions: int | None = None) -> Iterator[Entry | RecordError]:
+  """Lines `IMAGE<tab>CAPTION`; those of one picture are joined, and `#N` behind its name, as Flickr30k has, dropped."""
+  del options
+  entries: dict[str, list[str]] = {}
+  for number, line in enumerate(text.lines(path), 1):
+    if not line.strip():
+      continue
+    image, tab, caption = line.partition("\t")
+    if not tab or not image.strip():
+      message = f"needs a picture and its caption, parted by a tab, got {line!r:.80}"
+      yield RecordError("line_wrong_form", f"{path}, line {number}", message)
+      continue
+    entries.setdefault(_NUMBERED.sub("", image.strip()), []).append(caption)
+  for image, found in entries.items():
+    yield Entry(image, tuple(found[:captions]))
+
+
 READERS: dict[str, Callable[[str, Options], Iterator[Entry | RecordError]]] = {
   "coco": _read_coco,
   "flickr30k": _read_karpathy,
@@ -258,8 +277,15 @@ READERS: dict[str, Callable[[str, Options], Iterator[Entry | RecordError]]] = {
   "dci": _read_dci,
   "urban1k": _read_urban1k,
   "pairs": _read_pairs,
+  "coco_cn": functools.partial(_read_lines, captions=CAPTIONS),
+  "flickr30k_cna": functools.partial(_read_lines, captions=CAPTIONS),
+  "lit_cn": _read_lines,
+  "dci_cn": _read_lines,
+  "docci_cn": _read_lines,
 }
-LONG = ("sharegpt4v", "dci", "urban1k")  # sets with long captions
+LONG = ("sharegpt4v", "dci", "urban1k", "lit_cn", "dci_cn", "docci_cn")  # sets with long captions
+# sets that FG-CLIP 2's published evaluation does not lower-case
+AS_WRITTEN = ("flickr30k_cna", "lit_cn", "dci_cn", "docci_cn")
 
 
 def _load(path: str) -> Any:

@@ -13,7 +13,7 @@ from jaxtyping import Int, UInt8
 
 from fgclip_jax.data import image as images
 from fgclip_jax.inference.model import FGCLIP
-from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
+from fgclip_jax.inference.pictures import Image, PatchedImage, Reader
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
@@ -24,31 +24,28 @@ Source = images.Picture | Callable[[], images.Picture]
 
 @dataclasses.dataclass(frozen=True)
 class Batch:
-  """Images of one size.
+  """Images as the model reads them.
 
   Attributes:
-    pixels: RGB levels; the last of several batches is filled up by repeating its last image.
+    pixels: RGB levels of squares, of which the last of several batches is filled up by repeating its last image; or a
+      list of the patches of pictures of any shape.
     numbers: the places of the images among all pictures, without those repeated.
   """
 
-  pixels: UInt8[np.ndarray, "B S S 3"]
+  pixels: UInt8[np.ndarray, "B S S 3"] | list[PatchedImage]
   numbers: Int[np.ndarray, "n"]
 
 
-def read_pictures(
-  pictures: Iterable[Source], size: int, mode: str, skips: SkipReport, pixels: PixelSpec = CLIP_PIXELS
-) -> Iterator[tuple[int, UInt8[np.ndarray, "{size} {size} 3"]]]:
-  """Yields the number and the pixels of each picture that can be used, in order.
+def read_pictures(pictures: Iterable[Source], reader: Reader, skips: SkipReport) -> Iterator[tuple[int, Image]]:
+  """Yields the number of each picture that can be used, and what the model reads of it, in order.
 
   Args:
     pictures: paths (local or in object storage), PIL images, bytes, uint8 arrays [H, W, 3], or functions
       without arguments that return one of these and are called by the threads.
-    size: the side of the pixels that are returned.
-    mode: `squash` (FG-CLIP's protocol) or `center_crop` (plain CLIP's).
+    reader: the model's, see `FGCLIP.reader`.
     skips: counts missing and broken pictures. Kinds: those of `ImageError` and of `read_file`.
-    pixels: the model's.
   """
-  read = functools.partial(_read, size=size, mode=mode, pixels=pixels)
+  read = functools.partial(_read, reader=reader)
   for number, found in in_threads(read, enumerate(pictures)):
     if isinstance(found, RecordError):
       skips.add(Skip.of(found))
@@ -67,23 +64,22 @@ def read_batches(
     mode: None is the model's own, see `ModelConfig.resize`.
     progress: shows a progress bar.
   """
-  config = model.config
-  rows = read_pictures(pictures, config.vision.image_size, mode or config.resize, skips, config.vision.pixels)
+  rows = read_pictures(pictures, model.reader(mode), skips)
   with tqdm.tqdm(total=len(pictures), desc="images", unit="image", disable=not progress) as bar:
     for place in itertools.count():
       batch = list(itertools.islice(rows, model.batch_size))
       if not batch:
         break
       numbers, pixels = zip(*batch, strict=True)
-      missing = model.batch_size - len(pixels) if place else 0
-      yield Batch(np.stack(pixels + pixels[-1:] * missing), np.asarray(numbers, np.int64))
+      if not model.config.vision.takes_patches:
+        missing = model.batch_size - len(pixels) if place else 0
+        pixels = np.stack(pixels + pixels[-1:] * missing)
+      yield Batch(pixels if isinstance(pixels, np.ndarray) else list(pixels), np.asarray(numbers, np.int64))
       bar.update(numbers[-1] + 1 - bar.n)
     bar.update(len(pictures) - bar.n)
 
 
-def _read(
-  numbered: tuple[int, Source], size: int, mode: str, pixels: PixelSpec
-) -> tuple[int, np.ndarray | RecordError]:
+def _read(numbered: tuple[int, Source], reader: Reader) -> tuple[int, Image | RecordError]:
   number, picture = numbered
   name = os.fspath(picture) if isinstance(picture, str | os.PathLike) else f"image {number}"
   try:
@@ -92,7 +88,7 @@ def _read(
     if isinstance(picture, str | os.PathLike):
       name = os.fspath(picture)
       picture = read_file(name)
-    return number, images.to_levels(picture, size, mode, str(name), pixels)
+    return number, reader.read(picture, str(name))
   except RecordError as error:
     return number, error
 

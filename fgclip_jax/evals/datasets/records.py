@@ -3,12 +3,8 @@
 import dataclasses
 from collections.abc import Iterator
 
-import numpy as np
-from jaxtyping import UInt8
-
-from fgclip_jax.data import image as images
 from fgclip_jax.data import record, shards
-from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
+from fgclip_jax.inference.pictures import Image, Reader, SquareReader
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
 from fgclip_jax.storage.threads import in_threads
@@ -20,12 +16,12 @@ class Example:
 
   Attributes:
     number: the record's place in its split.
-    pixels: RGB levels, squashed to a square.
+    pixels: what the model reads: RGB levels, squashed to a square, or the patches of a picture of any shape.
     record: the record.
   """
 
   number: int
-  pixels: UInt8[np.ndarray, "S S 3"]
+  pixels: Image
   record: record.Record
 
 
@@ -42,7 +38,7 @@ class Examples:
     split: str,
     image_size: int = 224,
     limit: int | None = None,
-    pixels: PixelSpec = CLIP_PIXELS,
+    reader: Reader | None = None,
   ):
     """Opens a split.
 
@@ -51,7 +47,7 @@ class Examples:
       split: e.g. `validation`.
       image_size: the side that images are squashed to.
       limit: the number of records to read, from the first; None for all.
-      pixels: the model's.
+      reader: the model's, see `FGCLIP.reader`; None: squares as CLIP reads them.
 
     Raises:
       FileNotFoundError, ValueError: there is no such folder or split, a shard is missing, no record can be read, or
@@ -59,7 +55,7 @@ class Examples:
     """
     if limit is not None and limit < 1:
       raise ValueError(f"limit must be at least 1, got {limit}")
-    self.folder, self.split, self.image_size, self._pixels = folder, split, image_size, pixels
+    self.folder, self.split, self._reader = folder, split, reader or SquareReader(image_size)
     self._source = shards.Records(folder, split)
     self._count = min(len(self._source), limit or len(self._source))
     self.skips = SkipReport()
@@ -90,7 +86,7 @@ class Examples:
   def _try(self, number: int) -> Example | RecordError:
     try:
       found = self.read(number)
-      pixels = images.to_square(images.open_image(found.image), self.image_size, self._pixels)
+      pixels = self._reader.read(found.image, "image")
     except RecordError as error:
       if isinstance(error.__cause__, OSError) and error.kind == "shard_lost":
         raise OSError(f"{self.folder}, record {number}: {error}") from error  # the network failed, and not the record

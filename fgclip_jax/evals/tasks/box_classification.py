@@ -1,4 +1,4 @@
-"""Zero-shot classification of boxes: COCO, LVIS, Open Images."""
+"""Zero-shot classification of boxes: COCO, LVIS, Open Images, BoxClass-CN."""
 
 import argparse
 import dataclasses
@@ -14,7 +14,7 @@ from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.skip_report import SkipReport
 
-SHORT = "classification of boxes: COCO's 80 classes, LVIS' 1,203, Open Images"
+SHORT = "classification of boxes: COCO's 80 classes, LVIS' 1,203, Open Images, BoxClass-CN"
 TEXT = """Which of all classes is in each box of the annotations: top-1 and top-5, for LVIS also by the classes'
 frequency. Boxes around crowds and boxes without a size are left out and counted."""
 EXAMPLE = "--model M --annotations lvis_v1_val.json --images coco --output lvis.json"
@@ -36,6 +36,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument("--classes", metavar="FILE", help="of Open Images: class-descriptions-boxable.csv")
   options.add_templates(parser)
+  options.add_as_written(parser)
   options.add_limit(parser)
 
 
@@ -52,6 +53,8 @@ class BoxClassification:
     images: the folder of images; for LVIS the one that holds train2017 and val2017.
     classes: for Open Images, the file of the classes' names.
     templates: the prompts, a name in `templates.TEMPLATES`.
+    as_written: prompts are not lower-cased. BoxClass-CN, in the layout of COCO, is measured with this and the
+      templates `name` (bare class names).
     limit: the number of images to read, the first by id; None for all.
     allow: guards that are switched off.
     ks: the K of each top-K.
@@ -61,6 +64,7 @@ class BoxClassification:
   images: str
   classes: str | None = None
   templates: str = "openai80"
+  as_written: bool = False
   limit: int | None = None
   allow: tuple[str, ...] = ()
   ks: tuple[int, ...] = (1, 5)
@@ -70,7 +74,8 @@ class BoxClassification:
     return "box classification"
 
   def settings(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
+    values = dataclasses.asdict(self)
+    return values if self.as_written else {name: value for name, value in values.items() if name != "as_written"}
 
   def files(self) -> list[str | tuple[str, str]]:
     return [path for path in (self.annotations, self.classes, self.images) if path]
@@ -86,7 +91,8 @@ class BoxClassification:
     if not len(usable):
       raise ValueError(f"{self.annotations}: none of the {len(data.label)} boxes can be used: all are crowds or empty")
     records = len(data.label) + len(broken)
-    classes = templates.class_embeddings(model, data.names, templates.TEMPLATES[self.templates], progress)
+    prompts = templates.TEMPLATES[self.templates]
+    classes = templates.class_embeddings(model, data.names, prompts, progress, "region", self.as_written)
     numbers, rows = instances.group_by_image(data.image, usable)
     files = [paths.join(self.images, data.images[number].path) for number in numbers]
     skips = SkipReport()

@@ -22,6 +22,7 @@ SHORT = "zero-shot classification: ImageNet, ImageNet-v2, any folder of folders,
 TEXT = """Top-1, top-5 and mean accuracy per class of pictures among class names, each the mean of its prompts."""
 EXAMPLE = "imagenet --model M --images imagenet/val --output in1k.json"
 
+IMAGENET_PATCHES = 1024  # of a picture, with which FG-CLIP 2's numbers are published
 SETS = ("imagenet", "imagenetv2", "folder", "tfds")
 
 
@@ -118,6 +119,8 @@ class Classification:
     like them.
     """
     notes = guards.check_resolution(model, self.allow)
+    if self.dataset in ("imagenet", "imagenetv2") and model.published_budget:
+      model = model.with_max_patches(IMAGENET_PATCHES)
     data, skips = self.read(), SkipReport()
     classes = class_embeddings(model, data.names, TEMPLATES[self.templates], progress)
     image, kept = encode_images(model, data.pictures, skips, self.mode, progress)
@@ -126,8 +129,10 @@ class Classification:
       raise ValueError(f"no picture of {self.images!r} can be used: {'; '.join(filter(None, notes))}")
     answers = [model.tokenizer.clean(name) for name in data.names]
     notes += [*data.notes, *_notes(data, answers)]
-    mode = self.mode or model.config.resize
-    notes.append(f"pictures are made square by {mode}, classes by the templates {self.templates}")
+    made = "made square by " + (self.mode or model.config.resize)
+    if model.max_patches is not None:
+      made = f"patches, budget {model.max_patches}"
+    notes.append(f"pictures are {made}, classes by the templates {self.templates}")
     ids = [data.ids[int(number)] for number in kept]
     return _score(image, data.labels[kept], ids, classes, data, answers, skips, notes)
 

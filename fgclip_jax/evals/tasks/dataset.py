@@ -11,6 +11,7 @@ from jaxtyping import Float32, Int
 from fgclip_jax.evals import guards, options, ranking
 from fgclip_jax.evals.embeddings import DatasetEmbeddings, DatasetMetric, embed
 from fgclip_jax.evals.evaluator import Metric, NothingToMeasureError, Prediction, Result
+from fgclip_jax.inference.describe import family
 from fgclip_jax.inference.model import FGCLIP
 
 SHORT = "captions, regions and hard negatives of a prepared data set (also without the word `records`)"
@@ -49,7 +50,7 @@ class Retrieval:
   def run(self, model: FGCLIP, examples: DatasetEmbeddings) -> tuple[dict[str, Metric], list[Prediction]]:
     """Metrics `KIND_image_to_text_rK` and `KIND_text_to_image_rK`."""
     if self.kind not in model.config.text.kinds:
-      raise NothingToMeasureError(f"the model is a plain CLIP, which reads no {self.kind} captions")
+      raise NothingToMeasureError(f"the model is a {family(model.config)}, which reads no {self.kind} captions")
     captions = {"short": examples.short, "long": examples.long}[self.kind]
     embeddings = {"short": examples.short_text, "long": examples.long_text}[self.kind]
     words = {"short": examples.short_words, "long": examples.long_words}[self.kind]
@@ -97,7 +98,7 @@ class RegionClassification:
       raise NothingToMeasureError(f"no region's caption is one of the {len(examples.classes)} region classes")
     region, label = examples.region[known], np.searchsorted(examples.classes, examples.region_caption[known])
     pairs = np.stack([np.arange(len(region)), label], axis=1)
-    rank, first, score = ranking.search(region, examples.short_text[examples.classes], pairs)
+    rank, first, score = ranking.search(region, examples.of_regions[examples.classes], pairs)
     found = {f"region_top{k}": ranking.top_k(rank, pairs, len(examples.classes), k) for k in self.ks}
     return found, _predictions("region", examples, np.flatnonzero(known), examples.classes[first], rank, score)
 
@@ -115,11 +116,11 @@ class FineGrained:
     if not len(has):
       raise NothingToMeasureError("no region has hard negatives")
     beaten, _, first = ranking.beaten_by(
-      examples.region[has], examples.short_text, examples.region_caption[has], examples.negatives[has]
+      examples.region[has], examples.of_regions, examples.region_caption[has], examples.negatives[has]
     )
     chance = float(np.mean(1 / (1 + valid[has].sum(1))))
     found = {"fine_grained_top1": Metric(float(np.mean(~beaten.any(1))), chance, len(has))}
-    score = np.einsum("nd,nd->n", examples.region[has], examples.short_text[first])
+    score = np.einsum("nd,nd->n", examples.region[has], examples.of_regions[first])
     return found, _predictions("fine_grained", examples, has, first, beaten.sum(1), score)
 
 

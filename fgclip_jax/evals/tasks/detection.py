@@ -150,7 +150,8 @@ class Detection:
     else:
       proposals, read = [grid()] * len(data.images), len(grid().box) * len(data.images)
       notes.append(f"proposals are a grid of {len(grid().box)} boxes: what fits none of them cannot be found")
-    classes = templates.class_embeddings(model, data.names, templates.TEMPLATES[self.templates], progress)
+    prompts = templates.TEMPLATES[self.templates]
+    classes = templates.class_embeddings(model, data.names, prompts, progress, "region")
     classes = jax.device_put(classes)
     scale = np.float32(learned_scale(model) if self.scale is None else self.scale)
     files = [paths.join(self.images, image.path) for image in data.images]

@@ -22,7 +22,9 @@ from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import SkipReport
 
-SHORT = "retrieval of pictures and captions, each way: COCO, Flickr30k, ShareGPT4V-1K, DCI, Urban1k, your own pairs"
+SHORT = (
+  "retrieval of pictures and captions, each way: COCO, Flickr30k, ShareGPT4V-1K, DCI, Chinese sets, your own pairs"
+)
 TEXT = """R@1, R@5 and R@10: a picture's captions among all captions, and a caption's picture among all pictures."""
 EXAMPLE = "coco --model M --annotations captions_val2017.json --images coco/val2017 --output coco.json"
 
@@ -79,7 +81,9 @@ class ImageTextRetrieval:
   against the model.
 
   Attributes:
-    dataset: `coco`, `flickr30k`, `karpathy` (the same form), `sharegpt4v`, `dci`, `urban1k` or `pairs`.
+    dataset: `coco`, `flickr30k`, `karpathy` (the same form), `sharegpt4v`, `dci`, `urban1k` or `pairs`; or one of
+      FG-CLIP 2's Chinese sets, lines of a picture and a caption: `coco_cn`, `flickr30k_cna`, `lit_cn`, `dci_cn` and
+      `docci_cn`. Of these all but `coco_cn` are read as they are written, without lower-casing, as published.
     annotations: its file, or its folder (`dci`, `urban1k`).
     images: the folder of the pictures; None: the annotations' folder, or for `urban1k` the folder `image` in it.
     kind: the model's path for the captions, `short` or `long`; None: `long` for the sets of long captions.
@@ -156,7 +160,8 @@ class ImageTextRetrieval:
     entries = caption_sets.read(self.dataset, self.annotations, options, self.limit, skips, skip_empty)
     records = len(entries) + len(skips)
     texts = [text for entry in entries for text in entry.captions]
-    embeddings, cut = guards.encode_texts(model, texts, self._kind, self.allow, progress)
+    as_written = self.dataset in caption_sets.AS_WRITTEN
+    embeddings, cut = guards.encode_texts(model, texts, self._kind, self.allow, progress, as_written)
     image, kept = encode_images(model, _Pictures(entries, self._files(entries)), skips, self.mode, progress)
     notes += [skips.summary(records, "pictures"), *cut, *read_notes]
     if not len(kept):

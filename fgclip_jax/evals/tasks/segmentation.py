@@ -119,9 +119,8 @@ class Segmentation:
     skips = SkipReport()
     listing = SkipReport()
     found = label_maps.find(self.images, self.labels, self.label_suffix, self.split, self.limit, listing)
-    text = templates.class_embeddings(
-      model, [name for each in names for name in each], templates.TEMPLATES[self.templates], progress
-    )
+    prompts = templates.TEMPLATES[self.templates]
+    text = templates.class_embeddings(model, [name for each in names for name in each], prompts, progress, "region")
     text = jax.device_put(text)
     owner = np.repeat(np.arange(len(names)), [len(each) for each in names])
     background = classes.zero == "background"
