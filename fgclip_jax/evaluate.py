@@ -13,7 +13,7 @@ import warnings
 
 import jax
 
-from fgclip_jax.cli import FAILED, positive, print_error
+from fgclip_jax.cli import FAILED, add_max_patches, positive, print_error
 from fgclip_jax.evals import guards, options, registry, results
 from fgclip_jax.evals.evaluator import Evaluator, Result
 from fgclip_jax.evals.tasks.dataset import Records

@@ -10,36 +10,26 @@ ONNX needs the packages of requirements-export.txt.
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import os
 import sys
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import tqdm
-from flax import nnx
-from jaxtyping import Array, Float, Int, UInt8
 
-from fgclip_jax.cli import print_error, shipped_file
+from fgclip_jax.cli import add_max_patches, print_error, shipped_file
+from fgclip_jax.data.tokenizers import files
+from fgclip_jax.inference.graphs import PARTS, TEXT_PARTS, Part, make_part, sample
 from fgclip_jax.inference.model import DTYPES, FGCLIP, load
-from fgclip_jax.models import params as parameters
-from fgclip_jax.models.config import TextKind
-from fgclip_jax.models.fgclip import DualEncoder, unit_length
-from fgclip_jax.models.pixels import normalize
-from fgclip_jax.models.roi_align import roi_align
-from fgclip_jax.models.transformer import Runtime, Transformer
 from fgclip_jax.storage import atomic, paths
 from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.weights import formats
 
 FORMATS = ("stablehlo", "onnx")
-PARTS = ("image", "text", "long_text", "dense", "regions")
-TEXT_PARTS = {"text": "short", "long_text": "long"}  # parts that take texts, and the kind that each takes
 PLATFORMS = ("cpu", "cuda", "tpu")  # that a StableHLO file runs on
 TOLERANCE = {
   "float32": 1e-4,
@@ -47,133 +37,8 @@ TOLERANCE = {
   "float16": 0.01,
 }  # of a file's outputs, of unit length, from the model's
 DESCRIPTION = "export.json"
-# what the description says of a tokenizer
-TOKENIZER_RULES = {"clip": "CLIP's byte-pair encoding of lower-cased text (openai/clip-vit-base-patch16)"}
 # image towers that ONNX cannot have: jax2onnx 0.13 fails on padded convolutions ("padding was not hashable")
 NOT_IN_ONNX = {"resnet": "a ResNet's convolutions"}
-
-Shape = tuple[int | str, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class Part:
-  """A function to export, of arrays in the order of `inputs`; a name in a shape is a size that may be anything."""
-
-  function: Callable[..., Array]
-  inputs: dict[str, tuple[Shape, str]]  # shape, dtype
-  output: str
-  preprocessing: dict[str, Any]
-
-
-class _Unrolled(nnx.Module):
-  """A transformer's blocks one after another: ONNX would make a loop of a scan, which takes half as long again."""
-
-  def __init__(self, transformer: Transformer):
-    self.blocks = nnx.List(
-      [jax.tree.map(lambda leaf, at=at: leaf[at], transformer.blocks) for at in range(transformer.depth)]
-    )
-
-  def __call__(
-    self, x: Float[Array, "B T W"], segment: Int[Array, "B T"] | None = None
-  ) -> tuple[Float[Array, "B T W"], Float[Array, "B T W"]]:
-    penultimate = x
-    for block in self.blocks:
-      x, penultimate = block(x, segment), x
-    return x, penultimate
-
-  def last_block(self) -> nnx.Module:
-    return self.blocks[-1]
-
-
-def make_part(model: FGCLIP, what: str, unroll: bool = False) -> Part:
-  """One of `PARTS` as a function with the model's weights.
-
-  Args:
-    model: the model, on one device.
-    what: `image` (embeddings of whole images), `text` and `long_text` (of token ids), `dense` (of patches), `regions`
-      (of boxes).
-    unroll: the blocks of the towers one after another instead of in a loop.
-
-  Raises:
-    ValueError: there is no such part, or this model does not have it.
-  """
-  config = model.config
-  spec = config.vision.pixels
-  if what not in PARTS:
-    raise ValueError(f"there is no part {what!r}: choose of {', '.join(PARTS)}")
-  if what in TEXT_PARTS and TEXT_PARTS[what] not in config.text.kinds:
-    raise ValueError(f"this model is a plain CLIP, which reads no {TEXT_PARTS[what]} texts: leave {what} out")
-  # exactly what each product would do with them, and half the size of the file
-  params = parameters.unflatten(
-    {
-      name: leaf.astype(model.runtime.dtype) if name.endswith("kernel") else leaf
-      for name, leaf in parameters.flatten(model.params).items()
-    }
-  )
-
-  def network() -> DualEncoder:
-    built = parameters.build(config, params, Runtime(dtype=model.runtime.dtype, attention="xla"))
-    towers: tuple[Any, ...] = (built.vision, built.text) if unroll else ()
-    for tower in towers:
-      if isinstance(getattr(tower, "transformer", None), Transformer):
-        tower.transformer = _Unrolled(tower.transformer)
-    return built
-
-  def image(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
-    return unit_length(network().image_features(normalize(pixels, spec))[0])
-
-  def patches(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B h w D"]:
-    features = network().image_features(normalize(pixels, spec))[1]
-    assert features is not None  # no patches are dropped
-    return features
-
-  def dense(pixels: UInt8[Array, "B S S 3"]) -> Float[Array, "B h w D"]:
-    return unit_length(patches(pixels))
-
-  def regions(pixels: UInt8[Array, "B S S 3"], boxes: Float[Array, "B K 4"]) -> Float[Array, "B K D"]:
-    return unit_length(roi_align(patches(pixels), boxes))
-
-  def text(tokens: Int[Array, "B L"]) -> Float[Array, "B D"]:
-    return _encode_text(network(), tokens, config.text.kinds[TEXT_PARTS[what]])
-
-  side = config.vision.image_size
-  if what in TEXT_PARTS:
-    longest = config.text.kinds[TEXT_PARTS[what]].length
-    preparation = {
-      "tokenizer": TOKENIZER_RULES.get(config.text.tokenizer, config.text.tokenizer),
-      "start_id": model.tokenizer.start_id,
-      "end_id": model.tokenizer.end_id,
-      "pad_id": model.tokenizer.pad_id,
-      "longest": longest,
-      "rule": "start_id, the text, end_id, then padding; of a text that is too long keep the first ids and end_id",
-    }
-    return Part(text, {"tokens": (("batch", longest), "int32")}, "text_embedding", preparation)
-  preparation: dict[str, Any] = {
-    "color": "RGB",
-    "size": side,
-    "resize": config.resize if what == "image" else "squash",
-    "resample": spec.interpolation,
-    "mean": spec.mean,
-    "std": spec.std,
-    "fill": spec.fill,
-    "rule": "levels 0..255; the graph normalises them",
-  }
-  pixels = {"pixels": (("batch", side, side, 3), "uint8")}
-  if what != "regions":
-    return Part(image if what == "image" else dense, pixels, f"{what}_embedding", preparation)
-  preparation["boxes"] = "x1 y1 x2 y2 as fractions of the picture's width and height; padding is 0 0 0 0"
-  return Part(regions, pixels | {"boxes": (("batch", "boxes", 4), "float32")}, "region_embedding", preparation)
-
-
-def _encode_text(network: DualEncoder, tokens: Int[Array, "B L"], kind: TextKind) -> Float[Array, "B D"]:
-  """Embeddings of texts of one kind, each in a row of its own."""
-  config = network.config.text
-  position = jnp.zeros_like(tokens) + jnp.arange(tokens.shape[1], dtype=jnp.int32)[None] + kind.first_position
-  hidden = network.text(tokens, jnp.ones_like(tokens), position)
-  # argmax takes the first: of the ids, or of the places of the end-of-text token
-  end = jnp.argmax(tokens if config.end_id == 2 else (tokens == config.end_id).astype(jnp.int32), axis=1)
-  read = jnp.take_along_axis(hidden, end[:, None, None], axis=1)[:, 0]
-  return unit_length(network.project_text(network.text.final_norm(read), kind))
 
 
 def to_stablehlo(part: Part) -> bytes:
@@ -217,25 +82,6 @@ def run(format: str, data: bytes, arrays: Sequence[np.ndarray]) -> np.ndarray:
   session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
   outputs = session.run(None, dict(zip((given.name for given in session.get_inputs()), arrays, strict=True)))
   return np.asarray(outputs[0])
-
-
-def sample(model: FGCLIP, part: Part, batch: int, seed: int = 0) -> list[np.ndarray]:
-  """Random inputs of a part."""
-  rng = np.random.default_rng(seed)
-  free: dict[int | str, int] = {"batch": batch, "boxes": 3}
-  arrays = []
-  for name, (shape, dtype) in part.inputs.items():
-    sizes = [int(free.get(size, size)) for size in shape]
-    if name == "pixels":
-      arrays.append(rng.integers(0, 256, sizes).astype(dtype))
-    elif name == "boxes":
-      arrays.append(np.sort(rng.random((*sizes[:2], 2, 2)), axis=2).reshape(sizes).astype(dtype))
-    else:
-      end = model.config.text.vocab_size - 1 if model.config.text.end_id == 2 else model.config.text.end_id
-      tokens = rng.integers(1, end, sizes).astype(dtype)
-      tokens[np.arange(batch), rng.integers(1, sizes[1], batch)] = end
-      arrays.append(tokens)
-  return arrays
 
 
 def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list[str]:
@@ -298,6 +144,8 @@ def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list
         "preprocessing": part.preprocessing,
         "largest_difference": difference,
       }
+    if set(what) & set(TEXT_PARTS):
+      files.copy(model.config.text.tokenizer, output)  # where it is read from one
     with open(described, "w", encoding="utf-8") as file:
       json.dump(description, file, indent=2)
   return written
@@ -331,11 +179,12 @@ def main(argv: list[str] | None = None) -> int:
     "--what", default="image,text", metavar="PART,...", help=f"of {', '.join(PARTS)} (default: %(default)s)"
   )
   parser.add_argument("--dtype", choices=DTYPES, default="float32", help="to compute in (default: %(default)s)")
+  add_max_patches(parser)
   parser.add_argument("--allow_pickle", action="store_true", help="read a pickle (.bin, .pt), without executing it")
   args = parser.parse_args(argv)
   try:
     _check_output(args.model, args.output)
-    model = load(args.model, dtype=args.dtype, allow_pickle=args.allow_pickle)
+    model = load(args.model, dtype=args.dtype, allow_pickle=args.allow_pickle, max_patches=args.max_patches)
     print(f"{printable(args.model)}: {model}")
     written = export(model, args.output, args.format, [name.strip() for name in args.what.split(",")])
   except ModuleNotFoundError as error:

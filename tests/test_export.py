@@ -63,6 +63,35 @@ def test_files_give_the_models_embeddings_for_any_batch(exported, model):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
+@pytest.mark.parametrize("format", export.FORMATS)
+def test_pictures_of_any_shape_at_a_fixed_budget(tmp_path, format):
+  if format == "onnx":
+    pytest.importorskip("jax2onnx", reason="needs jax2onnx, see requirements-export.txt")
+    pytest.importorskip("onnxruntime", reason="needs onnxruntime, see requirements-export.txt")
+  config = presets.preset("tiny_fgclip2")
+  model = api.FGCLIP(config, init(config, 0), max_patches=12)
+  rng = np.random.default_rng(0)
+  pictures = model.preprocess([rng.integers(0, 256, shape, dtype=np.uint8) for shape in ((30, 40, 3), (90, 20, 3))])
+  grid = np.asarray([each.grid for each in pictures], np.int32)
+  patches = np.zeros((2, 12, 192), np.uint8)
+  for row, each in zip(patches, pictures, strict=True):
+    row[: len(each.patches)] = each.patches
+  boxes = np.repeat(BOX, 2, 0)
+  export.export(model, str(tmp_path), format, ["image", "dense", "regions", "region_text"])
+  np.testing.assert_allclose(run(tmp_path, "image", patches, grid), model.encode_image(pictures), atol=2e-6)
+  dense = run(tmp_path, "dense", patches, grid)
+  for found, expected in zip(dense, model.encode_dense(pictures), strict=True):
+    height, width = expected.shape[:2]
+    np.testing.assert_allclose(found[: height * width], expected.reshape(height * width, -1), atol=2e-6)
+    assert not found[height * width :].any()
+  regions = run(tmp_path, "regions", patches, grid, boxes)
+  np.testing.assert_allclose(regions, model.encode_regions(pictures, boxes), atol=2e-6)
+  text = run(tmp_path, "region_text", model.tokenizer(["a cat", "x"], 16))
+  np.testing.assert_allclose(text, model.encode_text(["a cat", "x"], "region"), atol=2e-6)
+  preparation = json.loads((tmp_path / "export.json").read_text())["parts"]["image"]["preprocessing"]
+  assert preparation["max_patches"] == 12 and preparation["patch_size"] == 8 and "resize" not in preparation
+
+
 def test_the_description_tells_what_goes_in_and_comes_out(exported):
   description = json.loads((exported / "export.json").read_text())
   assert set(description["parts"]) == set(export.PARTS)

@@ -26,6 +26,7 @@ ELSEWHERE = {
   "evals/options": "evals/registry",
   "goodput": "train/goodput/timeline",
   "inference/describe": "inference/model",
+  "inference/graphs": "export",
   "inference/hub": "inference/programs",
   "inference/image_listing": "inference/bulk_inputs",
   "inference/text_chunks": "inference/model",

@@ -12,6 +12,7 @@ from fgclip_jax.data.image import Mode
 from fgclip_jax.evals import guards
 from fgclip_jax.evals.datasets.images import Source, read_batches
 from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.inference.pictures import Image
 from fgclip_jax.storage.skip_report import SkipReport
 
 # Images of a call times the most boxes of one image. With padding, features of width 512 take at most 256 MiB.
@@ -39,7 +40,7 @@ def encode_images(
   """
   numbers: list[int] = []
 
-  def rows() -> Iterator[np.ndarray]:
+  def rows() -> Iterator[Image]:
     for batch in read_batches(model, images, skips, mode, progress):
       numbers.extend(batch.numbers.tolist())
       yield from batch.pixels

@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from fgclip_jax.data import packing
-from fgclip_jax.data.tokenizers import Tokenizer, get_tokenizer
-from fgclip_jax.data.tokenizers.padded import check_ids
+from fgclip_jax.data.tokenizers import get_tokenizer
+from fgclip_jax.data.tokenizers.padded import check_ids, check_tokenizer
 from fgclip_jax.inference.inputs import check_ordered, show, to_numpy, warn
 from fgclip_jax.models.config import SiglipTextConfig, TextConfig
 
@@ -55,7 +55,9 @@ def to_ids(
   if not isinstance(listed[0], str) and (hasattr(listed[0], "ndim") or isinstance(listed[0], Sequence)):
     return _read_ids([_to_row(*each) for each in enumerate(listed)], config, length, as_is)
   tokenizer = get_tokenizer(config.tokenizer)
-  if config.vocab_size != tokenizer.vocab_size:
+  if isinstance(config, SiglipTextConfig):
+    check_tokenizer(config)
+  elif config.vocab_size != tokenizer.vocab_size:
     raise ValueError(
       f"the model has a vocabulary of {config.vocab_size:,} tokens and its tokenizer {config.tokenizer!r} "
       f"{tokenizer.vocab_size:,}: give token ids instead of strings"
@@ -69,7 +71,7 @@ def to_ids(
 
 
 @functools.lru_cache(maxsize=4)
-def _as_written(name: str) -> Tokenizer:
+def _as_written(name: str) -> Any:
   """Gemma's tokenizer of this name, without lower-casing."""
   from fgclip_jax.data.tokenizers import gemma
 

@@ -110,23 +110,33 @@ def versions() -> dict[str, str]:
 
 def _print_run(run, topology, captions) -> None:
   from fgclip_jax.models.params import abstract_params, count
+  from fgclip_jax.plan.estimate import PATCH_FILL
 
+  layout = run.layout()
+  pictures = f"{run.model.vision.image_size} px"
+  if layout.patches:
+    pictures = f"pictures of at most {layout.patches.budgets[-1]} patches, {PATCH_FILL:.0%} of that on average"
   print(
-    f"{run.values['model']}, {count(abstract_params(run.model)) / 1e6:.1f} M parameters, {run.model.vision.image_size} "
-    f"px; batch {run.data.batch_size:,}, {run.steps:,} steps"
+    f"{run.values['model']}, {count(abstract_params(run.model)) / 1e6:.1f} M parameters, {pictures}; "
+    f"batch {run.data.batch_size:,}, {run.steps:,} steps"
   )
   print(
     f"{topology.name}: {len(topology.devices)} x {topology.devices[0].device_kind}"
     + (f" in {topology.slices} {topology.chip.near}s" if topology.slices > 1 else "")
     + f"; {', '.join(f'{name} {version}' for name, version in versions().items())}"
   )
-  layout = run.layout()
   regions = f", regions {captions.region}, {captions.boxes} boxes an image, {captions.hard_share:.1%} of them with ten"
-  print(
-    f"assumed: long captions of {captions.long} tokens, short {captions.short}"
-    + (f"{regions} hard negatives" if layout.boxes else "")
-    + (f"; rows of text {captions.fill:.0%} full" if layout.packed else "; a row for each caption")
-  )
+  if layout.pad_id is not None:
+    print(
+      f"long captions of {layout.long_length or 0} tokens and others of {layout.short_length}, padding included"
+      + (f"; assumed: {captions.boxes} boxes an image, {captions.hard_share:.1%} of them hard" if layout.boxes else "")
+    )
+  else:
+    print(
+      f"assumed: long captions of {captions.long} tokens, short {captions.short}"
+      + (f"{regions} hard negatives" if layout.boxes else "")
+      + (f"; rows of text {captions.fill:.0%} full" if layout.packed else "; a row for each caption")
+    )
   if topology.chip.near == "host" and run.runtime.attention == "auto":
     print("attention is compiled in its plain form here; on the GPUs it is cuDNN's where that can be, and holds less")
   if run.progressive:

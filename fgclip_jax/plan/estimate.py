@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from fgclip_jax.data.packing import Layout
 from fgclip_jax.data.record import MAX_NEGATIVES
+from fgclip_jax.data.rows import best_fit, count_rows
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.plan.hardware import GIB, Topology
 from fgclip_jax.plan.hlo import KINDS, Collective, HloProgram
@@ -24,6 +25,8 @@ from fgclip_jax.train.flops import count_flops
 from fgclip_jax.train.mesh import batch_sharding, choose_mesh, data_shards, param_sharding, possible_meshes
 from fgclip_jax.train.optimizer import freezes
 from fgclip_jax.train.step import make_step
+
+PATCH_FILL = 0.95  # the share of its patch budget that a picture is assumed to have
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,11 +88,17 @@ class StepEstimate:
 
 
 def caption_lengths(layout: Layout, images: int, captions: Captions) -> tuple[list[int], list[int]]:
-  """The tokens of each short-table and each long-table caption of a shard, by the assumed means."""
-  short, region = (min(length, layout.max_length(long=False)) for length in (captions.short, captions.region))
+  """The tokens of each short-table and each long-table caption of a shard, by the assumed means.
+
+  Where padding is read (`layout.pad_id`) all captions are as long as their tables.
+  """
+  most = {long: layout.max_length(long) for long in (False, True)}
+  short, region, long = captions.short, captions.region, captions.long
+  if layout.pad_id is not None:
+    short, region, long = most[False], most[False], most[True]
   regions, hard = region_counts(layout, images, captions)
-  lengths = [short] * images + [region] * (regions + hard * (1 + MAX_NEGATIVES))
-  return lengths, [min(captions.long, layout.max_length(long=True))] * (images if layout.long_length else 0)
+  lengths = [min(short, most[False])] * images + [min(region, most[False])] * (regions + hard * (1 + MAX_NEGATIVES))
+  return lengths, [min(long, most[True])] * (images if layout.long_length else 0)
 
 
 def region_counts(layout: Layout, images: int, captions: Captions) -> tuple[int, int]:
@@ -103,6 +112,8 @@ def row_budget(layout: Layout, images: int, captions: Captions) -> int:
   short, long = caption_lengths(layout, images, captions)
   if not layout.packed:
     return len(short) + len(long)
+  if layout.pad_id is not None:
+    return count_rows(best_fit(short + long, layout.row_length))
   return math.ceil((sum(short) + sum(long)) / (captions.fill * layout.row_length))
 
 
@@ -120,6 +131,16 @@ def abstract_batch(
     "hard_box": ((images * boxes,), jnp.int32),
     "hard_eot": ((images * boxes, 1 + MAX_NEGATIVES), jnp.int32),
   }
+  if layout.patches:
+    del shapes["image"]
+    slots, values, most = patch_slots(layout, images), layout.patches.patch_values, layout.patches.budgets[-1]
+    shapes |= {
+      "patches": ((*slots, values), jnp.uint8),
+      "patch_segment": (slots, jnp.int32),
+      "patch_place": ((*slots, 4), jnp.int32),
+      "patch_slot": ((images, most), jnp.int32),
+      "image_grid": ((images, 2), jnp.int32),
+    }
   return {key: jax.ShapeDtypeStruct((shards, *shape), dtype) for key, (shape, dtype) in shapes.items()}
 
 
@@ -149,7 +170,20 @@ def assumed_batch(
     "boxes": np.broadcast_to(np.float32(0), (images, layout.boxes, 4)),
     "image": np.broadcast_to(np.uint8(0), (images, image_size, image_size, 3)),
   }
+  if layout.patches:
+    most, slots = layout.patches.budgets[-1], patch_slots(layout, images)
+    mine = min(round(PATCH_FILL * most), math.prod(slots) // images)
+    del shard["image"]
+    shard["patch_segment"] = lay(np.repeat(np.arange(1, images + 1), mine), slots, 0)
+    shard["patch_slot"] = np.where(np.arange(most) < mine, 0, -1)[None].repeat(images, 0)
   return {key: np.broadcast_to(value, (shards, *value.shape)) for key, value in shard.items()}
+
+
+def patch_slots(layout: Layout, images: int) -> tuple[int, int]:
+  """Rows of patches for a shard of `images`, and the patches of a row: as many slots as they may have patches."""
+  assert layout.patches is not None
+  most, length = layout.patches.budgets[-1], layout.patches.length
+  return (math.ceil(images * most / length), length) if layout.packed else (images, most)
 
 
 def estimate_step(
@@ -178,6 +212,8 @@ def estimate_step(
     batch={"images": batch_size, "images_per_shard": images, "row_length": layout.row_length, "rows_per_shard": rows},
     flags=flags or {},
   )
+  if layout.patches:
+    plan.batch |= dict(zip(("patch_rows_per_shard", "patches_per_row"), patch_slots(layout, images), strict=True))
   setup = run.setup(mesh)
   step, state = make_step(setup), setup.abstract_state
   batch = abstract_batch(layout, shards, images, rows, size)

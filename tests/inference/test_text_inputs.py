@@ -63,9 +63,7 @@ def test_texts_that_are_too_long_keep_their_end(model):
 def test_another_vocabulary_is_refused():
   config = FGCLIP2.replace(text={"vocab_size": 300, "end_id": 1, "pad_id": 0})
   model = api.FGCLIP(config, init(config, 0))
-  with pytest.raises(
-    ValueError, match="vocabulary of 300 tokens and its tokenizer 'clip_padded' 49,408: give token ids"
-  ):
+  with pytest.raises(ValueError, match="the tokenizer 'clip_padded' has 49,408 ids, .* the model has 300, 1 and 0"):
     model.encode_text("a")
   ids = np.zeros((1, 16), np.int32)
   ids[0, :3] = 7, 9, 1

@@ -10,6 +10,7 @@ from fgclip_jax.data.packing import Caption, Example, Layout, assemble
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import ResNetConfig, preset
 from fgclip_jax.models.params import abstract_params, build
+from fgclip_jax.models.siglip import PatchRows
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train import flops
 from fgclip_jax.train.step import make_loss
@@ -81,6 +82,27 @@ def test_a_resnet_s_forward_pass_and_regions_are_what_xla_counts():
   counted = jax.jit(encode).lower(abstract_params(model), images).compile().cost_analysis()["flops"]
   # XLA counts norms and pools too, and not the products with the zeros around a map
   assert 0.9 < counted / (8 * (flops.image_forward(model) + flops.dense_forward(model))) < 1.05
+
+
+@pytest.mark.parametrize("dense", [False, True])
+def test_packed_patches_are_what_xla_counts(dense):
+  model = preset("tiny_fgclip2").replace(vision={"width": 96, "mlp_width": 384}, text={"width": 96}, embedding_width=96)
+  rows, slots, images, budget = 3, 64, 4, 40
+
+  def encode(params, patches, segment, place, slot):
+    return build(model, params, Runtime(unroll=0)).patch_features(PatchRows(patches, segment, place), slot, dense)
+
+  shapes = (
+    ((rows, slots, 192), "float32"),
+    ((rows, slots), "int32"),
+    ((rows, slots, 4), "int32"),
+    ((images, budget), "int32"),
+  )
+  arrays = [jax.ShapeDtypeStruct(*shape) for shape in shapes]
+  counted = jax.jit(encode).lower(abstract_params(model), *arrays).compile().cost_analysis()["flops"]
+  work = rows * slots, rows * slots**2
+  expected = flops.patches_forward(model.vision, *work) + (flops.patches_dense(model.vision, *work) if dense else 0)
+  assert 1.0 < counted / expected < 1.1
 
 
 def test_useful_work_is_that_of_the_captions_alone():

@@ -5,12 +5,13 @@ import pytest
 
 from fgclip_jax.data import image as images
 from fgclip_jax.evals.datasets.images import read_batches, read_pictures
+from fgclip_jax.inference.pictures import SquareReader
 from fgclip_jax.storage.skip_report import SkipReport
 
 
 def test_pictures_come_in_order_and_faults_are_named(files):
   skips = SkipReport()
-  found = list(read_pictures(files, 24, "squash", skips))
+  found = list(read_pictures(files, SquareReader(24), skips))
   assert [number for number, _ in found] == [0, 2, 3, 6, 7]
   for number, pixels in found:
     picture = files[number]() if callable(files[number]) else files[number]
@@ -27,14 +28,14 @@ def test_a_file_that_may_not_be_read_is_a_fault_and_a_broken_disk_an_error(monke
 
   monkeypatch.setattr("fgclip_jax.evals.datasets.images.paths.read", fail)
   skips = SkipReport()
-  assert list(read_pictures(["closed"], 8, "squash", skips)) == [] and skips.counts == {"image_not_permitted": 1}
+  assert list(read_pictures(["closed"], SquareReader(8), skips)) == [] and skips.counts == {"image_not_permitted": 1}
   with pytest.raises(OSError, match="input/output"):
-    list(read_pictures(["x"], 8, "squash", skips))
+    list(read_pictures(["x"], SquareReader(8), skips))
 
 
 def test_normalised_pixels_are_refused():
   with pytest.raises(ValueError, match="must be uint8"):
-    list(read_pictures([np.zeros((8, 8, 3), np.float32)], 8, "squash", SkipReport()))
+    list(read_pictures([np.zeros((8, 8, 3), np.float32)], SquareReader(8), SkipReport()))
 
 
 def test_the_last_batch_is_filled_up(model, files, monkeypatch):
