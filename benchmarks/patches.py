@@ -1,7 +1,7 @@
 """Measures pictures of any shape on a CPU: what a patch budget costs, and images/s against transformers' Siglip2Model.
 
-  python benchmarks/patches.py budgets --model path/to/fg-clip2-base --images pictures   # cost and cosine by budget
-  python benchmarks/patches.py transformers                                          # base size, batch 8, random weights
+  python benchmarks/patches.py budgets --model path/to/fg-clip2-base --images pictures
+  python benchmarks/patches.py transformers                                # base size, batch 8, random weights
 
 Prints tables in Markdown. `budgets` compares the embeddings of pictures at each budget with those at the largest one.
 `transformers` runs both libraries in turns, with the same weights and patches, once their embeddings have been found
@@ -56,13 +56,14 @@ def measure_budgets(options: argparse.Namespace) -> None:
   pictures = sorted(path for path in options.images.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
   full = model.encode_image(pictures, max_patches=BUDGETS[-1])
   print(f"{machine('jax')}\n{model}, {len(pictures)} pictures.\n")
+  turns = range(options.rounds)
   print("| max_patches | patches | GFLOP an image | ms an image | cosine, mean | lowest |\n|" + " ---: |" * 6)
   for budget in BUDGETS:
     ready = model.preprocess(pictures, max_patches=budget)
     counts = [len(each.patches) for each in ready]
     work = sum(patches_forward(model.config.vision, count, count**2) for count in counts) / len(counts)
     found = model.encode_image(ready, max_patches=budget)  # compiles
-    seconds = [clock(lambda: model.encode_image(ready, max_patches=budget)) for _ in range(options.rounds)]
+    seconds = [clock(lambda given, most: model.encode_image(given, max_patches=most), ready, budget) for _ in turns]
     cosines = np.sum(found * full, axis=1)
     print(
       f"| {budget} | {np.mean(counts):.0f} | {work / 1e9:.1f} | {1000 * statistics.median(seconds) / len(ready):.0f} | "
@@ -109,8 +110,9 @@ def compare(options: argparse.Namespace) -> None:
     mine, other = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
     ratios = sorted(b / a for a, b in turns)
     ratio = statistics.median(ratios)
+    total = sum(h * w for h, w in grids)
     print(
-      f"| {kind}, at most {most} ({sum(h * w for h, w in grids):,} patches) | {BATCH / mine:.2f} | {BATCH / other:.2f} | "
+      f"| {kind}, at most {most} ({total:,} patches) | {BATCH / mine:.2f} | {BATCH / other:.2f} | "
       f"{ratio:.2f} | {ratios[0]:.2f} .. {ratios[-1]:.2f} | {AIMS[kind]} |",
       flush=True,
     )
@@ -149,10 +151,10 @@ def features(peer, arrays: tuple):
   return getattr(found, "pooler_output", found)
 
 
-def clock(call) -> float:
+def clock(call, *arguments) -> float:
   """The seconds of a call."""
   start = time.perf_counter()
-  call()
+  call(*arguments)
   return time.perf_counter() - start
 
 

@@ -47,10 +47,10 @@ class Features:
 def tower_of(model: FGCLIP) -> FGCLIP:
   """A model whose `encode_image(..., normalize=False)` returns the image tower's output before the projection.
 
-  A model whose projection is part of the pooling, as in a ResNet, is returned as it is.
+  A model whose projection is part of the pooling, as in a ResNet, or that has none, as SigLIP, is returned as it is.
   """
   vision = model.config.vision
-  if vision.pools_by_projection:
+  if vision.pools_by_projection or not vision.has_projection:
     return model
   flat = params.flatten(model.params)
   name = "vision_projection/kernel"

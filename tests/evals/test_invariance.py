@@ -7,7 +7,10 @@ import numpy as np
 import pytest
 
 from fgclip_jax.evals import BoxClassification, Compositional, FgOvd, LinearProbe
+from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.models import config
 from tests.helpers.region_sets import write_coco
+from tests.helpers.toy_models import init
 
 COUNT = 7  # of pictures: with batches of four, the last batch is filled up
 COLOURS, THINGS = ("red", "dark blue"), ("cup", "dog on a mat", "horse", "hat")
@@ -116,3 +119,18 @@ def test_batches_and_devices_and_order_change_nothing(name, model, spread_model,
       assert result.metrics[key].count == metric.count
       assert result.metrics[key].value == pytest.approx(metric.value)
       assert result.metrics[key].chance == pytest.approx(metric.chance)
+
+
+@pytest.fixture(scope="module")
+def fgclip2():
+  size = config.preset("tiny_fgclip2")
+  return FGCLIP(size, init(size, 0))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_models_for_pictures_of_any_shape_run_all_of_them(name, fgclip2, tmp_path, draw):
+  make, keys, columns = CASES[name]
+  evaluator, turned = make(tmp_path / "there", draw, False), make(tmp_path / "back", draw, True)
+  expected = evaluator.run(fgclip2)
+  assert len(expected.examples[columns[0]]) >= COUNT
+  assert answers(turned.run(fgclip2), keys, columns) == answers(expected, keys, columns)

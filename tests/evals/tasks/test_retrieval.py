@@ -139,9 +139,20 @@ def write_urban1k(folder):
   return ".", {f"{i}.jpg": [f"street {i}"] for i in range(3)}
 
 
+def write_lines(folder):
+  lines = [f"{i}.jpg#{k}\t第{i}张图片 {k}" for k in range(2) for i in range(3)]
+  (folder / "pair.txt").write_text("\n".join([*lines, ""]), encoding="utf-8")
+  return "pair.txt", {f"{i}.jpg": [f"第{i}张图片 {k}" for k in range(2)] for i in range(3)}
+
+
 @pytest.mark.parametrize(
   "dataset, write, kind",
   [
+    ("coco_cn", write_lines, "short"),
+    ("flickr30k_cna", write_lines, "short"),
+    ("lit_cn", write_lines, "long"),
+    ("dci_cn", write_lines, "long"),
+    ("docci_cn", write_lines, "long"),
     ("coco", write_coco, "short"),
     ("flickr30k", write_karpathy, "short"),
     ("flickr30k", write_karpathy_csv, "short"),
@@ -285,6 +296,15 @@ def test_settings_name_only_what_is_chosen(tmp_path):
   chosen = ImageTextRetrieval("pairs", "a.jsonl", split="val", short_field="words").settings()
   assert chosen == plain | {"split": "val", "short_field": "words"}
   assert ImageTextRetrieval("flickr30k", "a.json").settings()["split"] == "test"
+
+
+def test_an_odd_line_of_a_chinese_set_is_named_with_its_file(model, tmp_path, draw):
+  draw(tmp_path / "0.jpg", 0)
+  path = tmp_path / "pair.txt"
+  path.write_text("0.jpg\t猫\nno tab\n\tno picture\n", encoding="utf-8")
+  result = ImageTextRetrieval("coco_cn", str(path), str(tmp_path)).run(model)
+  assert result.skipped == {"line_wrong_form": 2} and result.records == 3
+  assert any(f"{path}, line 2: needs a picture and its caption, parted by a tab" in note for note in result.notes)
 
 
 @pytest.mark.parametrize(
