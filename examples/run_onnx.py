@@ -8,10 +8,13 @@ import argparse
 import json
 import pathlib
 
+import numpy as np
 import onnxruntime
 
+from fgclip_jax.data.decode import decode_patches
 from fgclip_jax.data.image import to_levels
-from fgclip_jax.data.tokenizers.clip import Tokenizer
+from fgclip_jax.data.patches import PatchLayout
+from fgclip_jax.data.tokenizers import files, get_tokenizer
 from fgclip_jax.models.pixel_spec import PixelSpec
 
 
@@ -27,10 +30,19 @@ def main():
     return onnxruntime.InferenceSession(args.folder / parts[part]["file"]).run(None, arrays)[0]
 
   wanted = parts["image"]["preprocessing"]
-  spec = PixelSpec(interpolation=wanted["resample"], fill=wanted["fill"])
-  pixels = to_levels(args.image, wanted["size"], wanted["resize"], pixels=spec)[None]  # [1, S, S, 3], uint8
-  tokens = Tokenizer()(args.text, parts["text"]["preprocessing"]["longest"])  # [N, L], int32
-  cosines = run("image", pixels=pixels) @ run("text", tokens=tokens).T
+  if "max_patches" in wanted:  # a picture of any shape
+    layout, spec = PatchLayout(wanted["max_patches"], wanted["patch_size"]), PixelSpec(interpolation=wanted["resample"])
+    found, grid, _ = decode_patches(pathlib.Path(args.image).read_bytes(), layout, "exact", pixels=spec)
+    padded = np.zeros((1, wanted["max_patches"], found.shape[1]), np.uint8)
+    padded[0, : len(found)] = found
+    image = {"patches": padded, "grid": np.asarray([grid], np.int32)}
+  else:
+    spec = PixelSpec(interpolation=wanted["resample"], fill=wanted["fill"])
+    image = {"pixels": to_levels(args.image, wanted["size"], wanted["resize"], pixels=spec)[None]}  # uint8 [1, S, S, 3]
+  wanted = parts["text"]["preprocessing"]
+  tokenizer = get_tokenizer(files.locate(wanted["name"], str(args.folder)))
+  tokens = tokenizer(args.text, wanted["longest"])  # [N, L], int32
+  cosines = run("image", **image) @ run("text", tokens=tokens).T
   for text, cosine in zip(args.text, cosines[0], strict=True):
     print(f"{cosine:.3f} {text}")
 

@@ -64,7 +64,7 @@ def test_files_give_the_models_embeddings_for_any_batch(exported, model):
 
 
 @pytest.mark.parametrize("format", export.FORMATS)
-def test_pictures_of_any_shape_at_a_fixed_budget(tmp_path, format):
+def test_pictures_of_any_shape_at_a_fixed_budget(tmp_path, root, format):
   if format == "onnx":
     pytest.importorskip("jax2onnx", reason="needs jax2onnx, see requirements-export.txt")
     pytest.importorskip("onnxruntime", reason="needs onnxruntime, see requirements-export.txt")
@@ -88,6 +88,13 @@ def test_pictures_of_any_shape_at_a_fixed_budget(tmp_path, format):
   np.testing.assert_allclose(regions, model.encode_regions(pictures, boxes), atol=2e-6)
   text = run(tmp_path, "region_text", model.tokenizer(["a cat", "x"], 16))
   np.testing.assert_allclose(text, model.encode_text(["a cat", "x"], "region"), atol=2e-6)
+  if format == "stablehlo":
+    export.export(model, str(tmp_path), format, ["image", "text"])
+    Image.fromarray(rng.integers(0, 256, (30, 50, 3), dtype=np.uint8)).save(tmp_path / "a.png")
+    runner = [sys.executable, "examples/run_stablehlo.py", str(tmp_path), "--image", str(tmp_path / "a.png")]
+    found = subprocess.run([*runner, "--text", "a cat"], cwd=root, capture_output=True, text=True, check=True).stdout
+    cosine = model.similarity(model.encode_image(tmp_path / "a.png"), model.encode_text("a cat"))
+    assert float(found.split()[0]) == pytest.approx(cosine[0, 0], abs=1e-3)
   preparation = json.loads((tmp_path / "export.json").read_text())["parts"]["image"]["preprocessing"]
   assert preparation["max_patches"] == 12 and preparation["patch_size"] == 8 and "resize" not in preparation
 

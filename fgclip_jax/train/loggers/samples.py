@@ -6,6 +6,7 @@ in them, and the captions that were chosen, as their tokens read. The fixed pict
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -105,8 +106,7 @@ def look(model: FGCLIP, fixed: FixedPicture) -> Seen:
   rows = [
     (heat.text, f"box {place}", round(score, 4)) for place, heat in enumerate(heats, 1) for _, score in heat.boxes
   ]
-  pixels = images.to_square(fixed.picture, model.config.vision.image_size, model.config.vision.pixels)[None]
-  image = model.encode_image(pixels)
+  image = model.encode_image([model.reader("squash").read(fixed.picture, fixed.name)])
   for kind, text in (("short", found.short), ("long", found.long)):
     if text and kind in model.config.text.kinds:
       cosine = model.similarity(image, model.encode_text([text], kind))[0, 0]
@@ -126,14 +126,14 @@ class BatchSample:
 
   Attributes:
     record: the number of its record.
-    pixels: the image, augmented.
+    pixels: the image, augmented; of patches, as they make it up.
     boxes: those in it.
     short, long: ids of its captions; empty: it has none.
     regions: the ids of each box's caption.
   """
 
   record: int
-  pixels: UInt8[np.ndarray, "S S 3"]
+  pixels: UInt8[np.ndarray, "H W 3"]
   boxes: Float32[np.ndarray, "n 4"]
   short: tuple[int, ...]
   long: tuple[int, ...]
@@ -151,7 +151,7 @@ def take(batch: dict[str, np.ndarray], count: int = SAMPLES) -> list[BatchSample
   return [
     BatchSample(
       record=int(batch["record"][at]),
-      pixels=batch["image"][at].copy(),
+      pixels=batch["image"][at].copy() if "image" in batch else join_patches(batch, at),
       boxes=batch["boxes"][at][: batch["box_count"][at]].copy(),
       short=ids(at[0], batch["short_eot"][at]),
       long=ids(at[0], batch["long_eot"][at]),
@@ -159,6 +159,21 @@ def take(batch: dict[str, np.ndarray], count: int = SAMPLES) -> list[BatchSample
     )
     for at in places
   ]
+
+
+def join_patches(batch: dict[str, np.ndarray], at: tuple[int, int]) -> UInt8[np.ndarray, "H W 3"]:
+  """The picture of a batch, by data shard and place, whose patches are packed in rows."""
+  height, width = batch["image_grid"][at]
+  values = batch["patches"].shape[-1]
+  side = math.isqrt(values // 3)
+  patches = batch["patches"][at[0]].reshape(-1, values)[batch["patch_slot"][at][: height * width]]
+  cells = patches.reshape(height, width, side, side, 3).transpose(0, 2, 1, 3, 4)
+  return cells.reshape(height * side, width * side, 3)
+
+
+def _text(tokenizer: Tokenizer, ids: tuple[int, ...]) -> str:
+  """The text of a caption's ids, without the padding that some models read."""
+  return tokenizer.decode(ids[: ids.index(tokenizer.end_id)] if tokenizer.end_id in ids else ids)
 
 
 def _caption(tokens: np.ndarray, segment: np.ndarray, end: int) -> tuple[int, ...]:
@@ -182,11 +197,11 @@ def draw_batch(samples: Sequence[BatchSample], tokenizer: Tokenizer, where: Call
   """
   shown = []
   for sample in samples:
-    captions = [tokenizer.decode(ids) for ids in sample.regions]
+    captions = [_text(tokenizer, ids) for ids in sample.regions]
     boxes = [record.check_box(box) for box in sample.boxes]
     regions = tuple(Region(box, caption) for box, caption in zip(boxes, captions, strict=True))
     place = where(sample.record).rpartition("/")[2]
-    content = Record(place, b"", tokenizer.decode(sample.short), tokenizer.decode(sample.long), regions)
+    content = Record(place, b"", _text(tokenizer, sample.short), _text(tokenizer, sample.long), regions)
     shown.append(Sample(place, content, contact_sheet.draw_boxes(Image.fromarray(sample.pixels), regions)))
   return contact_sheet.draw(shown)
 
