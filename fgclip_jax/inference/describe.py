@@ -5,8 +5,10 @@ from fgclip_jax.models.config import ModelConfig
 
 def family(config: ModelConfig) -> str:
   """The published family that a model belongs to."""
+  if config.text.reads_padding and config.fine_grained:
+    return "FG-CLIP 2"
   if config.vision.takes_patches:
-    return "FG-CLIP 2" if config.fine_grained else "SigLIP 2, NaFlex"
+    return "SigLIP 2 NaFlex"
   if config.text.reads_padding:
     return "SigLIP 2" if config.text.tokenizer.startswith("gemma") else "SigLIP"
   return "FG-CLIP" if config.fine_grained else "plain CLIP"

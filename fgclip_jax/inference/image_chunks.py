@@ -86,7 +86,8 @@ def _patch_chunks(
   counts = [len(each.patches) for each in images]
   length = count_slots(max(counts), budget)
   places = best_fit(counts, length)
-  fitting = [size for size in sizes if size * length <= MOST_PATCHES] or sizes[:1]
+  # rows are long, so that an empty one costs much: sizes lie closer together than those of other programs
+  fitting = sorted({size for each in sizes for size in (each, 2 * each) if size * length <= MOST_PATCHES}) or sizes[:1]
   start = 0
   for size in programs.split(count_rows(places), fitting):
     numbers = [number for number, (row, _) in enumerate(places) if start <= row < start + size]
