@@ -25,7 +25,7 @@ def describe(config: ModelConfig, images: str, parameters: int, dtype: str) -> s
   """
   vision, text = config.vision, config.text
   name, lengths = family(config), "/".join(map(str, text.position_tables.values()))
-  tower = f"patch {vision.patch_size}" if vision.has_patches else vision.label
+  tower = f"patch {vision.patch_size}" if vision.has_patches or vision.takes_patches else vision.label
   return (
     f"{'FGCLIP' if name == 'FG-CLIP' else f'FGCLIP ({name})'}("
     f"image {images}, {tower}, width {vision.width} x {vision.depth} blocks; "

@@ -86,10 +86,11 @@ def _patch_chunks(
   counts = [len(each.patches) for each in images]
   length = count_slots(max(counts), budget)
   places = best_fit(counts, length)
-  # rows are long, so that an empty one costs much: sizes lie closer together than those of other programs
+  # rows are long, so that an empty one costs much: sizes lie close together, and no chunk is filled up by rows
   fitting = sorted({size for each in sizes for size in (each, 2 * each) if size * length <= MOST_PATCHES}) or sizes[:1]
-  start = 0
-  for size in programs.split(count_rows(places), fitting):
+  start, rows = 0, count_rows(places)
+  while start < rows:
+    size = max((size for size in fitting if size <= rows - start), default=fitting[0])
     numbers = [number for number, (row, _) in enumerate(places) if start <= row < start + size]
     start += size
     # where rows hold many small images, some rows are divided: programs for still more images would be compiled rarely

@@ -47,9 +47,9 @@ def test_small_pictures_share_rows_with_large_ones(model, pictures):
   large = model.preprocess(pictures[:1], max_patches=16)
   expected = np.concatenate([model.encode_image(each) for each in (*small, *large)])
   np.testing.assert_allclose(model.encode_image([*small, *large]), expected, atol=1e-6)
-  (chunk,) = image_chunks.make_chunks(FGCLIP2, [*small, *large], None, 16, programs.CHUNKS)
-  assert chunk.arrays[0].shape == (4, 16, 192) and chunk.arrays[3].shape == (16, 16) and len(chunk.numbers) == 7
-  assert len({int(row) for row in np.unique(chunk.arrays[3] // 16) if row >= 0}) < 7
+  (chunk, *others) = image_chunks.make_chunks(FGCLIP2, [*small, *large], None, 16, programs.CHUNKS)
+  assert chunk.arrays[0].shape == (2, 16, 192) and chunk.arrays[3].shape == (8, 16)
+  assert sum(len(each.numbers) for each in (chunk, *others)) == 7 and len(chunk.numbers) >= 4
 
 
 def test_sizes_are_few_and_long_rows_make_smaller_chunks(model):
@@ -86,3 +86,20 @@ def test_a_mesh_gives_the_same_numbers(model, pictures):
   mesh = jax.sharding.Mesh(np.asarray(jax.devices()[:2]), ("data",))
   spread = api.FGCLIP(FGCLIP2, programs.place(model.params, mesh))
   np.testing.assert_allclose(spread.encode_image(pictures[:3]), model.encode_image(pictures[:3]), atol=1e-6)
+
+
+def test_repr_and_probabilities_tell_the_family(model):
+  assert repr(model).startswith("FGCLIP (FG-CLIP 2)(image of 16 patches, patch 8, ")
+  assert "image of dynamic patches" not in repr(model.with_max_patches(9)) and "of 9 patches" in repr(
+    model.with_max_patches(9)
+  )
+  for name, family in (("tiny_naflex", "SigLIP 2 NaFlex"), ("tiny_siglip", "SigLIP"), ("tiny", "FG-CLIP")):
+    other = api.FGCLIP(presets.preset(name), init(presets.preset(name), 0))
+    assert repr(other).startswith(f"FGCLIP ({family})(" if family != "FG-CLIP" else "FGCLIP(image 32 px")
+  cosine = np.asarray([[0.5, -0.25]], np.float32)
+  text = np.eye(2, dtype=np.float32)
+  scale, bias = (float(model.params["temperature"][name]) for name in ("global", "bias"))
+  expected = 1 / (1 + np.exp(-(np.exp(scale) * cosine + bias)))
+  np.testing.assert_allclose(model.probabilities(cosine, text), expected, atol=1e-6)
+  with pytest.raises(ValueError, match="a FG-CLIP has no sigmoid probabilities: compare texts by similarity"):
+    other.probabilities(cosine, text)
