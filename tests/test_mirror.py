@@ -39,6 +39,7 @@ ELSEWHERE = {
   "models/transformer": "models/towers",
   "models/vit": "models/towers",
   "plan/__main__": "plan/plan",
+  "plan/batch": "plan/estimate",
   "plan/hardware": "plan/estimate",
   "prepare/__main__": "prepare/main",
   "prepare/cli": "prepare/prepare",

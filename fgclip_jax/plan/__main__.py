@@ -51,7 +51,7 @@ def main(argv: list[str]) -> int:
     return cli.WRONG_USAGE
   import jax
 
-  from fgclip_jax.plan.estimate import Captions
+  from fgclip_jax.plan.batch import Captions
   from fgclip_jax.train.config import read_config
 
   jax.config.update("jax_enable_compilation_cache", False)  # what is compiled here cannot be read back
@@ -110,7 +110,7 @@ def versions() -> dict[str, str]:
 
 def _print_run(run, topology, captions) -> None:
   from fgclip_jax.models.params import abstract_params, count
-  from fgclip_jax.plan.estimate import PATCH_FILL
+  from fgclip_jax.plan.batch import PATCH_FILL
 
   layout = run.layout()
   pictures = f"{run.model.vision.image_size} px"

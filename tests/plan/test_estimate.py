@@ -11,8 +11,10 @@ from hypothesis import strategies as st
 
 from configs import stage1, stage2
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble
+from fgclip_jax.data.patches import PatchLayout
+from fgclip_jax.plan import batch as batches
 from fgclip_jax.plan import estimate as forecasts
-from fgclip_jax.plan.estimate import Captions
+from fgclip_jax.plan.batch import Captions
 from fgclip_jax.plan.hardware import CHIPS, Topology
 from fgclip_jax.plan.hlo import Collective
 from fgclip_jax.train.config import read_config
@@ -35,18 +37,32 @@ def test_the_abstract_batch_is_a_batch(images, boxes, packed, long):
   caption = Caption((1, 2))
   example = Example(np.zeros((8, 8, 3), np.uint8), caption, dataclasses.replace(caption, long=True) if long else None)
   real = assemble([example] * 2 * images, 2, layout)
-  abstract = forecasts.abstract_batch(layout, 2, images, real["tokens"].shape[1], 8)
+  abstract = batches.abstract_batch(layout, 2, images, real["tokens"].shape[1], 8)
   chex.assert_trees_all_equal_shapes(abstract, real)
   on_device = {key: jax.dtypes.canonicalize_dtype(x.dtype) for key, x in real.items()}
   assert {key: x.dtype for key, x in abstract.items()} == on_device
 
 
+def test_batches_of_patches_and_of_padded_texts():
+  patches = PatchLayout(16, 8)
+  layout = Layout(0, 64, 16, 48, packed=False, pad_id=0, patches=patches)
+  example = Example(np.zeros((12, 192), np.uint8), Caption((1,) * 16), Caption((1,) * 48, long=True), grid=(3, 4))
+  real = assemble([example] * 6, 2, layout)
+  abstract = batches.abstract_batch(layout, 2, 3, real["tokens"].shape[1], 8)
+  chex.assert_trees_all_equal_shapes(abstract, real)
+  packed = dataclasses.replace(layout, packed=True, patches=dataclasses.replace(patches, row_length=32))
+  assert batches.row_budget(packed, 3, CAPTIONS) == 3 and batches.patch_slots(packed, 3) == (2, 32)
+  assumed = batches.assumed_batch(packed, 2, 3, 3, 8, CAPTIONS)
+  assert (assumed["segment"] > 0).all() and (assumed["patch_segment"] > 0).sum() == 2 * 3 * 15
+  assert (assumed["patch_slot"] >= 0).sum() == 2 * 3 * 15 and "image" not in assumed
+
+
 @given(st.integers(1, 300), st.integers(0, 4), st.booleans())
 def test_the_assumed_batch_holds_the_assumed_captions(images, boxes, packed):
   layout = Layout(boxes=boxes, packed=packed)
-  rows = forecasts.row_budget(layout, images, CAPTIONS)
-  batch = forecasts.assumed_batch(layout, 2, images, rows, 8, CAPTIONS)
-  short, long = forecasts.caption_lengths(layout, images, CAPTIONS)
+  rows = batches.row_budget(layout, images, CAPTIONS)
+  batch = batches.assumed_batch(layout, 2, images, rows, 8, CAPTIONS)
+  short, long = batches.caption_lengths(layout, images, CAPTIONS)
   assert batch["segment"].shape == batch["position"].shape == (2, rows, 256)
   assert (batch["segment"] > 0).sum() == 2 * sum(short + long)
   assert (batch["segment"] > 0).mean() <= (0.95 if packed else 1)
@@ -60,9 +76,9 @@ def test_the_assumed_batch_holds_the_assumed_captions(images, boxes, packed):
 
 def test_row_budgets():
   layout = Layout(boxes=0)
-  assert forecasts.row_budget(layout, 240, CAPTIONS) == -(-240 * 145 * 100 // (95 * 256))
-  assert forecasts.row_budget(dataclasses.replace(layout, packed=False), 240, CAPTIONS) == 480
-  assert forecasts.row_budget(dataclasses.replace(layout, long_length=None), 240, CAPTIONS) == 15
+  assert batches.row_budget(layout, 240, CAPTIONS) == -(-240 * 145 * 100 // (95 * 256))
+  assert batches.row_budget(dataclasses.replace(layout, packed=False), 240, CAPTIONS) == 480
+  assert batches.row_budget(dataclasses.replace(layout, long_length=None), 240, CAPTIONS) == 15
 
 
 def make_topology(chip: str, per_slice: int) -> Topology:

@@ -12,7 +12,7 @@ from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import abstract_params
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.plan.estimate import Captions, abstract_batch, assumed_batch, row_budget
+from fgclip_jax.plan.batch import Captions, abstract_batch, assumed_batch, row_budget
 from fgclip_jax.plan.jaxpr import matrix_operations
 from fgclip_jax.train.flops import count_flops
 from fgclip_jax.train.mesh import make_mesh
