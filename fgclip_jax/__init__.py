@@ -11,13 +11,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
   from fgclip_jax.data.tokenizers.clip import Tokenizer
   from fgclip_jax.inference.model import FGCLIP, list_presets, load, preprocess
+  from fgclip_jax.inference.pictures import PatchedImage
 
 __version__ = "0.1.0"
-__all__ = ["FGCLIP", "Tokenizer", "__version__", "list_presets", "load", "preprocess"]
+__all__ = ["FGCLIP", "PatchedImage", "Tokenizer", "__version__", "list_presets", "load", "preprocess"]
 
 # Lazy, since the processes that read data import `fgclip_jax.data` and must not load JAX with it.
 _HOME = {
   "FGCLIP": "fgclip_jax.inference.model",
+  "PatchedImage": "fgclip_jax.inference.pictures",
   "list_presets": "fgclip_jax.inference.model",
   "load": "fgclip_jax.inference.model",
   "preprocess": "fgclip_jax.inference.model",

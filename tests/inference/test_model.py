@@ -50,7 +50,7 @@ def test_importing_the_package_or_its_data_does_not_load_jax():
 
 
 def test_public_names(root):
-  assert {"FGCLIP", "Tokenizer", "load", "preprocess"} <= set(dir(fgclip_jax))
+  assert {"FGCLIP", "PatchedImage", "Tokenizer", "load", "preprocess"} <= set(dir(fgclip_jax))
   assert fgclip_jax.load is api.load and fgclip_jax.FGCLIP is api.FGCLIP
   project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
   assert project.get("version", fgclip_jax.__version__) == fgclip_jax.__version__
