@@ -79,7 +79,7 @@ class AttentionHead(nnx.Module):
       scores = jnp.where(valid[:, None], scores, jnp.finfo(scores.dtype).min)
     means = jnp.einsum("bhp,bpw->bhw", jax.nn.softmax(scores, axis=-1).astype(dtype), x.astype(dtype))
     values = jnp.einsum("bhw,whc->bhc", means, self.value.kernel[...].reshape(by_head).astype(dtype))
-    return self._finish(values.reshape(len(x), width) + self.value.bias[...].astype(dtype))
+    return self._finish(values.reshape(x.shape[0], width) + self.value.bias[...].astype(dtype))
 
   def dense(self, x: Float[Array, "R N W"], segment: Int[Array, "R N"] | None = None) -> Float[Array, "R N W"]:
     """A vector for each patch: what it finds among the patches of its picture. The probe is not used."""

@@ -90,8 +90,8 @@ EVERY_OPTION = {
     ),
   ),
   "boxes": (
-    f"--annotations A --images I --classes C --templates openai7 {BOTH}",
-    evals.BoxClassification("A", "I", classes="C", templates="openai7", **GUARDS),
+    f"--annotations A --images I --classes C --templates openai7 --as_written {BOTH}",
+    evals.BoxClassification("A", "I", classes="C", templates="openai7", as_written=True, **GUARDS),
   ),
   "fgovd": (f"--annotations A B --images I {BOTH}", evals.FgOvd(("A", "B"), "I", **GUARDS)),
   "detect": (
