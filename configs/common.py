@@ -14,7 +14,7 @@ from ml_collections import config_dict
 from fgclip_jax.data.config import DataConfig
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.train.checkpoint import Keep
+from fgclip_jax.train.checkpoints.settings import CheckpointConfig, Keep
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.optimizer import OptimizerConfig
 
@@ -84,12 +84,13 @@ def get_config() -> Any:  # a ConfigDict, of whose keys type checkers know nothi
   config.log_every = 10
   # samples of the batch, heat maps and scores of a fixed picture, every so many steps, for TensorBoard and `loggers`
   config.image_every = 0  # 0: none
-  config.checkpoint_every = 500
+  config.checkpoint_every = 500  # in the workdir
+  config.checkpoint = _section(CheckpointConfig)  # fgclip_jax/train/checkpoints/settings.py: faster, on local disks
   # what is measured on the live parameters every so many steps, and at the end: lines as for
   # `python -m fgclip_jax.evaluate`, e.g. ("records --data data/scenes --limit 500", "classify imagenet --images DIR")
   config.evals = ()
   config.eval_every = 1000
-  config.keep = _section(Keep)  # fgclip_jax/train/checkpoint.py: which checkpoints stay
+  config.keep = _section(Keep)  # fgclip_jax/train/checkpoints/settings.py: which checkpoints stay
   config.guard = _section(GuardConfig)  # fgclip_jax/train/guard.py: when the run reports, tries again, or gives up
   config.resume_changed = False  # True: continue although steps, schedule or objective have changed
   return config

@@ -36,7 +36,7 @@ from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, printable
 from fgclip_jax.storage.threads import in_threads
-from fgclip_jax.weights.checksums import checksums
+from fgclip_jax.weights.checkpoint_files.checksums import checksums
 
 PART = 4096  # items that are written at a time
 PART_BYTES = 256 << 20  # of records of text, which may be large

@@ -50,7 +50,7 @@ def main(argv: list[str]) -> int:
 
   workdir, peers, started = _WORKDIR.value or "", None, False
   try:
-    paths.check(workdir, "--workdir", paths.ORBAX, write=True)
+    paths.check(workdir, "--workdir", write=True)
     peers = distributed.start(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value, _HEARTBEAT_TIMEOUT.value)
     if _PROFILER_PORT.value is not None:
       start_server(_PROFILER_PORT.value)

@@ -10,7 +10,8 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 files=(requirements.txt)
 for flag in "$@"; do
   case "$flag" in
-    --dev | --tpu | --gpu) files+=("requirements-${flag#--}.txt") ;;
+    --tpu) files+=(requirements-tpu.txt requirements-gcs.txt) ;;  # TPU machines have buckets, not shared disks
+    --dev | --gpu) files+=("requirements-${flag#--}.txt") ;;
     *) echo "usage: bash launch/setup.sh [--tpu | --gpu] [--dev]" >&2; exit 2 ;;
   esac
 done

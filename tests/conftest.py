@@ -81,6 +81,13 @@ def bucket():
     yield url
 
 
+@pytest.fixture(scope="session")
+def s3():
+  """The URL of a bucket of Amazon S3 on a server on this machine; skips without the packages."""
+  with buckets.serve_s3() as url:
+    yield url
+
+
 class QuickStep:
   """A jitted step, compiled once for each shape of batch, with the promotion of dtypes that Optax needs."""
 

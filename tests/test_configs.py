@@ -19,7 +19,7 @@ from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.train.checkpoint import Keep
+from fgclip_jax.train.checkpoints.settings import Keep
 from fgclip_jax.train.config import read_config
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.optimizer import OptimizerConfig, rule_value

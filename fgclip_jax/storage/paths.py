@@ -285,6 +285,12 @@ def publish(local: str, path: str) -> None:
   os.remove(local)
 
 
+def put(local: str, path: str) -> None:
+  """Copies a local file to object storage, in parts where it is large."""
+  system, name = _resolve(path)
+  system.put_file(local, name)
+
+
 def upload(folder: str, path: str) -> None:
   """Copies the files of a local folder, at any depth, to a folder in object storage, in place of those it has."""
   system, name = _resolve(path)

@@ -25,7 +25,7 @@ from fgclip_jax.losses.terms import LOSS_TERMS
 from fgclip_jax.models.config import ModelConfig, preset
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.models.transformer import Runtime
-from fgclip_jax.train.checkpoint import Keep
+from fgclip_jax.train.checkpoints.settings import CheckpointConfig, Keep
 from fgclip_jax.train.evaluation import evaluator_names, read_evals
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.loggers import registry as loggers
@@ -53,6 +53,7 @@ class RunConfig:
     log_every, checkpoint_every, eval_every: in steps.
     image_every: pictures and a table of scores go to the loggers every so many steps; 0: none.
     evals: what is measured on the parameters every `eval_every` steps, and after the last one.
+    checkpoint: fast checkpoints on the machines' own disks.
     keep: which checkpoints stay.
     guard: when the run reports, retries, or gives up.
     resume_changed: the run may continue with another length, schedule or objective than it began with.
@@ -82,6 +83,7 @@ class RunConfig:
   eval_every: int
   image_every: int
   evals: tuple[Evaluator, ...]
+  checkpoint: CheckpointConfig
   keep: Keep
   guard: GuardConfig
   resume_changed: bool
@@ -189,6 +191,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     **{key: whole(key) for key in ("log_every", "checkpoint_every", "eval_every", "in_flight")},
     image_every=whole("image_every", least=0),
     evals=read_evals(_typed("evals", take("evals"), tuple[str, ...]), check_data),
+    checkpoint=section("checkpoint", CheckpointConfig),
     keep=section("keep", Keep),
     guard=section("guard", GuardConfig),
     resume_changed=_typed("resume_changed", take("resume_changed"), bool),

@@ -24,6 +24,7 @@ class GuardConfig:
     max_skipped: this many steps in a row without finite numbers end the run.
     spike_deviations: a loss this many standard deviations above its moving average is logged; 0: none is.
     max_failed_saves: this many failed checkpoints in a row end the run.
+    outage_seconds: for so long it trains on while the workdir's storage cannot be reached; then it ends.
     watchdog_seconds: seconds without progress after which the run logs what it waits for; 0: never.
     grace_seconds: seconds that a run may take to save when it is asked to end.
   """
@@ -31,6 +32,7 @@ class GuardConfig:
   max_skipped: int = 10
   spike_deviations: float = 8.0
   max_failed_saves: int = 3
+  outage_seconds: float = 7200.0
   watchdog_seconds: float = 300.0
   grace_seconds: float = 60.0
 
@@ -38,7 +40,7 @@ class GuardConfig:
     for name in ("max_skipped", "max_failed_saves"):
       if getattr(self, name) < 1:
         raise ValueError(f"guard.{name} must be at least 1, got {getattr(self, name)}")
-    for name in ("spike_deviations", "watchdog_seconds"):
+    for name in ("spike_deviations", "watchdog_seconds", "outage_seconds"):
       if getattr(self, name) < 0:
         raise ValueError(f"guard.{name} must not be negative, got {getattr(self, name)}")
     if self.grace_seconds <= 0:

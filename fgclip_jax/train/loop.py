@@ -18,7 +18,7 @@ from fgclip_jax.data.tokenizers import files
 from fgclip_jax.inference.programs import use_compilation_cache
 from fgclip_jax.models.params import abstract_params, count
 from fgclip_jax.storage import atomic, paths
-from fgclip_jax.train.checkpoint import Checkpoints
+from fgclip_jax.train.checkpoints.manager import Checkpoints
 from fgclip_jax.train.config import RunConfig
 from fgclip_jax.train.distributed import agree
 from fgclip_jax.train.evaluation import measure
@@ -42,11 +42,10 @@ from fgclip_jax.train.optimizer import freezes
 from fgclip_jax.train.preemption import PreemptedError, Preemption
 from fgclip_jax.train.profile import Profile
 from fgclip_jax.train.resume import check_changes
-from fgclip_jax.train.state import TrainSetup, TrainState, init_state, read_weights, state_from
+from fgclip_jax.train.state import TrainSetup, TrainState, first_state
 from fgclip_jax.train.step import make_step
 from fgclip_jax.train.watchdog import Watchdog
 from fgclip_jax.train.workdir import Lease, make_workdir
-from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import native
 
 CONFIG_FILE = "config.json"
@@ -92,14 +91,15 @@ def _open_run(
 ) -> tuple["TrainLoop", TrainState]:
   agree(0)  # the lease is held
   # exact resume: the number of steps made decides which batch comes next, the learning rate, and every random key
-  checkpoints = Checkpoints(workdir, run.keep, run.guard.max_failed_saves, log)
+  guard = run.guard
+  checkpoints = Checkpoints(workdir, run.keep, guard.max_failed_saves, log, run.checkpoint, guard.outage_seconds)
   changes: list[str] = []
 
   def check(before: dict[str, Any]) -> None:
     changes[:] = check_changes(before, run.values, workdir)  # of the checkpoint that is tried last
 
   state = checkpoints.restore(setup.state_shardings, setup.abstract_state, check)
-  begin = checkpoints.latest or 0
+  begin = checkpoints.restored
   loader = open_loader(run, setup.mesh, begin, log)  # data that cannot be read ends the run before anything is compiled
 
   if state is None:
@@ -160,17 +160,6 @@ def open_loader(run: RunConfig, mesh: Mesh, begin: int, log: Log) -> Loader:
   for line in describe_rows(loader.layout):
     log(line)
   return loader
-
-
-def first_state(init_from: str, setup: TrainSetup, log: Log) -> TrainState:
-  """The state of a new run: the weights of a folder, or random ones."""
-  if not init_from:
-    state = init_state(setup)
-    log("random weights")
-    return state
-  state = state_from(setup, read_weights(init_from, setup.model))
-  log(f"weights from {init_from}{', averaged over its steps' if folders.is_averaged(init_from) else ''}")
-  return state
 
 
 def write_config(run: RunConfig, workdir: str) -> None:
@@ -253,9 +242,10 @@ class TrainLoop:
   def __enter__(self) -> "TrainLoop":
     self._opened = contextlib.ExitStack()
     self._opened.push(lambda kind, *_: self._timeline.end(kind.__name__ if kind else "finished"))
-    parts = (self._lease, self._preemption, self._watchdog, self._loader, self._checkpoints, self._profile)
-    for part in filter(None, parts):
+    for part in filter(None, (self._lease, self._preemption, self._watchdog, self._loader)):
       self._opened.callback(part.close)
+    self._opened.push(lambda kind, *_: self._checkpoints.close(failed=kind is not None))
+    self._opened.callback(self._profile.close)
     if metrics := self._metrics:
       self._opened.push(lambda kind, *_: metrics.close(failed=kind is not None))
     # a batch's transfer is explicit; anything implicit in the loop would stall the devices
@@ -283,13 +273,18 @@ class TrainLoop:
         # what is done with the state below waits for every step; else the earliest alone is waited for
         saves, evaluates = self._saves(step) or ends, self._evaluates(step) and not ends
         draws = self._gallery.is_due(step) and not ends
-        drains = saves or draws or self._evaluates(step) or self._profile.ends(step)
+        saves_locally = self._checkpoints.local_due(step)
+        saves = saves or self._checkpoints.overdue()
+        drains = saves or saves_locally or draws or self._evaluates(step) or self._profile.ends(step)
         numbers = self._finish_steps(0 if drains else run.in_flight - 1)
         self._profile.after(step)
         self._timeline.done(step - len(self._in_flight), drains)
 
         if evaluates and run.keeps_by_eval:  # before saving: the numbers decide whether the checkpoint is kept
           numbers |= self._evaluate(step, state)
+        if saves_locally:
+          with self._timeline.phase(SAVE):
+            self._checkpoints.save_local(step, state, run.values)
         if saves:
           self._watchdog.heartbeat(f"the checkpoint of step {step}")
           if self._lease:
@@ -307,6 +302,7 @@ class TrainLoop:
     except NonFiniteError:
       self._checkpoints.save(step, state, run.values, at_once=True)  # bad steps changed nothing: the state is good
       raise
+    self._checkpoints.finish()
     made = self._begin < run.steps
     self._log(f"trained to step {run.steps} in {duration(self.clock.total)}" if made else "nothing left to do")
     return state

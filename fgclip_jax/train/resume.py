@@ -6,7 +6,7 @@ from typing import Any
 
 # keys that change no result beyond rounding, or only what is shown and kept: may always change
 SAFE_KEYS = (
-  r"mesh|log_every|checkpoint_every|evals|eval_every|image_every|keep\..*|guard\..*|in_flight|profile|loggers|project|run_name|compilation_cache|resume_changed|init_from"
+  r"mesh|log_every|checkpoint_every|checkpoint\..*|evals|eval_every|image_every|keep\..*|guard\..*|in_flight|profile|loggers|project|run_name|compilation_cache|resume_changed|init_from"
   r"|data\.(workers|threads|prefetch|max_bad_share|repeat_in_batch|patch_row_length)|runtime\.(remat|unroll|attention|micro_batches)"
   r"|objective\.(form|chunk)"
 )

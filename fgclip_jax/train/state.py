@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Any
 
 import flax.struct
@@ -174,3 +175,14 @@ def read_weights(folder: str, model: ModelConfig) -> Any:
       "set config.model=from_weights to take the size from the weights"
     )
   return params
+
+
+def first_state(init_from: str, setup: TrainSetup, log: Callable[[str], object]) -> TrainState:
+  """The state of a new run: the weights of a folder, or random ones."""
+  if not init_from:
+    state = init_state(setup)
+    log("random weights")
+    return state
+  state = state_from(setup, read_weights(init_from, setup.model))
+  log(f"weights from {init_from}{', averaged over its steps' if folders.is_averaged(init_from) else ''}")
+  return state

@@ -18,6 +18,7 @@ from typing import Any
 import jax
 
 from fgclip_jax.storage import paths
+from fgclip_jax.storage.errors import AccessRefusedError, UnreachableError, retry
 
 FILE = "lease.json"
 RENEWED_EVERY = 10.0  # seconds
@@ -27,12 +28,19 @@ _SETTLES = 1.0  # seconds after which one of two runs that begin at the same mom
 
 def make_workdir(workdir: str) -> None:
   """Makes the run's folder; an OSError where it cannot be written, a ValueError for a URL that can hold no run."""
-  paths.check(workdir, "--workdir", paths.ORBAX, write=True)
+  paths.check(workdir, "--workdir", write=True)
   if paths.is_remote(workdir):
     probe = paths.join(workdir, f".probe-{jax.process_index()}")
-    try:
+
+    def write() -> None:
+      paths.make_folder(workdir)
       paths.write(probe, b"")
       paths.remove(probe)
+
+    try:
+      retry(write, workdir)
+    except (UnreachableError, AccessRefusedError):
+      raise
     except Exception as error:  # each storage has error types of its own
       kind = type(error) if isinstance(error, FileNotFoundError | PermissionError) else OSError
       raise kind(f"--workdir {workdir!r} cannot be written: {error}") from error
@@ -97,7 +105,7 @@ class Lease:
       found = _read(self._path)
       if found and found.get("id") == self._holder["id"]:
         paths.remove(self._path)
-    except OSError as error:
+    except Exception as error:  # each storage has error types of its own
       self._log(f"{self._path} could not be removed ({error}); the next run watches it for a moment")
 
   def _wait_for_holder(self) -> None:

@@ -243,10 +243,10 @@ def read_config(path: str) -> ModelConfig:
 def _at_hand(path: str) -> Iterator[str]:
   """A path with the files of a model, which libraries open by name: of a URL a copy that goes with the block.
 
-  Orbax reads our own folders at `gs://` where they are. Small files and shards beside a file come along. Errors name
-  the URL.
+  Our own folders at `gs://`, and run folders anywhere, are read where they are. Small files and shards beside a file
+  come along. Errors name the URL.
   """
-  if not paths.is_remote(path) or (path.startswith("gs://") and paths.exists(paths.join(path, native.MODEL_FILE))):
+  if not paths.is_remote(path) or _is_read_in_place(path):
     yield path
     return
   with tempfile.TemporaryDirectory() as scratch:
@@ -268,6 +268,12 @@ def _at_hand(path: str) -> Iterator[str]:
         raise
       kind = next(each for each in (FileNotFoundError, OSError, ValueError) if isinstance(error, each))
       raise kind(str(error).replace(given, path).replace(local, paths.parent(path))) from error
+
+
+def _is_read_in_place(path: str) -> bool:
+  if not paths.exists(paths.join(path, native.MODEL_FILE)):
+    return False
+  return path.startswith("gs://") or native.is_run(path)
 
 
 def _files(folder: str) -> list[str]:

@@ -17,7 +17,8 @@ from fgclip_jax.models.params import Params, flatten, unflatten
 from fgclip_jax.storage import atomic, paths
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.storage.skip_report import printable
-from fgclip_jax.weights.checksums import check as check_sums
+from fgclip_jax.weights.checkpoint_files import shard_files
+from fgclip_jax.weights.checkpoint_files.checksums import check as check_sums
 from fgclip_jax.weights.name_map import leaf_shapes
 from fgclip_jax.weights.tensor_files import open_tensors, read_json
 
@@ -199,6 +200,9 @@ def read_params(workdir: str, ema: bool = True) -> Params:
     FileNotFoundError: the run has no complete checkpoint.
     OSError, ValueError: they are damaged, or its disk has changed them since they were saved.
   """
+  folder = _checkpoints_of(workdir)
+  if not uses_orbax(folder):
+    return _read_shard_files(folder, ema)
   with _newest(workdir) as (checkpointer, described):
     stored = described.metadata
     item = "ema" if ema and "ema" in stored else "params"
@@ -208,19 +212,54 @@ def read_params(workdir: str, ema: bool = True) -> Params:
     return items[item]
 
 
+def uses_orbax(folder: str) -> bool:
+  """Whether a run's checkpoints in this folder are, or will be, Orbax's; else they are plain files (`shard_files`)."""
+  try:
+    steps = [int(name) for name in paths.list_folder(folder) if name.isdecimal()]
+  except FileNotFoundError:
+    steps = []
+  if any(paths.exists(paths.join(folder, str(step), shard_files.MARKER)) for step in steps):
+    return False  # also where the run was copied to from other storage
+  return not paths.is_remote(folder) or folder.partition("://")[0] in paths.ORBAX
+
+
+def _read_shard_files(folder: str, ema: bool) -> Params:
+  """The newest checkpoint of plain files: the parameters, or their average; errors as for `read_params`."""
+  _, parts = _open_newest(folder)
+  item = "ema" if ema and any(name.startswith("ema/") for name in parts.shapes) else "params"
+  stored = {name: shape for name, shape in parts.shapes.items() if name.startswith(f"{item}/")}
+  tree = unflatten({name.removeprefix(f"{item}/"): shape for name, shape in stored.items()})
+  return parts.read(_on_one_device(tree), prefix=f"{item}/")
+
+
+def _open_newest(folder: str) -> tuple[dict[str, Any], shard_files.Parts]:
+  steps = shard_files.complete_steps(folder, DAMAGED)
+  if not steps:
+    raise FileNotFoundError(f"no complete checkpoint in {folder!r}")
+  return shard_files.open_parts(paths.join(folder, str(steps[-1])))
+
+
 def keeps_average(workdir: str) -> bool:
   """Whether a run's newest checkpoint holds an average of the parameters; errors as for `read_params`."""
+  folder = _checkpoints_of(workdir)
+  if not uses_orbax(folder):
+    return any(name.startswith("ema/") for name in _open_newest(folder)[1].shapes)
   with _newest(workdir) as (_, described):
     return "ema" in described.metadata
+
+
+def _checkpoints_of(workdir: str) -> str:
+  """The folder of a run's checkpoints."""
+  folder = paths.absolute(paths.join(workdir, FOLDER))
+  if not paths.is_folder(folder):
+    raise FileNotFoundError(f"{workdir!r} has no {FOLDER!r} folder: no run has saved anything there")
+  return folder
 
 
 @contextlib.contextmanager
 def _newest(workdir: str) -> Iterator[tuple[ocp.training.Checkpointer, Any]]:
   """A run's checkpointer, and what its newest checkpoint holds, as Orbax describes it: shapes and dtypes, metadata."""
-  paths.check(workdir, "a run folder", paths.ORBAX)
-  folder = paths.absolute(paths.join(workdir, FOLDER))
-  if not paths.is_folder(folder):
-    raise FileNotFoundError(f"{workdir!r} has no {FOLDER!r} folder: no run has saved anything there")
+  folder = _checkpoints_of(workdir)
   names: Any = SoundCheckpoints(folder) if paths.is_remote(folder) else None
   with ocp.training.Checkpointer(folder, step_name_format=names) as checkpointer:
     if checkpointer.latest is None:

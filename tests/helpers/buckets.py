@@ -75,3 +75,26 @@ def free_port() -> int:
   with socket.socket() as free:
     free.bind(("127.0.0.1", 0))
     return free.getsockname()[1]
+
+
+@contextlib.contextmanager
+def serve_s3() -> Iterator[str]:
+  """The URL of an empty bucket on a server of Amazon S3 on the loopback device; skips without the packages."""
+  pytest.importorskip("s3fs", reason="needs s3fs, see requirements-dev.txt")
+  server = pytest.importorskip("moto.server", reason="needs moto, see requirements-dev.txt")
+  running = server.ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+  running.start()
+  host, port = running.get_host_and_port()
+  told = {
+    "AWS_ENDPOINT_URL": f"http://{host}:{port}", "AWS_ACCESS_KEY_ID": "tests", "AWS_SECRET_ACCESS_KEY": "tests",
+    "AWS_DEFAULT_REGION": "us-east-1",
+  }  # fmt: skip
+  before = {name: os.environ.get(name) for name in told}
+  try:
+    os.environ.update(told)
+    urllib.request.urlopen(urllib.request.Request(f"{told['AWS_ENDPOINT_URL']}/tests", method="PUT")).close()
+    yield "s3://tests"
+  finally:
+    running.stop()
+    for name, value in before.items():
+      os.environ.pop(name) if value is None else os.environ.update({name: value})

@@ -76,13 +76,14 @@ def test_setup_installs_what_has_changed(machine, root, tmp_path):
 
   assert installed() == ["requirements.txt"]
   assert installed() == []
-  assert installed("--tpu", "--dev") == ["requirements.txt", "requirements-tpu.txt", "requirements-dev.txt"]
+  tpu = ["requirements.txt", "requirements-tpu.txt", "requirements-gcs.txt"]
+  assert installed("--tpu", "--dev") == [*tpu, "requirements-dev.txt"]
   assert installed("--tpu") == installed("--dev") == installed() == []
   text = (copy / "requirements-tpu.txt").read_text()
   for changed in (text + "six\n", text):
     (copy / "requirements-tpu.txt").write_text(changed)
     assert installed() == installed("--dev") == []
-    assert installed("--tpu") == ["requirements.txt", "requirements-tpu.txt"]
+    assert installed("--tpu") == tpu
   (copy / "pyproject.toml").write_text((copy / "pyproject.toml").read_text() + "# changed\n")
   assert installed() == ["requirements.txt"] and installed("--tpu") == []
   here.ends_with("pip", 0, 1)

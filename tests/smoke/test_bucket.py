@@ -141,3 +141,29 @@ def kill_after(step, run, workdir, monkeypatch):
     patch.setattr(loop.TrainLoop, "_finish_step", finish)
     with pytest.raises(Killed):
       loop.train(run, workdir)
+
+
+@pytest.mark.slow
+def test_s3_and_a_local_disk_hold_what_a_disk_would(s3, one_step, toy, tmp_path, monkeypatch, capsys):
+  """Killed before anything is in the bucket, the run goes on from the local disk."""
+  local = {"checkpoint.local_every": 1, "checkpoint.local_folder": str(tmp_path / "local")}
+  at_once = tiny_run("clip", toy, steps=STEPS)
+  loop.train(at_once, str(tmp_path / "run"))
+  run = tiny_run("clip", toy, steps=STEPS, checkpoint_every=STEPS, **local)
+  kill_after(2, run, f"{s3}/smoke", monkeypatch)
+  capsys.readouterr()
+  loop.train(run, f"{s3}/smoke")
+  out = capsys.readouterr().out
+  assert "restored from the local disk" in out and "continuing s3://tests/smoke from step 1" in out
+  _, one, _ = formats.read(str(tmp_path / "run"))
+  _, two, _ = formats.read(f"{s3}/smoke")
+  jax.tree.map(np.testing.assert_array_equal, one, two)
+  assert os.listdir(tmp_path / "local") == []
+  lines = [json.loads(line)["step"] for line in paths.read(f"{s3}/smoke/metrics.jsonl").splitlines()]
+  assert lines == [1, 2, 3]
+  assert {"config.json", "model.json", "checkpoints", "timeline.jsonl", "tensorboard"} <= set(
+    paths.list_folder(f"{s3}/smoke")
+  )
+  texts = ["--texts", str(tmp_path / "texts.txt"), "--output", str(tmp_path / "texts.npy")]
+  (tmp_path / "texts.txt").write_text("a red cup\n")
+  assert embed.main(["--model", f"{s3}/smoke", *texts]) == 0

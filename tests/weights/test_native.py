@@ -15,7 +15,7 @@ import fgclip_jax
 from fgclip_jax import convert
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import flatten, unflatten
-from fgclip_jax.train.checkpoint import Checkpoints
+from fgclip_jax.train.checkpoints.manager import Checkpoints
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import make_state
 from fgclip_jax.weights import formats as folders

@@ -1,0 +1,1 @@
+"""Checkpoints of a run: in durable storage, and faster ones on the machines' own disks."""

@@ -1,0 +1,1 @@
+"""What checkpoints hold beside arrays as Orbax writes them: checksums, and plain files."""
