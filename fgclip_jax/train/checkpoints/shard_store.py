@@ -1,7 +1,7 @@
 """Checkpoints in storage that Orbax cannot write, such as `s3://`: finished on this machine's disk, then copied there.
 
 Each process copies its part (see `weights/checkpoint_files/shard_files.py`). When the descriptions of all parts are
-there, the first process writes the marker; without it, nobody takes the checkpoint. The processes need no disk in common.
+there, the first process writes the marker; without it, nobody takes the checkpoint. No disk has to be shared.
 """
 
 import concurrent.futures
