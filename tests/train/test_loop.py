@@ -19,9 +19,10 @@ from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.train import loop
 from fgclip_jax.train.config import RunConfig, read_config
 from fgclip_jax.train.guard import NonFiniteError
-from fgclip_jax.train.loop import read_weights, train
+from fgclip_jax.train.loop import train
 from fgclip_jax.train.preemption import PreemptedError
 from fgclip_jax.train.resume import ConfigChangedError
+from fgclip_jax.train.state import read_weights
 from fgclip_jax.train.step import make_step
 from fgclip_jax.weights import formats as folders
 from fgclip_jax.weights import huggingface, native, open_clip
