@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fgclip_jax.weights.checksums import check, checksums
+from fgclip_jax.weights.checkpoint_files.checksums import check, checksums
 from hypothesis import given
 from hypothesis import strategies as st
 
