@@ -94,6 +94,7 @@ def test_a_disk_that_one_of_two_processes_has_lost(tmp_path, root, mesh):
     "PYTHONPATH": str(root), "JAX_NUM_CPU_DEVICES": "2", "JAX_CPU_COLLECTIVES_IMPLEMENTATION": "gloo",
   }  # fmt: skip
   workdirs = [str(tmp_path / "orbax"), f"stand-in://{tmp_path}/plain"]
+  (tmp_path / "plain").mkdir()  # as a run makes its workdir
   code = PROCESS.format(mesh=mesh)
   processes = [
     subprocess.Popen(

@@ -4,11 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fgclip_jax.weights.checkpoint_files.checksums import check, checksums
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.train.mesh import make_mesh
+from fgclip_jax.weights.checkpoint_files.checksums import check, checksums
 
 DTYPES = (jnp.float32, jnp.bfloat16, jnp.int32, jnp.uint8)
 

@@ -7,11 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from fgclip_jax.weights.shard_files import Parts, to_host, write_part
 from jax.sharding import NamedSharding, PartitionSpec
 
 from fgclip_jax.storage import paths
-from fgclip_jax.weights import shard_files
+from fgclip_jax.weights.checkpoint_files import shard_files
+from fgclip_jax.weights.checkpoint_files.shard_files import Parts, to_host, write_part
 from tests.helpers import standin
 
 
