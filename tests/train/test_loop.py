@@ -309,7 +309,7 @@ def test_data_that_cannot_be_read(data, clip_weights, tmp_path, monkeypatch):
   folder = tmp_path / "data"
   folder.mkdir()
   (folder / shard).touch()
-  for name in ("init_state", "state_from", "make_step"):
+  for name in ("first_state", "make_step"):
     monkeypatch.setattr(loop, name, lambda *_, **__: pytest.fail("compiled"))
   with pytest.raises(ValueError, match=f"has no record that can be read\ndamaged shard .*{shard}"):
     train(make_run(str(folder), clip_weights), str(tmp_path / "run"))
@@ -331,6 +331,7 @@ def test_a_mesh_that_does_not_fit(data, clip_weights, tmp_path):
 
 # trains as `make_run` says, afresh in one folder and from a checkpoint in another
 PROCESS = """
+import sys
 from absl import flags
 flags.FLAGS.mark_as_parsed()
 index, coordinator, data, weights, *folders = sys.argv[1:]
