@@ -143,6 +143,7 @@ class DualEncoder(nnx.Module):
     shards, per_shard = batch["boxes"].shape[:2]
     images = shards * per_shard
     regions = batch["boxes"].shape[2] if self.config.fine_grained else 0
+    region_image: Any
     if self.config.vision.takes_patches:
       image, region_image, statistics = *self._encode_patches(batch, bool(regions)), {}
     else:

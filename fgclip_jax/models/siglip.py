@@ -4,6 +4,8 @@ Shapes: R rows of N slots for patches, a row holding the patches of one picture 
 W channels. Sources: SigLIP (arXiv 2303.15343), SigLIP 2 (arXiv 2502.14786), and FG-CLIP 2's published code.
 """
 
+from typing import Any
+
 import flax.struct
 import jax
 import jax.numpy as jnp
@@ -79,7 +81,8 @@ class AttentionHead(nnx.Module):
       scores = jnp.where(valid[:, None], scores, jnp.finfo(scores.dtype).min)
     means = jnp.einsum("bhp,bpw->bhw", jax.nn.softmax(scores, axis=-1).astype(dtype), x.astype(dtype))
     values = jnp.einsum("bhw,whc->bhc", means, self.value.kernel[...].reshape(by_head).astype(dtype))
-    return self._finish(values.reshape(x.shape[0], width) + self.value.bias[...].astype(dtype))
+    bias: Any = self.value.bias
+    return self._finish(values.reshape(x.shape[0], width) + bias[...].astype(dtype))
 
   def dense(self, x: Float[Array, "R N W"], segment: Int[Array, "R N"] | None = None) -> Float[Array, "R N W"]:
     """A vector for each patch: what it finds among the patches of its picture. The probe is not used."""

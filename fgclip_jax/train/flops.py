@@ -181,7 +181,8 @@ def _squares(segment: np.ndarray) -> int:
 
 def _patch_flops(config: ModelConfig, batch: dict[str, Any]) -> tuple[int, int]:
   """The forward pass of a batch's packed patches and boxes: useful and executed."""
-  vision, segment, boxes = config.vision, batch["patch_segment"], batch["boxes"].shape[2]
+  vision: Any = config.vision  # of a dataclass, whatever its type
+  segment, boxes = batch["patch_segment"], batch["boxes"].shape[2]
   slots, patches = segment.size, int((segment > 0).sum())
   counts = (patches, _squares(segment)), (slots, slots * segment.shape[-1])
   found = []
@@ -190,11 +191,9 @@ def _patch_flops(config: ModelConfig, batch: dict[str, Any]) -> tuple[int, int]:
     if boxes:
       image += patches_dense(vision, count, attended)
     found.append(image)
-  read = (batch["patch_slot"] >= 0).sum(), batch["patch_slot"].size
-  return tuple(
-    image + (2 * boxes * config.embedding_width * int(count) if boxes else 0)
-    for image, count in zip(found, read, strict=True)
-  )
+  slot = batch["patch_slot"]  # RoIAlign's product with the patches
+  useful, executed = (2 * boxes * config.embedding_width * int(count) for count in ((slot >= 0).sum(), slot.size))
+  return found[0] + useful, found[1] + executed
 
 
 def count_flops(
