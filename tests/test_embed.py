@@ -16,6 +16,7 @@ from fgclip_jax.models import config
 from fgclip_jax.models import params as parameters
 from fgclip_jax.prepare.sources import scenes
 from fgclip_jax.weights import native
+from tests.helpers.toy_models import init
 
 TINY = config.preset("tiny")
 
@@ -242,3 +243,16 @@ def test_a_name_that_is_not_unicode_and_a_wrong_field_in_the_command(model, tmp_
   argv = ["--model", folder, "--texts", str(tmp_path / "c.csv"), "--output", str(tmp_path / "c.npy")]
   assert embed.main(argv) == 1 and b"give --field caption" in capsysbinary.readouterr().err
   assert embed.main([*argv, "--field", "caption"]) == 0
+
+
+def test_pictures_of_any_shape_and_their_regions(photos, data, tmp_path):
+  size = config.preset("tiny_fgclip2")
+  model = api.FGCLIP(size, init(size, 0))
+  _, report = embed.embed(model, "images", str(photos), str(tmp_path / "images.npy"))
+  features, ids, _ = read(tmp_path / "images.npy")
+  np.testing.assert_allclose(features, model.encode_image([photos / name for name in ids]), atol=1e-6)
+  assert report["settings"]["read"] == {"max_patches": 16}
+  embed.embed(model, "regions", data, str(tmp_path / "regions.npy"))
+  assert len(read(tmp_path / "regions.npy")[0]) > 3
+  with pytest.raises(ValueError, match=r"with other settings \(read was .*16.*, now .*9"):
+    embed.embed(model.with_max_patches(9), "images", str(photos), str(tmp_path / "images.npy"))

@@ -9,6 +9,7 @@ from fgclip_jax.inference import model as api
 from fgclip_jax.models import config
 from fgclip_jax.models import params as parameters
 from fgclip_jax.viz import box_scores, drawing, heatmap
+from tests.helpers.toy_models import init
 
 TINY = config.preset("tiny")
 FONT = ImageFont.load_default(drawing.FONT_SIZE)
@@ -39,6 +40,17 @@ def test_the_map_is_the_similarity_of_patches_and_boxes(model):
     assert [box for box, _ in heat.boxes] == boxes[i]
     for box, score in heat.boxes:
       assert score == pytest.approx(float(model.encode_regions(pixels, [[box]])[0][0] @ text[i]), abs=1e-5)
+
+
+def test_the_map_of_a_picture_of_any_shape_has_its_own_grid():
+  size = config.preset("tiny_fgclip2")
+  model = api.FGCLIP(size, init(size, 0))
+  wide = photo(90, 20)
+  (heat,) = heatmap.measure(model, wide, ["a cat"], [[(0.0, 0.0, 0.5, 0.5)]])
+  assert heat.similarity.shape == model.preprocess(wide)[0].grid == (2, 8)
+  text = model.encode_text("a cat", "region")
+  np.testing.assert_allclose(heat.similarity, model.encode_dense(wide)[0] @ text[0], atol=1e-5)
+  assert heatmap.draw(wide, [heat], FONT).width > 2 * 220 and len(heat.boxes) == 1
 
 
 def test_the_warmest_place_of_the_overlay_is_that_of_the_map():

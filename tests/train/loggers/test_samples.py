@@ -11,6 +11,8 @@ from configs import common
 from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.loader import Loader
 from fgclip_jax.data.packing import Layout
+from fgclip_jax.data.patch_rows import pack_patches
+from fgclip_jax.data.patches import PatchLayout, cut_patches
 from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.models.params import unflatten
 from fgclip_jax.prepare.sources import scenes
@@ -100,3 +102,12 @@ def test_the_fixed_picture(toy, data, tmp_path, capsys):
   assert fixed and fixed.name.startswith("validation ")
   assert samples.find_fixed(DataConfig(path=str(tmp_path)), print) is None
   assert "no heat maps are drawn: no shard of split 'validation' in" in capsys.readouterr().out.splitlines()[-1]
+
+
+def test_pictures_are_put_together_from_packed_patches():
+  rng = np.random.default_rng(0)
+  grids = [(2, 3), (1, 5), (4, 2), (3, 3)]
+  whole = [rng.integers(0, 256, (8 * height, 8 * width, 3), dtype=np.uint8) for height, width in grids]
+  batch = pack_patches([cut_patches(each, 8) for each in whole], grids, 2, PatchLayout(10, 8))
+  for number, expected in enumerate(whole):
+    np.testing.assert_array_equal(samples.join_patches(batch, divmod(number, 2)), expected)
