@@ -1,6 +1,5 @@
 """Texts as users give them to the public model, checked and brought into one form: token ids."""
 
-import functools
 import types
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -62,20 +61,12 @@ def to_ids(
       f"the model has a vocabulary of {config.vocab_size:,} tokens and its tokenizer {config.tokenizer!r} "
       f"{tokenizer.vocab_size:,}: give token ids instead of strings"
     )
-  if as_written and config.tokenizer.startswith("gemma:"):
-    tokenizer = _as_written(config.tokenizer)
+  if as_written:  # what cannot lower-cases all the same
+    tokenizer = getattr(tokenizer, "as_written", lambda: tokenizer)()
   rows = tokenizer.encode_batch(listed)
   if isinstance(config, SiglipTextConfig):
     return [(*row, *(config.pad_id,) * (length - len(row))) for row in rows]
   return [_read_part(row, config.end_id) for row in rows]
-
-
-@functools.lru_cache(maxsize=4)
-def _as_written(name: str) -> Any:
-  """Gemma's tokenizer of this name, without lower-casing."""
-  from fgclip_jax.data.tokenizers import gemma
-
-  return gemma.Tokenizer(name.partition(":")[2], lower_case=False)
 
 
 def _read_part(row: list[int], end_id: int) -> Ids:

@@ -5,6 +5,7 @@ import pytest
 
 from fgclip_jax.inference import model as api
 from fgclip_jax.models import config as presets
+from tests.helpers.gemma import write_small
 from tests.helpers.toy_models import init
 
 FGCLIP2 = presets.preset("tiny_fgclip2")
@@ -68,3 +69,17 @@ def test_another_vocabulary_is_refused():
   ids = np.zeros((1, 16), np.int32)
   ids[0, :3] = 7, 9, 1
   assert model.encode_text(ids).shape == (1, 32)
+
+
+def test_upper_case_is_left_where_that_is_asked_for(tmp_path):
+  name = f"gemma:{write_small(tmp_path / 'tokenizer.json')}"
+  config = FGCLIP2.replace(text={"vocab_size": 400, "end_id": 1, "pad_id": 0, "tokenizer": name})
+  model = api.FGCLIP(config, init(config, 0))
+  lower, upper = model.encode_text(["a cat", "A CAt"]), model.encode_text(["a cat", "A CAt"], as_written=True)
+  np.testing.assert_array_equal(lower[0], lower[1])
+  np.testing.assert_allclose(upper[0], lower[0], atol=1e-6)
+  ids = model.tokenizer.as_written()(["A CAt"], 16)
+  np.testing.assert_allclose(upper[1:], model.encode_text(ids, as_is=True), atol=1e-6)
+  assert np.abs(upper[1] - lower[1]).max() > 1e-3
+  with pytest.raises(ValueError, match="row 0 has the id .* of 'A', and the model reads lower case"):
+    model.encode_text(ids)
