@@ -9,6 +9,7 @@ equal; transformers pads every picture to the largest of its batch, as its proce
 """
 
 import argparse
+import itertools
 import pathlib
 import statistics
 import sys
@@ -40,6 +41,7 @@ def main(argv: list[str] | None = None) -> int:
   budgets.add_argument("--images", required=True, type=pathlib.Path, help="a folder of pictures")
   peer = commands.add_parser("transformers")
   peer.add_argument("--depth", type=int, default=12, help="blocks of the image tower (default: %(default)s)")
+  peer.add_argument("--most", type=int, nargs="+", default=[256, 1024], help="patches of the largest picture")
   for each in (budgets, peer):
     each.add_argument("--rounds", type=int, default=5, help="timed turns (default: %(default)s)")
   options = parser.parse_args(argv)
@@ -90,7 +92,7 @@ def compare(options: argparse.Namespace) -> None:
   print(
     "| pictures | ours, images/s | transformers, images/s | ratio | lowest .. highest | aim |\n| --- |" + " ---: |" * 5
   )
-  for kind, most in (("equal", 256), ("equal", 1024), ("mixed", 256), ("mixed", 1024)):
+  for kind, most in itertools.product(("equal", "mixed"), options.most):
     grids = make_grids(kind, most)
     rng = np.random.default_rng(0)
     given = [PatchedImage(rng.integers(0, 256, (h * w, 768), dtype=np.uint8), (h, w)) for h, w in grids]

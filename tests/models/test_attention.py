@@ -123,6 +123,23 @@ def test_empty_space_is_finite_and_touches_nothing(implementation):
   assert_close([jnp.where(real, x, 0) for x in second], [jnp.where(real, x, 0) for x in first], 1e-6)
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_long_rows_go_head_by_head_on_a_cpu(causal):
+  rng = np.random.default_rng(0)
+  arrays = tuple(jnp.asarray(rng.normal(size=(2, 512, 2, 4)), jnp.float32) for _ in range(3))
+  segment = jnp.asarray(np.repeat([[1, 2, 0, 3], [1, 1, 1, 0]], 128, axis=1), jnp.int32)
+
+  def both(implementation):
+    def total(*arrays):
+      found = attend(*arrays, segment=segment, causal=causal, implementation=implementation)
+      return jnp.sum(found * jnp.cos(found)), found
+
+    return jax.jit(jax.grad(total, argnums=(0, 1, 2), has_aux=True))(*arrays)
+
+  assert "while" in jax.jit(functools.partial(attend, segment=segment)).lower(*arrays).compile().as_text()
+  chex.assert_trees_all_close(both("auto"), both("xla"), atol=1e-6)
+
+
 @pytest.mark.parametrize("implementation", ["xla", "splash"])
 def test_on_a_mesh(implementation):
   mesh = jax.make_mesh((2, 2, 2), ("data", "fsdp", "tensor"), axis_types=(AxisType.Auto,) * 3)
