@@ -112,7 +112,7 @@ def _rules(config: SiglipTextConfig) -> Any:
   """The tokenizer that given ids are checked by, or what the config says of it where its file is not the model's."""
   try:
     tokenizer = get_tokenizer(config.tokenizer)
-    if tokenizer.vocab_size == config.vocab_size:
+    if tokenizer.vocab_size <= config.vocab_size:
       return tokenizer
   except (FileNotFoundError, ImportError):
     pass  # ids need no tokenizer: where they end is checked, and not what they mean

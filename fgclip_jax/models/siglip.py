@@ -74,7 +74,7 @@ class AttentionHead(nnx.Module):
     """
     dtype, width = self.runtime.dtype, x.shape[-1]
     by_head = (width, self.heads, width // self.heads)
-    probe = self.query(self.probe[...]).astype(jnp.float32) * by_head[2] ** -0.5
+    probe = self.query(self.probe[...][None])[0].astype(jnp.float32) * by_head[2] ** -0.5
     asks = jnp.einsum("whc,hc->wh", self.key.kernel[...].reshape(by_head), probe.reshape(by_head[1:]))
     scores = jnp.einsum("bpw,wh->bhp", x.astype(jnp.float32), asks.astype(jnp.float32))
     if valid is not None:
