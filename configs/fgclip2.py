@@ -75,5 +75,8 @@ def get_config(argument: str = "stage2"):
       "temperature_max": None,  # [code] nothing is clamped
     }
   )
+  if not regions:  # what has no gradient is left alone, as PyTorch's AdamW leaves it
+    unused = "dense_head|region_projection|temperature/(regional|hard_negative)"
+    config.optimizer.rules = (*config.optimizer.rules, (unused, "weight_decay", 0.0))
   config.runtime.update({"dtype": "bfloat16", "remat": "full"})  # [script]
   return config
