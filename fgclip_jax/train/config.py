@@ -395,8 +395,6 @@ def _check_savings(run: RunConfig) -> None:
   starts = [start for start, _ in run.progressive]
   if run.progressive and (starts[0] != 0 or starts != sorted(set(starts))):
     raise ValueError(f"config.progressive: steps must begin with 0 and ascend, got {starts}")
-  if run.progressive and run.progressive[-1][1] != run.model.vision.image_size:
-    raise ValueError(
-      f"config.progressive must end with the model's image size, {run.model.vision.image_size}, "
-      f"got {run.progressive[-1][1]}"
-    )
+  own = run.model.vision.image_size
+  if run.progressive and run.progressive[-1][1] != own:
+    raise ValueError(f"config.progressive must end with the model's image size, {own}, got {run.progressive[-1][1]}")
