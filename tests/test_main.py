@@ -179,12 +179,12 @@ def test_one_of_two_processes_that_cannot_begin_ends_the_other(begin, root, data
     (["--config=nowhere.py"], "error: no config file at 'nowhere.py'"),
     (["--config=tests/conftest.py"], "error: tests/conftest.py is no config file: it has no function get_config"),
     (["--config=pyproject.toml"], "error: .*pyproject.toml"),
-    (["--config=configs/quickstart.py:stage3"], "error: .* takes stage1 or stage2 after the colon, got 'stage3'"),
+    (["--config=configs/quickstart.py:stage3"], "error: .* takes stage1 or stage2 or .* after the colon, got 'stage3'"),
     (
       ["--config=configs/stage2.py", "--config.steps=3", "--config.data.pth=x"],
       "error: config.data has no key 'pth': it has batch_size, boxes, .*path, ",
     ),
-    (["--config=configs/stage2.py", "--config.foo=1"], "error: config has no key 'foo': it has checkpoint_every, "),
+    (["--config=configs/stage2.py", "--config.foo=1"], "error: config has no key 'foo': it has checkpoint, checkpoint_every, "),
     (["--config", "configs/stage2.py", "--config.foo=1"], "error: config has no key 'foo'"),
     (
       ["--config=configs/stage2.py", "--config.steps.x=1"],
@@ -264,7 +264,7 @@ def test_a_config_by_path_or_by_name(root, tmp_path, monkeypatch, capsys):
   for unknown in ("stage3", "", "../fgclip_jax/main"):
     with pytest.raises(SystemExit):
       config_flags._find_config(unknown)
-    assert capsys.readouterr().err.endswith("there are clip, common, quickstart, stage1, stage2\n")
+    assert capsys.readouterr().err.endswith("there are clip, common, fgclip2, quickstart, stage1, stage2\n")
 
 
 @pytest.mark.slow
