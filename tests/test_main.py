@@ -184,7 +184,10 @@ def test_one_of_two_processes_that_cannot_begin_ends_the_other(begin, root, data
       ["--config=configs/stage2.py", "--config.steps=3", "--config.data.pth=x"],
       "error: config.data has no key 'pth': it has batch_size, boxes, .*path, ",
     ),
-    (["--config=configs/stage2.py", "--config.foo=1"], "error: config has no key 'foo': it has checkpoint, checkpoint_every, "),
+    (
+      ["--config=configs/stage2.py", "--config.foo=1"],
+      "error: config has no key 'foo': it has checkpoint, checkpoint_every, ",
+    ),
     (["--config", "configs/stage2.py", "--config.foo=1"], "error: config has no key 'foo'"),
     (
       ["--config=configs/stage2.py", "--config.steps.x=1"],
