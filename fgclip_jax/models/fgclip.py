@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+from collections.abc import Callable
 from typing import Any, cast
 
 import flax.struct
@@ -201,38 +202,39 @@ class DualEncoder(nnx.Module):
     The tower goes through rows; a picture is read from its slots, as a caption is from its end. These count within a
     shard, so that nothing crosses devices.
     """
-    tower, parts = cast(NaflexTower, self.vision), self.runtime.micro_batches
-    shards, rows, slots = batch["patch_segment"].shape
-    missing = -rows % parts  # empty rows, up to a multiple of the parts
+    tower = cast(NaflexTower, self.vision)
 
     def encode(patches, segment, place):
       hidden = tower(PatchRows(patches, segment, place))
       return hidden, tower.dense_features(hidden, segment) if regions else None
 
-    arrays = []
-    for key, empty in (("patches", 0), ("patch_segment", 0), ("patch_place", (0, 0, 1, 1))):
-      x = batch[key]
-      rest = jnp.broadcast_to(jnp.asarray(empty, x.dtype), (shards, missing, *x.shape[2:]))
-      arrays.append(jnp.concatenate([x, rest], axis=1).reshape(shards * (rows + missing), *x.shape[2:]))
-    hidden, dense = gradient_cached_map(encode, parts, shards, *arrays)
+    by_shard = self._encode_rows(encode, *(batch[key] for key in ("patches", "patch_segment", "patch_place")))
 
     def read(hidden, dense, slot, grid, boxes):
       of_boxes = unit_length(roi_align_patches(take_slots(dense, slot), grid, boxes)) if regions else None
       return unit_length(tower.pool(hidden, slot)), of_boxes
 
-    by_shard = jax.tree.map(lambda x: x.reshape(shards, rows + missing, slots, -1), (hidden, dense))
     places = (batch[key] for key in ("patch_slot", "image_grid", "boxes"))
     found = jax.vmap(read)(*by_shard, *places)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
+  def _encode_rows(self, encode: Callable[..., Any], *arrays: Array) -> Any:
+    """`encode` of a batch's packed rows, arrays [G, R, ...], in micro-batches; its results, [G, R or more, ...].
+
+    Empty rows, all zeros, fill R up to a multiple of the micro-batches.
+    """
+    parts, (shards, rows) = self.runtime.micro_batches, arrays[0].shape[:2]
+    rows += -rows % parts
+    padded = (jnp.pad(x, ((0, 0), (0, rows - x.shape[1]), *[(0, 0)] * (x.ndim - 2))) for x in arrays)
+    folded = (x.reshape(shards * rows, *x.shape[2:]) for x in padded)
+    found = gradient_cached_map(encode, parts, shards, *folded)
+    return jax.tree.map(lambda x: x.reshape(shards, rows, *x.shape[1:]), found)
+
   def _read_ends(self, batch: dict[str, Array], ends: dict[str, Int[Array, "G ..."]]) -> dict[str, Float[Array, "..."]]:
     """Encodes the batch's rows and reads, for each array of ends, the normed vectors: shard axis folded."""
-    parts = self.runtime.micro_batches
-    shards, rows, length = batch["tokens"].shape
-    missing = -rows % parts  # empty rows, up to a multiple of the parts
-    packed = (jnp.pad(batch[key], ((0, 0), (0, missing), (0, 0))) for key in ("tokens", "segment", "position"))
-    folded = (x.reshape(shards * (rows + missing), length) for x in packed)
-    hidden = gradient_cached_map(self.text, parts, shards, *folded).reshape(shards, (rows + missing) * length, -1)
+    rows = self._encode_rows(self.text, *(batch[key] for key in ("tokens", "segment", "position")))
+    shards = len(rows)
+    hidden = rows.reshape(shards, -1, rows.shape[-1])
     flat = {name: end.reshape(shards, -1) for name, end in ends.items()}
     index = jnp.maximum(jnp.concatenate(list(flat.values()), axis=1), 0)
     vectors = self.text.final_norm(jnp.take_along_axis(hidden, index[..., None], axis=1))

@@ -26,7 +26,7 @@ def grid_weights(index: Int[Array, "*B"], count: Int[Array, "*B"], side: int) ->
   As PyTorch resizes (`mode="bilinear", align_corners=False, antialias=True`), which SigLIP 2 does with its positions: a
   tent over the entries around the new one's centre, as wide as the step between new entries where these are fewer.
   """
-  step = side / count.astype(jnp.float32)
+  step = side / jnp.maximum(count, 1).astype(jnp.float32)  # empty rows of a batch have a count of 0
   centre = (index.astype(jnp.float32) + 0.5) * step
   distance = jnp.abs(jnp.arange(side, dtype=jnp.float32) + 0.5 - centre[..., None])
   tent = jnp.maximum(1.0 - distance / jnp.maximum(step, 1.0)[..., None], 0.0)
