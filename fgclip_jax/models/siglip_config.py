@@ -15,8 +15,16 @@ class _SiglipTowerConfig(TowerConfig):
   layer_norm_eps: float = 1e-6
 
 
+class _SiglipImageConfig(ImageTowerConfig):
+  """What both image towers can do: no class token, and pooling into the embedding space itself."""
+
+  supports_layer_decay: ClassVar[bool] = True
+  has_projection: ClassVar[bool] = False
+  has_class_token: ClassVar[bool] = False
+
+
 @dataclasses.dataclass(frozen=True)
-class SiglipVisionConfig(ImageTowerConfig, _SiglipTowerConfig):
+class SiglipVisionConfig(_SiglipImageConfig, _SiglipTowerConfig):
   """SigLIP's Vision Transformer (arXiv 2303.15343), for square pictures: no class token, pooled by attention.
 
   Attributes:
@@ -30,9 +38,6 @@ class SiglipVisionConfig(ImageTowerConfig, _SiglipTowerConfig):
   type: ClassVar[str] = "siglip"
   label: ClassVar[str] = "SigLIP Vision Transformer"
   has_patches: ClassVar[bool] = True
-  supports_layer_decay: ClassVar[bool] = True
-  has_projection: ClassVar[bool] = False
-  has_class_token: ClassVar[bool] = False
   image_size: int = 224
   patch_size: int = 16
   pixels: PixelSpec = SIGLIP_PIXELS
@@ -45,7 +50,7 @@ class SiglipVisionConfig(ImageTowerConfig, _SiglipTowerConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class NaflexVisionConfig(ImageTowerConfig, _SiglipTowerConfig):
+class NaflexVisionConfig(_SiglipImageConfig, _SiglipTowerConfig):
   """SigLIP 2's NaFlex Vision Transformer (arXiv 2502.14786), for pictures of any shape.
 
   A picture is scaled to the largest size, in whole patches and about its own shape, that its patch budget allows.
@@ -60,9 +65,6 @@ class NaflexVisionConfig(ImageTowerConfig, _SiglipTowerConfig):
 
   type: ClassVar[str] = "naflex"
   label: ClassVar[str] = "NaFlex Vision Transformer"
-  supports_layer_decay: ClassVar[bool] = True
-  has_projection: ClassVar[bool] = False
-  has_class_token: ClassVar[bool] = False
   takes_patches: ClassVar[bool] = True
   patch_size: int = 16
   position_grid: int = 16
