@@ -4,6 +4,7 @@ A SigLIP text tower reads a caption at the last position of its padded row: a ro
 another id, gives other numbers without any error. So ids that come from elsewhere are looked at first.
 """
 
+import abc
 import functools
 import re
 from collections.abc import Sequence
@@ -12,30 +13,21 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int32
 
-from fgclip_jax.data.tokenizers import get_tokenizer
+from fgclip_jax.data.tokenizers import Tokenizer, get_tokenizer
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")  # a byte that is no text by itself
 
 
-class PaddedTokenizer:
+class PaddedTokenizer(Tokenizer):
   """A tokenizer without a start id, whose rows end with an end id and are filled with `pad_id`."""
 
-  name: str
-  start_id: int | None
-  end_id: int
-  pad_id: int
-  vocab_size: int
-  max_length: int
-  lower_case: bool
-  joins_words: bool
-
+  @abc.abstractmethod
   def encode_batch(self, texts: Sequence[str], length: int | None = None) -> list[list[int]]:
     """The ids of each text, as `encode` returns them."""
-    raise NotImplementedError
 
+  @abc.abstractmethod
   def pieces(self) -> list[str]:
     """The text of each id as it is in the vocabulary."""
-    raise NotImplementedError
 
   def encode(self, text: str, length: int | None = None) -> list[int]:
     """The ids of one text, the end id included, not padded; what is over `length` is cut before the end id."""
