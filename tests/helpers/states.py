@@ -1,12 +1,17 @@
 """Small states of a run, saved and restored by the tests of checkpoints."""
 
+import os
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fgclip_jax.train.checkpoints.manager import Checkpoints
+from fgclip_jax.train.checkpoints.settings import Keep
 from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import TrainState, make_state
+from fgclip_jax.weights.native import FOLDER
 
 CONFIG = {"steps": 7, "optimizer": {"rules": [["norm", "weight_decay", 0.0]], "clip_norm": None}}
 
@@ -46,3 +51,20 @@ def assert_same(one, two):
   assert jax.tree.structure(one) == jax.tree.structure(two)
   for (path, first), second in zip(jax.tree_util.tree_leaves_with_path(one), jax.tree.leaves(two), strict=True):
     assert first.dtype == second.dtype and np.asarray(first).tobytes() == np.asarray(second).tobytes(), path
+
+
+def saved(folder, steps, keep: Keep | None = None, losses=None, **state) -> list[int]:
+  """Saves states at these steps and returns the steps that are left."""
+  checkpoints = Checkpoints(str(folder), keep or Keep(newest=9))
+  for step in steps:
+    checkpoints.save(step, make_train_state(step, **state), CONFIG, losses and {"loss": losses[step]})
+  checkpoints.close()
+  return sorted(int(name) for name in os.listdir(folder / FOLDER) if name.isdigit())
+
+
+def restored(folder, like: TrainState) -> TrainState:
+  checkpoints = Checkpoints(str(folder))
+  try:
+    return checkpoints.restore(shardings_of(like), jax.eval_shape(lambda: like))
+  finally:
+    checkpoints.close()

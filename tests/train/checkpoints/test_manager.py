@@ -13,26 +13,9 @@ from fgclip_jax.storage import paths
 from fgclip_jax.train.checkpoints.manager import Checkpoints
 from fgclip_jax.train.checkpoints.settings import Keep
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
-from fgclip_jax.train.state import TrainState, make_state
+from fgclip_jax.train.state import make_state
 from fgclip_jax.weights.native import FOLDER, keeps_average, read_params
-from tests.helpers.states import CONFIG, assert_same, make_params, make_train_state, shardings_of
-
-
-def saved(folder, steps, keep: Keep | None = None, losses=None, **state) -> list[int]:
-  """Saves states at these steps and returns the steps that are left."""
-  checkpoints = Checkpoints(str(folder), keep or Keep(newest=9))
-  for step in steps:
-    checkpoints.save(step, make_train_state(step, **state), CONFIG, losses and {"loss": losses[step]})
-  checkpoints.close()
-  return sorted(int(name) for name in os.listdir(folder / FOLDER) if name.isdigit())
-
-
-def restored(folder, like: TrainState) -> TrainState:
-  checkpoints = Checkpoints(str(folder))
-  try:
-    return checkpoints.restore(shardings_of(like), jax.eval_shape(lambda: like))
-  finally:
-    checkpoints.close()
+from tests.helpers.states import CONFIG, assert_same, make_params, make_train_state, restored, saved, shardings_of
 
 
 @pytest.mark.parametrize(

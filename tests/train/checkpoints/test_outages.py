@@ -13,7 +13,7 @@ from fgclip_jax.train.checkpoints.manager import Checkpoints
 from fgclip_jax.train.checkpoints.orbax_store import OrbaxStore
 from fgclip_jax.train.checkpoints.settings import Keep
 from fgclip_jax.weights.native import FOLDER
-from tests.helpers.states import CONFIG, assert_same, make_train_state, shardings_of
+from tests.helpers.states import CONFIG, assert_same, make_train_state, restored, saved, shardings_of
 
 
 class Network:
