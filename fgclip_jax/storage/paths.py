@@ -112,7 +112,13 @@ def read(path: str, offset: int = 0, size: int | None = None) -> bytes:
   """
   if is_remote(path):
     system, name = _resolve(path)
-    return system.cat_file(name, start=offset, end=None if size is None else offset + size)
+    end = None if size is None else offset + size
+    try:
+      return system.cat_file(name, start=offset or None, end=end)
+    except Exception:  # each storage has an error of its own for a range that begins at the end
+      if system.size(name) > offset:
+        raise
+      return b""
   with open(path) as file:
     if size is not None:  # `read` takes as much memory as it is asked for
       size = min(size, max(os.fstat(file.fileno()).st_size - offset, 0))

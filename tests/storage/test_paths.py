@@ -50,6 +50,16 @@ def test_a_part_of_a_file_is_a_slice_of_its_bytes(tmp_path_factory, offset, size
   assert paths.read(str(file), offset, size) == paths.read(standin.remote(file), offset, size) == expected
 
 
+@pytest.mark.parametrize("storage", ["bucket", "s3"])
+@pytest.mark.parametrize("content", [b"", b"0123456789"])
+def test_a_part_of_an_object_may_begin_at_its_end(request, storage, content):
+  file = paths.join(request.getfixturevalue(storage), f"part-{len(content)}")
+  with paths.open(file, "wb") as stream:
+    stream.write(content)
+  for offset, size in ((0, None), (0, 4), (4, 4), (8, 4), (10, None), (10, 4), (11, 1)):
+    assert paths.read(file, offset, size) == content[offset : None if size is None else offset + size]
+
+
 def test_what_is_missing_is_not_found(root):
   for function in (paths.open, paths.read, paths.size, paths.list_folder, paths.fingerprint):
     with pytest.raises(FileNotFoundError):
