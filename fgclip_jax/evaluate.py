@@ -160,7 +160,7 @@ def _run(args: argparse.Namespace, evaluator: Evaluator) -> None:
     settings["image_size"] = model.config.vision.image_size
     if model.max_patches is not None:
       settings |= {"image_size": None, "max_patches": args.max_patches or model.max_patches}
-    settings |= evaluator.settings() | {"allow": list(args.allow)}
+    settings |= evaluator.settings() | dict(result.settings) | {"allow": list(args.allow)}
     results.write(args.output, results.describe(model, evaluator.name, name, result, settings, seconds))
     print(f"wrote {args.output}")
     print(f"next: python -m fgclip_jax.evaluate --compare {args.output} OTHER.json")

@@ -69,6 +69,7 @@ class Result:
     skipped: the number of records that could not be used, by kind.
     notes: facts that a reader of the numbers needs: metrics left out and why, records skipped, texts cut. Empty notes
       are dropped.
+    settings: those that the evaluator has chosen itself, such as the patch budget of published numbers.
   """
 
   metrics: Mapping[str, Metric]
@@ -76,6 +77,7 @@ class Result:
   records: int
   skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
   notes: Sequence[str] = ()
+  settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __post_init__(self):
     object.__setattr__(self, "skipped", dict(self.skipped))

@@ -118,9 +118,9 @@ class Classification:
     Published scripts take the first of equal cosines: where classes share a name, as in ImageNet, `top1_argmax` counts
     like them.
     """
-    notes = guards.check_resolution(model, self.allow)
+    notes, chosen = guards.check_resolution(model, self.allow), {}
     if self.dataset in ("imagenet", "imagenetv2") and model.published_budget:
-      model = model.with_max_patches(IMAGENET_PATCHES)
+      model, chosen = model.with_max_patches(IMAGENET_PATCHES), {"max_patches": IMAGENET_PATCHES}
     data, skips = self.read(), SkipReport()
     classes = class_embeddings(model, data.names, TEMPLATES[self.templates], progress)
     image, kept = encode_images(model, data.pictures, skips, self.mode, progress)
@@ -134,7 +134,8 @@ class Classification:
       made = f"patches, budget {model.max_patches}"
     notes.append(f"pictures are {made}, classes by the templates {self.templates}")
     ids = [data.ids[int(number)] for number in kept]
-    return _score(image, data.labels[kept], ids, classes, data, answers, skips, notes)
+    result = _score(image, data.labels[kept], ids, classes, data, answers, skips, notes)
+    return dataclasses.replace(result, settings=chosen)
 
 
 def _score(

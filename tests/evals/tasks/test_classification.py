@@ -235,6 +235,7 @@ def test_imagenet_is_measured_with_its_published_patch_budget(tmp_path, draw, mo
   size = presets.preset("tiny_fgclip2").replace(vision={"max_patches": 128})
   seen = FGCLIP(size, init(size, 0))
   monkeypatch.setattr(classification, "IMAGENET_PATCHES", 20)
-  for model, budget in ((seen, 20), (seen.with_max_patches(6), 6)):
-    notes = Classification("imagenet", str(tmp_path / "images"), templates="name").run(model).notes
-    assert any(f"pictures are patches, budget {budget}," in note for note in notes), notes
+  for model, budget, chosen in ((seen, 20, {"max_patches": 20}), (seen.with_max_patches(6), 6, {})):
+    result = Classification("imagenet", str(tmp_path / "images"), templates="name").run(model)
+    assert any(f"pictures are patches, budget {budget}," in note for note in result.notes), result.notes
+    assert result.settings == chosen
