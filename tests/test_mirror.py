@@ -61,6 +61,7 @@ ELSEWHERE = {
   "train/checkpoints/together": "train/checkpoints/manager",
   "train/checkpoints/wanted_state": "train/checkpoints/manager",
   "train/config_flags": "main",
+  "train/config_values": "train/config",
   "train/goodput/report": "train/goodput/timeline",
   "train/loggers/mlflow": "train/loggers/registry",
   "train/loggers/protocol": "train/loggers/registry",

@@ -3,11 +3,8 @@
 Every value is looked at before anything is compiled; an error names the key and says what it takes.
 """
 
-import contextlib
 import dataclasses
 import math
-import types
-import typing
 from typing import Any
 
 import jax.numpy as jnp
@@ -26,6 +23,7 @@ from fgclip_jax.models.config import ModelConfig, preset
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.checkpoints.settings import CheckpointConfig, Keep
+from fgclip_jax.train.config_values import as_pairs, as_section, as_typed, as_whole, given_changes
 from fgclip_jax.train.evaluation import evaluator_names, read_evals
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.loggers import registry as loggers
@@ -149,12 +147,12 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     return left.pop(key)
 
   def section(key, kind, **extra):
-    given = _dict(key, take(key))
+    given = as_section(key, take(key))
     fields = {field.name: field.type for field in dataclasses.fields(kind) if field.name not in extra}
     unknown = sorted(set(given) - set(fields))
     if unknown:
       raise ValueError(f"unknown keys {unknown} in config.{key}; it takes {sorted(fields)}")
-    given = {name: _typed(f"{key}.{name}", value, fields[name]) for name, value in given.items()}
+    given = {name: as_typed(f"{key}.{name}", value, fields[name]) for name, value in given.items()}
     try:
       return kind(**given, **extra)
     except ValueError as error:  # the values themselves are checked by the section's dataclass
@@ -162,18 +160,18 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
       raise ValueError(f"config.{message}" if message.startswith(f"{key}.") else f"config.{key}: {message}") from None
 
   def whole(key, least=1, most=math.inf):
-    return _whole(key, take(key), least, most)
+    return as_whole(key, take(key), least, most)
 
   steps = whole("steps", most=2**31 - 1)  # counted in int32
-  init_from = _typed("init_from", take("init_from"), str)
+  init_from = as_typed("init_from", take("init_from"), str)
   objective, data = section("objective", Objective), section("data", DataConfig)
-  model = _model(_typed("model", take("model"), str), take("kind"), take("model_changes"), init_from, check_data)
+  model = _model(as_typed("model", take("model"), str), take("kind"), take("model_changes"), init_from, check_data)
   if objective.needs_bias and not init_from and model.logit_bias is None:
     model = model.replace(temperature_init=math.log(10), logit_bias=-10.0)  # SigLIP's, arXiv 2303.15343 section 3.2
   model = model.replace(text={"tokenizer": files.locate(model.text.tokenizer, data.tokenizer, init_from)})
   optimizer = section("optimizer", OptimizerConfig, total_steps=steps)
   _check_optimizer(optimizer, steps, model)
-  runtime = _dict("runtime", take("runtime"))
+  runtime = as_section("runtime", take("runtime"))
   if runtime.get("dtype") not in DTYPES:
     raise ValueError(f"config.runtime.dtype must be one of {list(DTYPES)}, got {runtime.get('dtype')!r}")
   left["runtime"] = {**runtime, "dtype": DTYPES[runtime["dtype"]]}
@@ -184,33 +182,33 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     data=data,
     optimizer=optimizer,
     runtime=section("runtime", Runtime, sharding=None),
-    mesh=parse_mesh(_typed("mesh", take("mesh"), str)),
+    mesh=parse_mesh(as_typed("mesh", take("mesh"), str)),
     steps=steps,
-    ema_decay=_typed("ema_decay", take("ema_decay"), float | None),
+    ema_decay=as_typed("ema_decay", take("ema_decay"), float | None),
     seed=whole("seed", least=0, most=2**32 - 1),  # Grain's range
     **{key: whole(key) for key in ("log_every", "checkpoint_every", "eval_every", "in_flight")},
     image_every=whole("image_every", least=0),
-    evals=read_evals(_typed("evals", take("evals"), tuple[str, ...]), check_data),
+    evals=read_evals(as_typed("evals", take("evals"), tuple[str, ...]), check_data),
     checkpoint=section("checkpoint", CheckpointConfig),
     keep=section("keep", Keep),
     guard=section("guard", GuardConfig),
-    resume_changed=_typed("resume_changed", take("resume_changed"), bool),
-    patch_dropout=_typed("patch_dropout", take("patch_dropout"), float),
-    compilation_cache=_typed("compilation_cache", take("compilation_cache"), str),
-    progressive=_pairs("progressive", take("progressive")),
-    profile=_typed("profile", take("profile"), tuple[int, ...]),
-    loggers=loggers.check(_typed("loggers", take("loggers"), tuple[str, ...]), check_data),
-    **{key: _typed(key, take(key), str) for key in ("project", "run_name")},
+    resume_changed=as_typed("resume_changed", take("resume_changed"), bool),
+    patch_dropout=as_typed("patch_dropout", take("patch_dropout"), float),
+    compilation_cache=as_typed("compilation_cache", take("compilation_cache"), str),
+    progressive=as_pairs("progressive", take("progressive")),
+    profile=as_typed("profile", take("profile"), tuple[int, ...]),
+    loggers=loggers.check(as_typed("loggers", take("loggers"), tuple[str, ...]), check_data),
+    **{key: as_typed(key, take(key), str) for key in ("project", "run_name")},
     values=values,
   )
   if left:
     raise ValueError(f"unknown keys {sorted(left)} in the config; see configs/common.py")
   _check_keep(run)
-  _whole("data.batch_size", run.data.batch_size, most=2**31 - 1)  # JAX's indices are int32
-  _whole("data.row_length", run.data.row_length, least=0, most=2**20)
-  _whole("data.boxes", run.data.boxes, least=0, most=2**10)
-  _whole("runtime.unroll", run.runtime.unroll, least=0)
-  _whole("runtime.micro_batches", run.runtime.micro_batches)
+  as_whole("data.batch_size", run.data.batch_size, most=2**31 - 1)  # JAX's indices are int32
+  as_whole("data.row_length", run.data.row_length, least=0, most=2**20)
+  as_whole("data.boxes", run.data.boxes, least=0, most=2**10)
+  as_whole("runtime.unroll", run.runtime.unroll, least=0)
+  as_whole("runtime.micro_batches", run.runtime.micro_batches)
   _check_objective(run)
   _check_savings(run)
   if check_data:
@@ -245,61 +243,6 @@ def _check_keep(run: RunConfig) -> None:
     )
 
 
-def _dict(key: str, value: Any) -> Any:
-  if not isinstance(value, dict):
-    raise ValueError(f"config.{key} must be a section with keys of its own, got {value!r}")
-  return value
-
-
-def _whole(key: str, value: Any, least: int = 1, most: int | float = math.inf) -> Any:
-  if not isinstance(value, int) or isinstance(value, bool) or not least <= value <= most:
-    limit = f"of at least {least}" if most == math.inf else f"in {least}..{most}"
-    raise ValueError(f"config.{key} must be a whole number {limit}, got {value!r}")
-  return value
-
-
-def _typed(key: str, value: Any, kind: Any) -> Any:
-  """The value in its type: a whole number may stand for a float, a list for a tuple. Floats are finite."""
-  try:
-    return _convert(value, kind)
-  except TypeError:
-    name = kind if typing.get_args(kind) else kind.__name__
-    raise ValueError(f"config.{key} must be {name}, got {value!r}") from None
-  except OverflowError:
-    raise ValueError(f"config.{key} must be finite, got {value}") from None
-
-
-def _convert(value: Any, kind: Any) -> Any:
-  """The value in its type; a TypeError where it is of another one, an OverflowError where it is not finite."""
-  if kind is Any:
-    return value
-  inner = typing.get_args(kind)
-  if isinstance(kind, types.UnionType):
-    for option in inner:
-      with contextlib.suppress(TypeError):
-        return _convert(value, option)
-    raise TypeError
-  if (typing.get_origin(kind) or kind) is tuple and isinstance(value, list | tuple):
-    kinds = (inner or (Any,))[:1] * len(value) if len(inner) < 2 or inner[1] is ... else inner
-    if len(value) != len(kinds):
-      raise TypeError
-    return tuple(_convert(item, item_kind) for item, item_kind in zip(value, kinds, strict=True))
-  if kind is float and type(value) is int:
-    value = float(value)
-  if inner or not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-    raise TypeError
-  if kind is float and not math.isfinite(value):
-    raise OverflowError
-  return value
-
-
-def _pairs(key: str, value: Any) -> tuple[tuple[int, int], ...]:
-  pairs = tuple(_typed(key, entry, tuple[int, ...]) for entry in _typed(key, value, tuple))
-  if any(len(pair) != 2 for pair in pairs):
-    raise ValueError(f"config.{key} must hold pairs of a step and an image size, got {value!r}")
-  return pairs
-
-
 def _model(name: str, kind: Any, changes: Any, init_from: str, check_folder: bool) -> ModelConfig:
   """The model's size: a preset, or `from_weights`: that of the folder the weights come from."""
   if kind not in ("fgclip", "clip"):
@@ -320,25 +263,10 @@ def _model(name: str, kind: Any, changes: Any, init_from: str, check_folder: boo
   elif not model.fine_grained:
     model = fgclip_config(model)
   try:
-    return model.replace(**_given("model_changes", _dict("model_changes", changes)))
+    return model.replace(**given_changes("model_changes", as_section("model_changes", changes)))
   except (TypeError, ValueError) as error:
     message = str(error)
     raise ValueError(message if message.startswith("config.") else f"config.model_changes: {message}") from None
-
-
-def _given(section: str, values: dict[str, Any]) -> dict[str, Any]:
-  """The values that are not None, of a section and those in it; sizes are positive."""
-  given = {}
-  for key, value in values.items():
-    if isinstance(value, dict):
-      given[key] = _given(f"{section}.{key}", value)
-    elif value is not None:
-      if not isinstance(value, float):
-        _whole(f"{section}.{key}", value)
-      elif not 0 < value < math.inf:
-        raise ValueError(f"config.{section}.{key} must be positive and finite, got {value}")
-      given[key] = value
-  return given
 
 
 def _check_optimizer(config: OptimizerConfig, steps: int, model: ModelConfig) -> None:
