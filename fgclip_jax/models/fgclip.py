@@ -23,7 +23,10 @@ from fgclip_jax.models.transformer import Runtime, gradient_cached_map, linear
 class Embeddings:
   """What the losses compare: unit-length float32 embeddings and masks. B images, K boxes each, H hard boxes.
 
-  `long` is None for a plain CLIP; the region and hard-negative fields are None where K = 0.
+  `long` is None for a plain CLIP; the region and hard-negative fields are None where K = 0. `captions` are C further
+  captions of each picture, short or long, with their weights (0: there is none, and the embedding means nothing); None
+  where the batch has no such sets. Equal numbers in `caption_id` stand for equal captions, as in `short_caption` and
+  `long_caption`, which are None unless the batch has them.
   A hard box's first text is the true one, the others are its negatives; `hard_row` is its place among all B*K
   boxes. Equal numbers in `region_caption` stand for equal captions. `statistics` are the model's own, a tree like its
   parameters: BatchNorm's, moved by this batch; None where there are none to move.
@@ -40,6 +43,11 @@ class Embeddings:
   hard_text: Float[Array, "H T D"] | None = None
   hard_valid: Bool[Array, "H T"] | None = None
   hard_row: Int[Array, "H"] | None = None
+  captions: Float[Array, "B C D"] | None = None
+  caption_weight: Float[Array, "B C"] | None = None
+  caption_id: Int[Array, "B C"] | None = None
+  short_caption: Int[Array, "B"] | None = None
+  long_caption: Int[Array, "B"] | None = None
   statistics: Any = None
 
 
@@ -155,12 +163,15 @@ class DualEncoder(nnx.Module):
     if regions:
       ends["region"] = batch["region_eot"]
       ends["hard"] = batch["hard_eot"]
+    if "caption_eot" in batch:
+      ends["caption"] = batch["caption_eot"]
     read = self._read_ends(batch, ends)
     embeddings = Embeddings(image=image, short=unit_length(self.project_text(read["short"], "short")))
     if statistics and not running_statistics:
       embeddings = dataclasses.replace(embeddings, statistics={"vision": jax.tree.map(lambda x: x.mean(0), statistics)})
     if "long" in self.config.text.kinds:
       embeddings = dataclasses.replace(embeddings, long=unit_length(self.project_text(read["long"], "long")))
+    embeddings = dataclasses.replace(embeddings, **self._caption_sets(batch, read.get("caption")))
     if not regions:
       return embeddings
 
@@ -181,6 +192,21 @@ class DualEncoder(nnx.Module):
       hard_valid=((batch["hard_eot"] >= 0) & (batch["hard_box"] >= 0)[..., None]).reshape(-1, ends["hard"].shape[-1]),
       hard_row=(first_row + hard_box).reshape(-1),
     )
+
+  def _caption_sets(
+    self, batch: dict[str, Array], vectors: Float[Array, "B C W"] | None
+  ) -> dict[str, Float[Array, "..."] | Int[Array, "..."]]:
+    """The fields of `Embeddings` that describe sets of captions, as far as the batch has them."""
+    found = {key: batch[key].reshape(-1) for key in ("short_caption", "long_caption") if key in batch}
+    if vectors is None:
+      return found
+    features, kinds = self.project_text(vectors, "short"), self.config.text.kinds
+    if "long" in kinds and kinds["long"].projection != kinds["short"].projection:
+      # both projections of every caption: a set mixes the kinds, and a product is cheap beside the tower
+      is_long = batch["caption_long"].reshape(*vectors.shape[:2], 1)
+      features = jnp.where(is_long, self.project_text(vectors, "long"), features)
+    fields = {key: batch[key].reshape(vectors.shape[:2]) for key in ("caption_weight", "caption_id")}
+    return {"captions": unit_length(features), **fields, **found}
 
   def _encode_squares(
     self, batch: dict[str, Array], regions: bool, keep: Int[Array, "B N"] | None, train: bool

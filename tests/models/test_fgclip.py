@@ -167,3 +167,28 @@ def test_a_plain_clip_embeds_image_and_short_text_alone():
   assert e.long is None and e.region_image is None and e.hard_text is None
   terms = objective_terms(e, plain["temperature"], Objective(global_long=0.0, regional=0.0, hard_negative=0.0))
   assert np.isfinite(terms["total"]) and terms.keys() == {"total", "global_short"}
+
+
+def test_a_set_has_long_and_short_captions_and_changes_nothing_else():
+  """The short and the long caption again as a set, and one that is absent."""
+  batch = make_batch(make_examples([2, 0, 1, 2], [0] * 8, 2), True, 2)
+  absent, shape = jnp.full_like(batch["short_eot"], -1), (*batch["short_eot"].shape, 3)
+  sets = {
+    "caption_eot": jnp.stack([batch["long_eot"], batch["short_eot"], absent], axis=-1),
+    "caption_long": jnp.broadcast_to(jnp.array([True, False, False]), shape),
+    "caption_weight": jnp.broadcast_to(jnp.array([2.0, 1.0, 0.0]), shape),
+    "caption_id": jnp.arange(IMAGES * 3, dtype=jnp.int32).reshape(shape),
+    "short_caption": jnp.arange(IMAGES, dtype=jnp.int32).reshape(2, -1),
+  }
+  e = jax.jit(lambda batch: build(TINY, make_params())(batch))(batch | sets)
+  np.testing.assert_allclose(e.captions[:, 0], e.long, atol=1e-6)
+  np.testing.assert_allclose(e.captions[:, 1], e.short, atol=1e-6)
+  assert np.isfinite(e.captions[:, 2]).all()
+  np.testing.assert_array_equal(e.caption_weight, [[2.0, 1.0, 0.0]] * IMAGES)
+  np.testing.assert_array_equal(e.caption_id, np.arange(IMAGES * 3).reshape(IMAGES, 3))
+  np.testing.assert_array_equal(e.short_caption, np.arange(IMAGES))
+  assert e.long_caption is None
+  plain = jax.jit(lambda batch: build(TINY, make_params())(batch))(batch)
+  assert plain.captions is plain.caption_weight is plain.caption_id is plain.short_caption is None
+  for name in ("image", "short", "long", "region_text", "hard_text"):
+    np.testing.assert_array_equal(getattr(e, name), getattr(plain, name), err_msg=name)
