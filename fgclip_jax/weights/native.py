@@ -4,6 +4,7 @@ import contextlib
 import json
 import logging
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -147,10 +148,17 @@ def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarr
     with _named_damage(params):
       tree = ocp.load(params, tree)
   _check_shapes(folder, config, tree)
-  unused = os.path.join(folder, UNUSED_FILE)
-  if source is not None and os.path.isfile(unused):
-    source["unused"] = dict(open_tensors(unused))
+  if source is not None and paths.is_file(paths.join(folder, UNUSED_FILE)):
+    source["unused"] = _read_unused(paths.join(folder, UNUSED_FILE))
   return config, {name: np.asarray(leaf) for name, leaf in flatten(tree).items()}, source
+
+
+def _read_unused(path: str) -> dict[str, np.ndarray]:
+  if not paths.is_remote(path):
+    return dict(open_tensors(path))
+  with tempfile.TemporaryDirectory() as scratch:  # files of tensors are opened by name
+    paths.download(path, local := os.path.join(scratch, UNUSED_FILE))
+    return {name: np.array(tensor) for name, tensor in open_tensors(local).items()}
 
 
 def _check_shapes(folder: str, config: ModelConfig, tree: Params) -> None:

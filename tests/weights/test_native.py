@@ -15,6 +15,7 @@ import fgclip_jax
 from fgclip_jax import convert
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.params import flatten, unflatten
+from fgclip_jax.storage import paths
 from fgclip_jax.train.checkpoints.manager import Checkpoints
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import make_state
@@ -33,6 +34,17 @@ def test_a_model_comes_back_as_it_was_written(dtype, tmp_path, random_params):
   assert read.keys() == flat.keys()
   for name, value in flat.items():
     assert read[name].dtype == value.dtype and read[name].tobytes() == value.tobytes(), name
+
+
+def test_what_no_model_reads_comes_back_from_a_bucket(tmp_path, random_params, bucket):
+  spare = {"text.positions": np.arange(6, dtype=np.float32).reshape(2, 3)}
+  source = {"config": {"model_type": "clip"}, "buffers": {}, "unused": spare}
+  folders.write(str(tmp_path / "model"), "jax", TINY, random_params(TINY, np.float32), source)
+  paths.upload(str(tmp_path / "model"), paths.join(bucket, "unused"))
+  for place in (str(tmp_path / "model"), paths.join(bucket, "unused")):
+    found = folders.read(place)[2]
+    assert found is not None
+    chex.assert_trees_all_equal(found["unused"], spare)
 
 
 def test_parameters_that_do_not_fit_the_model_file(tmp_path, random_params):
