@@ -4,9 +4,9 @@ Functions raise `RecordError` for what makes the whole record, region or negativ
 is left out of a record that is kept.
 """
 
+import math
 import posixpath
 
-from fgclip_jax.data.record import check_box
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Report, Scope
 
@@ -76,6 +76,30 @@ def check_path(path: str, field: str) -> str:
   if posixpath.isabs(simple) or simple.split("/")[0] in ("..", ".") or "\0" in simple:
     raise RecordError("path_outside", field, f"must be a path under the images folder, got {_show(path)}")
   return simple
+
+
+def check_box(box, field: str = "box") -> tuple[float, float, float, float]:
+  """Returns `box` as four floats, or raises `RecordError`.
+
+  Kinds: `box_not_four_numbers`, `box_not_finite`, `box_swapped` (x1 > x2 or y1 > y2),
+  `box_outside` (a corner outside 0..1; a thousandth outside is rounding and is clipped).
+  """
+  try:
+    values = tuple(float(value) for value in box)
+  except (TypeError, ValueError):
+    values = ()
+  except OverflowError as error:
+    raise RecordError("box_outside", field, "holds a number too large for a float") from error
+  if len(values) != 4 or any(isinstance(value, (str, bool)) for value in box):
+    raise RecordError("box_not_four_numbers", field, f"needs x1, y1, x2, y2, got {box!r}")
+  if not all(math.isfinite(value) for value in values):
+    raise RecordError("box_not_finite", field, f"has a value that is not finite: {box!r}")
+  if any(value < -1e-3 or value > 1 + 1e-3 for value in values):
+    raise RecordError("box_outside", field, f"must lie in 0..1 (fractions of width and height), got {box!r}")
+  x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in values)
+  if x1 > x2 or y1 > y2:
+    raise RecordError("box_swapped", field, f"needs x1 <= x2 and y1 <= y2, got {box!r}")
+  return x1, y1, x2, y2
 
 
 def get_box(value: object, field: str, report: Report) -> tuple[float, float, float, float]:

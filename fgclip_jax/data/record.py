@@ -1,5 +1,8 @@
 """The record: one image with its captions and regions, as it lies in ArrayRecord files.
 
+`short` and `long` are the captions that FG-CLIP trains on. Where a picture or a region has more of them, `captions` is
+the whole set (`caption_set.py`), in fields that are only written where there are any.
+
 A record is a serialized `tf.train.Example` with the fields that `features` names, so that
 TensorFlow Datasets reads the same files; here they are read and written without it, which is
 several times as quick. A data set is a folder of shards named
@@ -10,7 +13,7 @@ several times as quick. A data set is a folder of shards named
 import dataclasses
 import functools
 import itertools
-import math
+import operator
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -18,13 +21,18 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from jaxtyping import Float
 
+from fgclip_jax.data import caption_set
+from fgclip_jax.data.annotation_fields import check_box
+from fgclip_jax.data.caption_set import ALT_TEXT as ALT_TEXT
+from fgclip_jax.data.caption_set import Caption as Caption
 from fgclip_jax.data.tokenizers import Tokenizer
 from fgclip_jax.storage.errors import RecordError
 
 DEFAULT_LANGUAGE = "en"  # of a record that names none
-MAX_NEGATIVES = 10  # hard negatives of one region that a record can hold (FG-CLIP uses exactly ten)
+MAX_NEGATIVES = 10  # hard negatives of one region that a batch has room for (FG-CLIP uses exactly ten)
 Ids = tuple[int, ...]  # token ids of a whole text, start and end id included
 _TOKEN_LISTS = ("region_short", "region_long", "negative")
+_SET_LISTS = ("caption", "region_caption", "more_negative")  # of sets, and of negatives beyond the tenth
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,13 +43,19 @@ class Region:
     box: x1, y1, x2, y2 as fractions of the image's width and height: 0 <= x1 <= x2 <= 1, same for y.
     short: the region's short caption.
     long: its long caption; empty if there is none.
-    negatives: up to `MAX_NEGATIVES` captions that are wrong in one attribute of `short`.
+    negatives: any number of captions that are wrong in one attribute of `short`.
+    captions: the whole set of its captions; empty where that is `short` and `long`.
   """
 
   box: tuple[float, float, float, float]
   short: str
   long: str = ""
   negatives: tuple[str, ...] = ()
+  captions: tuple[Caption, ...] = ()
+
+  def caption_set(self) -> tuple[Caption, ...]:
+    """All captions of the region."""
+    return self.captions or caption_set.plain(self.short, self.long)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +66,8 @@ class Tokens:
     short, long: of the record's captions.
     region_short, region_long: of each region's.
     negatives: of each region's negatives.
+    captions: of the record's set, one for each of `Record.captions`.
+    region_captions: of each region's set; empty where no region has one.
   """
 
   short: Ids
@@ -59,6 +75,8 @@ class Tokens:
   region_short: tuple[Ids, ...] = ()
   region_long: tuple[Ids, ...] = ()
   negatives: tuple[tuple[Ids, ...], ...] = ()
+  captions: tuple[Ids, ...] = ()
+  region_captions: tuple[tuple[Ids, ...], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,6 +92,7 @@ class Record:
     width, height: of the image in pixels; 0 where they are not known.
     tokens: the captions as token ids; None where they are not stored.
     language: the code of the captions' language, such as `zh`; empty where it is not stored: English.
+    captions: the whole set of its captions; empty where that is `short` and `long`.
   """
 
   id: str
@@ -85,6 +104,11 @@ class Record:
   height: int = 0
   tokens: Tokens | None = None
   language: str = ""
+  captions: tuple[Caption, ...] = ()
+
+  def caption_set(self) -> tuple[Caption, ...]:
+    """All captions of the picture."""
+    return self.captions or caption_set.plain(self.short, self.long)
 
 
 class Inputs(NamedTuple):
@@ -97,6 +121,9 @@ class Inputs(NamedTuple):
     tokens: its captions as token ids.
     language: the code of their language; empty: English.
     truths: where asked for, each region's short caption as token ids of the text as it is written.
+    long: the long caption.
+    captions: the record's set, as `Record.captions`.
+    region_captions: each region's set; empty where no region has one.
   """
 
   image: bytes
@@ -105,6 +132,9 @@ class Inputs(NamedTuple):
   tokens: Tokens
   language: str = ""
   truths: tuple[Ids, ...] = ()
+  long: str = ""
+  captions: tuple[Caption, ...] = ()
+  region_captions: tuple[tuple[Caption, ...], ...] = ()
 
 
 @functools.cache
@@ -114,6 +144,9 @@ def features():
 
   def tensor(dtype: type, *shape: int | None):
     return tfds.features.Tensor(shape=shape, dtype=dtype)
+
+  def texts(prefix: str) -> dict[str, Any]:
+    return {f"{prefix}/{name}": tensor(dtype, None) for name, dtype in caption_set.DTYPES.items()}
 
   return tfds.features.FeaturesDict(
     {
@@ -132,8 +165,14 @@ def features():
       "tokens/short": tensor(np.int32, None),
       "tokens/long": tensor(np.int32, None),
       # of all regions, and of all negatives without the padding, one after the other
-      **{f"tokens/{texts}": tensor(np.int32, None) for texts in _TOKEN_LISTS},
-      **{f"tokens/{texts}_length": tensor(np.int32, None) for texts in _TOKEN_LISTS},
+      **{f"tokens/{name}": tensor(np.int32, None) for name in _TOKEN_LISTS + _SET_LISTS},
+      **{f"tokens/{name}_length": tensor(np.int32, None) for name in _TOKEN_LISTS + _SET_LISTS},
+      # what follows is absent where it would be empty, and in data sets of earlier versions
+      **texts("caption"),
+      **texts("region/caption"),  # of all regions, one after the other
+      "region/caption_count": tensor(np.int32, None),
+      "region/more_negatives": tensor(np.str_, None),  # those beyond the tenth, of all regions
+      "region/more_negative_count": tensor(np.int32, None),
     }
   )
 
@@ -146,30 +185,6 @@ def _example_class() -> Any:
   return getattr(tf_example_pb2, "Example")  # noqa: B009 - protobuf makes it at run time, unseen by type checkers
 
 
-def check_box(box, field: str = "box") -> tuple[float, float, float, float]:
-  """Returns `box` as four floats, or raises `RecordError`.
-
-  Kinds: `box_not_four_numbers`, `box_not_finite`, `box_swapped` (x1 > x2 or y1 > y2),
-  `box_outside` (a corner outside 0..1; a thousandth outside is rounding and is clipped).
-  """
-  try:
-    values = tuple(float(value) for value in box)
-  except (TypeError, ValueError):
-    values = ()
-  except OverflowError as error:
-    raise RecordError("box_outside", field, "holds a number too large for a float") from error
-  if len(values) != 4 or any(isinstance(value, (str, bool)) for value in box):
-    raise RecordError("box_not_four_numbers", field, f"needs x1, y1, x2, y2, got {box!r}")
-  if not all(math.isfinite(value) for value in values):
-    raise RecordError("box_not_finite", field, f"has a value that is not finite: {box!r}")
-  if any(value < -1e-3 or value > 1 + 1e-3 for value in values):
-    raise RecordError("box_outside", field, f"must lie in 0..1 (fractions of width and height), got {box!r}")
-  x1, y1, x2, y2 = (min(max(value, 0.0), 1.0) for value in values)
-  if x1 > x2 or y1 > y2:
-    raise RecordError("box_swapped", field, f"needs x1 <= x2 and y1 <= y2, got {box!r}")
-  return x1, y1, x2, y2
-
-
 def tokenize(record: Record, tokenizer: Tokenizer) -> Tokens:
   """The ids of every caption of a record, whole, with start and end id; an empty long caption has none.
 
@@ -178,6 +193,7 @@ def tokenize(record: Record, tokenizer: Tokenizer) -> Tokens:
   regions = record.regions
   texts = [record.short, record.long]
   texts += [text for region in regions for text in (region.short, region.long, *region.negatives)]
+  texts += [caption.text for captions in _sets(record) for caption in captions]
   encoded = iter(tokenizer.encode_batch(texts))
 
   def take(text: str | None = None) -> Ids:
@@ -190,21 +206,26 @@ def tokenize(record: Record, tokenizer: Tokenizer) -> Tokens:
     region_short.append(take())
     region_long.append(take(region.long))
     negatives.append(tuple(take() for _ in region.negatives))
-  return Tokens(short, long, tuple(region_short), tuple(region_long), tuple(negatives))
+  captions, *region_captions = (tuple(take() for _ in captions) for captions in _sets(record))
+  region_captions = tuple(region_captions) if any(region_captions) else ()
+  return Tokens(short, long, tuple(region_short), tuple(region_long), tuple(negatives), captions, region_captions)
+
+
+def _sets(record: Record) -> list[tuple[Caption, ...]]:
+  """The set of a record, and that of each region."""
+  return [record.captions, *(region.captions for region in record.regions)]
 
 
 def encode(record: Record) -> bytes:
   """Serializes a record, equal ones to equal bytes.
 
   Raises:
-    RecordError: a box or a number of negatives that the schema forbids, or tokens of other regions.
+    RecordError: a box or a caption of a set that the schema forbids, or tokens of other captions.
   """
+  caption_set.check(record.captions, "captions")
   for index, region in enumerate(record.regions):
     check_box(region.box, f"regions[{index}].box")
-    if len(region.negatives) > MAX_NEGATIVES:
-      raise RecordError(
-        "too_many_negatives", f"regions[{index}].negatives", f"holds {len(region.negatives)}, at most {MAX_NEGATIVES}"
-      )
+    caption_set.check(region.captions, f"regions[{index}].captions")
   example = _example_class()()
   feature = example.features.feature
 
@@ -230,9 +251,11 @@ def encode(record: Record) -> bytes:
   put("region/box", "float_list", (value for region in regions for value in region.box))
   put_texts("region/short", [region.short for region in regions])
   put_texts("region/long", [region.long for region in regions])
-  padded = [(*region.negatives, *[""] * (MAX_NEGATIVES - len(region.negatives))) for region in regions]
+  padded = [(*region.negatives, *[""] * MAX_NEGATIVES)[:MAX_NEGATIVES] for region in regions]
   put_texts("region/negatives", itertools.chain.from_iterable(padded))
-  put_numbers("region/negative_count", [len(region.negatives) for region in regions])
+  put_numbers("region/negative_count", [min(len(region.negatives), MAX_NEGATIVES) for region in regions])
+  more = tuple(region.negatives[MAX_NEGATIVES:] for region in regions)
+  caption_set.write(feature, caption_set.Further(record.captions, tuple(region.captions for region in regions), more))
   _put_tokens(record, put_numbers)
   # the order of a message's fields differs from process to process unless it is asked for
   return example.SerializeToString(deterministic=True)
@@ -240,16 +263,24 @@ def encode(record: Record) -> bytes:
 
 def _put_tokens(record: Record, put: Callable[[str, Iterable[int]], None]) -> None:
   tokens = record.tokens or Tokens(short=())
-  negatives = [ids for region in tokens.negatives for ids in region]
+  sets = list(map(len, _sets(record)))
   if record.tokens:
     counts = [len(region.negatives) for region in record.regions]
     regions = len(record.regions)
     agree = len(tokens.region_short) == len(tokens.region_long) == regions and tokens.short
-    if not agree or [len(region) for region in tokens.negatives] != counts:
+    agree = agree and [len(region) for region in tokens.negatives] == counts
+    held = [len(tokens.captions), *map(len, tokens.region_captions or ((),) * regions)]
+    if not agree or held != sets:
       raise RecordError("tokens_disagree", "tokens", "are not those of the record's captions: make them again")
   put("tokens/short", tokens.short)
   put("tokens/long", tokens.long)
-  for key, texts in zip(_TOKEN_LISTS, (tokens.region_short, tokens.region_long, negatives), strict=True):
+  negatives = [ids for region in tokens.negatives for ids in region[:MAX_NEGATIVES]]
+  lists = dict(zip(_TOKEN_LISTS, (tokens.region_short, tokens.region_long, negatives), strict=True))
+  more = [ids for region in tokens.negatives for ids in region[MAX_NEGATIVES:]]
+  region_captions = [ids for region in tokens.region_captions for ids in region]
+  for key, texts in zip(_SET_LISTS, (tokens.captions, region_captions, more), strict=True):
+    lists |= {key: texts} if texts else {}
+  for key, texts in lists.items():
     put(f"tokens/{key}", itertools.chain.from_iterable(texts))
     put(f"tokens/{key}_length", map(len, texts))
 
@@ -282,8 +313,13 @@ def decode_inputs(data: bytes) -> Inputs | None:
     # comparisons with what is no number are false
     if not (fits and (boxes >= 0).all() and (boxes <= 1).all() and (boxes[:, :2] <= boxes[:, 2:]).all()):
       return None
-    tokens = _decode_tokens(lambda key: feature[key].int64_list.value[:], counts)
-    return tokens and Inputs(image, short.decode(), boxes, tokens, _language(feature))
+    further = caption_set.read(feature, len(counts))
+    tokens = _decode_tokens(feature, counts, further)
+    if tokens is None:
+      return None
+    (long,) = feature["long"].bytes_list.value
+    sets = further.captions, further.region_captions
+    return Inputs(image, short.decode(), boxes, tokens, _language(feature), (), long.decode(), *sets)
   except (ValueError, DecodeError):  # RecordError among them
     return None
 
@@ -313,17 +349,22 @@ def _decode(feature: Mapping[str, Any]) -> Record:
       f"counts disagree or are impossible: {len(boxes)} numbers of boxes, {len(short)} short and {len(long)} long "
       f"captions, {len(negatives)} negatives, of which {counts} are announced",
     )
+  further = caption_set.read(feature, len(counts))
+  none = ((),) * len(counts)
+  rows = zip(counts, further.negatives or none, further.region_captions or none, strict=True)
   regions = tuple(
     Region(
       box=check_box(boxes[4 * index : 4 * index + 4], f"regions[{index}].box"),
       short=short[index],
       long=long[index],
-      negatives=tuple(negatives[MAX_NEGATIVES * index : MAX_NEGATIVES * index + count]),
+      negatives=(*negatives[MAX_NEGATIVES * index : MAX_NEGATIVES * index + count], *more),
+      captions=captions,
     )
-    for index, count in enumerate(counts)
+    for index, (count, more, captions) in enumerate(rows)
   )
-  tokens = _decode_tokens(numbers, counts)
-  return Record(identity, image, caption, long_caption, regions, width, height, tokens, _language(feature))
+  tokens = _decode_tokens(feature, counts, further)
+  language = _language(feature)
+  return Record(identity, image, caption, long_caption, regions, width, height, tokens, language, further.captions)
 
 
 def _language(feature: Mapping[str, Any]) -> str:
@@ -331,18 +372,27 @@ def _language(feature: Mapping[str, Any]) -> str:
   return texts[0].decode() if texts else ""
 
 
-def _decode_tokens(numbers: Callable[[str], list[int]], counts: list[int]) -> Tokens | None:
-  short = tuple(numbers("tokens/short"))
+def _decode_tokens(feature: Any, counts: list[int], further: caption_set.Further) -> Tokens | None:
+  short = tuple(feature["tokens/short"].int64_list.value)
   if not short:
     return None
-  lists = {}
-  for key, count in zip(_TOKEN_LISTS, (len(counts), len(counts), sum(counts)), strict=True):
-    ids, lengths = tuple(numbers(f"tokens/{key}")), numbers(f"tokens/{key}_length")
-    if len(lengths) != count or sum(lengths) != len(ids) or min(lengths, default=0) < 0:
-      message = f"disagrees: {len(ids)} ids in {len(lengths)} texts of {sum(lengths)}, not in {count}"
-      raise RecordError("record_unreadable", f"tokens/{key}", message)
-    ends = itertools.accumulate(lengths, initial=0)
-    lists[key] = tuple(ids[begin:end] for begin, end in itertools.pairwise(ends))
-  ends = itertools.accumulate(counts, initial=0)
-  negatives = tuple(lists["negative"][begin:end] for begin, end in itertools.pairwise(ends))
-  return Tokens(short, tuple(numbers("tokens/long")), lists["region_short"], lists["region_long"], negatives)
+
+  def ids(key: str, expected: int) -> tuple[Ids, ...]:
+    ids, lengths = (feature[f"tokens/{name}"].int64_list.value[:] for name in (key, f"{key}_length"))
+    return caption_set.split(ids, lengths, expected, f"tokens/{key}")
+
+  lists = {
+    key: ids(key, count) for key, count in zip(_TOKEN_LISTS, (len(counts), len(counts), sum(counts)), strict=True)
+  }
+  negatives = caption_set.split(lists["negative"], counts, len(counts), "tokens/negative")
+  captions = ids("caption", len(further.captions)) if further.captions else ()
+  region_captions = ()
+  if further.region_captions:
+    held = list(map(len, further.region_captions))
+    region_captions = caption_set.split(ids("region_caption", sum(held)), held, len(held), "tokens/region_caption")
+  if further.negatives:
+    held = list(map(len, further.negatives))
+    more = caption_set.split(ids("more_negative", sum(held)), held, len(held), "tokens/more_negative")
+    negatives = tuple(map(operator.add, negatives, more))
+  long = tuple(feature["tokens/long"].int64_list.value)
+  return Tokens(short, long, lists["region_short"], lists["region_long"], negatives, captions, region_captions)

@@ -122,7 +122,7 @@ class _Labels:
       self.region.append(right)
       self.places.append(f"{record.id} {[round(each, 4) for each in region.box]}")
       wrong = dict.fromkeys(self.short_texts.add(text) for text in region.negatives)
-      wrong = [number for number in wrong if number not in (NONE, right)]
+      wrong = [number for number in wrong if number not in (NONE, right)][:MAX_NEGATIVES]
       self.negatives.append(wrong + [NONE] * (MAX_NEGATIVES - len(wrong)))
     return [region.box for region in usable]
 

@@ -1,6 +1,7 @@
 """The record: what is written is read back, and what the schema forbids is an error."""
 
 import dataclasses
+import hashlib
 import math
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.data import record
+from fgclip_jax.data.caption_set import ALT_TEXT, Caption, plain
 from fgclip_jax.data.dataset_folder import find_shards, shard_path
 from fgclip_jax.data.record import Record, Region, Tokens
 from fgclip_jax.data.tokenizers.clip import Tokenizer
@@ -19,51 +21,64 @@ _fractions = st.floats(0, 1, width=32)
 _boxes = st.tuples(_fractions, _fractions, _fractions, _fractions).map(
   lambda box: (min(box[0], box[2]), min(box[1], box[3]), max(box[0], box[2]), max(box[1], box[3]))
 )
-_regions = st.tuples(_boxes, _texts, _texts, st.lists(_texts, max_size=record.MAX_NEGATIVES).map(tuple))
+_captions = st.builds(
+  Caption,
+  text=_texts.filter(str.strip),
+  kind=st.sampled_from(["short", "long"]),
+  language=st.sampled_from(["", "zh"]),
+  source=st.sampled_from(["", ALT_TEXT]) | _texts,
+  weight=st.floats(0, width=32, exclude_min=True, allow_infinity=False),
+)
+_sets = st.just(()) | st.lists(_captions, max_size=4).map(tuple)
+_regions = st.tuples(_boxes, _texts, _texts, st.lists(_texts, max_size=record.MAX_NEGATIVES + 3).map(tuple), _sets)
 _ids = st.lists(st.integers(0, 49407), max_size=5).map(tuple)
 _sizes = st.integers(0, 2**31 - 1)
 
 
 @st.composite
-def _parts(draw):
-  """What records are made of: of every kind, with the tokens of all their captions or without any."""
-  regions = draw(st.lists(_regions, max_size=6))
-  tokens = None
+def _records(draw):
+  """Records of every kind, with the tokens of all their captions or without any."""
+  regions = tuple(Region(*each) for each in draw(st.lists(_regions, max_size=4)))
+  captions, tokens = draw(_sets), None
+
+  def ids(texts):
+    return tuple(draw(_ids) for _ in texts)
+
   if draw(st.booleans()):
-    negatives = tuple(tuple(draw(_ids) for _ in region[3]) for region in regions)
-    tokens = ((49406, *draw(_ids)), draw(_ids), *(tuple(draw(_ids) for _ in regions) for _ in range(2)), negatives)
-  texts, image = (draw(_texts) for _ in range(3)), draw(st.binary(max_size=99))
-  return tuple(texts), image, regions, (draw(_sizes), draw(_sizes)), tokens, draw(st.sampled_from(["", "en", "zh"]))
+    negatives = tuple(ids(region.negatives) for region in regions)
+    sets = tuple(ids(region.captions) for region in regions)
+    sets = sets if any(sets) else ()
+    tokens = Tokens((49406, *draw(_ids)), draw(_ids), ids(regions), ids(regions), negatives, ids(captions), sets)
+  identity, short, long = (draw(_texts) for _ in range(3))
+  language, image, size = (
+    draw(st.sampled_from(["", "en", "zh"])),
+    draw(st.binary(max_size=99)),
+    (draw(_sizes), draw(_sizes)),
+  )
+  return Record(identity, image, short, long, regions, *size, tokens, language, captions)
 
 
-def build(parts):
-  (identity, short, long), image, regions, size, tokens, language = parts
-  regions = tuple(Region(*region) for region in regions)
-  return Record(identity, image, short, long, regions, *size, tokens=tokens and Tokens(*tokens), language=language)
-
-
-@given(_parts())
-def test_a_record_is_read_back_as_it_was_written(parts):
-  example = build(parts)
+@given(_records())
+def test_a_record_is_read_back_as_it_was_written(example):
   assert record.decode(record.encode(example)) == example
 
 
-@given(_parts())
-def test_a_loader_is_given_what_the_record_holds_where_there_are_tokens(parts):
-  example = build(parts)
+@given(_records())
+def test_a_loader_is_given_what_the_record_holds_where_there_are_tokens(example):
   found = record.decode_inputs(record.encode(example))
   if example.tokens is None:
     assert found is None
     return
   assert (found.image, found.short, found.tokens) == (example.image, example.short, example.tokens)
-  assert found.language == example.language
+  assert (found.language, found.long, found.captions) == (example.language, example.long, example.captions)
+  sets = tuple(region.captions for region in example.regions)
+  assert found.region_captions == (sets if any(sets) else ())
   assert found.boxes.dtype == np.float32
   np.testing.assert_array_equal(found.boxes, np.float32([region.box for region in example.regions]).reshape(-1, 4))
 
 
-@given(_parts())
-def test_tensorflow_datasets_reads_and_writes_the_same(parts):
-  example = build(parts)
+@given(_records())
+def test_tensorflow_datasets_reads_and_writes_the_same(example):
   data = record.encode(example)
   found = record.features().deserialize_example_np(data)
   regions, tokens = example.regions, example.tokens or Tokens(())
@@ -72,29 +87,39 @@ def test_tensorflow_datasets_reads_and_writes_the_same(parts):
   assert (found["image"], found["width"], found["height"]) == (example.image, example.width, example.height)
   np.testing.assert_array_equal(found["region/box"], np.float32([region.box for region in regions]).reshape(-1, 4))
   assert found["region/negatives"].shape == (len(regions), record.MAX_NEGATIVES)
-  assert found["region/negative_count"].tolist() == [len(region.negatives) for region in regions]
-  for row, region in zip(found["region/negatives"], regions, strict=True):
-    padding = [""] * (record.MAX_NEGATIVES - len(region.negatives))
-    assert [text.decode() for text in row] == [*region.negatives, *padding]
+  first = [region.negatives[: record.MAX_NEGATIVES] for region in regions]
+  assert found["region/negative_count"].tolist() == list(map(len, first))
+  for row, negatives in zip(found["region/negatives"], first, strict=True):
+    padding = [""] * (record.MAX_NEGATIVES - len(negatives))
+    assert [text.decode() for text in row] == [*negatives, *padding]
   assert found["tokens/short"].tolist() == list(tokens.short)
   assert found["tokens/region_long"].tolist() == [number for ids in tokens.region_long for number in ids]
   assert found["tokens/region_long_length"].tolist() == [len(ids) for ids in tokens.region_long]
-  assert found["tokens/negative_length"].tolist() == [len(ids) for region in tokens.negatives for ids in region]
+  first = [len(ids) for region in tokens.negatives for ids in region[: record.MAX_NEGATIVES]]
+  assert found["tokens/negative_length"].tolist() == first
   # a field that is not there, as in data sets of earlier versions, is None
+  if example.captions:
+    assert [text.decode() for text in found["caption/text"]] == [caption.text for caption in example.captions]
+    assert found["caption/weight"].tolist() == [caption.weight for caption in example.captions]
+    if example.tokens:
+      assert found["tokens/caption"].tolist() == [number for ids in tokens.captions for number in ids]
+  else:
+    assert found["caption/text"] is None and found["tokens/caption"] is None
+  if any(region.captions for region in regions):
+    assert found["region/caption_count"].tolist() == [len(region.captions) for region in regions]
   assert ([text.decode() for text in found["language"]] if example.language else found["language"]) == (
     [example.language] if example.language else None
   )
-  if not example.language:
-    found["language"] = []
   # what it would have written itself, it reads no otherwise
+  found = {key: [] if value is None else value for key, value in found.items()}
   again = record.features().serialize_example(record.features().encode_example(found))
   assert record.decode(again) == example
 
 
-@given(_texts, _texts, st.lists(_regions, max_size=3))
-def test_tokens_are_those_of_each_caption_on_its_own(short, long, regions):
+@given(_texts, _texts, st.lists(_regions, max_size=3), _sets)
+def test_tokens_are_those_of_each_caption_on_its_own(short, long, regions, captions):
   regions, tokenizer = tuple(Region(*region) for region in regions), Tokenizer()
-  tokens = record.tokenize(Record("a", b"", short, long, regions), tokenizer)
+  tokens = record.tokenize(Record("a", b"", short, long, regions, captions=captions), tokenizer)
 
   def ids(text, optional=False):
     return () if optional and not text else tuple(tokenizer.encode(text))
@@ -103,6 +128,33 @@ def test_tokens_are_those_of_each_caption_on_its_own(short, long, regions):
   assert tokens.region_short == tuple(ids(region.short) for region in regions)
   assert tokens.region_long == tuple(ids(region.long, optional=True) for region in regions)
   assert tokens.negatives == tuple(tuple(map(ids, region.negatives)) for region in regions)
+  assert tokens.captions == tuple(ids(caption.text) for caption in captions)
+  sets = tuple(tuple(ids(caption.text) for caption in region.captions) for region in regions)
+  assert tokens.region_captions == (sets if any(sets) else ())
+
+
+def test_a_record_without_a_set_has_the_bytes_that_it_had_before_there_were_sets():
+  first = Region((0.25, 0.0, 0.5, 1.0), "a brown dog", "A brown dog that jumps.", ("a white dog", "a brown cat"))
+  regions = (first, Region((0.0, 0.5, 1.0, 1.0), "a lawn"))
+  made = Record("a/1.jpg", b"\xff\xd8picture", "two dogs", "Two dogs play on a lawn.", regions, 640, 480, language="zh")
+  recorded = {
+    "0db00ebbef090c6f04b26672e72f228752d3e01ef7d4dc896819c9e6587e06bb": Record("a", b"p", "a"),
+    "d2b709dd6f0c2bfef0b5b5435aff07e95e7fc29b11264a21ef2b3876f05f2b7e": made,
+    "08408f18f8777d826a17867acce427ab47c9718b0c483a32dc0d409b2058b043": dataclasses.replace(
+      made, tokens=record.tokenize(made, Tokenizer())
+    ),
+  }
+  assert {hashlib.sha256(record.encode(each)).hexdigest(): each for each in recorded.values()} == recorded
+
+
+def test_without_a_set_the_captions_are_the_short_and_the_long_one():
+  region = Region((0.0, 0.0, 1.0, 1.0), "a", "a long one")
+  made = Record("a", b"", "b", regions=(region,))
+  assert made.caption_set() == (Caption("b"),)
+  assert region.caption_set() == plain("a", "a long one") == (Caption("a"), Caption("a long one", "long"))
+  captions = (Caption("c", source=ALT_TEXT), Caption("b", weight=2.0))
+  assert dataclasses.replace(made, captions=captions).caption_set() == captions
+  assert dataclasses.replace(region, captions=captions).caption_set() == captions
 
 
 @pytest.mark.parametrize(
@@ -138,8 +190,11 @@ def test_a_box_a_rounding_error_outside_is_clipped():
 def test_encode_refuses_what_the_schema_forbids():
   with pytest.raises(RecordError, match=r"regions\[0\]\.box"):
     record.encode(Record("a", b"", "a", regions=(Region((0.0, 0.0, 2.0, 1.0), "a"),)))
-  with pytest.raises(RecordError, match=r"regions\[0\]\.negatives: holds 11, at most 10"):
-    record.encode(Record("a", b"", "a", regions=(Region((0.0, 0.0, 1.0, 1.0), "a", negatives=("b",) * 11),)))
+  bad = (Caption("a"), Caption("b", weight=0.0))
+  with pytest.raises(RecordError, match=r"^captions\[1\]\.weight: must be a finite number above 0, got 0.0"):
+    record.encode(Record("a", b"", "a", captions=bad))
+  with pytest.raises(RecordError, match=r"^regions\[0\]\.captions\[1\]\.weight: must be"):
+    record.encode(Record("a", b"", "a", regions=(Region((0.0, 0.0, 1.0, 1.0), "a", captions=bad),)))
 
 
 def test_encode_refuses_tokens_of_other_captions():
@@ -152,6 +207,8 @@ def test_encode_refuses_tokens_of_other_captions():
     Tokens((1,)),
     dataclasses.replace(good, negatives=((),)),
     dataclasses.replace(good, short=()),
+    dataclasses.replace(good, captions=((1,),)),
+    dataclasses.replace(good, region_captions=(((1,),),)),
   ):
     with pytest.raises(RecordError) as caught:
       record.encode(Record("a", b"", "a", regions=(region,), tokens=bad))
@@ -179,9 +236,11 @@ def test_decode_refuses_a_record_of_another_version():
 def test_decode_refuses_a_record_whose_parts_disagree(data):
   from tensorflow_datasets.proto import tf_example_pb2
 
-  region = Region((0.0, 0.0, 1.0, 1.0), "a", "b", ("c", "d"))
-  tokens = Tokens((1, 2), (1,), ((1,),), ((1, 3),), (((1,), (2, 3)),))
-  example = tf_example_pb2.Example.FromString(record.encode(Record("a", b"p", "a", "b", (region,), 1, 1, tokens)))
+  captions = (Caption("e"), Caption("f", "long"))
+  region = Region((0.0, 0.0, 1.0, 1.0), "a", "b", ("c", "d") * 6, captions)
+  tokens = Tokens((1, 2), (1,), ((1,),), ((1, 3),), (((1,), (2, 3)) * 6,), ((1,), (2, 3)), (((4, 5), (1,)),))
+  made = Record("a", b"p", "a", "b", (region,), 1, 1, tokens, captions=captions)
+  example = tf_example_pb2.Example.FromString(record.encode(made))
   names = sorted(set(example.features.feature) - {"tokens/short", "tokens/long"})
   feature = example.features.feature[data.draw(st.sampled_from(names))]
   values = getattr(feature, feature.WhichOneof("kind")).value
