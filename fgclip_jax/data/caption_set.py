@@ -59,8 +59,20 @@ def reduce(captions: Iterable[Caption], short: str, long: str = "") -> tuple[Cap
   return () if captions == plain(short, long) else captions
 
 
+def merge(captions: Iterable[Caption]) -> tuple[Caption, ...]:
+  """The captions without those that say nothing new: the same text of the same kind, of which no more is known."""
+  kept: dict[object, Caption] = {}
+  for caption in captions:
+    key, bare = (caption.text, caption.kind), Caption(caption.text, caption.kind)
+    if kept.get(key, bare) == bare:
+      kept[key] = caption  # in the place of the earlier one
+    elif caption != bare:
+      kept[caption] = caption
+  return tuple(kept.values())
+
+
 def make(values: Mapping[str, object], field: str) -> Caption:
-  """Makes a caption of values of any type, named as `Caption` names them; only `text` is needed.
+  """Makes a caption of values of any type, named as `Caption` names them; only `text` is needed, others are ignored.
 
   Raises:
     RecordError: kinds `caption_wrong_type`, `caption_not_unicode`, `caption_empty`, `caption_kind_unknown` and
@@ -68,7 +80,7 @@ def make(values: Mapping[str, object], field: str) -> Caption:
   """
   texts: dict[str, str] = {}
   for name in ("text", "language", "source"):
-    value = values.get(name, "")
+    value = values.get(name, None if name == "text" else "")
     if not isinstance(value, str):
       raise RecordError("caption_wrong_type", f"{field}.{name}", f"must be text, got {value!r:.80}")
     check_unicode(value, "caption", f"{field}.{name}")
@@ -93,6 +105,33 @@ def _to_float32(weight: object, field: str) -> float:
   if not 0 < number < math.inf:
     raise RecordError("caption_weight_wrong", field, f"must be a finite number above 0, got {weight!r:.80}")
   return number
+
+
+def parse(value: object, field: str, label: str, kind: Kind) -> list[Caption]:
+  """Reads a text, an object with `text` and what else `Caption` has, or a list of them; texts alone may be empty.
+
+  Args:
+    value: what a field holds.
+    field: its name in messages.
+    label: what it is called in the kinds of errors.
+    kind: the kind of captions that name none.
+
+  Raises:
+    RecordError: `<label>_wrong_type`, or what `make` raises.
+  """
+  values = value if isinstance(value, list) else [value]
+  found = []
+  for number, each in enumerate(values):
+    if isinstance(each, str):
+      found.append(Caption(each, kind))
+    elif isinstance(each, dict) and "text" in each:
+      given = {key: each[key] for key in DTYPES if each.get(key) is not None}
+      place = f"{field}[{number}]" if isinstance(value, list) else field
+      found.append(make({"kind": kind, "text": None} | given, place))
+    else:
+      message = f"must be text, a list of texts, or objects with `text`, got {value!r:.80}"
+      raise RecordError(f"{label}_wrong_type", field, message)
+  return found
 
 
 def check(captions: Sequence[Caption], field: str) -> None:

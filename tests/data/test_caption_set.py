@@ -13,7 +13,8 @@ from fgclip_jax.storage.errors import RecordError
 @pytest.mark.parametrize(
   ("values", "kind", "field"),
   [
-    ({}, "caption_empty", "text"),
+    ({}, "caption_wrong_type", "text"),
+    ({"text": ""}, "caption_empty", "text"),
     ({"text": " \n"}, "caption_empty", "text"),
     ({"text": None}, "caption_wrong_type", "text"),
     ({"text": ["a"]}, "caption_wrong_type", "text"),
