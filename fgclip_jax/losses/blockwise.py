@@ -13,14 +13,18 @@ same sums up to rounding, since floating-point sums are taken in another order.
 
 Labels say which pairs count. They are a dict with some of these keys, the same for rows and columns:
 
-  index    [n] int: a row's number in the whole batch, which is also that of its own column
+  index    [n] int: a row's number in the whole batch, which is also that of its own column; without it there is none
   group    [n] int: only pairs within a group count; -1 is padding, which only padding sees
   caption  [n] int: pairs of equal numbers do not count, except a row and its own column
-  record   [n] int: pairs of equal numbers do not count, except those of one picture
+  record   [n] int: pairs of equal numbers do not count, except those of one picture, if `picture` is given
   picture  [n] int: which picture of the batch a row is of; given together with `record`
 
-Without labels every pair counts. There may be more columns than rows, as where each box has a caption and
-negatives; the columns then have labels of their own.
+Without labels every pair counts. There may be more columns than rows, or fewer, as where each box has a caption and
+negatives, or each picture a set of captions; the columns then have labels of their own. Where one side are captions and
+the other pictures with sets of captions, a pair does not count if the caption is in the picture's set by these labels:
+
+  caption_id   [n] int: of captions
+  caption_ids  [n, C] int: of pictures; with it `has_caption` [n, C] bool says which of them there are
 """
 
 import dataclasses
@@ -32,7 +36,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-Labels = dict[str, Int[Array, "_"]]
+Labels = dict[str, Int[Array, "_"] | Int[Array, "_ C"] | Bool[Array, "_ C"]]
 Axis = str | tuple[str, ...] | None
 
 FORMS = ("dense", "all_gather", "chunked", "ring")
@@ -130,7 +134,18 @@ def _logits(rows, columns, scale, bias):
 
 
 def _is_own(rows: Labels, columns: Labels) -> Bool[Array, "n m"]:
+  if "index" not in rows:
+    return jnp.zeros((1, 1), bool)
   return rows["index"][:, None] == columns["index"]
+
+
+def _in_set(captions: Labels, pictures: Labels) -> Bool[Array, "n m"]:
+  """Which captions are in which pictures' sets."""
+  found = jnp.zeros((), bool)
+  for one in range(pictures["caption_ids"].shape[1]):  # so that no block is as many times larger as there are captions
+    equal = captions["caption_id"][:, None] == pictures["caption_ids"][:, one]
+    found |= equal & pictures["has_caption"][:, one]
+  return found
 
 
 def _mask(x: Float[Array, "n m"], rows: Labels, columns: Labels) -> Float[Array, "n m"]:
@@ -143,7 +158,12 @@ def _mask(x: Float[Array, "n m"], rows: Labels, columns: Labels) -> Float[Array,
   if "caption" in rows:
     counts &= _is_own(rows, columns) | (rows["caption"][:, None] != columns["caption"])
   if "record" in rows:
-    counts &= (rows["record"][:, None] != columns["record"]) | (rows["picture"][:, None] == columns["picture"])
+    other_record = rows["record"][:, None] != columns["record"]
+    counts &= other_record | (rows["picture"][:, None] == columns["picture"]) if "picture" in rows else other_record
+  if "caption_ids" in columns:
+    counts &= ~_in_set(rows, columns)
+  elif "caption_ids" in rows:
+    counts &= ~_in_set(columns, rows).T
   return x if counts.ndim == 0 else jnp.where(counts, x, jnp.finfo(x.dtype).min)
 
 

@@ -161,11 +161,12 @@ def group_mean(each: Float[Array, "N"], members: Bool[Array, "G N"]) -> Float[Ar
 # ------------------------------------------------------------------------------ over devices
 
 
-def _sum(x: Array, axis: Axis) -> Array:
+def sum_over(x: Array, axis: Axis) -> Array:
+  """The sum over the devices along the mesh axes."""
   return x if axis is None else jax.lax.psum(x, axis)
 
 
-def _varying(x: Any, axis: Axis) -> Any:
+def varying(x: Any, axis: Axis) -> Any:
   """A copy for each device, so that its derivatives add up over devices."""
   return x if axis is None else jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axis, to="varying"), x)
 
@@ -174,7 +175,7 @@ def _row_weights(
   counts: Bool[Array, "N"], group: Int[Array, "N"], groups: int, dtype: jnp.dtype, axis: Axis
 ) -> Float[Array, "N"]:
   """Each row's weight in `group_mean`: a weighted sum needs no second pass over the devices' losses."""
-  members = _sum(jax.ops.segment_sum(counts.astype(jnp.int32), group, groups), axis)
+  members = sum_over(jax.ops.segment_sum(counts.astype(jnp.int32), group, groups), axis)
   return jnp.where(counts, 1.0 / (groups * jnp.maximum(members[group], 1).astype(dtype)), 0.0)
 
 
@@ -214,7 +215,7 @@ def contrast(
     axis: the mesh axes that the rows are split over; None: the rows are the whole batch.
   """
   n, columns = len(image), None if local_groups else axis
-  scale, bias = _varying((scale, bias), axis)
+  scale, bias = varying((scale, bias), axis)
   if form == "auto":
     form = choose_form(n, device_count(columns), chunk)
   index = jnp.arange(n, dtype=jnp.int32) + (0 if columns is None else jax.lax.axis_index(columns) * n)
@@ -234,7 +235,7 @@ def contrast(
   each = by_image
   if by_text is not None:  # cross entropy: logsumexp minus the pair's own logit, s_ii, which both directions share
     each = (by_image + by_text) / 2 - scale * jnp.sum(image * text, axis=-1)
-  return _sum(jnp.sum(weight * each), axis)
+  return sum_over(jnp.sum(weight * each), axis)
 
 
 def has_negatives(valid: Bool[Array, "H T"]) -> Bool[Array, "H"]:
@@ -272,7 +273,7 @@ def hard_negative_loss(
   logits = own_logits(image, text, scale)
   # the lowest number instead of -inf: a box of padding has no valid text, and -inf everywhere would give NaN gradients
   log_sum = jax.nn.logsumexp(jnp.where(valid, logits, jnp.finfo(logits.dtype).min), axis=-1)
-  return _sum(jnp.sum(weight * jnp.where(counts, log_sum - logits[:, 0], 0.0)), axis)
+  return sum_over(jnp.sum(weight * jnp.where(counts, log_sum - logits[:, 0], 0.0)), axis)
 
 
 def hard_contrast_loss(
@@ -298,7 +299,7 @@ def hard_contrast_loss(
   """
   boxes, texts = valid.shape
   columns = None if local_groups else axis
-  scale = _varying(scale, axis)
+  scale = varying(scale, axis)
   if form == "auto":
     form = choose_form(boxes, device_count(columns), chunk, boxes * texts)
   counts = has_negatives(valid)
@@ -312,7 +313,7 @@ def hard_contrast_loss(
   assert by_text is not None  # without a bias there are sums by column
   each = (by_image + by_text.reshape(boxes, texts)[:, 0]) / 2 - own_logits(image, text[:, :1], scale)[:, 0]
   weight = _row_weights(counts, group, groups, image.dtype, columns)
-  return _sum(jnp.sum(weight * jnp.where(counts, each, 0.0)), axis)
+  return sum_over(jnp.sum(weight * jnp.where(counts, each, 0.0)), axis)
 
 
 def hard_rank_loss(
@@ -336,7 +337,7 @@ def hard_rank_loss(
   weight = _row_weights(pairs, jnp.repeat(group, valid.shape[1] - 1), groups, image.dtype, axis)
   logits = own_logits(image, text, scale)
   each = jax.nn.relu(margin + logits[:, 1:] - logits[:, :1]).reshape(-1)
-  return _sum(jnp.sum(weight * jnp.where(pairs, each, 0.0)), axis)
+  return sum_over(jnp.sum(weight * jnp.where(pairs, each, 0.0)), axis)
 
 
 def text_intra_modal_loss(
@@ -380,4 +381,4 @@ def text_intra_modal_loss(
   largest, _ = scan_chunks(visit, nothing, gather((text, labels), columns), chunk)
   each = jax.nn.logsumexp(jnp.where(largest > -jnp.inf, largest, 0.0), axis=1)
   weight = _row_weights(valid, group, groups, text.dtype, columns)
-  return _sum(jnp.sum(weight * jnp.where(valid, each, 0.0)), axis)
+  return sum_over(jnp.sum(weight * jnp.where(valid, each, 0.0)), axis)

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fgclip_jax.losses.blockwise import FORMS, Axis
+from fgclip_jax.losses.caption_set import caption_set_loss
 from fgclip_jax.losses.contrastive import (
   contrast,
   hard_contrast_loss,
@@ -31,8 +32,9 @@ QUIRKS = {
   "empty_groups": "a group without a hard box counts in the mean that moves the margin, with the margin as it is",
 }
 
-# what a plain CLIP lacks and a term may need: the field of `Embeddings` that is None without it
-NEEDS = {"long": "long", "regions": "region_image"}
+# what a plain CLIP or a batch may lack and a term may need: the field of `Embeddings` that is None without it
+NEEDS = {"long": "long", "regions": "region_image", "captions": "captions"}
+FINE_GRAINED = {"long", "regions"}  # of these, what a plain CLIP lacks
 PresentEmbeddings = Any  # `Embeddings` in which what the term needs is not None, which no type can say
 
 
@@ -52,6 +54,7 @@ class Options:
     chunk: how many columns of logits the forms `chunked` and `ring` hold at a time.
     regional_contrast: `softmax` or `sigmoid` for the regional term; None: as `contrast`.
     quirks: names of `QUIRKS`: what to do as the published code of FG-CLIP 2 does.
+    mask_identical: equal captions of different pictures do not repel each other in the global terms and `caption_set`.
 
   Raises:
     ValueError: an impossible value; the message names the key.
@@ -64,6 +67,7 @@ class Options:
   chunk: int = 1024
   regional_contrast: str | None = None
   quirks: tuple[str, ...] = ()
+  mask_identical: bool = False
 
   def __post_init__(self):
     if self.form == "rows":  # its name before it was called what it does
@@ -143,14 +147,23 @@ class Context:
     return {"record": jnp.repeat(self.record, each), "picture": jnp.repeat(self.picture, each)}
 
 
+def _identical(e: PresentEmbeddings, name: str, context: Context) -> Any:
+  """The field that numbers captions, equal ones alike, if they shall not repel each other; else None."""
+  if not context.options.mask_identical:
+    return None
+  if getattr(e, name) is None:
+    raise ValueError(f"objective.mask_identical needs {name} in the batch, numbers that are equal for equal captions")
+  return getattr(e, name)
+
+
 def global_long(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -> Float[Array, ""]:
   """Images against their long captions."""
-  return context.contrast(e.image, e.long, scale)
+  return context.contrast(e.image, e.long, scale, caption=_identical(e, "long_caption", context))
 
 
 def global_short(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -> Float[Array, ""]:
   """Images against their short captions."""
-  return context.contrast(e.image, e.short, scale)
+  return context.contrast(e.image, e.short, scale, caption=_identical(e, "short_caption", context))
 
 
 def regional(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -> Float[Array, ""]:
@@ -223,6 +236,22 @@ def hard_rank(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -
   )
 
 
+def caption_set(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -> Float[Array, ""]:
+  """Images against all captions of their sets."""
+  return caption_set_loss(
+    e.image,
+    e.captions,
+    e.caption_weight,
+    scale,
+    context.bias if context.options.contrast == "sigmoid" else None,
+    record=context.record,
+    caption=_identical(e, "caption_id", context),
+    form=context.options.form,
+    chunk=context.options.chunk,
+    axis=context.axis,
+  )
+
+
 @dataclasses.dataclass(frozen=True)
 class Term:
   """A term of the objective.
@@ -231,10 +260,10 @@ class Term:
     function: computes it from the embeddings, its scale (`exp` of its temperature) and the context.
     weight: its default weight, which is FG-CLIP's stage 2.
     temperature: the log scale it uses, one of the model's `temperature` parameters; None: none.
-    needs: of `NEEDS`, what it cannot do without; a term that needs anything needs FG-CLIP. Where the embeddings lack
-      it, the term is not computed.
+    needs: of `NEEDS`, what it cannot do without. Where the embeddings lack it, the term is not computed.
     captions: the key of the batch with the ends of the captions that it compares.
     logits: how many logits it computes for a number of captions (each is a product of the embeddings' width).
+    for_each_image: these are the logits of one image of the batch; by default they are all.
   """
 
   function: Callable[[PresentEmbeddings, Any, Context], Float[Array, ""]]
@@ -243,6 +272,16 @@ class Term:
   needs: tuple[str, ...]
   captions: str
   logits: Callable[[int], int]
+  for_each_image: bool = False
+
+  @property
+  def needs_fgclip(self) -> bool:
+    """Whether a plain CLIP lacks what the term needs."""
+    return bool(FINE_GRAINED & set(self.needs))
+
+  def count_logits(self, captions: int, images: int) -> int:
+    """How many logits it computes for a batch with so many of its captions."""
+    return self.logits(captions) * (images if self.for_each_image else 1)
 
   def is_possible(self, embeddings: Embeddings) -> bool:
     """Whether the embeddings hold what the term needs."""
@@ -251,6 +290,10 @@ class Term:
 
 def _square(captions: int) -> int:
   return 2 * captions**2  # once by row and once by column, as the form `all_gather` computes them
+
+
+def _twice(captions: int) -> int:
+  return 2 * captions
 
 
 def _each(captions: int) -> int:
@@ -274,4 +317,5 @@ LOSS_TERMS = {
   "text_intra_modal": Term(text_intra_modal, 0.0, None, ("regions",), "region_eot", _once),
   "hard_contrast": Term(hard_contrast, 0.0, "hard_negative", ("regions",), "hard_eot", _hard),
   "hard_rank": Term(hard_rank, 0.0, "hard_negative", ("regions",), "hard_eot", _each),
+  "caption_set": Term(caption_set, 0.0, "global", ("captions",), "caption_eot", _twice, for_each_image=True),
 }

@@ -283,7 +283,7 @@ def _check_objective(run: RunConfig) -> None:
   weights = run.objective.weights
   if any(weight < 0 for weight in weights.values()) or not any(weights.values()):
     raise ValueError(f"config.objective: weights must not be negative and not all zero, got {weights}")
-  fine = [name for name, weight in weights.items() if weight and LOSS_TERMS[name].needs]
+  fine = [name for name, weight in weights.items() if weight and LOSS_TERMS[name].needs_fgclip]
   if fine and not run.model.fine_grained:
     raise ValueError(f"config.objective: {fine} need FG-CLIP, the model is a plain CLIP (no long text, no regions)")
   if run.objective.needs_bias and run.model.logit_bias is None:

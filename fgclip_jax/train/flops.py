@@ -238,10 +238,10 @@ def count_flops(
   width = config.embedding_width
   useful_losses = executed_losses = 0
   for name, term in LOSS_TERMS.items():
-    if objective.weights[name] and (config.fine_grained or not term.needs):
+    if objective.weights[name] and (config.fine_grained or not term.needs_fgclip):
       ends = batch[term.captions]
-      useful_losses += 2 * width * term.logits(int((ends >= 0).sum()))
-      executed_losses += 2 * width * term.logits(ends.size)
+      useful_losses += 2 * width * term.count_logits(int((ends >= 0).sum()), images)
+      executed_losses += 2 * width * term.count_logits(ends.size, images)
   passes = 1 if frozen_image_tower else 3
   return StepFlops(
     useful=passes * image + 3 * (text_forward(config, tokens, attended) + read * project + useful_losses),

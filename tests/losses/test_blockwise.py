@@ -1,7 +1,6 @@
 """The four forms of the contrast give one value and one gradient; the last two never hold a block of all columns."""
 
 import functools
-import re
 
 import chex
 import jax
@@ -12,9 +11,9 @@ from jax.sharding import PartitionSpec
 
 from fgclip_jax.losses.blockwise import FORMS, choose_form
 from fgclip_jax.losses.contrastive import contrast
+from tests.helpers.losses import AXES, elements, over
 
 ROWS, GROUPS, CHUNK, WIDTH = 48, 8, 16, 8
-AXES = ("data", "fsdp")
 SCALES = {"softmax": 25.0, "sigmoid": 9.0}
 
 
@@ -73,12 +72,6 @@ def losses(image, text, scales, bias, arrays, form, axis):
   return found
 
 
-def over(shape):
-  """A mesh of the simulated devices; () is none."""
-  axis_types = (jax.sharding.AxisType.Auto,) * 3
-  return jax.make_mesh(shape, (*AXES, "tensor"), axis_types=axis_types) if shape else None
-
-
 @functools.cache
 def values_and_gradients(form, shape, dtype="float64"):
   """Every loss, and the gradients of their sum with unlike weights."""
@@ -127,12 +120,6 @@ def test_single_precision(form):
   ours, expected = values_and_gradients(form, (8, 1, 1), "float32"), values_and_gradients("dense", ())
   chex.assert_type(jax.tree.leaves(ours), np.float32)
   assert_close(ours, expected, 1e-5)
-
-
-def elements(program: str) -> int:
-  """The size of the largest array that a program's text names, in StableHLO or in HLO."""
-  shapes = re.findall(r"tensor<((?:\d+x)+)[a-z]", program) + re.findall(r"\b[a-z]+\d+\[([\d,]+)\]", program)
-  return max(int(np.prod([int(side) for side in re.findall(r"\d+", shape)])) for shape in shapes)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fgclip_jax.losses.objective import Objective
-from fgclip_jax.losses.terms import LOSS_TERMS, NEEDS, Options
+from fgclip_jax.losses.terms import FINE_GRAINED, LOSS_TERMS, NEEDS, Options
 from fgclip_jax.models.fgclip import Embeddings
 
 NEW_TERM = """
@@ -39,16 +39,28 @@ def test_the_objective_has_a_weight_for_each_term_and_then_the_options():
   names = [field.name for field in dataclasses.fields(Objective)]
   assert names == [*LOSS_TERMS, *(field.name for field in dataclasses.fields(Options))]
   stage2 = {"global_long": 1.0, "global_short": 1.0, "regional": 0.1, "hard_negative": 0.5}
-  assert Objective().weights == stage2 | {"text_intra_modal": 0.0, "hard_contrast": 0.0, "hard_rank": 0.0}
+  assert Objective().weights == stage2 | dict.fromkeys(
+    ("text_intra_modal", "hard_contrast", "hard_rank", "caption_set"), 0.0
+  )
 
 
 def test_what_terms_need():
-  assert Objective().needs == set(NEEDS) == {"long", "regions"}
+  assert Objective().needs == FINE_GRAINED == {"long", "regions"}
+  assert Objective(caption_set=1.0).needs == {"long", "regions", "captions"}
   assert Objective(regional=0.0, hard_negative=0.0).needs == {"long"}
   assert not Objective(global_long=0.0, regional=0.0, hard_negative=0.0).needs
   fields = {field.name for field in dataclasses.fields(Embeddings)}
   for term in LOSS_TERMS.values():
     assert set(term.needs) <= set(NEEDS) and {NEEDS[need] for need in term.needs} <= fields
+
+
+def test_a_plain_clip_lacks_what_some_terms_need():
+  assert [name for name, term in LOSS_TERMS.items() if not term.needs_fgclip] == ["global_short", "caption_set"]
+
+
+def test_how_many_logits_a_term_computes():
+  assert LOSS_TERMS["global_short"].count_logits(10, images=10) == 200
+  assert LOSS_TERMS["caption_set"].count_logits(30, images=10) == 600
 
 
 @pytest.mark.parametrize("change", [dataclasses.replace, lambda _, **changes: Objective(**changes)])
