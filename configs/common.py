@@ -24,14 +24,17 @@ def _unset(kind: type):
 
 
 def _section(kind: type, without: tuple[str, ...] = (), **changes) -> ml_collections.ConfigDict:
-  """The fields of a dataclass with their defaults, or with `changes`; a field that may be None takes its other type."""
+  """The fields of a dataclass with their defaults, or with `changes`; a field that may be None takes its other type.
+
+  A field that is a dataclass itself is a section of its own.
+  """
   section, hints = {}, typing.get_type_hints(kind)
   for field in dataclasses.fields(kind):
     value, hint = changes.get(field.name, field.default), hints[field.name]
     if value is None and isinstance(hint, types.UnionType):
       value = _unset(next(option for option in typing.get_args(hint) if option is not types.NoneType))
     if field.name not in without:
-      section[field.name] = value
+      section[field.name] = _section(hint) if dataclasses.is_dataclass(hint) else value
   return ml_collections.ConfigDict(section)
 
 

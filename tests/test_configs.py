@@ -86,7 +86,9 @@ def test_a_section_is_its_dataclass(section, kind, set_elsewhere):
   values = get("common")[section]
   for field in dataclasses.fields(kind):
     if field.name not in set_elsewhere:
-      assert values[field.name] == field.default, field.name
+      value = values[field.name]
+      found = type(field.default)(**value) if isinstance(value, ml_collections.ConfigDict) else value
+      assert found == field.default, field.name
 
 
 def test_none_is_left_out(root: pathlib.Path):

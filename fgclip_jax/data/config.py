@@ -5,6 +5,7 @@ import math
 from typing import Any
 
 from fgclip_jax.data.augment import CROPS
+from fgclip_jax.data.caption_sampling import AS_PUBLISHED, CaptionSampling
 from fgclip_jax.data.decode import MODES
 from fgclip_jax.data.mixture import DataSet
 from fgclip_jax.data.patches import PatchLayout, parse_budget
@@ -28,6 +29,7 @@ class DataConfig:
       `("en",)`: it reads no regions of Chinese records.
     hard_positive_as_written: True keeps the case of the true caption beside hard negatives, as the published FG-CLIP 2
       does by mistake; a tokenizer that lower-cases itself, such as CLIP's, cannot.
+    captions: which of a record's captions are read, where it has a set of them.
     language_steps: True makes each batch of records of one language; of the steps, each language has its share by the
       weights of its data sets. False mixes languages within batches.
     short_prefix: put before short captions in English; the published stage 2 has "a photo of ".
@@ -66,6 +68,7 @@ class DataConfig:
   region_text: str = "random"
   region_languages: tuple[str, ...] = ()
   hard_positive_as_written: bool = False
+  captions: CaptionSampling = AS_PUBLISHED
   language_steps: bool = False
   short_prefix: str = ""
   tokenizer: str = ""

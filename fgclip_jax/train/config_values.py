@@ -1,6 +1,7 @@
 """The values of a config, looked at one by one: each function returns a value in its type, or names the key."""
 
 import contextlib
+import dataclasses
 import math
 import types
 import typing
@@ -12,6 +13,39 @@ def as_section(key: str, value: Any) -> Any:
   if not isinstance(value, dict):
     raise ValueError(f"config.{key} must be a section with keys of its own, got {value!r}")
   return value
+
+
+def as_dataclass(key: str, value: Any, kind: type, **extra: Any) -> Any:
+  """A section as the dataclass `kind`, and sections in it as those of its fields; what is missing has its default.
+
+  Args:
+    key: the section's, for messages.
+    value: the section.
+    kind: the dataclass, which checks what its values mean.
+    extra: values of fields that are no keys.
+
+  Raises:
+    ValueError: an unknown key, or an impossible value.
+  """
+  given = as_section(key, value)
+  fields = {field.name: field.type for field in dataclasses.fields(kind) if field.name not in extra}
+  unknown = sorted(set(given) - set(fields))
+  if unknown:
+    raise ValueError(f"unknown keys {unknown} in config.{key}; it takes {sorted(fields)}")
+  given = {name: _as_field(f"{key}.{name}", each, fields[name]) for name, each in given.items()}
+  try:
+    return kind(**given, **extra)
+  except ValueError as error:  # the values themselves are checked by the dataclass
+    message = str(error)
+    raise ValueError(f"config.{message}" if message.startswith(f"{key}.") else f"config.{key}: {message}") from None
+
+
+def _as_field(key: str, value: Any, kind: Any) -> Any:
+  return (
+    as_dataclass(key, value, kind)
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+    else as_typed(key, value, kind)
+  )
 
 
 def as_whole(key: str, value: Any, least: int = 1, most: int | float = math.inf) -> Any:
