@@ -7,8 +7,10 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 
+from fgclip_jax.data import caption_set
 from fgclip_jax.data import record as records
 from fgclip_jax.data.augment import Crop, choose_part, move_boxes
+from fgclip_jax.data.caption_sampling import draw, draw_one, draw_set
 from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.decode import Mode, decode_patches, decode_square
 from fgclip_jax.data.image import read_size
@@ -16,7 +18,7 @@ from fgclip_jax.data.mixture import Mixture
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble, row_buckets_from_samples
 from fgclip_jax.data.patch_rows import fit_rows
 from fgclip_jax.data.patches import PatchLayout, fit_grid
-from fgclip_jax.data.record import Ids, Inputs
+from fgclip_jax.data.record import MAX_NEGATIVES, Ids, Inputs
 from fgclip_jax.data.tokenizers import Tokenizer, get_tokenizer
 from fgclip_jax.models.pixel_spec import CLIP_PIXELS, PixelSpec
 from fgclip_jax.storage.errors import RecordError
@@ -56,6 +58,7 @@ class LoadExample:
     self._stored = [name == self._tokenizer.name for name in source.tokenizers]
     self._lengths = [layout.max_length(long) for long in (False, True)]
     self._prefix = Prefix(config.short_prefix, self._tokenizer)
+    self._draws = config.captions.draw == "weighted"
     self._as_written: Tokenizer | None = None
     if config.hard_positive_as_written:
       if not hasattr(self._tokenizer, "as_written"):
@@ -157,14 +160,23 @@ class LoadExample:
     truths: list[list[int]] = []
     if self._as_written and record.regions:
       truths = self._as_written.encode_batch([region.short for region in record.regions])
-    return Inputs(record.image, record.short, boxes, tokens, record.language, tuple(map(tuple, truths)))
+    return Inputs(
+      image=record.image,
+      short=record.short,
+      boxes=boxes,
+      tokens=tokens,
+      language=record.language,
+      truths=tuple(map(tuple, truths)),
+      long=record.long,
+      captions=record.captions,
+      region_captions=tuple(region.captions for region in record.regions),
+    )
 
   def _example(
     self, inputs: Inputs, number: int, rng: np.random.Generator, image: np.ndarray | None, budget: int | None
   ) -> tuple[Example, int]:
-    config, layout, tokens = self.config, self.layout, inputs.tokens
+    config, layout = self.config, self.layout
     language, grid = inputs.language or records.DEFAULT_LANGUAGE, (0, 0)
-    english = language == records.DEFAULT_LANGUAGE
     reads_regions = not config.region_languages or language in config.region_languages
     boxes = inputs.boxes if reads_regions else inputs.boxes[:0]
     kept = range(len(boxes))
@@ -186,39 +198,89 @@ class LoadExample:
         kept = places.tolist()
     lost = min(len(inputs.boxes) if reads_regions else 0, layout.boxes) - min(len(kept), layout.boxes)
     boxes, kept = boxes[: layout.boxes], kept[: layout.boxes]
-    truths = inputs.truths or tokens.region_short
-    long = None
-    if layout.long_length is not None:
-      # a record without a long caption trains the long path on its short one
-      long = self._caption(tokens.long or tokens.short, long=True)
+    # what is random is drawn in this order: without captions to draw, the same as without any choice of captions
+    takes_long = self._choose_long_regions(len(kept), rng)
+    short, long = self._choose_captions(inputs, rng)
+    chosen = [self._choose_region(inputs, *each, rng) for each in zip(kept, takes_long, strict=True)]
+    negatives = tuple(self._choose_negatives(inputs, place, rng) for place in kept)
+    captions, weights = self._choose_set(inputs, rng)
     return Example(
       image=image,
-      # the prefix is English
-      short=self._caption(self._prefix.before(inputs.short, tokens.short) if english else tokens.short),
-      long=long,
+      short=self._caption(short),
+      long=self._caption(long, long=True) if layout.reads_long else None,
       boxes=boxes,
-      regions=tuple(self._caption(ids) for ids in self._region_ids(tokens, kept, rng)),
-      negatives=tuple(
-        (self._caption(truths[place]), tuple(map(self._caption, tokens.negatives[place])))
-        if tokens.negatives[place]
-        else None
-        for place in kept
-      ),
+      regions=tuple(map(self._caption, chosen)),
+      negatives=negatives,
       record=number,
       grid=grid,
+      captions=captions,
+      caption_weights=weights,
     ), lost
 
-  def _region_ids(self, tokens: records.Tokens, kept: Sequence[int], rng: np.random.Generator) -> list[Ids]:
-    """The ids of the caption that each of these regions is given."""
+  def _choose_long_regions(self, count: int, rng: np.random.Generator) -> list[bool]:
+    """Whether each of `count` regions is given a long caption, where it has one."""
     wanted = self.config.region_text
-    if wanted == "random":
-      long = rng.integers(2, size=len(kept)).tolist()
-    else:
-      long = [wanted == "long"] * len(kept)
-    return [
-      (takes_long and tokens.region_long[place]) or tokens.region_short[place]
-      for place, takes_long in zip(kept, long, strict=True)
-    ]
+    return rng.integers(2, size=count).astype(bool).tolist() if wanted == "random" else [wanted == "long"] * count
+
+  def _choose_captions(self, inputs: Inputs, rng: np.random.Generator) -> tuple[Ids, Ids]:
+    """The ids of a picture's short and of its long caption."""
+    tokens, captions, share = inputs.tokens, inputs.captions, self.config.captions.alt_text_share
+    text, short, long, language = inputs.short, tokens.short, tokens.long, inputs.language
+    if captions and self._draws:
+      if (place := draw_one(captions, "short", share, rng)) is not None:
+        text, short, language = captions[place].text, tokens.captions[place], captions[place].language or language
+      if self.layout.reads_long and (place := draw_one(captions, "long", share, rng)) is not None:
+        long = tokens.captions[place]
+    # a record without a long caption trains the long path on its short one
+    return self._with_prefix(text, short, language), long or short
+
+  def _choose_region(self, inputs: Inputs, place: int, takes_long: bool, rng: np.random.Generator) -> Ids:
+    """The ids of the caption that a region is given."""
+    tokens = inputs.tokens
+    captions = inputs.region_captions[place] if self._draws and inputs.region_captions else ()
+    for kind in ("long", "short") if takes_long else ("short",):
+      chosen = draw_one(captions, kind, self.config.captions.alt_text_share, rng)
+      if chosen is not None:
+        return tokens.region_captions[place][chosen]
+    return (takes_long and tokens.region_long[place]) or tokens.region_short[place]
+
+  def _choose_negatives(
+    self, inputs: Inputs, place: int, rng: np.random.Generator
+  ) -> tuple[Caption, tuple[Caption, ...]] | None:
+    """A region's true caption and its hard negatives, as many as a batch has room for; None: it has none."""
+    wrong = inputs.tokens.negatives[place]
+    if not wrong:
+      return None
+    if self._draws:
+      wrong = [wrong[index] for index in draw([1.0] * len(wrong), MAX_NEGATIVES, rng)[0]]
+    truths = inputs.truths or inputs.tokens.region_short
+    return self._caption(truths[place]), tuple(map(self._caption, wrong[:MAX_NEGATIVES]))
+
+  def _choose_set(self, inputs: Inputs, rng: np.random.Generator) -> tuple[tuple[Caption, ...], tuple[float, ...]]:
+    """The captions of a picture's set that are read, and how much each counts."""
+    if not self.layout.set_size:
+      return (), ()
+    captions, ids = inputs.captions, inputs.tokens.captions
+    if not captions:
+      captions = caption_set.plain(inputs.short, inputs.long)
+      ids = (inputs.tokens.short, inputs.tokens.long)[: len(captions)]
+    drawn = draw_set(captions, ids, self.layout.set_size, self.config.captions, rng)
+    parts = [each.caption.text for each in drawn if each.ids is None]
+    of_parts = iter(self._tokenizer.encode_batch(parts) if parts else ())
+    found = []
+    for caption, known, _ in drawn:
+      if known is None:
+        known = tuple(next(of_parts))
+        long = len(known) > self._lengths[False]  # a part of a long caption is a short one where it can be
+      else:
+        long = caption.kind == "long"
+        known = known if long else self._with_prefix(caption.text, known, caption.language or inputs.language)
+      found.append(self._caption(known, long and self.layout.long_length is not None))
+    return tuple(found), tuple(each.weight for each in drawn)
+
+  def _with_prefix(self, text: str, ids: Ids, language: str) -> Ids:
+    """The ids of a short caption; the prefix is English."""
+    return self._prefix.before(text, ids) if language in ("", records.DEFAULT_LANGUAGE) else ids
 
   def _caption(self, ids: Ids, long: bool = False) -> Caption:
     end, length = self._tokenizer.end_id, self._lengths[long]

@@ -27,6 +27,8 @@ from fgclip_jax.data.record import MAX_NEGATIVES
 from fgclip_jax.data.rows import NONE, best_fit, choose_bucket, common, count_rows, geometric
 from fgclip_jax.data.tokenizers import DEFAULT_TOKENIZER
 
+_OF_SETS = {"weight": np.float32, "id": np.int32, "long": np.bool_}  # arrays of captions of sets, beside their ends
+
 
 @dataclasses.dataclass(frozen=True)
 class Caption:
@@ -48,6 +50,8 @@ class Example:
     negatives: the hard negatives of each box, none for most.
     record: the record's number in its data set.
     grid: h and w of its patches.
+    captions: those of its set that are read, for the terms over sets.
+    caption_weights: how much each of them counts.
   """
 
   image: np.ndarray
@@ -58,6 +62,8 @@ class Example:
   negatives: tuple[tuple[Caption, tuple[Caption, ...]] | None, ...] = ()
   record: int = 0
   grid: tuple[int, int] = (0, 0)
+  captions: tuple[Caption, ...] = ()
+  caption_weights: tuple[float, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +81,9 @@ class Layout:
     pad_id: of a model that reads padding too: each caption is filled with it up to the rows of its position table,
       exactly, and read at the last of them; None: captions end at their first end-of-text token.
     patches: of a model that takes patches: how pictures become rows of them; None: pictures are squares.
+    set_size: k, captions of each picture's set; 0 leaves sets out.
+    long_per_image: False where the long table is for captions of sets alone.
+    caption_ids: True adds numbers of the short and long captions, equal where these are equal.
   """
 
   boxes: int = 4
@@ -86,6 +95,9 @@ class Layout:
   tokenizer: str = DEFAULT_TOKENIZER
   pad_id: int | None = None
   patches: PatchLayout | None = None
+  set_size: int = 0
+  long_per_image: bool = True
+  caption_ids: bool = False
 
   def __post_init__(self):
     if self.row_length < 2:
@@ -101,6 +113,11 @@ class Layout:
     """The most tokens of a caption: its position table's rows, or the row's length if that is less."""
     return min((self.long_length or 0) if long else self.short_length, self.row_length)
 
+  @property
+  def reads_long(self) -> bool:
+    """Whether each picture has a long caption of its own."""
+    return self.long_length is not None and self.long_per_image
+
 
 def choose_row_length(text: Any, long: int | None) -> int:
   """A row length for the captions of a text tower, by its config: 256, or what holds its longest caption.
@@ -113,8 +130,9 @@ def choose_row_length(text: Any, long: int | None) -> int:
 
 
 def captions_per_image(layout: Layout) -> tuple[int, int]:
-  """The most short-table and long-table captions that one image can bring."""
-  return 1 + layout.boxes * (2 + MAX_NEGATIVES), int(layout.long_length is not None)
+  """The most short-table and long-table captions that one image can bring, those of its set counted as long ones."""
+  short, long = 1 + layout.boxes * (2 + MAX_NEGATIVES), int(layout.reads_long)
+  return (short + layout.set_size, long) if layout.long_length is None else (short, long + layout.set_size)
 
 
 def geometric_row_buckets(layout: Layout, images: int, growth: float = 1.125, start: int = 1) -> tuple[int, ...]:
@@ -250,6 +268,13 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
     "region_eot": np.full((images, boxes), NONE, np.int32),
     "hard_eot": np.full((images * boxes, 1 + MAX_NEGATIVES), NONE, np.int32),
   }
+  more: dict[str, np.ndarray] = {}
+  if layout.set_size:
+    shape = (images, layout.set_size)
+    numbers["caption_eot"] = np.full(shape, NONE, np.int32)
+    more = {f"caption_{name}": np.zeros(shape, kind) for name, kind in _OF_SETS.items()}
+  if layout.caption_ids:
+    more |= {f"{name}_caption": np.zeros(images, np.int32) for name in ("short", "long")}
   box_array = np.zeros((images, boxes, 4), np.float32)
   box_count = np.zeros(images, np.int32)
   region_caption = np.zeros((images, boxes), np.int32)
@@ -259,13 +284,20 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
     numbers["short_eot"][i] = captions.add(example.short)
     if example.long is not None:
       numbers["long_eot"][i] = captions.add(example.long)
+    if layout.caption_ids:
+      more["short_caption"][i] = caption_number(example.short)
+      more["long_caption"][i] = caption_number(example.long) if example.long else 0
+    for j, caption in enumerate(example.captions[: layout.set_size]):
+      numbers["caption_eot"][i, j] = captions.add(caption)
+      more["caption_weight"][i, j] = example.caption_weights[j]
+      more["caption_id"][i, j] = caption_number(caption)
+      more["caption_long"][i, j] = caption.long
     count = min(len(example.regions), boxes)
     box_count[i] = count
     box_array[i, :count] = example.boxes[:count]
     for k in range(count):
       numbers["region_eot"][i, k] = captions.add(example.regions[k])
-      # equal captions get equal numbers on every device, without comparing texts; a CRC without its last bit fits int32
-      region_caption[i, k] = zlib.crc32(np.asarray(example.regions[k].ids, np.int32).tobytes()) >> 1
+      region_caption[i, k] = caption_number(example.regions[k])
       negatives = example.negatives[k] if k < len(example.negatives) else None
       if negatives:
         truth, wrong = negatives
@@ -288,11 +320,17 @@ def _shard(examples: Sequence[Example], layout: Layout) -> tuple[dict, int]:
     "region_caption": region_caption,
     "hard_box": hard_box,
     "record": np.asarray([example.record for example in examples], np.int64),
+    **more,
     **{key: last[number] for key, number in numbers.items()},  # NONE picks the last, which is NONE
     "captions": captions.all,
     "places": places,
   }
   return part, count_rows(places)
+
+
+def caption_number(caption: Caption) -> int:
+  """A number that equal captions have in common on every device, so that no texts are compared."""
+  return zlib.crc32(np.asarray(caption.ids, np.int32).tobytes()) >> 1  # a CRC without its last bit fits int32
 
 
 def _check_lengths(captions: Sequence[Caption], layout: Layout) -> None:

@@ -23,7 +23,7 @@ from fgclip_jax.models.config import ModelConfig, preset
 from fgclip_jax.models.params import abstract_params, flatten
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.checkpoints.settings import CheckpointConfig, Keep
-from fgclip_jax.train.config_values import as_pairs, as_section, as_typed, as_whole, given_changes
+from fgclip_jax.train.config_values import as_dataclass, as_pairs, as_section, as_typed, as_whole, given_changes
 from fgclip_jax.train.evaluation import evaluator_names, read_evals
 from fgclip_jax.train.guard import GuardConfig
 from fgclip_jax.train.loggers import registry as loggers
@@ -115,7 +115,8 @@ class RunConfig:
     """The static shapes of the run's batches, but for the row buckets."""
     model: Any = self.model  # of towers of any type
     vision, text = model.vision, model.text
-    data, long = self.data, text.long_length if "long" in self.objective.needs else None
+    data, needs, set_size = self.data, self.objective.needs, self.data.captions.set_size
+    long = text.long_length if "long" in needs or set_size else None
     regions = self.objective.needs_regions and self.model.fine_grained
     return Layout(
       boxes=data.boxes if regions else 0,
@@ -126,6 +127,8 @@ class RunConfig:
       tokenizer=text.tokenizer,
       pad_id=text.pad_id if text.reads_padding else None,
       patches=data.patch_layout(vision.patch_size, vision.max_patches) if vision.takes_patches else None,
+      set_size=set_size,
+      long_per_image="long" in needs,
     )
 
 
@@ -147,17 +150,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
     return left.pop(key)
 
   def section(key, kind, **extra):
-    given = as_section(key, take(key))
-    fields = {field.name: field.type for field in dataclasses.fields(kind) if field.name not in extra}
-    unknown = sorted(set(given) - set(fields))
-    if unknown:
-      raise ValueError(f"unknown keys {unknown} in config.{key}; it takes {sorted(fields)}")
-    given = {name: as_typed(f"{key}.{name}", value, fields[name]) for name, value in given.items()}
-    try:
-      return kind(**given, **extra)
-    except ValueError as error:  # the values themselves are checked by the section's dataclass
-      message = str(error)
-      raise ValueError(f"config.{message}" if message.startswith(f"{key}.") else f"config.{key}: {message}") from None
+    return as_dataclass(key, take(key), kind, **extra)
 
   def whole(key, least=1, most=math.inf):
     return as_whole(key, take(key), least, most)
