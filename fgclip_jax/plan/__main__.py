@@ -36,6 +36,7 @@ _FLAGS = flags.DEFINE_string(
 _LONG = flags.DEFINE_integer("long_tokens", 130, "Mean tokens of a long caption.")
 _SHORT = flags.DEFINE_integer("short_tokens", 15, "Mean tokens of a short caption.")
 _REGION = flags.DEFINE_integer("region_tokens", 15, "Mean tokens of a region's caption or hard negative.")
+_SET = flags.DEFINE_integer("set_tokens", 30, "Mean tokens of a caption of the set (data.captions.set_size).")
 _BOXES = flags.DEFINE_float("boxes_per_image", 3.3, "Mean boxes of an image.")
 _HARD = flags.DEFINE_float("hard_share", 0.025, "The share of boxes with ten hard negatives.")
 
@@ -63,7 +64,7 @@ def main(argv: list[str]) -> int:
     if compared and _SEARCH.value:
       raise ValueError("--compiler_flags compares one plan: leave out --search")
     topology = hardware.describe(_TOPOLOGY.value or "", _SLICES.value)
-    captions = Captions(_LONG.value, _SHORT.value, _REGION.value, _BOXES.value, _HARD.value)
+    captions = Captions(_LONG.value, _SHORT.value, _REGION.value, _BOXES.value, _HARD.value, set=_SET.value)
     _print_run(run, topology, captions)
     plans = list(_search(run, topology, captions) if _SEARCH.value else _single(run, topology, captions, compared))
     if _FLAGS.value and not compared:
@@ -134,6 +135,7 @@ def _print_run(run, topology, captions) -> None:
   else:
     print(
       f"assumed: long captions of {captions.long} tokens, short {captions.short}"
+      + (f", {layout.set_size} of each picture's set {captions.set}" if layout.set_size else "")
       + (f"{regions} hard negatives" if layout.boxes else "")
       + (f"; rows of text {captions.fill:.0%} full" if layout.packed else "; a row for each caption")
     )

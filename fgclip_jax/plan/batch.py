@@ -23,6 +23,7 @@ class Captions:
     boxes: mean boxes per image, of which a run takes at most its `data.boxes`.
     hard_share: the share of boxes with hard negatives, ten each.
     fill: the share of a packed row that holds tokens.
+    set: mean tokens of a caption of a picture's set.
   """
 
   long: int = 130
@@ -31,9 +32,10 @@ class Captions:
   boxes: float = 3.3
   hard_share: float = 0.025
   fill: float = 0.95
+  set: int = 30
 
   def __post_init__(self):
-    for name in ("long", "short", "region"):
+    for name in ("long", "short", "region", "set"):
       if not 2 <= getattr(self, name) <= 2**20:
         raise ValueError(
           f"--{name}_tokens must lie in 2..{2**20} (start and end of text count), got {getattr(self, name)}"
@@ -53,12 +55,15 @@ def caption_lengths(layout: Layout, images: int, captions: Captions) -> tuple[li
   Where padding is read (`layout.pad_id`) all captions are as long as their tables.
   """
   most = {long: layout.max_length(long) for long in (False, True)}
-  short, region, long = captions.short, captions.region, captions.long
+  short, region, long, of_set = captions.short, captions.region, captions.long, captions.set
   if layout.pad_id is not None:
-    short, region, long = most[False], most[False], most[True]
+    short, region, long, of_set = most[False], most[False], most[True], most[False]
   regions, hard = region_counts(layout, images, captions)
   lengths = [min(short, most[False])] * images + [min(region, most[False])] * (regions + hard * (1 + MAX_NEGATIVES))
-  return lengths, [min(long, most[True])] * (images if layout.long_length else 0)
+  long_lengths = [min(long, most[True])] * (images if layout.reads_long else 0)
+  if layout.long_length is not None and of_set > most[False]:
+    return lengths, long_lengths + [min(of_set, most[True])] * (images * layout.set_size)
+  return lengths + [min(of_set, most[False])] * (images * layout.set_size), long_lengths
 
 
 def region_counts(layout: Layout, images: int, captions: Captions) -> tuple[int, int]:
@@ -91,6 +96,11 @@ def abstract_batch(
     "hard_box": ((images * boxes,), jnp.int32),
     "hard_eot": ((images * boxes, 1 + MAX_NEGATIVES), jnp.int32),
   }
+  if layout.set_size:
+    kinds = {"eot": jnp.int32, "weight": jnp.float32, "id": jnp.int32, "long": jnp.bool_}
+    shapes |= {f"caption_{name}": ((images, layout.set_size), kind) for name, kind in kinds.items()}
+  if layout.caption_ids:
+    shapes |= {key: ((images,), jnp.int32) for key in ("short_caption", "long_caption")}
   if layout.patches:
     del shapes["image"]
     slots, values, most = patch_slots(layout, images), layout.patches.patch_values, layout.patches.budgets[-1]
@@ -124,12 +134,14 @@ def assumed_batch(
     "segment": lay(np.repeat(np.arange(1, len(lengths) + 1), lengths), text, 0),
     "position": lay(within + table, text, 0),
     "short_eot": np.zeros(images, np.int32),
-    "long_eot": np.zeros(images if long else 0, np.int32),
+    "long_eot": np.zeros(images if layout.reads_long else 0, np.int32),
     "region_eot": lay([0] * regions, (images, layout.boxes), -1),
     "hard_eot": lay([0] * (hard * (1 + MAX_NEGATIVES)), (images * layout.boxes, 1 + MAX_NEGATIVES), -1),
     "boxes": np.broadcast_to(np.float32(0), (images, layout.boxes, 4)),
     "image": np.broadcast_to(np.uint8(0), (images, image_size, image_size, 3)),
   }
+  if layout.set_size:
+    shard["caption_eot"] = np.zeros((images, layout.set_size), np.int32)
   if layout.patches:
     most, slots = layout.patches.budgets[-1], patch_slots(layout, images)
     mine = min(round(PATCH_FILL * most), math.prod(slots) // images)

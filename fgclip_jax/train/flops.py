@@ -231,9 +231,9 @@ def count_flops(
     attended = int(np.sum((local + 1) * real, dtype=np.int64))
   else:
     attended = _squares(segment)
-  read = sum(int((batch[key] >= 0).sum()) for key in ("short_eot", "long_eot", "region_eot", "hard_eot"))
+  ends = [batch[f"{name}_eot"] for name in ("short", "long", "region", "hard", "caption") if f"{name}_eot" in batch]
+  read, slots_read = sum(int((end >= 0).sum()) for end in ends), sum(end.size for end in ends)
   project = 2 * config.text.width * config.embedding_width
-  slots_read = sum(batch[key].size for key in ("short_eot", "long_eot", "region_eot", "hard_eot"))
 
   width = config.embedding_width
   useful_losses = executed_losses = 0

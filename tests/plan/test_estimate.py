@@ -31,11 +31,17 @@ def stage(module, **changes):
   return read_config(config, check_data=False)
 
 
-@given(st.integers(1, 40), st.integers(0, 4), st.booleans(), st.booleans())
-def test_the_abstract_batch_is_a_batch(images, boxes, packed, long):
-  layout = Layout(boxes=boxes, packed=packed, long_length=248 if long else None)
+@given(st.integers(1, 40), st.integers(0, 4), st.integers(0, 3), st.booleans(), st.booleans())
+def test_the_abstract_batch_is_a_batch(images, boxes, set_size, packed, long):
+  layout = Layout(boxes, packed=packed, long_length=248 if long else None, set_size=set_size, caption_ids=set_size > 1)
   caption = Caption((1, 2))
-  example = Example(np.zeros((8, 8, 3), np.uint8), caption, dataclasses.replace(caption, long=True) if long else None)
+  example = Example(
+    np.zeros((8, 8, 3), np.uint8),
+    caption,
+    dataclasses.replace(caption, long=True) if long else None,
+    captions=(caption,) * 2,
+    caption_weights=(1.0, 1.0),
+  )
   real = assemble([example] * 2 * images, 2, layout)
   abstract = batches.abstract_batch(layout, 2, images, real["tokens"].shape[1], 8)
   chex.assert_trees_all_equal_shapes(abstract, real)
@@ -57,9 +63,9 @@ def test_batches_of_patches_and_of_padded_texts():
   assert (assumed["patch_slot"] >= 0).sum() == 2 * 3 * 15 and "image" not in assumed
 
 
-@given(st.integers(1, 300), st.integers(0, 4), st.booleans())
-def test_the_assumed_batch_holds_the_assumed_captions(images, boxes, packed):
-  layout = Layout(boxes=boxes, packed=packed)
+@given(st.integers(1, 300), st.integers(0, 4), st.integers(0, 3), st.booleans())
+def test_the_assumed_batch_holds_the_assumed_captions(images, boxes, set_size, packed):
+  layout = Layout(boxes=boxes, packed=packed, set_size=set_size)
   rows = batches.row_budget(layout, images, CAPTIONS)
   batch = batches.assumed_batch(layout, 2, images, rows, 8, CAPTIONS)
   short, long = batches.caption_lengths(layout, images, CAPTIONS)
@@ -70,7 +76,9 @@ def test_the_assumed_batch_holds_the_assumed_captions(images, boxes, packed):
   assert (batch["region_eot"] >= 0).sum() == 2 * round(images * min(boxes, 3.3))
   hard = (batch["hard_eot"] >= 0).sum() // 11
   assert hard == 2 * round(round(images * min(boxes, 3.3)) * 0.025)
-  assert len(short) == images + ((batch["region_eot"] >= 0).sum() + (batch["hard_eot"] >= 0).sum()) // 2
+  regions = ((batch["region_eot"] >= 0).sum() + (batch["hard_eot"] >= 0).sum()) // 2
+  assert len(short) == images * (1 + set_size) + regions and short.count(CAPTIONS.set) == images * set_size
+  assert batch["caption_eot"].shape == (2, images, set_size) if set_size else "caption_eot" not in batch
   assert batch["image"].shape == (2, images, 8, 8, 3)
 
 
@@ -79,6 +87,15 @@ def test_row_budgets():
   assert batches.row_budget(layout, 240, CAPTIONS) == -(-240 * 145 * 100 // (95 * 256))
   assert batches.row_budget(dataclasses.replace(layout, packed=False), 240, CAPTIONS) == 480
   assert batches.row_budget(dataclasses.replace(layout, long_length=None), 240, CAPTIONS) == 15
+  sets = dataclasses.replace(layout, set_size=4)
+  assert batches.row_budget(sets, 240, CAPTIONS) == -(-240 * (145 + 4 * 30) * 100 // (95 * 256))
+  assert batches.row_budget(dataclasses.replace(sets, packed=False), 240, CAPTIONS) == 240 * 6
+  # captions too long for the short table are read by the long one, if there is one
+  longer = dataclasses.replace(CAPTIONS, set=100)
+  assert batches.caption_lengths(sets, 2, longer) == ([15] * 2, [130] * 2 + [100] * 8)
+  assert batches.caption_lengths(dataclasses.replace(sets, long_length=None), 2, longer) == ([15] * 2 + [77] * 8, [])
+  only = dataclasses.replace(sets, long_per_image=False)
+  assert batches.caption_lengths(only, 2, longer) == ([15] * 2, [100] * 8)
 
 
 def make_topology(chip: str, per_slice: int) -> Topology:
