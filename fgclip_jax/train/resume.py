@@ -13,7 +13,7 @@ SAFE_KEYS = (
 # keys that change the run, which can still continue from the same state and position in the data: may change on request
 OVERRIDABLE_KEYS = (
   r"steps|optimizer\.(?!name$|moment_dtype$).*|objective\..*|runtime\.dtype|progressive|patch_dropout"
-  r"|data\.(path|mixture|tokenizer|decode|crop|crop_area|crop_keep|patch_budget|patch_group|squash_small)"
+  r"|data\.(path|mixture|tokenizer|decode|crop|crop_area|crop_keep|patch_budget|patch_group|squash_small|captions\..*)"
 )
 
 

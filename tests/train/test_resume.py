@@ -36,6 +36,7 @@ def test_what_changes_no_number_is_told(change):
     {"data.decode": "exact"},
     {"data.crop": "random"},
     {"data.crop_keep": 0.75},
+    {"data.captions.set_size": 4},
   ],
 )
 def test_what_makes_another_run_of_it_must_be_asked_for(change):
