@@ -129,6 +129,7 @@ class RunConfig:
       patches=data.patch_layout(vision.patch_size, vision.max_patches) if vision.takes_patches else None,
       set_size=set_size,
       long_per_image="long" in needs,
+      caption_ids=self.objective.mask_identical,
     )
 
 
@@ -203,6 +204,7 @@ def read_config(config: ml_collections.ConfigDict, check_data: bool = True) -> R
   as_whole("runtime.unroll", run.runtime.unroll, least=0)
   as_whole("runtime.micro_batches", run.runtime.micro_batches)
   _check_objective(run)
+  _check_captions(run)
   _check_savings(run)
   if check_data:
     _check_data(run.data)
@@ -289,6 +291,21 @@ def _check_objective(run: RunConfig) -> None:
     raise ValueError(f"config.objective.regional_group {group} must divide data.batch_size {run.data.batch_size}")
   if run.objective.needs_regions and run.data.boxes < 1:
     raise ValueError("config.data.boxes must be at least 1: the objective has region terms")
+
+
+def _check_captions(run: RunConfig) -> None:
+  """Sets of captions are read if and only if a term compares them."""
+  set_size, weights = run.data.captions.set_size, run.objective.weights
+  if "captions" in run.objective.needs and not set_size:
+    raise ValueError(
+      "config.objective.caption_set compares captions of sets, of which config.data.captions.set_size takes none: set "
+      "it, e.g. to 4"
+    )
+  if set_size and not any(weights.get(name) for name in ("caption_set", "text_conditioned")):
+    raise ValueError(
+      f"config.data.captions.set_size={set_size} is for captions that no term compares: give a weight to "
+      "config.objective.caption_set, or leave set_size at 0"
+    )
 
 
 def _check_savings(run: RunConfig) -> None:

@@ -89,6 +89,19 @@ def test_stages_without_regions_or_long_text_leave_them_out_of_the_batch(data):
   assert plain.layout().long_length is None
 
 
+def test_captions_of_sets_are_in_the_batch(data):
+  run = read(data, data__captions__set_size=3, data__captions__draw="weighted", objective__caption_set=0.5)
+  assert (run.data.captions.draw, run.data.captions.set_size, run.data.captions.alt_text_share) == ("weighted", 3, None)
+  layout = run.layout()
+  assert layout.set_size == 3 and layout.reads_long and not layout.caption_ids
+  only = {"objective__global_long": 0.0, "objective__mask_identical": True}
+  layout = read(data, data__captions__set_size=3, objective__caption_set=0.5, **only).layout()
+  assert layout.long_length == 248 and not layout.reads_long and layout.caption_ids
+  fine = {"objective__regional": 0.0, "objective__hard_negative": 0.0}
+  plain = read(data, kind="clip", data__captions__set_size=3, objective__caption_set=0.5, **only, **fine).layout()
+  assert plain.set_size == 3 and plain.long_length is None
+
+
 def test_model_changes(data):
   run = read(
     data, model_changes__vision__image_size=64, model_changes__vision__depth=1, model_changes__embedding_width=8
@@ -146,6 +159,19 @@ IMPOSSIBLE = [
   ({"runtime": DELETE}, "config.runtime is missing"),
   ({"data": 3}, "config.data must be a section"),
   ({"mesh": (1, 1, 1)}, "config.mesh must be str"),
+  ({"data__captions": "weighted"}, "config.data.captions must be a section"),
+  (
+    {"data__captions__size": 4},
+    r"unknown keys \['size'\] in config.data.captions; it takes \['alt_text_share', 'draw'",
+  ),
+  ({"data__captions__set_size": "4"}, "config.data.captions.set_size must be int, got '4'"),
+  ({"data__captions__draw": "all"}, "config.data.captions.draw must be one of"),
+  ({"data__captions__sentences": 2}, "config.data.captions.sentences=2 is for captions of the set"),
+  (
+    {"objective__caption_set": 1.0},
+    "config.objective.caption_set compares captions of sets, .*set_size takes none",
+  ),
+  ({"data__captions__set_size": 4}, "config.data.captions.set_size=4 is for captions that no term compares"),
   # types
   ({"optimizer__learning_rate": "1e-3"}, "config.optimizer.learning_rate must be float, got '1e-3'"),
   ({"optimizer__warmup_steps": 1.5}, "config.optimizer.warmup_steps must be int, got 1.5"),

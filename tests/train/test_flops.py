@@ -21,7 +21,7 @@ MODEL = preset("tiny").replace(
 STAGE1 = Objective(regional=0.0, hard_negative=0.0)
 
 
-def make_batch(boxes: int) -> dict[str, np.ndarray]:
+def make_batch(boxes: int, set_size: int = 0) -> dict[str, np.ndarray]:
   rng = np.random.default_rng(0)
 
   def caption(length: int, long: bool = False) -> Caption:
@@ -35,10 +35,12 @@ def make_batch(boxes: int) -> dict[str, np.ndarray]:
       boxes=np.asarray([[0.1, 0.1, 0.5, 0.6]] * boxes, np.float32).reshape(-1, 4),
       regions=tuple(caption(10) for _ in range(boxes)),
       negatives=tuple((caption(10), tuple(caption(10) for _ in range(10))) if k == 0 else None for k in range(boxes)),
+      captions=tuple(caption(30) for _ in range(set_size)),
+      caption_weights=(1.0,) * set_size,
     )
     for _ in range(8)
   ]
-  return assemble(examples, 1, Layout(boxes=boxes))
+  return assemble(examples, 1, Layout(boxes=boxes, set_size=set_size))
 
 
 def xla_flops(objective: Objective, batch, frozen: bool = False, model=MODEL, **savings) -> float:
@@ -53,9 +55,12 @@ def xla_flops(objective: Objective, batch, frozen: bool = False, model=MODEL, **
   return jax.jit(jax.grad(total)).lower(abstract_params(model), batch).compile().cost_analysis()["flops"]
 
 
-@pytest.mark.parametrize(("objective", "boxes"), [(STAGE1, 0), (Objective(), 4)])
-def test_executed_operations_are_those_that_xla_counts(objective, boxes):
-  batch = make_batch(boxes)
+SETS = Objective(regional=0.0, hard_negative=0.0, caption_set=1.0)
+
+
+@pytest.mark.parametrize(("objective", "boxes", "set_size"), [(STAGE1, 0, 0), (Objective(), 4, 0), (SETS, 0, 4)])
+def test_executed_operations_are_those_that_xla_counts(objective, boxes, set_size):
+  batch = make_batch(boxes, set_size)
   # XLA also counts softmax, activations and norms: a few percent in a model this narrow
   ratio = xla_flops(objective, batch) / flops.count_flops(MODEL, objective, batch).executed
   assert 1.0 < ratio < 1.05
