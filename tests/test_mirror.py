@@ -9,6 +9,8 @@ PACKAGE = TESTS.parent / "fgclip_jax"
 # modules that are tested through others: {module: the test file}, without `fgclip_jax/`, `tests/`, `test_` and `.py`
 ELSEWHERE = {
   "__main__": "fgclip",
+  "annotate/servers/prompts_en": "annotate/servers/prompts",
+  "annotate/servers/prompts_zh": "annotate/servers/prompts",
   "data/annotation_fields": "prepare/sources/finehard",
   "data/config": "data/loader",
   "data/rows": "data/packing",

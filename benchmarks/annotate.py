@@ -1,0 +1,33 @@
+"""Measures `python -m fgclip_jax.annotate` and its parts; prints tables in Markdown.
+
+  python benchmarks/annotate.py requests            # the client of model servers: about two minutes
+
+Each subcommand has a file of its own beside this one, which says what it needs.
+"""
+
+import argparse
+import pathlib
+import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+from benchmarks import annotate_requests
+
+COMMANDS = {"requests": annotate_requests}
+
+
+def main(argv: list[str] | None = None) -> int:
+  """The command; returns its exit code."""
+  parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+  commands = parser.add_subparsers(required=True, metavar="COMMAND")
+  for name, module in COMMANDS.items():
+    about = (module.__doc__ or "").partition("\n")[0]
+    command = commands.add_parser(name, help=about, description=module.__doc__)
+    module.add_options(command)
+    command.set_defaults(run=module.run)
+  options = parser.parse_args(argv)
+  return options.run(options)
+
+
+if __name__ == "__main__":
+  sys.exit(main())
