@@ -65,27 +65,28 @@ class Lane:
     self._window += 1
     self._decide()
 
-  def record_busy(self, limited: bool, now: float) -> None:
+  def record_busy(self, limited: bool) -> None:
     """After a response that the server is busy, or none in time; `limited`: it has said so with status 429."""
     self._window += 1
     self._busy += 1
     self._limited += limited
     if self.off:
-      self.turn_off(now)
-    self._decide(now)
+      self.turn_off()
+    self._decide()
 
-  def turn_off(self, now: float) -> None:
+  def turn_off(self) -> None:
     """After a connection that could not be made, or a window without an answer: it is tried again after a while."""
+    now = time.monotonic()
     if not self.off or now >= self.closed_until:
       self.closed_until = now + draw_wait(self._probes)
       self._probes += 1
     self.off = True
 
-  def _decide(self, now: float = 0.0) -> None:
+  def _decide(self) -> None:
     if self._window < max(_WINDOW, int(self.limit)):
       return
     if self._busy == self._window and not self._limited:
-      self.turn_off(now)
+      self.turn_off()
     elif self._busy > _BUSY_SHARE * self._window:
       self.limit = max(float(int(self.limit) // 2), 1.0)
     self._window = self._busy = self._limited = 0
@@ -174,7 +175,7 @@ class Balancer:
     """After a response that the server is busy (`limited`: with status 429), or none in time."""
     with self._changed:
       before = lane.off
-      lane.record_busy(limited, time.monotonic())
+      lane.record_busy(limited)
       self._last_fault = f"{lane.endpoint.address}: {detail}"
     if lane.off and not before:
       self._log_off(lane, detail)
@@ -183,7 +184,7 @@ class Balancer:
     """After a connection that could not be made, or a server that fails at whatever it is asked."""
     with self._changed:
       before = lane.off
-      lane.turn_off(time.monotonic())
+      lane.turn_off()
       self._last_fault = f"{lane.endpoint.address}: {detail}"
     if not before:
       self._log_off(lane, detail)

@@ -25,6 +25,7 @@ from fgclip_jax.annotate.servers.endpoints import (
   LateError,
   LostError,
   OffError,
+  check_key,
   parse_address,
 )
 from fgclip_jax.annotate.servers.faults import Fault, Scope, ServerError
@@ -67,7 +68,7 @@ class Client:
       log: prints a line.
 
     Raises:
-      ValueError: an address or a number cannot be used.
+      ValueError: an address, a number or the key cannot be used.
     """
     addresses = list(dict.fromkeys(map(parse_address, endpoints)))
     if not addresses:
@@ -79,7 +80,7 @@ class Client:
       raise ValueError(f"timeouts must be above 0 and have an end, got {timeout} and {connect_timeout}")
     self.model = model
     self.counts: collections.Counter[str] = collections.Counter()
-    self._key, self._timeout, self._attempts = key, timeout, attempts
+    self._key, self._timeout, self._attempts = key and check_key(key), timeout, attempts
     self._slots = in_flight * len(addresses)
     made = [Endpoint(address, timeout, key, connect_timeout) for address in addresses]
     self._balancer = Balancer(made, in_flight, max(PATIENCE, 3 * timeout) if patience is None else patience, log)
@@ -228,7 +229,7 @@ class Client:
       fault = dataclasses.replace(fault, detail=fault.detail.replace(self._key, "***"))
     if fault.scope is Scope.ENDPOINT:
       self._balancer.record_busy(lane, limited=response.status == 429, detail=fault.detail)
-    else:
+    elif fault.kind != "server_error":  # which says nothing about the server before it is looked into
       self._balancer.record_answer(lane)
     return fault
 
@@ -239,7 +240,7 @@ class Client:
       The fault as it is: the requests are at fault. Or one of the run: the server takes no pictures. Or one of the
       endpoint: it answers nothing.
     """
-    if not self._health.needs_probe(request.key, fault.detail):
+    if not lane.off and not self._health.needs_probe(request.key, fault.detail):
       return fault
     pictures = any(isinstance(message["content"], list) for message in request.messages)
     for picture in (True, False) if pictures else (False,):
@@ -250,9 +251,11 @@ class Client:
         detail = f"{fault.detail}: it answers without a picture, and never with one; serve a model that takes pictures"
         return Fault(Scope.RUN, fault.kind, detail)
       if isinstance(found, bytes):
+        self._health.record_probe(good=True)
         return fault
+    self._health.record_probe(good=False)
     self._balancer.turn_off(lane, fault.detail)
-    return Fault(Scope.ENDPOINT, "server_busy", fault.detail)
+    return Fault(Scope.ENDPOINT, fault.kind, fault.detail)
 
   def _count(self, kind: str) -> None:
     with self._lock:

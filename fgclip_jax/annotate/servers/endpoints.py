@@ -8,6 +8,7 @@ import dataclasses
 import email.message
 import http.client
 import os
+import re
 import select
 import socket
 import ssl
@@ -65,7 +66,7 @@ def parse_address(url: str) -> Address:
   """
   parts = urllib.parse.urlsplit(url.strip())
   shown = repr(url) if "@" not in url else f"an address at {parts.hostname!r}"
-  if parts.scheme not in ("http", "https") or not parts.hostname:
+  if parts.scheme not in ("http", "https") or not re.fullmatch(r"[^\s/]+", parts.hostname or ""):
     raise ValueError(f"endpoint {shown} needs the form http://HOST:PORT/v1 or https://HOST/v1")
   if "@" in parts.netloc:
     raise ValueError(f"endpoint {shown} holds a password: leave it out and set OPENAI_API_KEY or --api_key_file")
@@ -89,13 +90,22 @@ def read_key(path: str | None = None) -> str:
     RecordError, OSError: the file cannot be read.
   """
   if path is None:
-    place, key = "OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", "").strip()
+    place, key = "the key in OPENAI_API_KEY", os.environ.get("OPENAI_API_KEY", "").strip()
     if not key:
       return ""
   else:
-    place, key = f"the first line of {path!r}", next(texts.lines(path), "").strip()
+    place, key = f"the key in the first line of {path!r}", next(texts.lines(path), "").strip()
+  return check_key(key, place)
+
+
+def check_key(key: str, place: str = "the API key") -> str:
+  """Returns an API key that can stand in a header.
+
+  Raises:
+    ValueError: it cannot; the key is not repeated in the message.
+  """
   if not key or not key.isascii() or not key.isprintable() or " " in key:
-    raise ValueError(f"{place} must be an API key: printable ASCII characters without spaces")
+    raise ValueError(f"{place} must be printable ASCII characters without spaces")
   return key
 
 

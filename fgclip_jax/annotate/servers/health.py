@@ -47,19 +47,18 @@ class Health:
     return f"; {count} requests in a row have failed like this; {_HINTS[kind]}" if count >= IN_A_ROW else ""
 
   def needs_probe(self, key: str, detail: str) -> bool:
-    """After a response with status 500: whether enough requests have had the same one to suspect the server.
-
-    A probe that succeeds raises the number that is enough.
-    """
+    """After a response with status 500: whether enough requests have had the same one to suspect the server."""
     same = re.sub(r"\d+", "#", detail)
     with self._lock:
       failed = self._errors.setdefault(same, set())
       failed.add(key)
-      if len(failed) < self._probe_after:
-        return False
+      return len(failed) >= self._probe_after
+
+  def record_probe(self, good: bool) -> None:
+    """After a probe; a good one raises the number of requests that is enough for the next."""
+    with self._lock:
       self._errors.clear()
-      self._probe_after *= 4
-      return True
+      self._probe_after *= 4 if good else 1
 
 
 def make_probe(model: str, picture: bool) -> dict[str, Any]:

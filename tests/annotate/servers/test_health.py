@@ -21,6 +21,9 @@ def test_the_same_status_500_for_three_requests():
   assert not health.needs_probe("b", "slot 2 failed")
   health.record_answer()
   assert [health.needs_probe(key, "slot 3 failed") for key in "abc"] == [False, False, True]
+  health.record_probe(good=False)
+  assert [health.needs_probe(key, "slot 3 failed") for key in "abc"] == [False, False, True]
+  health.record_probe(good=True)
   assert [health.needs_probe(f"{n}", "slot 3 failed") for n in range(12)] == [False] * 11 + [True]
 
 
