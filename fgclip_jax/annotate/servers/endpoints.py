@@ -66,7 +66,8 @@ def parse_address(url: str) -> Address:
   """
   parts = urllib.parse.urlsplit(url.strip())
   shown = repr(url) if "@" not in url else f"an address at {parts.hostname!r}"
-  if parts.scheme not in ("http", "https") or not re.fullmatch(r"[^\s/]+", parts.hostname or ""):
+  host = parts.hostname or ""
+  if parts.scheme not in ("http", "https") or not re.fullmatch(r"[^\s/]+", host):
     raise ValueError(f"endpoint {shown} needs the form http://HOST:PORT/v1 or https://HOST/v1")
   if "@" in parts.netloc:
     raise ValueError(f"endpoint {shown} holds a password: leave it out and set OPENAI_API_KEY or --api_key_file")
@@ -74,12 +75,12 @@ def parse_address(url: str) -> Address:
     raise ValueError(f"endpoint {shown} ends in a query: leave it out")
   try:
     port = parts.port
-    parts.hostname.encode("idna")
+    host.encode("idna")
   except ValueError as error:
     raise ValueError(f"endpoint {shown}: {error}") from error
   path = urllib.parse.quote(parts.path.rstrip("/").removesuffix("/chat/completions"), safe="/%")
   secure = parts.scheme == "https"
-  return Address(secure, parts.hostname, port or (443 if secure else 80), path)
+  return Address(secure, host, port or (443 if secure else 80), path)
 
 
 def read_key(path: str | None = None) -> str:
