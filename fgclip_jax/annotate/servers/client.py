@@ -201,7 +201,7 @@ class Client:
       attempt += outcome.scope in (Scope.ATTEMPT, Scope.ITEM)
       losses += outcome.scope is Scope.LOST
       if outcome.scope is Scope.ITEM or attempt >= self._attempts or losses >= _LOSSES:
-        return Failure(request.key, outcome.kind, outcome.detail, attempt, tuple(retried), outcome.raw)
+        return Failure(request.key, outcome.kind, outcome.detail, max(attempt, 1), tuple(retried), outcome.raw)
       retried.append(outcome.kind)
       if outcome.scope is Scope.ATTEMPT:
         note = "" if outcome.kind in _NOT_TOLD else _describe(outcome, request)
