@@ -298,7 +298,8 @@ def test_errors_of_the_caller_come_through():
   ("options", "message"),
   [
     ({"in_flight": 0}, "in_flight must be"),
-    ({"timeout": 0}, "timeouts must be"),
+    ({"timeout": 0.0}, "timeouts must be"),
+    ({"key": "sk 1\n"}, "the API key must be"),
     ({"timeout": float("inf")}, "timeouts"),
   ],
 )
