@@ -256,13 +256,13 @@ PRESETS: dict[str, ModelConfig] = {
     embedding_width=128,
   ),
   "scenes2": ModelConfig(
-    vision=NaflexVisionConfig(128, 4, 4, 512, patch_size=8, position_grid=8, max_patches=96, dense_head=True),
+    vision=NaflexVisionConfig(128, 4, 4, 512, patch_size=8, position_grid=8, max_patches=64, dense_head=True),
     text=SiglipTextConfig(
       128, 3, 4, 512, vocab_size=49408, short_length=16, long_length=32, end_id=END_ID, tokenizer="clip_padded"
     ),
     embedding_width=128,
-    temperature_init=math.log(10),
-    logit_bias=-math.log(64),  # one pair in 64 of its batch is true; a bias hardly moves in its few steps
+    temperature_init=math.log(20),
+    logit_bias=-math.log(64),  # one pair in 64 of its batch is true
   ),
   # for tests: these compile in a moment
   "tiny": ModelConfig(
