@@ -53,6 +53,7 @@ ELSEWHERE = {
   "prepare/sources/coco": "prepare/sources/joins",
   "prepare/sources/flickr30k": "prepare/sources/joins",
   "prepare/sources/known_forms": "prepare/sources/caption_files",
+  "prepare/sources/scene_captions": "prepare/sources/scenes",
   "prepare/sources/scene_shapes": "prepare/sources/scenes",
   "prepare/sources/visual_genome": "prepare/sources/joins",
   "prepare/verify": "prepare/prepare",

@@ -65,11 +65,6 @@ def check_one_line(name: str, field: str) -> None:
     raise RecordError("id_of_several_lines", field, f"{name!r:.200} would not be one line of a list of ids")
 
 
-def captions_unused(count: int, field: str) -> RecordError:
-  """The note on a record with several captions."""
-  return RecordError("captions_unused", field, f"{count} captions, of which the first is taken")
-
-
 def check_path(path: str, field: str) -> str:
   """Returns a relative path in its simplest form, or raises `RecordError` of kind `path_outside`."""
   simple = posixpath.normpath(path)
@@ -119,8 +114,11 @@ def get_list(value: object, field: str, name: str, report: Report, scope: Scope)
   return value if isinstance(value, list) else []
 
 
-def keep_negatives(values: list, positive: str, field: str, limit: int, report: Report) -> tuple[str, ...]:
-  """Keeps the first `limit` usable negatives; reports those that are no text, empty or equal to the positive."""
+def keep_negatives(values: list, positive: str, field: str, usual: int, report: Report) -> tuple[str, ...]:
+  """Keeps the usable negatives; reports those that are no text, empty or equal to the positive.
+
+  More or fewer than the `usual` number, which training has room for, are worth a note.
+  """
   kept = []
   for index, value in enumerate(values):
     try:
@@ -134,11 +132,12 @@ def keep_negatives(values: list, positive: str, field: str, limit: int, report: 
       kept.append(value)
     except RecordError as error:
       report("negative", error)
-  if len(kept) > limit:
-    report("note", RecordError("negatives_over_10", field, f"{len(kept)} negatives; the first {limit} are kept"))
-  elif 0 < len(kept) < limit:
+  if len(kept) > usual:
+    message = f"{len(kept)} negatives, all kept; the usual setting trains on the first {usual}"
+    report("note", RecordError("negatives_over_10", field, message))
+  elif 0 < len(kept) < usual:
     report("note", RecordError("negatives_under_10", field, f"{len(kept)} negatives"))
-  return tuple(kept[:limit])
+  return tuple(kept)
 
 
 def note_region_count(count: int, field: str, report: Report) -> None:

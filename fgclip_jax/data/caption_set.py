@@ -59,6 +59,11 @@ def reduce(captions: Iterable[Caption], short: str, long: str = "") -> tuple[Cap
   return () if captions == plain(short, long) else captions
 
 
+def texts(captions: Iterable[Caption], kind: Kind) -> tuple[str, ...]:
+  """The texts of one kind."""
+  return tuple(caption.text for caption in captions if caption.kind == kind)
+
+
 def merge(captions: Iterable[Caption]) -> tuple[Caption, ...]:
   """The captions without those that say nothing new: the same text of the same kind, of which no more is known."""
   kept: dict[object, Caption] = {}
@@ -78,20 +83,20 @@ def make(values: Mapping[str, object], field: str) -> Caption:
     RecordError: kinds `caption_wrong_type`, `caption_not_unicode`, `caption_empty`, `caption_kind_unknown` and
       `caption_weight_wrong`; its field names the value, as `FIELD.weight`.
   """
-  texts: dict[str, str] = {}
+  found: dict[str, str] = {}
   for name in ("text", "language", "source"):
     value = values.get(name, None if name == "text" else "")
     if not isinstance(value, str):
       raise RecordError("caption_wrong_type", f"{field}.{name}", f"must be text, got {value!r:.80}")
     check_unicode(value, "caption", f"{field}.{name}")
-    texts[name] = value
-  if not texts["text"].strip():
+    found[name] = value
+  if not found["text"].strip():
     raise RecordError("caption_empty", f"{field}.text", "is empty")
   wanted = values.get("kind", "short")
   kind: Kind | None = next((each for each in KINDS if each == wanted), None)
   if kind is None:
     raise RecordError("caption_kind_unknown", f"{field}.kind", f"must be short or long, got {wanted!r:.80}")
-  return Caption(**texts, kind=kind, weight=_to_float32(values.get("weight", 1.0), f"{field}.weight"))
+  return Caption(**found, kind=kind, weight=_to_float32(values.get("weight", 1.0), f"{field}.weight"))
 
 
 def _to_float32(weight: object, field: str) -> float:
@@ -163,8 +168,7 @@ def write(feature: Any, further: Further) -> None:
     _write(feature, "region/caption", [caption for captions in further.region_captions for caption in captions])
   if any(further.negatives):
     feature["region/more_negative_count"].int64_list.value.extend(map(len, further.negatives))
-    texts = [text.encode() for negatives in further.negatives for text in negatives]
-    feature[_MORE].bytes_list.value.extend(texts)
+    feature[_MORE].bytes_list.value.extend(text.encode() for texts in further.negatives for text in texts)
 
 
 def read(feature: Any, regions: int) -> Further:
@@ -176,14 +180,14 @@ def read(feature: Any, regions: int) -> Further:
   if not any(f"{prefix}caption/text" in feature for prefix in ("", "region/")) and _MORE not in feature:
     return Further()
   captions, in_regions = (_read(feature, f"{prefix}caption") for prefix in ("", "region/"))
-  texts = [text.decode() for text in feature[_MORE].bytes_list.value]
+  more = [text.decode() for text in feature[_MORE].bytes_list.value]
 
   def parts(values: Sequence, name: str) -> tuple[tuple, ...]:
     counts = feature[name].int64_list.value[:]
     # TensorFlow Datasets writes fields that are empty, too
     return split(values, counts, regions, name) if values or counts else ()
 
-  return Further(captions, parts(in_regions, "region/caption_count"), parts(texts, "region/more_negative_count"))
+  return Further(captions, parts(in_regions, "region/caption_count"), parts(more, "region/more_negative_count"))
 
 
 def _write(feature: Any, prefix: str, captions: Sequence[Caption]) -> None:

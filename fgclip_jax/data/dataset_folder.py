@@ -4,9 +4,11 @@
 |---|---|
 | `features.json` | the schema of a record, for TensorFlow Datasets |
 | `dataset_info.json` | name, version, splits, records of each shard; also read by TensorFlow Datasets |
-| `info.json` | the data set's own facts: the tokenizer of its token ids, where its splits come from |
+| `info.json` | the data set's own facts: the tokenizer of its token ids, where its splits come from, `record_version` |
 | `checksums.json` | of each shard its size in bytes and its SHA-256 |
 | `index/` | where records stand in shards, for reading from object storage (`remote.py`) |
+
+`record_version` is 2 where records may hold sets of captions, or more than ten negatives; where it is absent, it is 1.
 
 `tfds.builder_from_directory(FOLDER).as_data_source(split)` reads such a folder without TensorFlow, and
 `tfds.data_source(NAME, data_dir=ROOT)` one that lies at `ROOT/NAME/1.0.0` and has a name in lower case.
@@ -27,6 +29,7 @@ from fgclip_jax.storage.errors import first_line
 from fgclip_jax.storage.skip_report import printable
 
 VERSION = "1.0.0"  # of the records' schema, as TensorFlow Datasets count versions
+RECORD_VERSION = 2  # the newest that is read and written here
 INFO, DATASET_INFO, CHECKSUMS = "info.json", "dataset_info.json", "checksums.json"
 _MAX_BYTES = 64 << 20  # of such a file
 _DESCRIPTION = "Images with short and long captions, and regions with captions and hard negatives, for FG-CLIP."
@@ -96,6 +99,26 @@ def read_facts(folder: str, split: str) -> Facts:
   if not isinstance(languages, dict):
     raise ValueError(f"{paths.join(folder, INFO)} is damaged (languages of split {split!r}); run `prepare` again")
   return Facts(own.get("tokenizer", info.get("tokenizer")), tuple(sorted(languages)))
+
+
+def check_version(folder: str) -> int:
+  """Returns the version of a folder's records: 1, or 2 where they may hold sets of captions.
+
+  Raises:
+    ValueError: this program is too old to read them, or `info.json` is damaged.
+  """
+  version = read_info(folder).get("record_version", 1)
+  if not isinstance(version, int) or isinstance(version, bool) or version < 1:
+    raise ValueError(
+      f"{paths.join(folder, INFO)} is damaged (record_version must be a number from 1, got {version!r:.80}); "
+      "run `prepare` again"
+    )
+  if version > RECORD_VERSION:
+    raise ValueError(
+      f"{folder!r} holds records of version {version}, this program reads up to {RECORD_VERSION}: "
+      "update fgclip_jax, or run its own `prepare` again"
+    )
+  return version
 
 
 def write_info(folder: str, info: dict[str, Any]) -> None:
@@ -298,7 +321,7 @@ def find_shards(folder: str, split: str) -> list[str]:
 
   Raises:
     FileNotFoundError: no such folder or no shard of that split (the message lists the splits there are).
-    ValueError: a shard of the set is missing.
+    ValueError: a shard of the set is missing, or its records are newer than this program.
   """
   if not paths.is_folder(folder):
     there, command = _what_is_there(folder)
@@ -324,4 +347,5 @@ def find_shards(folder: str, split: str) -> list[str]:
   missing = sorted(set(range(count)) - set(indices))
   if missing:
     raise ValueError(f"{folder!r}, split {split!r}: shards {missing} of {count} are missing; run `prepare` again")
+  check_version(folder)
   return [shard_path(folder, name, split, index, count) for index in range(count)]

@@ -13,6 +13,8 @@
 | `region_twice` | region | it has the box and captions of another region; of the two, the one with negatives stays |
 | `negative_equals_positive` | negative | it equals the positive, except for case, spaces and a final dot |
 | `negative_twice` | negative | it equals an earlier negative in the same way |
+
+Of a set of captions only the useless ones are left out, counted as an annotation.
 """
 
 import dataclasses
@@ -22,6 +24,8 @@ import re
 import unicodedata
 from typing import Literal
 
+from fgclip_jax.data import caption_set
+from fgclip_jax.data.caption_set import Caption
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.prepare.duplicates import MAX_BITS
 from fgclip_jax.storage.errors import RecordError
@@ -92,9 +96,25 @@ def check(record: Record, size: tuple[int, int] | None, checks: Checks, report: 
     check_caption(record.long, "long")
   if checks.language:
     _check_language(record, checks.language)
+  if record.captions:
+    captions = _check_set(record.captions, "captions", report)
+    record = dataclasses.replace(record, captions=caption_set.reduce(captions, record.short, record.long))
   if not record.regions:
     return record
   return dataclasses.replace(record, regions=_check_regions(record.regions, report))
+
+
+def _check_set(captions: tuple[Caption, ...], field: str, report: Report) -> list[Caption]:
+  """The captions of a set that have content and that a record can hold."""
+  kept = []
+  for number, caption in enumerate(captions):
+    try:
+      checked = caption_set.make(vars(caption), f"{field}[{number}]")
+      check_caption(checked.text, f"{field}[{number}].text")
+      kept.append(checked)
+    except RecordError as error:
+      report("annotation", error)
+  return kept
 
 
 def check_caption(text: str, field: str, kind: str = "caption") -> None:
@@ -178,7 +198,10 @@ def _check_regions(regions: tuple[Region, ...], report: Report) -> tuple[Region,
       continue
     if region.negatives:
       region = dataclasses.replace(region, negatives=_check_negatives(region, f"{field}.negatives", report))
-    key = (region.box, normalize(region.short), normalize(region.long))
+    if region.captions:
+      captions = _check_set(region.captions, f"{field}.captions", report)
+      region = dataclasses.replace(region, captions=caption_set.reduce(captions, region.short, region.long))
+    key = (region.box, normalize(region.short), normalize(region.long), region.captions)
     earlier = kept.get(key)
     if earlier:
       report("region", RecordError("region_twice", field, f"has box and captions of regions[{earlier[0]}]"))

@@ -21,6 +21,8 @@ OUTPUT/report-SPLIT.json; report-SPLIT.html also shows histograms and samples. A
 same command run again keeps the finished shards.
 """
 
+JOINED = "annotations.json"  # in the folder of tables: marks joined annotations as whole
+
 
 def language_code(text: str) -> str:
   """A language's code, such as `zh` or `pt-BR`, as argparse's type."""
@@ -118,8 +120,11 @@ def make_engine(options: argparse.Namespace) -> int | Engine:
 
 
 def tables_folder(options: argparse.Namespace) -> str:
-  """Returns the folder of a split's lookup tables."""
-  return paths.join(options.output, ".prepare", f"{options.split}-tables")
+  """Returns the folder of a split's lookup tables; with --overwrite, annotations are joined again."""
+  folder = paths.join(options.output, ".prepare", f"{options.split}-tables")
+  if options.overwrite:  # an earlier version may have joined less
+    paths.remove(paths.join(folder, JOINED))
+  return folder
 
 
 def convert(options: argparse.Namespace, source: Source) -> None:
@@ -156,6 +161,11 @@ def convert(options: argparse.Namespace, source: Source) -> None:
     f"Wrote split {job.split!r} to {job.output}: {stats.records:,} of {stats.read:,} records ({left_out:,} left out), "
     f"{stats.image_bytes / 1e6:,.1f} MB of images, {stats.long_captions:,} long captions, {stats.regions:,} regions, "
     f"{stats.regions_with_negatives:,} of them with hard negatives ({stats.negatives:,})"
+    + (
+      f", {stats.captions + stats.region_captions:,} captions in sets"
+      if stats.captions or stats.region_captions
+      else ""
+    )
   )
   print(f"Report: {paths.join(job.output, f'report-{job.split}.html')} (and .json; samples: .jpg)")
   if left_out:

@@ -35,6 +35,7 @@ def run(options: argparse.Namespace) -> None:
   from fgclip_jax.prepare import job, report
   from fgclip_jax.prepare.stats import DatasetStats
   from fgclip_jax.storage import paths
+  from fgclip_jax.storage.skip_report import printable
 
   records = shards.Records(options.folder, options.split)
   for damage in records.damage:
@@ -46,7 +47,8 @@ def run(options: argparse.Namespace) -> None:
   try:
     if made := job.load_json(path):
       facts = made["arguments"] | made["created_with"] | {"files": len(made["arguments"]["files"])}
-      before = DatasetStats.from_json({key: value for key, value in made.items() if key in DatasetStats().to_json()})
+      fields = {field.name for field in dataclasses.fields(DatasetStats)}
+      before = DatasetStats.from_json({key: value for key, value in made.items() if key in fields})
       found = dataclasses.replace(found, duplicates=before.duplicates)
       for skip, count in before.findings.firsts():
         if skip.kind not in found.findings.counts:
@@ -62,6 +64,9 @@ def run(options: argparse.Namespace) -> None:
   print(
     "Holds " + ", ".join(f"{value:,} {key.replace('_', ' ')}" for key, value in found.counts.items() if key != "read")
   )
+  if found.sources:
+    named = sorted(found.sources.items(), key=lambda item: (-item[1], item[0]))
+    print("Captions by source: " + ", ".join(f"{printable(source)} {count:,}" for source, count in named))
   name = dataset_folder.read_name(options.folder) or options.folder
   page = options.output or f"inspect-{options.split}.html"
   sheet = report.write_page(page, records, name, options.split, found, facts, options.samples, options.seed)

@@ -337,9 +337,12 @@ def _finish(job: Job, plan: dict, total: DatasetStats, shards: list[dataset_fold
       for other in sources.values():  # of the other splits, which it named until now
         other.setdefault("tokenizer", before)
     info["tokenizer"] = tokenizer
+    if total.has_sets:
+      info["record_version"] = dataset_folder.RECORD_VERSION
     sources[job.split] = {
       "form": job.source.form,
       **({"languages": total.all_languages} if total.languages else {}),
+      **({"caption_sources": total.sources} if total.sources else {}),
       **job.source.arguments(),
       "files": len(job.source.files),
       "created_with": summary["created_with"],

@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from PIL import Image
 
 from fgclip_jax.data import record
+from fgclip_jax.data.caption_set import Caption
 from fgclip_jax.data.shards import Records
 from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare.stats import SCOPE_NAMES, TITLES, DatasetStats, Histogram, Histograms, format_example
@@ -103,6 +104,7 @@ def format_page(name: str, split: str, stats: DatasetStats, samples: Sequence[Sa
   """Formats the page as HTML; its images are part of it. For the arguments see `write_page`."""
   title = html.escape(f"{name}, split {split}")
   rows = "".join(_row(key.replace("_", " "), f"{value:,}") for key, value in stats.counts.items())
+  rows += "".join(_row(f"captions of source {source}", f"{value:,}") for source, value in stats.sources.items())
   others = "".join(
     f"<tr><td>{html.escape(key)}</td><td>{html.escape(str(value))}</td></tr>" for key, value in facts.items()
   )
@@ -195,18 +197,36 @@ def _figure(sample: Sample) -> str:
     parts.append(f"<p>{html.escape(found.short)}</p>")
     if found.long:
       parts.append(f'<p class="note">{html.escape(found.long)}</p>')
+    parts.append(_captions(found.captions))
     entries = []
     for index, region in enumerate(found.regions):
       long = f' <span class="note">{html.escape(region.long)}</span>' if region.long else ""
       negatives = "".join(f"<li>{html.escape(text)}</li>" for text in region.negatives)
       more = f"<details><summary>{len(region.negatives)} negatives</summary><ul>{negatives}</ul></details>"
       colour = COLOURS[index % len(COLOURS)] if index < contact_sheet.MAX_REGIONS else "#777"
-      more = more if negatives else ""
+      more = _captions(region.captions) + (more if negatives else "")
       entries.append(f'<li><b style="color:{colour}">{html.escape(region.short)}</b>{long}{more}</li>')
     parts.append(f"<ol>{''.join(entries)}</ol>")
   identity = f"{found.id}: {sample.place}" if found else sample.place
   parts.append(f'<p class="note">{html.escape(identity)}</p></figcaption>')
   return f"<figure>{''.join(parts)}</figure>"
+
+
+def _captions(captions: Sequence[Caption]) -> str:
+  """A set of captions, folded; empty if there is none."""
+  if not captions:
+    return ""
+  rows = []
+  for caption in captions:
+    facts = [
+      caption.kind,
+      caption.language,
+      caption.source,
+      "" if caption.weight == 1 else f"weight {caption.weight:g}",
+    ]
+    note = html.escape(", ".join(filter(None, facts)))
+    rows.append(f'<li>{html.escape(caption.text)} <span class="note">{note}</span></li>')
+  return f"<details><summary>{len(captions)} captions</summary><ul>{''.join(rows)}</ul></details>"
 
 
 def encode_jpeg(picture: Image.Image) -> bytes:

@@ -15,7 +15,15 @@ from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Scope, Skip, SkipReport
 
 SCOPE_NAMES = {"file": "rest of file", "note": "nothing"}  # of scopes that are not called what is left out
-_NOT_COUNTS = ("findings", "duplicates", "histograms", "languages")  # attributes of `DatasetStats` that are no counts
+_NOT_COUNTS = (
+  "findings",
+  "duplicates",
+  "histograms",
+  "languages",
+  "sources",
+)  # attributes of `DatasetStats` that are no counts
+_OF_SETS = ("captions", "region_captions")
+_MAX_SOURCES = 100  # of captions, which are counted by name
 
 Number = int | float
 _SHORT = (*range(0, 79, 3), 96, 128, 192, 249, math.inf)
@@ -30,7 +38,9 @@ EDGES: dict[str, tuple[Number, ...]] = {
   "region_long_caption_tokens": _SHORT,
   "negative_tokens": _SHORT,
   "boxes_per_image": (0, 1, 2, 3, 4, 5, 6, 8, 10, 15, 20, 50, math.inf),
-  "negatives_per_box": tuple(range(MAX_NEGATIVES + 2)),
+  "negatives_per_box": (*range(MAX_NEGATIVES + 2), 13, 16, 21, 31, 51, math.inf),
+  "captions_per_image": (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 21, 51, math.inf),
+  "captions_per_box": (1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 16, 21, 51, math.inf),
   "box_area": (0, 0.0001, 0.001, 0.0025, 0.005, *_SHARES[1:]),
   "box_width": _SHARES,
   "box_height": _SHARES,
@@ -47,6 +57,8 @@ TITLES = {
   "negative_tokens": "hard negatives: tokens (the tower reads 77)",
   "boxes_per_image": "boxes of an image",
   "negatives_per_box": "hard negatives of a box",
+  "captions_per_image": "sets of captions: captions of an image",
+  "captions_per_box": "sets of captions: captions of a box",
   "box_area": "boxes: share of the image's area",
   "box_width": "boxes: share of the image's width",
   "box_height": "boxes: share of the image's height",
@@ -160,7 +172,12 @@ class Histograms(dict[str, Histogram]):
   def from_json(cls, data: dict) -> "Histograms":
     """Reads what `to_json` returned."""
     histograms = cls()
-    histograms.update((name, Histogram.from_json(value)) for name, value in data.items())
+    for name, value in data.items():
+      found = Histogram.from_json(value)
+      if found.edges != (edges := EDGES.get(name, found.edges)) and found.edges == edges[: len(found.edges)]:
+        # an earlier version's bins end where values did; those that came since are empty
+        found = dataclasses.replace(found, edges=edges, counts=found.counts + [0] * (len(edges) - len(found.edges)))
+      histograms[name] = found
     return histograms
 
 
@@ -174,8 +191,12 @@ def _measure(record: Record) -> Iterator[tuple[str, Number]]:
     ("negative_tokens", itertools.chain.from_iterable(tokens.negatives)),
   ):
     yield from ((name, len(ids)) for ids in texts if ids)
+  if record.captions:
+    yield "captions_per_image", len(record.captions)
   yield "boxes_per_image", len(record.regions)
   for region in record.regions:
+    if region.captions:
+      yield "captions_per_box", len(region.captions)
     yield "negatives_per_box", len(region.negatives)
     x1, y1, x2, y2 = region.box
     yield from (("box_area", (x2 - x1) * (y2 - y1)), ("box_width", x2 - x1), ("box_height", y2 - y1))
@@ -196,6 +217,8 @@ class DatasetStats:
     duplicates: images that come twice and were kept.
     histograms: the histograms of what was written.
     languages: the records of each language, by its code; empty where no record names one.
+    captions, region_captions: the captions in sets, of images and of regions.
+    sources: the captions in sets of each source, by its name, of those that name one; at most `_MAX_SOURCES` names.
   """
 
   read: int = 0
@@ -209,6 +232,9 @@ class DatasetStats:
   duplicates: SkipReport = dataclasses.field(default_factory=SkipReport)
   histograms: Histograms = dataclasses.field(default_factory=Histograms)
   languages: dict[str, int] = dataclasses.field(default_factory=dict)
+  captions: int = 0
+  region_captions: int = 0
+  sources: dict[str, int] = dataclasses.field(default_factory=dict)
 
   def add_record(self, record: Record) -> None:
     """Counts a record that was written."""
@@ -219,7 +245,12 @@ class DatasetStats:
     self.negatives += sum(len(region.negatives) for region in record.regions)
     self.image_bytes += len(record.image)
     if record.language:
-      self._add_language(record.language, 1)
+      self.languages[record.language] = self.languages.get(record.language, 0) + 1
+    self.captions += len(record.captions)
+    self.region_captions += sum(len(region.captions) for region in record.regions)
+    for caption in itertools.chain(record.captions, *(region.captions for region in record.regions)):
+      if caption.source:
+        self._add_source(caption.source, 1)
     self.histograms.add_record(record)
 
   def add_finding(self, scope: Scope, error: RecordError, file: str, record: int, count: int = 1) -> None:
@@ -238,10 +269,19 @@ class DatasetStats:
     self.duplicates.merge(later.duplicates)
     self.histograms.merge(later.histograms)
     for language, count in later.languages.items():
-      self._add_language(language, count)
+      self.languages[language] = self.languages.get(language, 0) + count
+    for source, count in later.sources.items():
+      self._add_source(source, count)
 
-  def _add_language(self, language: str, count: int) -> None:
-    self.languages[language] = self.languages.get(language, 0) + count
+  def _add_source(self, source: str, count: int) -> None:
+    if source not in self.sources and len(self.sources) >= _MAX_SOURCES:
+      source = "others"  # a data set may name a source for each caption
+    self.sources[source] = self.sources.get(source, 0) + count
+
+  @property
+  def has_sets(self) -> bool:
+    """Whether a record holds what those of version 1 cannot: a set of captions, or more than ten negatives."""
+    return bool(self.captions or self.region_captions or self.histograms["negatives_per_box"].high > MAX_NEGATIVES)
 
   @property
   def all_languages(self) -> dict[str, int]:
@@ -252,9 +292,9 @@ class DatasetStats:
 
   @property
   def counts(self) -> dict[str, int]:
-    """The counts of what was read and written."""
-    names = (field.name for field in dataclasses.fields(self) if field.name not in _NOT_COUNTS)
-    return {name: getattr(self, name) for name in names}
+    """The counts of what was read and written; of sets only where there are any."""
+    names = [field.name for field in dataclasses.fields(self) if field.name not in _NOT_COUNTS]
+    return {name: count for name in names if (count := getattr(self, name)) or name not in _OF_SETS}
 
   @property
   def sorted_findings(self) -> list[tuple[Skip, int]]:
@@ -271,8 +311,8 @@ class DatasetStats:
     """Returns a JSON object, which `from_json` reads."""
     findings, duplicates = _skips_to_json(self.findings), _skips_to_json(self.duplicates)
     histograms = self.histograms.to_json()
-    languages = {"languages": self.languages} if self.languages else {}
-    return {**self.counts, "findings": findings, "duplicates": duplicates, "histograms": histograms, **languages}
+    named = {name: value for name in ("languages", "sources") if (value := getattr(self, name))}
+    return {**self.counts, "findings": findings, "duplicates": duplicates, "histograms": histograms, **named}
 
   @classmethod
   def from_json(cls, data: dict) -> "DatasetStats":

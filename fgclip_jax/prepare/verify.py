@@ -25,6 +25,7 @@ def run(options: argparse.Namespace) -> None:
   from fgclip_jax.data import dataset_folder
   from fgclip_jax.storage import workers
 
+  version = dataset_folder.check_version(options.folder)
   sums = dataset_folder.read_checksums(options.folder)
   if not sums:
     raise FileNotFoundError(
@@ -38,3 +39,20 @@ def run(options: argparse.Namespace) -> None:
   if faults:
     raise ValueError("\n".join([f"{len(faults)} of {len(sums)} shards are not as they were written:", *faults]))
   print(f"All {len(sums)} shards of {options.folder} ({size / 1e6:,.1f} MB) are as they were written.")
+  if version > 1:
+    print(f"Records are of version {version}: they may hold sets of captions.{_describe_sets(options.folder)}")
+
+
+def _describe_sets(folder: str) -> str:
+  """What is known of each split's sets."""
+  from fgclip_jax.data import dataset_folder
+
+  sources = dataset_folder.read_info(folder).get("sources")
+  found = []
+  for split, facts in sources.items() if isinstance(sources, dict) else ():
+    counts = facts.get("counts") if isinstance(facts, dict) else None
+    counts = counts if isinstance(counts, dict) else {}
+    of_images, of_regions = (counts.get(name, 0) for name in ("captions", "region_captions"))
+    if of_images or of_regions:
+      found.append(f"{split} has {of_images:,} captions of images and {of_regions:,} of regions in sets")
+  return f" {'; '.join(found)}." if found else ""

@@ -260,3 +260,22 @@ def test_pipes_and_devices_under_the_names_of_shards_are_named(tmp_path, capsys,
   last.symlink_to("/dev/zero")
   assert prepare.main(["inspect", ".", "--workers", "1"]) == 1
   assert "shard_lost" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("version", [None, 0, -1, 1.5, "2", True, [2]])
+def test_a_version_that_is_none_is_damage(tmp_path, version):
+  dataset_folder.write_info(str(tmp_path), {"record_version": version})
+  with pytest.raises(ValueError, match="info.json is damaged.*record_version.*run `prepare` again"):
+    dataset_folder.check_version(str(tmp_path))
+
+
+def test_records_that_are_newer_than_this_program_are_refused(tmp_path):
+  folder = str(tmp_path)
+  assert dataset_folder.check_version(folder) == 1
+  open(shard_path(folder, "a", "train", 0, 1), "wb").close()
+  dataset_folder.write_info(folder, {"record_version": dataset_folder.RECORD_VERSION})
+  assert dataset_folder.check_version(folder) == 2 and find_shards(folder, "train")
+  dataset_folder.write_info(folder, {"record_version": 3})
+  for read in (dataset_folder.check_version, lambda folder: find_shards(folder, "train")):
+    with pytest.raises(ValueError, match="holds records of version 3, this program reads up to 2: update fgclip_jax"):
+      read(folder)

@@ -1,11 +1,13 @@
 """Checks of whole records: what says nothing or comes twice is found, and what is only unusual stays."""
 
+import dataclasses
 import json
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fgclip_jax.data.caption_set import Caption
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.prepare import checks
 from fgclip_jax.storage.errors import RecordError
@@ -41,6 +43,16 @@ def test_a_usual_record_stays_as_it_is():
   record = make_record(regions=regions)
   assert run(record) == (record, [])
   assert run(make_record(long=""), size=None) == (make_record(long=""), [])
+
+
+def test_useless_captions_of_a_set_are_left_out_alone():
+  good, bad = (Caption("a brown dog"), Caption("dog 7", source="alt_text")), (Caption("IMG_7.jpg"), Caption("..."))
+  region = Region(WHOLE, "a dog", captions=(Caption("a dog"), bad[0], Caption("a \ud800")))
+  record = dataclasses.replace(make_record(regions=[region]), captions=(good[0], *bad, good[1]))
+  left, reported = run(record)
+  assert left.captions == good and left.regions == (Region(WHOLE, "a dog"),)
+  kinds = ["caption_is_file_name", "caption_without_words", "caption_is_file_name", "caption_not_unicode"]
+  assert reported == [("annotation", kind) for kind in kinds]
 
 
 @pytest.mark.parametrize(

@@ -213,3 +213,31 @@ def test_duplicates_may_be_dropped(tmp_path, capsys, monkeypatch):
   records = Records("set1", "train")
   assert [record.decode(records[index]).id for index in range(len(records))] == ["1.png", "2.png", "3.png"]
   assert "3 of 3 shards are finished already" in capsys.readouterr().out
+
+
+def test_sets_of_captions_are_counted_and_shown(tmp_path, capsys):
+  rows = [
+    {
+      "image": f"{number}.png",
+      "short": ["a dog", "a brown dog"],
+      "captions": [{"text": "dog <7>", "source": "alt_text"}],
+    }
+    for number in range(2)
+  ]
+  (tmp_path / "captions.json").write_text(json.dumps(rows))
+  for number in range(2):
+    Image.new("RGB", (16, 16), (number, 0, 0)).save(tmp_path / f"{number}.png")
+  folder, page = tmp_path / "out", tmp_path / "page.html"
+  captions = ("--captions", str(tmp_path / "captions.json"), "--output", str(folder))
+  assert prepare.main(["pairs", *captions, "--name", "p", "--workers", "1"]) == 0
+  assert "6 captions in sets" in capsys.readouterr().out
+  assert prepare.main(["inspect", str(folder), "--output", str(page), "--workers", "1"]) == 0
+  out = capsys.readouterr().out
+  assert "sets of captions: captions of an image\n  2 in all, 3 to 3" in out
+  assert "6 captions" in out and "Captions by source: alt_text 2" in out
+  text = page.read_text()
+  assert "<summary>3 captions</summary>" in text and "captions of source alt_text" in text
+  assert '<li>dog &lt;7&gt; <span class="note">short, alt_text</span></li>' in text
+  assert prepare.main(["verify", str(folder), "--workers", "1"]) == 0
+  expected = "Records are of version 2: they may hold sets of captions. train has 6 captions of images and 0 of regions"
+  assert expected in capsys.readouterr().out

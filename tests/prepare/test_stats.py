@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fgclip_jax.data.caption_set import Caption
 from fgclip_jax.data.record import Record, Region, Tokens
 from fgclip_jax.prepare.stats import EDGES, TITLES, DatasetStats, Histogram, Histograms
 from fgclip_jax.storage.errors import RecordError
@@ -74,6 +75,44 @@ def test_histograms_of_other_edges_are_not_added():
     fill([1]).merge(fill([1], EDGES["box_width"]))
 
 
+def test_histograms_of_earlier_versions_are_added():
+  # negatives were at most ten then
+  stored = Histograms().to_json()
+  del stored["captions_per_image"]
+  stored["negatives_per_box"] = {"edges": [*range(12)], "counts": [0] * 10 + [3], "total": 30, "low": 10, "high": 10}
+  total = Histograms()
+  total.merge(Histograms.from_json(stored))
+  total["negatives_per_box"].add(12)
+  assert total["negatives_per_box"].bins() == [("10", 3), ("11 to 12", 1)]
+
+
+def test_sets_are_counted_by_source():
+  stats = DatasetStats()
+  stats.add_record(make_record(regions=1, negatives=2))
+  assert not stats.has_sets and "captions" not in stats.counts and "sources" not in stats.to_json()
+  captions = (Caption("a dog"), Caption("dog 7", source="alt_text"), Caption("A dog.", "long", source="model"))
+  region = Region((0.0, 0.0, 1.0, 1.0), "a dog", captions=captions[:2])
+  stats.add_record(Record("b", b"", "a dog", "A dog.", (region,), captions=captions))
+  assert (stats.counts["captions"], stats.counts["region_captions"]) == (3, 2)
+  assert stats.sources == {"alt_text": 2, "model": 1} and stats.has_sets
+  assert stats.histograms["captions_per_image"].bins() == [("3", 1)]
+  assert stats.histograms["captions_per_box"].bins() == [("2", 1)]
+  again = DatasetStats.from_json(json.loads(json.dumps(stats.to_json())))
+  assert again == stats
+  again.merge(stats)
+  assert again.sources == {"alt_text": 4, "model": 2}
+  more = DatasetStats()
+  more.add_record(make_record(regions=1, negatives=11))
+  assert more.has_sets  # of records of version 1, no region has more than ten
+
+
+def test_sources_without_end_are_counted_together():
+  stats = DatasetStats()
+  captions = tuple(Caption("a dog", source=f"model {number}") for number in range(150))
+  stats.add_record(Record("b", b"", "a dog", captions=captions))
+  assert len(stats.sources) == 101 and stats.sources["others"] == 50
+
+
 def test_what_a_record_adds():
   histograms = Histograms()
   histograms.add_record(make_record(regions=2, negatives=10))
@@ -88,6 +127,8 @@ def test_what_a_record_adds():
     "negative_tokens": (20, 2, 2),
     "boxes_per_image": (2, 0, 2),
     "negatives_per_box": (2, 10, 10),
+    "captions_per_image": nothing,
+    "captions_per_box": nothing,
     "box_area": (2, 0.375, 0.375),
     "box_width": (2, 0.5, 0.5),
     "box_height": (2, 0.75, 0.75),

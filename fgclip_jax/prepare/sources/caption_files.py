@@ -9,8 +9,8 @@
 | DOCCI | `image_file` and `description`, which is a long caption |
 | ShareGPT4V, LLaVA | `image` and `conversations`: the answer to a question for a caption is the long caption |
 
-Any other file is read by the names that the options give. Everything is decided from the first records, before an image
-is read: an error names the fields that there are, and the likely ones.
+Any other file is read by the names that the options give. All is decided from the first records, before an image is
+read: an error names the fields that there are, and the likely ones.
 """
 
 import dataclasses
@@ -22,7 +22,8 @@ import shlex
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fgclip_jax.data import annotation_fields
+from fgclip_jax.data import annotation_fields, caption_set
+from fgclip_jax.data.caption_set import Caption, Kind
 from fgclip_jax.prepare.sources import caption_folders, conversations, known_forms
 from fgclip_jax.storage import arrow, parquet, paths, streams
 from fgclip_jax.storage.errors import RecordError
@@ -98,6 +99,7 @@ class Entry:
     data: the encoded image, if the record holds it.
     short, long: all captions of each kind.
     id: the record's name; "" where it has none.
+    captions: all captions of all fields, and what is known of them.
   """
 
   image: str
@@ -105,6 +107,7 @@ class Entry:
   short: tuple[str, ...]
   long: tuple[str, ...]
   id: str = ""
+  captions: tuple[Caption, ...] = ()
 
 
 def find(
@@ -181,21 +184,27 @@ def parse(value: object, layout: Layout) -> Entry:
 
   Raises:
     RecordError: kinds `record_not_object`, `image_missing`, `image_wrong_type`, `short_missing`, `short_wrong_type`,
-      `caption_...` the same, `long_wrong_type`, `id_wrong_type`, `id_of_several_lines`, and those of conversations.
+      `caption_...` the same, `long_wrong_type`, `id_wrong_type`, `id_of_several_lines`, and those of conversations and
+      of `caption_set.parse`.
   """
   record = annotation_fields.get_mapping(value, "record")
   image, data = _get_image(_get(record, layout.image), layout.image)
-  long: tuple[str, ...] = ()
+  long: list[Caption] = []
   if layout.long == conversations.FIELD:
-    long = (conversations.find_caption(record.get(layout.long)),)
+    long = [Caption(conversations.find_caption(record.get(layout.long)), "long")]
   elif layout.long:
-    long = _get_texts(_get(record, layout.long), layout.long, "long", optional=bool(layout.short))
-  short: tuple[str, ...] = ()
-  if layout.short:
-    name = next((name for name in layout.short if _get(record, name) is not _MISSING), layout.short[0])
-    kind = name if name in PLAIN.short else "short"
-    short = _get_texts(_get(record, name), name, kind)
-  return Entry(image, data, short, long, _get_id(record, layout.id) if layout.id else "")
+    long = _get_captions(record, layout.long, "long", "long", optional=bool(layout.short))
+  fields: list[list[Caption]] = []
+  named = [name for name in layout.short if _get(record, name) is not _MISSING] or [*layout.short[:1]]
+  for name in named:
+    if not fields or isinstance(_get(record, name), str | list):  # what else is beside the first was never read
+      fields.append(_get_captions(record, name, name if name in PLAIN.short else "short", "short"))
+  captions = [*itertools.chain.from_iterable(fields), *long]
+  short = next((texts for each in fields if (texts := caption_set.texts(each, "short"))), ())
+  if not short and any(fields):
+    raise RecordError("short_missing", named[0], "holds no caption of the kind short")
+  all_long = caption_set.texts(long or captions, "long")
+  return Entry(image, data, short, all_long, _get_id(record, layout.id) if layout.id else "", tuple(captions))
 
 
 def _get(record: dict, name: str) -> Any:
@@ -222,15 +231,13 @@ def _get_image(value: Any, name: str) -> tuple[str, bytes | None]:
   raise RecordError("image_wrong_type", name, f"must be text, got {value!r:.80}")
 
 
-def _get_texts(value: Any, name: str, kind: str, optional: bool = False) -> tuple[str, ...]:
+def _get_captions(record: dict, name: str, label: str, kind: Kind, optional: bool = False) -> list[Caption]:
+  value = _get(record, name)
+  if optional and value in (_MISSING, None):
+    return []
   if value is _MISSING or value is None:
-    if optional:
-      return ()
-    raise RecordError(f"{kind}_missing", name, "is null" if value is None else "is missing")
-  texts = value if isinstance(value, list) else [value]
-  if not all(isinstance(text, str) for text in texts):
-    raise RecordError(f"{kind}_wrong_type", name, f"must be text or a list of texts, got {value!r:.80}")
-  return tuple(texts)
+    raise RecordError(f"{label}_missing", name, "is null" if value is None else "is missing")
+  return caption_set.parse(value, name, label, kind)
 
 
 def _get_id(record: dict, name: str) -> str:

@@ -1,6 +1,6 @@
 """Converts COCO's captions and, with --instances, its boxes.
 
-An image's short caption is the first of its five, in the order of the file; the others are not used, which is noted.
+An image's short caption is the first of its five, in the order of the file; all five are kept as its set of captions.
 Its regions are the boxes of its instances, with the names of their classes as captions. Boxes around crowds are left
 out, for their captions would be wrong. There are no long captions.
 """
@@ -91,9 +91,7 @@ def _make_line(
   database: sqlite3.Connection, identity: int | str, name: str, width: float | None, height: float | None
 ) -> dict:
   found, regions = [], []
-  texts = database.execute("SELECT text FROM captions WHERE image = ? ORDER BY place", (identity,)).fetchall()
-  if len(texts) > 1:
-    found.append(joins.captions_unused(len(texts), "captions"))
+  rows = database.execute("SELECT text FROM captions WHERE image = ? ORDER BY place", (identity,)).fetchall()
   query = (
     "SELECT classes.name, crowd, field, x, y, boxes.width, boxes.height FROM boxes "
     "LEFT JOIN classes ON class = classes.id WHERE image = ? ORDER BY place"
@@ -107,7 +105,7 @@ def _make_line(
     except RecordError as error:
       found.append(["region", error.kind, field, error.message])
   found += joins.get_faults(database, identity)
-  return {"image": name, "short": texts[0][0] if texts else None, "regions": regions, joins.FOUND: found}
+  return {"image": name, **joins.captions([text for (text,) in rows]), "regions": regions, joins.FOUND: found}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,9 +1,9 @@
 """Converts Flickr30k Entities: captions with marked phrases, and boxes for the things that phrases name.
 
-ENTITIES holds the folders Sentences and Annotations. An image's short caption is the first of its five, without marks.
-A region is one thing that captions name: its caption is the first phrase for it in any of the five, its box encloses
-all boxes of that thing (`three men` may have three). Phrases without a box, such as scenes, are noted. There are no
-long captions.
+ENTITIES holds the folders Sentences and Annotations. An image's short caption is the first of its five, without marks;
+all five are kept as its set of captions. A region is one thing that captions name: its caption is the first phrase for
+it in any of the five, its set has all phrases that differ, and its box encloses all boxes of that thing (`three men`
+may have three). Phrases without a box, such as scenes, are noted. There are no long captions.
 """
 
 import argparse
@@ -64,25 +64,24 @@ def _join(both: Sequence[str], files: Sequence[str]) -> Iterator[dict]:
 def _make_line(name: str, file: str, annotation: str) -> dict:
   lines = [line for line in text.lines(file) if line.strip()]
   sentences = "\n".join(lines)
-  phrases: dict[str, str] = {}
+  phrases: dict[str, dict[str, str]] = {}  # of each thing, by the phrase in lower case
   for mark in _MARK.finditer(sentences):
     if mark["thing"] != "0" and "/notvisual" not in mark["kinds"]:
-      phrases.setdefault(mark["thing"], mark["phrase"])
+      phrases.setdefault(mark["thing"], {}).setdefault(mark["phrase"].lower(), mark["phrase"])
   size, boxes, found = _read_boxes(annotation)
   regions = []
-  for thing, phrase in phrases.items():
+  for thing, named in phrases.items():
     if thing in boxes:
       x1, y1, x2, y2 = boxes[thing]
       try:
-        regions.append({"box": joins.make_box((x1, y1, x2 - x1, y2 - y1), size), "short": phrase})
+        box = joins.make_box((x1, y1, x2 - x1, y2 - y1), size)
+        regions.append({"box": box, **joins.captions([*named.values()])})
       except RecordError as error:
         found.append(["region", error.kind, f"entity {thing}", error.message])
     else:
-      found.append(["note", "phrase_without_box", f"entity {thing}", f"{phrase!r} has no box"])
-  if len(lines) > 1:
-    found.append(joins.captions_unused(len(lines), "captions"))
-  short = _MARK.sub(lambda mark: mark["phrase"], lines[0]).strip() if lines else None
-  return {"image": f"{name}.jpg", "short": short, "regions": regions, joins.FOUND: found}
+      found.append(["note", "phrase_without_box", f"entity {thing}", f"{next(iter(named.values()))!r} has no box"])
+  texts = [_MARK.sub(lambda mark: mark["phrase"], line).strip() for line in lines]
+  return {"image": f"{name}.jpg", **joins.captions(texts), "regions": regions, joins.FOUND: found}
 
 
 def _read_boxes(path: str) -> tuple[tuple[float | None, float | None], dict[str, tuple[float, ...]], list[list[str]]]:

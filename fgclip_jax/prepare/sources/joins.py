@@ -22,6 +22,7 @@ import tqdm
 
 from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import Record
+from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, pairs
 from fgclip_jax.storage import locks, paths, streams
 from fgclip_jax.storage.errors import RecordError
@@ -31,7 +32,7 @@ FOUND = "found"  # the field of what was left out: a list of [scope, kind, field
 FAULT = "fault"  # the only field of a line for what cannot be used, and belongs to no image: [kind, field, message]
 NOT_LISTED = "not_listed"  # the only field of a line for an image that has annotations but is not listed
 _LINES = "annotations.jsonl"
-_MADE = "annotations.json"
+_MADE = cli.JOINED
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,10 +217,9 @@ def ignore(scope: Scope, error: RecordError) -> None:
   """Drops notes, which are reported when a record uses the text."""
 
 
-def captions_unused(count: int, field: str) -> list[str]:
-  """The note on an image with several captions, as `FOUND` has it."""
-  note = annotation_fields.captions_unused(count, field)
-  return ["note", note.kind, note.field, note.message]
+def captions(texts: Sequence[str]) -> dict[str, Any]:
+  """The fields of a line for an image's captions, of which there may be none."""
+  return {"short": texts[0] if texts else None, **({"captions": [*texts]} if len(texts) > 1 else {})}
 
 
 def find_unlisted(database: sqlite3.Connection, *tables: str) -> Iterator[dict]:

@@ -1,7 +1,7 @@
 """Converts Karpathy's files of captions: dataset_coco.json, dataset_flickr30k.json, dataset_flickr8k.json.
 
-An image's short caption is the first of its sentences; the others are not used, which is noted. There are no regions
-and no long captions. --from_split takes the images of some splits; COCO's usual training set is `train restval`.
+An image's short caption is the first of its sentences; all are kept as its set of captions. There are no regions and no
+long captions. --from_split takes the images of some splits; COCO's usual training set is `train restval`.
 """
 
 import argparse
@@ -75,9 +75,7 @@ def _make_line(entry: dict, field: str) -> dict:
       )
     except RecordError as error:
       found.append(["annotation", error.kind, error.field, error.message])
-  if len(texts) > 1:
-    found.append(joins.captions_unused(len(texts), "sentences"))
-  return {"image": posixpath.join(folder, name), "short": texts[0] if texts else None, joins.FOUND: found}
+  return {"image": posixpath.join(folder, name), **joins.captions(texts), joins.FOUND: found}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -6,6 +6,10 @@
 ```
 `image` and `short` (or `caption`) are needed, the rest is optional. Boxes are fractions of the image's width and
 height. A CSV file has the columns image, short (or caption) and long, named in its first line, and no regions.
+
+A caption may be a list, of a picture and of a region, in the fields `short`, `long` and `captions`: of texts, or of
+objects such as {"text": TEXT, "kind": "long", "language": "zh", "source": "alt_text", "weight": 0.5}, of which only
+`text` is needed. All are kept as the set of the picture; the first of a kind is its short or its long caption.
 """
 
 import argparse
@@ -14,7 +18,8 @@ import posixpath
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fgclip_jax.data import annotation_fields
+from fgclip_jax.data import annotation_fields, caption_set
+from fgclip_jax.data.caption_set import Caption
 from fgclip_jax.data.record import MAX_NEGATIVES, Record, Region
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import caption_files, conversations, image_store
@@ -34,14 +39,17 @@ A box is x1, y1, x2, y2 as fractions of the image's width and height.
 
 Also read as they are: open_clip's CSV and TSV (filepath, title); a Hugging Face ImageFolder (the folder with
 metadata.jsonl), Parquet files, or folder of save_to_disk; DOCCI (image_file, description); ShareGPT4V and LLaVA
-(conversations). Of other files, --image_field, --short_field and --long_field name the fields. Of a list of captions
-the first is taken. A form without short captions gets the first sentence of the long one as its short caption.
+(conversations). Of other files, --image_field, --short_field and --long_field name the fields. A caption may be a list,
+of texts or of objects {"text": ..., "kind": "short" or "long", "language": ..., "source": ..., "weight": ...}: all are
+kept, and the first is the short or long caption. A form without short captions gets the first sentence of the long one
+as its short caption.
 """
   + cli.IMAGE_CHECK
 )
 EXAMPLE = "--captions captions.jsonl --images photos --output data/photos"
 
 FIELDS = ("image", "short", "caption", "captions", "long", "regions")
+_KINDS: dict[str, caption_set.Kind] = {"short": "short", "long": "long", "captions": "short"}  # of a region's fields
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +122,7 @@ def parse(
   if layout.id and not entry.id:
     report("note", RecordError("id_missing", layout.id, f"is missing, null or blank; the id is {name!r}"))
   if layout == caption_files.PLAIN and row is None:  # of rows the fields are named once, before
-    for unknown in sorted({*map(str, annotation)} - {*FIELDS}):
-      report("note", RecordError("field_unknown", unknown, f"is not read; the fields are {', '.join(FIELDS)}"))
+    _note_unknown(annotation, report)
   regions = []
   for index, region in enumerate(
     annotation_fields.get_list(annotation.get("regions"), "regions", "regions", report, "region")
@@ -126,7 +133,27 @@ def parse(
       report("region", error)
   identity = entry.id or name
   annotation_fields.check_unicode(identity, "id", layout.id or layout.image)
-  return Record(identity, entry.data or b"", short, long, tuple(regions)), names
+  captions = _join(short, long, entry.captions)
+  return Record(identity, entry.data or b"", short, long, tuple(regions), captions=captions), names
+
+
+def _join(short: str, long: str, captions: Sequence[Caption]) -> tuple[Caption, ...]:
+  """The set of a picture or region, as records keep it."""
+  usable = [caption for caption in captions if caption.text.strip()]
+  return caption_set.reduce(caption_set.merge([*caption_set.plain(short, long), *usable]), short, long)
+
+
+def _note_unknown(annotation: dict, report: Report) -> None:
+  """Notes fields that are not read, of a record and of its captions."""
+  for unknown in sorted({*map(str, annotation)} - {*FIELDS}):
+    report("note", RecordError("field_unknown", unknown, f"is not read; the fields are {', '.join(FIELDS)}"))
+  known = caption_set.DTYPES
+  for name in ("short", "long", "caption", "captions"):
+    values = annotation.get(name)
+    for each in values if isinstance(values, list) else [values]:
+      for unknown in sorted({*map(str, each)} - {*known}) if isinstance(each, dict) else ():
+        message = f"is not read; the fields of a caption are {', '.join(known)}"
+        report("note", RecordError("field_unknown", f"{name}.{unknown}", message))
 
 
 def _find_paths(path: str, field: str) -> tuple[str, ...]:
@@ -144,8 +171,6 @@ def _get_first(texts: Sequence[str], annotation: dict, kind: str, layout: captio
     return ""
   name = next((name for name in wanted if name in annotation), wanted[0])
   texts = [text for text in texts if text.strip()] or [*texts[:1]]
-  if len(texts) > 1:
-    report("note", annotation_fields.captions_unused(len(texts), name))
   optional = kind == "long" and bool(layout.short)
   label = name if name in caption_files.PLAIN.short or name == "long" else kind
   return annotation_fields.get_text(
@@ -156,12 +181,18 @@ def _get_first(texts: Sequence[str], annotation: dict, kind: str, layout: captio
 def _parse_region(value: object, field: str, report: Report) -> Region:
   annotation = annotation_fields.get_mapping(value, field, "region")
   box = annotation_fields.get_box(annotation.get("box"), f"{field}.box", report)
-  short = annotation_fields.get_text(annotation, "short", f"{field}.short", report, name="region_short")
-  long = annotation_fields.get_text(annotation, "long", f"{field}.long", report, name="region_long", optional=True)
+  captions: list[Caption] = []
+  for name, kind in _KINDS.items():
+    if (found := annotation.get(name)) is not None:
+      captions += caption_set.parse(found, f"{field}.{name}", f"region_{name}", kind)
+  texts = {caption.kind: caption.text for caption in reversed(captions) if caption.text.strip()}
+  given = {**annotation, **texts}
+  short = annotation_fields.get_text(given, "short", f"{field}.short", report, name="region_short")
+  long = annotation_fields.get_text(given, "long", f"{field}.long", report, name="region_long", optional=True)
   field = f"{field}.negatives"
   values = annotation_fields.get_list(annotation.get("negatives"), field, "negatives", report, "negative")
   negatives = annotation_fields.keep_negatives(values, short, field, MAX_NEGATIVES, report)
-  return Region(box=box, short=short, long=long, negatives=negatives)
+  return Region(box, short, long, negatives, _join(short, long, captions))
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@ the combinations of colour, pattern and shape is held out: no training object an
 validation object does. So the validation split measures whether attributes are recognised, not whether combinations
 are remembered.
 
-A scene depends only on `(seed, index, split, shapes)`, never on the number of processes.
+A scene depends only on `(seed, index, split, shapes)`, never on the number of processes. With `captions` "set", its
+picture and its regions have several captions, and its regions all their negatives; the rest is the same.
 """
 
 import argparse
@@ -25,7 +26,8 @@ from fgclip_jax.data import dataset_folder, record, shard_writer
 from fgclip_jax.data.dataset_folder import shard_path
 from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare import cli
-from fgclip_jax.prepare.sources import scene_shapes
+from fgclip_jax.prepare.sources import scene_captions, scene_shapes
+from fgclip_jax.prepare.sources.scene_captions import Description
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.workers import count_processors, run_tasks, tick
 
@@ -43,26 +45,9 @@ IMAGE_SIZE = 64
 CANVASES = {"square": ((64, 64),), "mixed": ((64, 64), (80, 64), (64, 80), (96, 64), (64, 96))}
 QUADRANTS = ("top left", "top right", "bottom left", "bottom right")
 OBJECTS = 3
+CAPTIONS = ("pair", "set")  # a short and a long caption for each picture, or sets
 SPLITS = ("train", "validation")
 IMAGES_PER_SHARD = 1000
-
-
-class Description(NamedTuple):
-  """An object's four attributes, in the order in which its caption names them."""
-
-  size: str
-  colour: str
-  pattern: str
-  shape: str
-
-  @property
-  def caption(self) -> str:
-    return f"a {' '.join(self)}"  # no size begins with a vowel
-
-  @property
-  def short_caption(self) -> str:
-    article = "an" if self.colour[0] in "aeiou" else "a"
-    return f"{article} {self.colour} {self.shape}"
 
 
 class SceneObject(NamedTuple):
@@ -180,12 +165,13 @@ def draw(objects: tuple[SceneObject, ...], canvas: Float32[np.ndarray, "h w 3"])
   return np.rint(canvas).clip(0, 255).astype(np.uint8)
 
 
-def make_record(seed: int, index: int, split: str, shapes: str = "square") -> record.Record:
+def make_record(seed: int, index: int, split: str, shapes: str = "square", captions: str = "pair") -> record.Record:
   """Makes the record of one scene, with its texts.
 
   The long caption names all attributes and the quadrant of every object, the short one colours and shapes; each has an
   order of its own. In training, one of the three regions has ten negatives, none of them a held-out combination:
   otherwise held-out texts would be learnt as "always wrong". In validation, every region has ten, drawn from all 17.
+  `captions` is one of `CAPTIONS`.
   """
   image, objects = render(seed, index, split, shapes)
   rng = _rng(seed, index, split, stream=1)
@@ -208,13 +194,35 @@ def make_record(seed: int, index: int, split: str, shapes: str = "square") -> re
       for i, item in enumerate(objects)
     ),
   )
+  if captions == "set":
+    made = _with_sets(made, objects, _rng(seed, index, split, stream=3), split)
   return dataclasses.replace(made, tokens=record.tokenize(made, get_tokenizer()))
+
+
+def _with_sets(
+  made: record.Record, objects: tuple[SceneObject, ...], rng: np.random.Generator, split: str
+) -> record.Record:
+  """The record with the sets of its picture and its regions, and with all negatives that a region may have."""
+  placed = [(item.description, item.quadrant) for item in objects]
+  (empty,) = set(QUADRANTS) - {item.quadrant for item in objects}
+  regions = []
+  for region, each in zip(made.regions, placed, strict=True):
+    others = [other.caption for other in _choices(each[0], split)] if region.negatives else []
+    wrong = (*region.negatives, *(text for text in others if text not in region.negatives))
+    regions.append(dataclasses.replace(region, captions=scene_captions.describe_region(each), negatives=wrong))
+  captions = scene_captions.describe_picture(made.short, made.long, placed, empty, rng)
+  return dataclasses.replace(made, captions=captions, regions=tuple(regions))
 
 
 def _draw_negatives(rng: np.random.Generator, description: Description, split: str) -> tuple[str, ...]:
   """Draws ten negatives without replacement; every trained description has at least twelve that are not held out."""
-  choices = [other for other in negatives(description) if split != "train" or not is_held_out(other)]
+  choices = _choices(description, split)
   return tuple(choices[i].caption for i in rng.choice(len(choices), record.MAX_NEGATIVES, replace=False))
+
+
+def _choices(description: Description, split: str) -> list[Description]:
+  """The negatives that a split may show."""
+  return [other for other in negatives(description) if split != "train" or not is_held_out(other)]
 
 
 def encode_image(image: np.ndarray) -> bytes:
@@ -248,6 +256,7 @@ def write(
   seed: int = 0,
   workers: int | None = None,
   shapes: str = "square",
+  captions: str = "pair",
 ) -> dict:
   """Writes the data set into the folder `output`, unless it is already there.
 
@@ -257,13 +266,14 @@ def write(
     seed: scenes are drawn from `(seed, index, split, shapes)`.
     workers: the number of processes; None: all processors. The records do not depend on it.
     shapes: a key of `CANVASES`: all pictures are square, or they have several shapes.
+    captions: one of `CAPTIONS`: `set` writes several captions for each picture and region.
 
   Returns:
     The content of `info.json`: `version`, `arguments`, `tokenizer`, and `region_classes`, the captions of all
     descriptions, as which regions can be classified.
 
   Raises:
-    ValueError: a count below one, a negative seed, or no such shapes.
+    ValueError: a count below one, a negative seed, or no such shapes or captions.
     FileExistsError: `output` holds another data set.
   """
   workers = count_processors() if workers is None else workers
@@ -277,11 +287,16 @@ def write(
       raise ValueError(f"{argument} must be at least {least}, got {value}")
   if shapes not in CANVASES:
     raise ValueError(f"shapes must be one of {', '.join(CANVASES)}, got {shapes!r}")
+  if captions not in CAPTIONS:
+    raise ValueError(f"captions must be one of {', '.join(CAPTIONS)}, got {captions!r}")
   counts = {"train": train, "validation": validation}
-  by_split = {split: _shards(output, split, count, seed, shapes) for split, count in counts.items()}
+  by_split = {split: _shards(output, split, count, seed, shapes, captions) for split, count in counts.items()}
+  others = {"shapes": (shapes, "square"), "captions": (captions, "pair")}
   info = {
     "version": VERSION,
-    "arguments": counts | {"seed": seed} | ({} if shapes == "square" else {"shapes": shapes}),
+    **({"record_version": dataset_folder.RECORD_VERSION} if captions == "set" else {}),
+    # a default is not named: older data sets, which know no such argument, are kept
+    "arguments": counts | {"seed": seed} | {name: value for name, (value, usual) in others.items() if value != usual},
     "tokenizer": get_tokenizer().name,
     "region_classes": [item.caption for item in descriptions()],
   }
@@ -311,14 +326,17 @@ class _Shard(NamedTuple):
   start: int
   stop: int
   shapes: str
+  captions: str
 
 
-def _shards(output: str, split: str, count: int, seed: int, shapes: str = "square") -> list[_Shard]:
+def _shards(
+  output: str, split: str, count: int, seed: int, shapes: str = "square", captions: str = "pair"
+) -> list[_Shard]:
   """Cuts a split into shards of nearly equal size, which depend only on `count`."""
   shards = -(-count // IMAGES_PER_SHARD)
   starts = [count * i // shards for i in range(shards + 1)]
   return [
-    _Shard(shard_path(output, NAME, split, i, shards), seed, split, starts[i], starts[i + 1], shapes)
+    _Shard(shard_path(output, NAME, split, i, shards), seed, split, starts[i], starts[i + 1], shapes, captions)
     for i in range(shards)
   ]
 
@@ -330,7 +348,7 @@ def _write_shard(shard: _Shard) -> tuple[str, dataset_folder.Shard]:
 def _encode_scenes(shard: _Shard) -> Iterator[bytes]:
   for index in range(shard.start, shard.stop):
     tick(1)
-    yield record.encode(make_record(shard.seed, index, shard.split, shard.shapes))
+    yield record.encode(make_record(shard.seed, index, shard.split, shard.shapes, shard.captions))
 
 
 def _check_folder(output: str) -> None:
@@ -366,10 +384,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--shapes", choices=tuple(CANVASES), default="square", help="of the pictures (default: %(default)s)"
   )
+  parser.add_argument(
+    "--captions",
+    choices=CAPTIONS,
+    default="pair",
+    help="set: several captions for each picture and region (default: %(default)s, a short and a long one)",
+  )
   add_workers(parser)
 
 
 def run(options: argparse.Namespace) -> None:
   """Runs the command."""
-  write(options.output, options.train, options.validation, options.seed, options.workers, options.shapes)
+  counts = options.train, options.validation
+  write(options.output, *counts, options.seed, options.workers, options.shapes, options.captions)
   cli.print_next("quickstart:stage1" if options.shapes == "square" else "quickstart:fgclip2_stage1", options.output)

@@ -2,7 +2,7 @@
 
 TensorFlow is not needed, but the data set must be on this machine in ArrayRecord files, as `tfds build NAME
 --file_format=array_record` writes them. DATASET is its folder or its name. Images are taken as their encoded bytes. Of
-a field with several captions, such as captions/text, the first is taken.
+a field with several captions, such as captions/text, the first is the short caption, and all are kept.
 """
 
 import argparse
@@ -12,7 +12,8 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from fgclip_jax.data import annotation_fields, tfds_reader
+from fgclip_jax.data import annotation_fields, caption_set, tfds_reader
+from fgclip_jax.data.caption_set import Caption
 from fgclip_jax.data.record import Record
 from fgclip_jax.prepare import cli
 from fgclip_jax.storage import paths
@@ -65,12 +66,15 @@ class Tfds:
       example = _read_example(self.folder, self.image_field, _open(file)[number])
     except Exception as error:  # protobuf and TFDS raise many types; the cause is chained
       raise RecordError("record_unreadable", "record", f"cannot be read ({type(error).__name__}: {error})") from error
-    image = _first(_get(example, self.image_field), self.image_field, report)
+    image = next(iter(_list(_get(example, self.image_field))), None)
     if not isinstance(image, bytes):
       raise RecordError("image_wrong_type", self.image_field, f"must be encoded bytes, got {type(image).__name__}")
-    short = _get_caption(example, self.caption_field, "short", report)
-    long = _get_caption(example, self.long_field, "long", report) if self.long_field else ""
-    return Record(id=f"{os.path.basename(file)}/{number}", image=image, short=short, long=long)
+    short, *others = _get_captions(example, self.caption_field, "short", report)
+    long, *longs = _get_captions(example, self.long_field, "long", report) if self.long_field else [""]
+    texts = [*map(Caption, others), *(Caption(text, "long") for text in longs)]
+    captions = caption_set.merge([*caption_set.plain(short, long), *texts])
+    identity = f"{os.path.basename(file)}/{number}"
+    return Record(identity, image, short, long, captions=caption_set.reduce(captions, short, long))
 
 
 @functools.lru_cache(maxsize=8)
@@ -103,20 +107,20 @@ def _get(example: Any, name: str) -> Any:
   return example
 
 
-def _first(value: Any, name: str, report: Report) -> Any:
-  """Returns a value, or the first of several; None if there is none."""
-  if not hasattr(value, "__len__") or isinstance(value, bytes | str):
-    return value
-  if len(value) > 1:
-    report("note", RecordError("captions_unused", name, f"{len(value)} values, of which the first is taken"))
-  return value[0] if len(value) else None
+def _list(value: Any) -> list[Any]:
+  """The values of a field, which may be one or several."""
+  return list(value) if hasattr(value, "__len__") and not isinstance(value, bytes | str) else [value]
 
 
-def _get_caption(example: Any, name: str, kind: str, report: Report) -> str:
-  value = _first(_get(example, name), name, report)
-  if isinstance(value, bytes):
-    value = value.decode("utf-8", "surrogateescape")  # what is not UTF-8 is found below
-  return annotation_fields.get_text({kind: value}, kind, name, report, optional=kind == "long")
+def _get_captions(example: Any, name: str, kind: str, report: Report) -> list[str]:
+  """The first caption of a field, checked, and those that follow it; a long one may be empty."""
+  # what is not UTF-8 is found below
+  values = [
+    value.decode("utf-8", "surrogateescape") if isinstance(value, bytes) else value
+    for value in _list(_get(example, name)) or [None]
+  ]
+  first = annotation_fields.get_text({kind: values[0]}, kind, name, report, optional=kind == "long")
+  return [first, *(value for value in values[1:] if isinstance(value, str) and value.strip())]
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -1,7 +1,8 @@
 """Converts Visual Genome's region descriptions.
 
-IMAGES holds the folders VG_100K and VG_100K_2. Regions are the described boxes, in the order of the file. The images
-have no captions of their own: the short caption is the phrase of the largest box. There are no long captions.
+IMAGES holds the folders VG_100K and VG_100K_2. Regions are the described boxes, in the order of the file, each with its
+own phrase. The images have no captions of their own: the short caption is the phrase of the largest box. There are no
+long captions.
 """
 
 import argparse

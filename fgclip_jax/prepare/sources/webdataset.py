@@ -3,7 +3,8 @@
 A sample of a tar file is `KEY.jpg` with `KEY.txt` and `KEY.json`; a row of a Parquet file has the image in a column
 `jpg` (or another of `parquet.IMAGE_COLUMNS`), and the rest in other columns. Both have the fields `key`, `url`,
 `status` and `error_message`; the short caption is the text `txt`, or the field `caption`. Long captions are a further
-field, or are looked up in a table by URL or key.
+field, or are looked up in a table by URL or key. Where another field is the short caption, the text that the page had
+for the image is kept beside it, as a caption of source `alt_text`.
 """
 
 import argparse
@@ -13,7 +14,8 @@ import posixpath
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal
 
-from fgclip_jax.data import annotation_fields
+from fgclip_jax.data import annotation_fields, caption_set
+from fgclip_jax.data.caption_set import ALT_TEXT, Caption
 from fgclip_jax.data.record import Record
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store
@@ -29,10 +31,12 @@ Converts web pairs that img2dataset downloaded with --output_format webdataset (
 
 INPUT is one or more files, or folders, which are searched with all folders in them. The short caption is the text
 beside an image (KEY.txt) or the field `caption`; --short_field names another one. Of a list of captions the first is
-taken. Long captions, which the first stage of training needs, are a further field of the same JSON or Parquet
-(--long_field), or come from files of their own (--long_captions): JSON lines, a JSON list, CSV (each also as .gz) or
-Parquet, whose entries have a `url` or `key` and the caption in the field `long` (or --long_field), or a JSON object of
-captions by URL or key.
+the short caption, and all are kept. So is the alt text that a page had for an image, beside captions that a model
+wrote: KEY.txt or `caption` where --short_field names another field, or what --alt_text_field names; and so are the
+captions of any --further_fields. Long captions, which the first stage of training needs, are a further field of the
+same JSON or Parquet (--long_field), or come from files of their own (--long_captions): JSON lines, a JSON list, CSV
+(each also as .gz) or Parquet, whose entries have a `url` or `key` and the caption in the field `long` (or
+--long_field), or a JSON object of captions by URL or key.
 
 The records before the break of a broken tar file are used. Any path may be a URL: gs://..., s3://...
 """
@@ -54,6 +58,9 @@ class WebDataset:
     long_field: the field of the long caption; None: there is none.
     long_captions: a table of long captions instead.
     by: the field that the table is looked up by.
+    alt_text_field: the field of the text that the page had for the image; None: `txt` or `caption`, where
+      `short_field` is another one.
+    further_fields: fields of further short captions; `NAME:long` is one of long captions.
   """
 
   form = "webdataset"
@@ -62,10 +69,14 @@ class WebDataset:
   long_field: str | None = None
   long_captions: lookup_table.Table | None = None
   by: By = "url"
+  alt_text_field: str | None = None
+  further_fields: tuple[str, ...] = ()
 
   def arguments(self) -> dict[str, Any]:
     long_captions = self.long_captions and {"found": self.long_captions.digest, "by": self.by}
-    return {"short_field": self.short_field, "long_field": self.long_field, "long_captions": long_captions}
+    named = {"short_field": self.short_field, "long_field": self.long_field, "long_captions": long_captions}
+    others = {"alt_text_field": self.alt_text_field, "further_fields": self.further_fields}
+    return named | {name: value for name, value in others.items() if value}
 
   def scan(self, file: str, offset: int = 0) -> Iterator[tuple[int, tars.Sample | parquet.Row]]:
     return (parquet if file.lower().endswith(".parquet") else tars).scan(file, offset)
@@ -81,9 +92,10 @@ class WebDataset:
       if isinstance(raw, tars.Sample):
         raise raw.missing_image()
       raise RecordError("image_missing", "image", f"sample {key!r} has no image; it has {', '.join(sorted(sample))}")
-    name = self.short_field or ("txt" if "txt" in sample else "caption")
+    alt_text = "txt" if "txt" in sample else "caption"
+    name = self.short_field or alt_text
     try:
-      short = _get_text(sample, name, "short", report)
+      short, *others = _get_texts(sample, name, "short", report)
     except RecordError as error:
       if error.kind != "short_missing" or not isinstance(raw, tars.Sample):
         raise
@@ -92,30 +104,54 @@ class WebDataset:
       raise RecordError(error.kind, error.field, message) from error
     identity = f"{posixpath.splitext(posixpath.basename(raw.path))[0]}/{key}"
     annotation_fields.check_unicode(identity, "key", "key")
-    return Record(id=identity, image=image, short=short, long=self._find_long(sample, key, report))
+    long, *longs = self._find_long(sample, key, report)
+    captions = [*caption_set.plain(short, long), *map(Caption, others), *(Caption(text, "long") for text in longs)]
+    if self.alt_text_field or alt_text not in (name, self.long_field):
+      captions += _find_further(sample, self.alt_text_field or alt_text, "short", ALT_TEXT, report)
+    for field in self.further_fields:
+      further, kind = _split_kind(field)
+      captions += _find_further(sample, further, kind, further, report)
+    found = caption_set.reduce(caption_set.merge(captions), short, long)
+    return Record(id=identity, image=image, short=short, long=long, captions=found)
 
-  def _find_long(self, sample: dict[str, Any], key: str, report: Report) -> str:
+  def _find_long(self, sample: dict[str, Any], key: str, report: Report) -> list[str]:
     if self.long_field:
-      long = _get_text(sample, self.long_field, "long", report, optional=True)
+      texts = _get_texts(sample, self.long_field, "long", report, optional=True)
     elif self.long_captions:
       value = key if self.by == "key" else sample.get("url")
-      long = (self.long_captions.get(value) if isinstance(value, str) else None) or ""
+      texts = [(self.long_captions.get(value) if isinstance(value, str) else None) or ""]
     else:
-      return ""
-    if not long:
+      return [""]
+    if not texts[0]:
       report("note", RecordError("long_caption_none", "long", f"sample {key!r} has no long caption"))
-    return long
+    return texts
 
 
-def _get_text(sample: dict[str, Any], field: str, name: str, report: Report, optional: bool = False) -> str:
-  """A caption; of a list of several, as Parquet files of the Hub have them, the first."""
-  value = sample.get(field)
+def _split_kind(field: str) -> tuple[str, caption_set.Kind]:
+  """The name of a field, and the kind of its captions."""
+  name, colon, kind = field.rpartition(":")
+  return (name, "long") if colon and kind == "long" else (field, "short")
+
+
+def _find_further(
+  sample: dict[str, Any], field: str, kind: caption_set.Kind, source: str, report: Report
+) -> list[Caption]:
+  """The captions of a field beside the short and the long one; what cannot be used is reported."""
+  try:
+    texts = _get_texts(sample, field, "further_caption", report, optional=True)
+  except RecordError as error:
+    report("annotation", error)
+    return []
+  return [Caption(text, kind, source=source) for text in texts if text]
+
+
+def _get_texts(sample: dict[str, Any], field: str, name: str, report: Report, optional: bool = False) -> list[str]:
+  """The caption of a field, checked, and those that follow it in a list, as Parquet files of the Hub have them."""
+  value, others = sample.get(field), []
   if isinstance(value, list):
-    texts = [text for text in value if isinstance(text, str) and text.strip()] or value[:1]
-    if len(texts) > 1:
-      report("note", annotation_fields.captions_unused(len(texts), field))
-    sample = {field: texts[0] if texts else ""}
-  return annotation_fields.get_text(sample, field, field, report, name=name, optional=optional)
+    first, *others = [text for text in value if isinstance(text, str) and text.strip()] or value[:1] or [""]
+    sample = {field: first}
+  return [annotation_fields.get_text(sample, field, field, report, name=name, optional=optional), *others]
 
 
 def _read_sample(sample: tars.Sample) -> tuple[str, bytes | None, dict[str, Any]]:
@@ -155,9 +191,10 @@ def find_files(inputs: list[str]) -> tuple[str, ...]:
 
 def check_fields(source: WebDataset) -> None:
   """Raises `ValueError` if no sample of the first ones has the fields that are read: it names those there are."""
-  wanted = {"short": (source.short_field,) if source.short_field else ("txt", "caption")}
-  if source.long_field:
-    wanted["long"] = (source.long_field,)
+  wanted = [("short_field", (source.short_field,) if source.short_field else ("txt", "caption"))]
+  wanted += [("long_field", (source.long_field,))] if source.long_field else []
+  wanted += [("alt_text_field", (source.alt_text_field,))] if source.alt_text_field else []
+  wanted += [("further_fields", (name,)) for name, _ in map(_split_kind, source.further_fields)]
   first, fields, image = source.files[0], dict[str, None](), False
   for file in source.files[:FILES]:
     try:
@@ -172,10 +209,10 @@ def check_fields(source: WebDataset) -> None:
       image = True
   if fields and not image:
     raise ValueError(f"{first} has no column of images ({', '.join(parquet.IMAGE_COLUMNS)}): it has {_list(fields)}")
-  for kind, names in wanted.items():
+  for option, names in wanted:
     if fields and fields.keys().isdisjoint(names):
       expected = " or ".join(map(repr, names))
-      raise ValueError(f"{first} has no field {expected}: it has {_list(fields)}; name one by --{kind}_field")
+      raise ValueError(f"{first} has no field {expected}: it has {_list(fields)}; name one by --{option}")
 
 
 def _find_fields(sample: tars.Sample) -> Iterable[str]:
@@ -262,6 +299,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--input", required=True, nargs="+", metavar="PATH", help="folders, or .tar or .parquet files")
   parser.add_argument("--short_field", metavar="NAME", help="the field of the short caption (default: KEY.txt)")
   parser.add_argument("--long_field", metavar="NAME", help="the field of the long caption")
+  parser.add_argument(
+    "--alt_text_field", metavar="NAME",
+    help="the field of the alt text, kept beside the others (default: KEY.txt or caption, if --short_field is another)",
+  )  # fmt: skip
+  parser.add_argument(
+    "--further_fields", nargs="+", default=[], metavar="NAME[:long]", help="fields of further captions to keep"
+  )
   parser.add_argument("--long_captions", nargs="+", metavar="FILE", help="files of long captions")
   parser.add_argument(
     "--by", choices=("url", "key"), default="url", help="how these files name images (default: %(default)s)"
@@ -276,6 +320,7 @@ def run(options: argparse.Namespace) -> None:
     state, engine = cli.tables_folder(options), cli.make_engine(options)
     table = read_long_captions(options.long_captions, options.by, long_field or "long", state, engine)
     long_field = None  # it was the field of the table's files
-  source = WebDataset(files, options.short_field, long_field, table, options.by)
+  further = tuple(options.further_fields)
+  source = WebDataset(files, options.short_field, long_field, table, options.by, options.alt_text_field, further)
   check_fields(source)
   cli.convert(options, source)

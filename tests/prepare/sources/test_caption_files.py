@@ -207,7 +207,8 @@ def test_several_captions_are_rows_or_lists(tmp_path, photos):
   (tmp_path / "list.jsonl").write_bytes(jsonl({"image": NAMES[0], "caption": ["one", " ", "two"]}))
   assert convert(tmp_path / "list", "pairs", captions=tmp_path / "list.jsonl", images=photos) == 0
   assert read(tmp_path / "list")[NAMES[0]].short == "one"
-  assert count(tmp_path / "list") == (1, 1, {"captions_unused": 1})
+  assert [caption.text for caption in read(tmp_path / "list")[NAMES[0]].captions] == ["one", "two"]
+  assert count(tmp_path / "list") == (1, 1, {})
 
 
 def test_a_split_is_chosen_by_the_field(tmp_path, photos, capsys):

@@ -5,6 +5,7 @@ import pathlib
 
 import pytest
 
+from fgclip_jax.data.caption_set import Caption
 from fgclip_jax.data.record import Region
 from fgclip_jax.prepare.sources import coco, flickr30k, image_store, visual_genome
 from fgclip_jax.storage.streams import read_entries
@@ -58,13 +59,13 @@ def test_coco_gives_its_first_captions_and_its_boxes(tmp_path, pictures):
   found, reported = load_all(source)
   first, second, *rest = found
   assert (first.id, first.short, first.long, first.image) == ("1.jpg", "a dog runs", "", b"bytes of 1.jpg")
+  assert first.captions == (Caption("a dog runs"), Caption("a brown dog"))
   assert first.regions == (Region((0.1, 0.1, 0.6, 0.6), "dog"),)
-  assert (second.id, second.short, second.regions) == ("2.jpg", "a cat", ())
+  assert (second.id, second.short, second.regions, second.captions) == ("2.jpg", "a cat", (), ())
   assert rest == ["short_missing", "image_not_listed"]
   assert reported == [
     ("region", "box_outside"),
     ("region", "box_not_finite"),
-    ("note", "captions_unused"),
     ("region", "box_of_crowd"),
     ("region", "region_short_missing"),
   ]
@@ -173,7 +174,7 @@ def test_texts_and_numbers_are_ids(tmp_path, pictures, listed, used):
   instances = write(tmp_path / "instances.json", {"images": images, "annotations": boxes, "categories": classes})
   (record,), reported = load_all(coco.make(str(tmp_path / "state"), [captions], [instances], pictures))
   assert (record.short, [region.short for region in record.regions]) == ("a dog", ["dog"])
-  assert [kind for _, kind in reported if kind != "captions_unused"] == []
+  assert reported == []
 
 
 @pytest.mark.parametrize(
@@ -278,13 +279,15 @@ def test_flickr30k_gives_one_region_for_each_thing(tmp_path, pictures):
   entities = write_entities(tmp_path / "entities")
   (first, second), reported = load_all(flickr30k.make(str(tmp_path / "state"), entities, None, pictures))
   assert (first.id, first.short) == ("1.jpg", "Two young guys sit on a bench in the park .")
+  assert first.captions[1] == Caption("Two men talk about it near a dog .") and len(first.captions) == 2
+  named = Caption("Two young guys"), Caption("Two men")
   assert first.regions == (
-    Region((0.1, 0.1, 0.5, 1.0), "Two young guys"),
+    Region((0.1, 0.1, 0.5, 1.0), "Two young guys", captions=named),
     Region((0.0, 0.8, 1.0, 1.0), "a bench"),
     Region((0.3, 0.2, 0.5, 1.0), "a dog"),
   )
   assert (second.id, second.regions) == ("2.jpg", first.regions)
-  assert reported == [("note", "phrase_without_box"), ("note", "captions_unused")] * 2
+  assert reported == [("note", "phrase_without_box")] * 2
   ids = write(tmp_path / "train.txt", "2\n")
   found, _ = load_all(flickr30k.make(str(tmp_path / "state"), entities, ids, pictures))
   assert [record.id for record in found] == ["2.jpg"]

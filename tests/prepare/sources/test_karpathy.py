@@ -29,14 +29,15 @@ def write(folder, **changes):
   return {"annotations": folder / "dataset_coco.json", "images": folder / "coco"}
 
 
-def test_the_first_sentence_of_each_image_is_its_caption(tmp_path):
+def test_the_first_sentence_of_each_image_is_its_caption_and_all_are_kept(tmp_path):
   options = write(tmp_path)
   assert convert(tmp_path / "out", "karpathy", **options) == 0
   records = read(tmp_path / "out")
   assert {name: entry.short for name, entry in records.items()} == {
     f"train2014/COCO_{index}.jpg": f"A cat {index}." for index in range(4)
   }
-  assert count(tmp_path / "out")[:2] == (4, 4) and count(tmp_path / "out")[2]["captions_unused"] == 4
+  assert all(len(entry.captions) == 2 and entry.captions[0].text == entry.short for entry in records.values())
+  assert count(tmp_path / "out")[:2] == (4, 4)
 
 
 def test_splits_are_chosen_and_unknown_ones_named(tmp_path, capsys):

@@ -2,6 +2,7 @@
 
 import pytest
 
+from fgclip_jax.data.caption_set import ALT_TEXT, Caption
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.prepare.sources import caption_files, pairs
 from fgclip_jax.storage.errors import RecordError
@@ -27,6 +28,74 @@ def parse(value):
 )
 def test_captions_are_kept(value, expected):
   assert parse(value) == (expected, [])
+
+
+LONG = Caption("A dog runs.", "long")
+ALT = {"text": "dog 7", "source": "alt_text", "weight": 0.5}
+ALT_CAPTION = Caption("dog 7", source=ALT_TEXT, weight=0.5)
+
+
+@pytest.mark.parametrize(
+  ("fields", "short", "long", "captions"),
+  [
+    ({"short": ["a dog"]}, "a dog", "", ()),
+    ({"caption": ["a dog", " ", "a cat"]}, "a dog", "", (Caption("a dog"), Caption("a cat"))),
+    ({"captions": ["a dog"], "long": ["A dog runs."]}, "a dog", "A dog runs.", ()),
+    (
+      {"short": "a dog", "long": ["A dog runs.", "A dog."]},
+      "a dog",
+      "A dog runs.",
+      (Caption("a dog"), LONG, Caption("A dog.", "long")),
+    ),
+    ({"short": "a dog", "captions": ["a cat", "a dog"]}, "a dog", "", (Caption("a dog"), Caption("a cat"))),
+    ({"short": "a dog", "captions": [ALT]}, "a dog", "", (Caption("a dog"), ALT_CAPTION)),
+    # what is known of a caption is kept where it is
+    ({"short": "dog 7", "captions": ["a dog", ALT]}, "dog 7", "", (ALT_CAPTION, Caption("a dog"))),
+    ({"captions": [{"text": "A dog runs.", "kind": "long"}, "a dog"]}, "a dog", "A dog runs.", ()),
+    ({"caption": {"text": "狗", "language": "zh", "weight": 2}}, "狗", "", (Caption("狗", language="zh", weight=2.0),)),
+  ],
+)
+def test_all_captions_are_kept_as_a_set(fields, short, long, captions):
+  record, reported = parse({"image": "1.jpg", **fields})
+  assert (record.short, record.long, record.captions, reported) == (short, long, captions, [])
+  if "caption" not in fields:  # which regions do not have
+    region = {"box": [0, 0, 1, 1], **fields}
+    record, reported = parse({"image": "1.jpg", "short": "a picture", "regions": [region]})
+    assert record.regions == (Region((0.0, 0.0, 1.0, 1.0), short, long, captions=captions),) and not reported
+
+
+@pytest.mark.parametrize(
+  ("captions", "kind", "field"),
+  [
+    ([{"text": 3}], "caption_wrong_type", "captions[0].text"),
+    ([{"text": None}], "caption_wrong_type", "captions[0].text"),
+    (["a dog", {"text": ""}], "caption_empty", "captions[1].text"),
+    (["a dog", {"text": "a", "weight": -1}], "caption_weight_wrong", "captions[1].weight"),
+    (["a dog", {"text": "a", "weight": "1"}], "caption_weight_wrong", "captions[1].weight"),
+    (["a dog", {"text": "a", "kind": "medium"}], "caption_kind_unknown", "captions[1].kind"),
+    (["a dog", {"text": "a", "source": ["x"]}], "caption_wrong_type", "captions[1].source"),
+    (["a dog", 3], "captions_wrong_type", "captions"),
+    (["a dog", {"en": "a"}], "captions_wrong_type", "captions"),
+    ([{"text": "a", "kind": "long"}], "short_missing", "captions"),
+    ([], "captions_empty", "captions"),
+  ],
+)
+def test_a_bad_caption_is_refused(captions, kind, field):
+  with pytest.raises(RecordError) as caught:
+    parse({"image": "1.jpg", "captions": captions})
+  assert (caught.value.kind, caught.value.field) == (kind, field)
+  if kind.startswith("caption_"):  # of a region, only the region is left out
+    region = {"box": [0, 0, 1, 1], "captions": captions}
+    record, reported = parse({"image": "1.jpg", "short": "a dog", "regions": [region]})
+    assert (record.regions, reported) == ((), [("region", kind, f"regions[0].{field}")])
+
+
+def test_unknown_fields_of_captions_are_noted():
+  _, reported = parse({"image": "1.jpg", "short": "a dog", "captions": [{"text": "a cat", "wieght": 2}]})
+  assert reported == [("note", "field_unknown", "captions.wieght")]
+  # beside the first field, what is of no known form was never read
+  record, reported = parse({"image": "1.jpg", "short": "a dog", "captions": {"en": "a cat"}})
+  assert record.captions == () and reported == [("note", "field_unknown", "captions.en")]
 
 
 def test_regions_are_kept():

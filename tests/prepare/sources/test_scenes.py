@@ -1,5 +1,6 @@
 """The rendered scenes: exact boxes, texts that fit the objects, the held-out split, and the files."""
 
+import dataclasses
 import io
 import os
 
@@ -248,6 +249,58 @@ def test_records_do_not_depend_on_the_number_of_processes(tmp_path, written):
   assert sorted(os.listdir(tmp_path / "two")) == sorted(os.listdir(folder))
   for split in scenes.SPLITS:
     assert read_split(tmp_path / "two", split) == read_split(folder, split)
+
+
+@pytest.mark.parametrize("split", scenes.SPLITS)
+def test_with_sets_scenes_are_the_same_but_for_more_captions_and_negatives(split):
+  for index in range(20):
+    plain, made = (scenes.make_record(1, index, split, captions=captions) for captions in scenes.CAPTIONS)
+    assert made.tokens == record.tokenize(made, Tokenizer())
+    assert made.captions[:2] == plain.caption_set() and len(made.captions) == 7
+    assert {caption.kind for caption in made.captions} == {"short", "long"}
+    assert [caption.weight for caption in made.captions if caption.source == record.ALT_TEXT] == [0.5]
+    for region, before in zip(made.regions, plain.regions, strict=True):
+      assert region.captions[0] == record.Caption(region.short) and len(region.captions) == 5
+      assert region.negatives[:10] == before.negatives
+      right, wrong = DESCRIPTIONS[region.short], [DESCRIPTIONS[text] for text in region.negatives]
+      assert len(set(wrong)) == len(wrong)
+      assert all(sum(map(str.__ne__, each, right)) == 1 for each in wrong)
+      assert not wrong or len(wrong) > 10
+      assert split == "validation" or not any(map(scenes.is_held_out, wrong))
+    usual = [
+      dataclasses.replace(region, captions=(), negatives=before.negatives)
+      for region, before in zip(made.regions, plain.regions, strict=True)
+    ]
+    assert dataclasses.replace(made, captions=(), regions=tuple(usual), tokens=plain.tokens) == plain
+
+
+def test_captions_of_sets_read_as_written_here():
+  made = scenes.make_record(0, 0, "train", captions="set")
+  objects = scenes.render(0, 0, "train")[1]
+  texts = [caption.text for caption in made.captions]
+  (empty,) = set(scenes.QUADRANTS) - {item.quadrant for item in objects}
+  assert texts[5].endswith(f" The {empty} is empty.") and texts[5].count(".") == 4
+  for item in objects:
+    size, colour, pattern, shape = item.description
+    assert f"a {size} {shape}" in texts[2] and f"a {pattern} {shape} {item.quadrant}" in texts[3]
+    assert f"The {item.quadrant} holds {item.description.caption}." in texts[5]
+  first = objects[0]
+  size, colour, pattern, shape = first.description
+  assert [caption.text for caption in made.regions[0].captions[1:]] == [
+    f"a {shape} that is {size}, {colour} and {pattern}",
+    f"{first.description.caption} {first.quadrant}",
+    f"This is {first.description.caption}. It is in the {first.quadrant} of the picture.",
+    first.description.short_caption,
+  ]
+
+
+def test_a_folder_of_sets_says_so(tmp_path, written):
+  info = scenes.write(str(tmp_path), train=2, validation=1, seed=3, workers=1, captions="set")
+  assert info["arguments"]["captions"] == "set" and "captions" not in written[1]["arguments"]
+  assert dataset_folder.check_version(str(tmp_path)) == 2 and dataset_folder.check_version(str(written[0])) == 1
+  assert read_split(tmp_path, "train") == [scenes.make_record(3, index, "train", captions="set") for index in range(2)]
+  with pytest.raises(ValueError, match="captions must be one of pair, set, got 'many'"):
+    scenes.write(str(tmp_path), captions="many")
 
 
 def test_splits_and_seeds_differ():

@@ -5,7 +5,7 @@ import json
 import pytest
 from array_record.python.array_record_module import ArrayRecordReader
 
-from fgclip_jax.data import record
+from fgclip_jax.data import dataset_folder, record
 from fgclip_jax.data.dataset_folder import find_shards
 from fgclip_jax.prepare import __main__ as prepare
 from tests.helpers import standin, trees
@@ -118,9 +118,22 @@ def test_coco_goes_through_the_command(tmp_path):
   records = read(tmp_path / "out")
   assert {name: entry.short for name, entry in records.items()} == {"1.jpg": "a dog runs", "2.jpg": "a cat"}
   assert [region.short for region in records["1.jpg"].regions] == ["dog"]
+  assert [caption.text for caption in records["1.jpg"].captions] == ["a dog runs", "a brown dog"]
   found = count(tmp_path / "out")
   assert found[:2] == (4, 2)
-  assert {"box_of_crowd": 1, "image_not_listed": 1, "captions_unused": 1}.items() <= found[2].items()
+  assert {"box_of_crowd": 1, "image_not_listed": 1}.items() <= found[2].items()
+  # the folder says that its records may hold sets, and of what
+  assert dataset_folder.check_version(str(tmp_path / "out")) == 2
+  assert dataset_folder.read_info(str(tmp_path / "out"))["sources"]["train"]["counts"]["captions"] == 2
+  # annotations that an earlier version joined are joined again with --overwrite
+  (joined,) = (tmp_path / "out").rglob("annotations.jsonl")
+  lines = [json.loads(line) for line in joined.read_text().splitlines()]
+  stale = "".join(json.dumps({key: line[key] for key in line if key != "captions"}) + "\n" for line in lines)
+  joined.write_text(stale)
+  marker = joined.with_suffix(".json")
+  marker.write_text(json.dumps(json.loads(marker.read_text()) | {"bytes": len(stale)}))
+  assert convert(tmp_path / "out", "coco", "--overwrite", **options) == 0
+  assert len(read(tmp_path / "out")["1.jpg"].captions) == 2
 
 
 def test_flickr30k_goes_through_the_command(tmp_path):

@@ -10,6 +10,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 
 from fgclip_jax.data import tfds_reader
+from fgclip_jax.data.caption_set import Caption
 from fgclip_jax.prepare.sources import tfds as tfds_source
 from fgclip_jax.storage.errors import RecordError
 from tests.helpers import trees
@@ -47,13 +48,14 @@ def find(folder, split="train", image="image", caption="captions/text", long=Non
   return tfds_source.Tfds(files, folder, image, caption, long)
 
 
-def test_first_captions_and_encoded_images_are_taken(folder):
+def test_captions_and_encoded_images_are_taken(folder):
   found, reported = load_all(find(folder, long="extra/long"))
   first, second, third, fourth = found
   assert (first.image, first.short, first.long) == (PICTURE, "one", "long one")
   assert first.id == "pets-train.array_record-00000-of-00002/0"
   assert (second.short, third, fourth.short) == ("three", "short_missing", "four")
-  assert reported == [("note", "captions_unused")]
+  assert first.captions == (Caption("one"), Caption("long one", "long"), Caption("two"))
+  assert second.captions == fourth.captions == () and reported == []
 
 
 def test_records_are_read_from_any_one_on(folder):

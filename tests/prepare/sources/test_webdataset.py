@@ -12,6 +12,7 @@ import pyarrow.parquet
 import pytest
 from PIL import Image
 
+from fgclip_jax.data.caption_set import ALT_TEXT, Caption
 from fgclip_jax.prepare import __main__ as prepare
 from fgclip_jax.prepare.sources import webdataset
 from fgclip_jax.storage import tars
@@ -279,7 +280,49 @@ def test_lists_of_captions_in_parquet_are_read_as_pairs_reads_them(tmp_path):
   pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "a.parquet")
   found, reported = load_all(webdataset.WebDataset((str(tmp_path / "a.parquet"),), "caption", "long"))
   assert [(record.short, record.long) for record in found[:2]] == [("one", "long one"), ("three", "")]
-  assert found[2] == "short_empty" and reported[0] == ("note", "captions_unused")
+  assert found[0].captions == (Caption("one"), Caption("long one", "long"), Caption("two"))
+  assert found[1].captions == () and found[2] == "short_empty"
+  assert ("note", "captions_unused") not in reported
+
+
+def test_alt_text_is_kept_beside_captions_of_models(tmp_path):
+  members = []
+  for number, fields in enumerate(
+    [
+      {"recaption": "a brown dog", "blip": "a dog", "dense": "A brown dog runs."},
+      {"recaption": "a cat", "blip": 3},
+      {"recaption": "dog for sale"},
+    ]
+  ):
+    parts = {"jpg": _jpeg(number), "txt": b"dog for sale", "json": json.dumps(fields).encode()}
+    members += [(f"{number}.{suffix}", data) for suffix, data in parts.items()]
+  _tar(tmp_path / "a.tar", members)
+  file = (str(tmp_path / "a.tar"),)
+  alt_text = Caption("dog for sale", source=ALT_TEXT)
+  found, _ = load_all(webdataset.WebDataset(file, "recaption"))
+  assert [record.captions for record in found] == [
+    (Caption("a brown dog"), alt_text),
+    (Caption("a cat"), alt_text),
+    (alt_text,),
+  ]
+  found, reported = load_all(webdataset.WebDataset(file, "recaption", further_fields=("blip", "dense:long")))
+  further = Caption("a dog", source="blip"), Caption("A brown dog runs.", "long", source="dense")
+  assert found[0].captions == (Caption("a brown dog"), alt_text, *further)
+  assert found[1].captions == (Caption("a cat"), alt_text)
+  assert reported == [("annotation", "further_caption_wrong_type")]
+  # by itself, the text beside an image is a caption like any other
+  found, _ = load_all(webdataset.WebDataset(file))
+  assert [(record.short, record.captions) for record in found] == [("dog for sale", ())] * 3
+  found, _ = load_all(webdataset.WebDataset(file, alt_text_field="txt", further_fields=("recaption",)))
+  assert found[1].captions == (alt_text, Caption("a cat", source="recaption"))
+
+
+def test_arguments_of_earlier_versions_stay(tmp_path):
+  assert webdataset.WebDataset(("a.tar",), "recaption").arguments() == {
+    "short_field": "recaption",
+    "long_field": None,
+    "long_captions": None,
+  }
 
 
 @pytest.mark.parametrize(
