@@ -71,7 +71,7 @@ def merge(captions: Iterable[Caption]) -> tuple[Caption, ...]:
     key, bare = (caption.text, caption.kind), Caption(caption.text, caption.kind)
     if kept.get(key, bare) == bare:
       kept[key] = caption  # in the place of the earlier one
-    elif caption != bare:
+    elif caption not in (bare, kept[key]):
       kept[caption] = caption
   return tuple(kept.values())
 
@@ -177,7 +177,7 @@ def read(feature: Any, regions: int) -> Further:
   Raises:
     RecordError: `record_unreadable`, the fields disagree; or what `make` raises.
   """
-  if not any(f"{prefix}caption/text" in feature for prefix in ("", "region/")) and _MORE not in feature:
+  if "caption/text" not in feature and "region/caption/text" not in feature and _MORE not in feature:
     return Further()
   captions, in_regions = (_read(feature, f"{prefix}caption") for prefix in ("", "region/"))
   more = [text.decode() for text in feature[_MORE].bytes_list.value]
@@ -223,5 +223,5 @@ def split(values: Sequence[Any], counts: Sequence[int], expected: int, field: st
   if len(counts) != expected or sum(counts) != len(values) or min(counts, default=0) < 0:
     message = f"counts disagree: {len(values)} in {len(counts)} parts of {sum(counts)}, not in {expected}"
     raise RecordError("record_unreadable", field, message)
-  ends = itertools.accumulate(counts, initial=0)
-  return tuple(tuple(values[begin:end]) for begin, end in itertools.pairwise(ends))
+  values, ends = tuple(values), itertools.accumulate(counts, initial=0)
+  return tuple(values[begin:end] for begin, end in itertools.pairwise(ends))

@@ -4,6 +4,8 @@ import math
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fgclip_jax.data import caption_set
 from fgclip_jax.data.caption_set import ALT_TEXT, Caption
@@ -57,6 +59,25 @@ def test_a_set_that_says_no_more_than_two_captions_is_not_kept():
   assert caption_set.reduce(both, "a", "b") == caption_set.reduce([Caption("a")], "a") == ()
   for more in ((*both, Caption("c")), (Caption("a", source=ALT_TEXT), both[1]), both[::-1]):
     assert caption_set.reduce(more, "a", "b") == more
+
+
+@given(
+  st.lists(
+    st.tuples(
+      st.sampled_from("ab"), st.sampled_from(["short", "long"]), st.just(""), st.sampled_from("xy") | st.just("")
+    )
+  )
+)
+def test_a_caption_that_says_nothing_new_is_dropped(parts):
+  captions = [Caption(*part) for part in parts]
+  merged = caption_set.merge(captions)
+  assert len(set(merged)) == len(merged) and caption_set.merge(merged) == merged
+  assert {(each.text, each.kind) for each in merged} == {(each.text, each.kind) for each in captions}
+  assert {each for each in captions if each.source} <= set(merged)  # nothing that is known is lost
+  for each in merged:  # without a source only where no caption of the text has one
+    assert each.source or not any(
+      other.source for other in captions if (other.text, other.kind) == (each.text, each.kind)
+    )
 
 
 @pytest.mark.parametrize("counts", [(1, 2), (1, 1, 2), (4, -1), ()])
