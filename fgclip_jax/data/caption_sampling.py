@@ -65,11 +65,6 @@ class CaptionSampling:
         "data.captions.set_size"
       )
 
-  @property
-  def reads_sets(self) -> bool:
-    """Whether anything but the records' `short` and `long` is read."""
-    return self.draw != "first" or self.set_size > 0
-
 
 AS_PUBLISHED = CaptionSampling()
 

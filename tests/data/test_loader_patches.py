@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fgclip_jax.data.caption_sampling import CaptionSampling
 from fgclip_jax.data.config import DataConfig
 from fgclip_jax.data.decode import decode_patches
 from fgclip_jax.data.examples import LoadExample
@@ -93,6 +94,23 @@ def test_a_batch_holds_every_picture_and_every_caption_whole(folder, packed):
         assert one["long"] == tokenizer(record.long, 48)[0].tolist()
         seen.add(one["record"])
   assert len(seen) == len(RECORDS)
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_captions_of_sets_are_padded_to_their_tables(folder, packed):
+  """Records without sets have their short and long caption as one; packed, these are the same places in the rows."""
+  layout = Layout(**{**vars(LAYOUT), "packed": packed, "set_size": 3})
+  sampling = CaptionSampling(set_size=3)
+  (batch,) = take(make_loader(folder, layout, shards=2, packed=packed, captions=sampling), 1)
+  assert (batch["caption_long"] == [False, True, False]).all() and (batch["caption_eot"][..., 2] == NONE).all()
+  for place, kind in enumerate(("short", "long")):
+    ends = batch["caption_eot"][..., place], batch[f"{kind}_eot"]
+    assert (ends[0] == ends[1]).all() == packed
+    length = LAYOUT.max_length(kind == "long")
+    for shard in range(2):
+      tokens = batch["tokens"][shard].reshape(-1)
+      for one, other in zip(*(each[shard] for each in ends), strict=True):
+        np.testing.assert_array_equal(tokens[one + 1 - length : one + 1], tokens[other + 1 - length : other + 1])
 
 
 def test_batches_do_not_depend_on_workers_or_processes(folder):
