@@ -32,8 +32,9 @@ class CaptionSampling:
     sentences: the most sentences of a long caption that are one caption of the set: the long caption is cut into runs
       of 1 to so many, evenly drawn, each a caption of its own, as DreamLIP (arXiv 2403.17007) and FLAIR (arXiv
       2412.03561) take sentences and merge them. 0: long captions are taken whole.
-    alt_text_share: the chance that a caption is drawn from those of source `alt_text`, where a picture has these and
-      others of the kind (Recap-DataComp, arXiv 2406.08478, has 0.2 to 0.5); None: weights alone decide.
+    alt_text_share: the chance that a caption is drawn from those of source `alt_text`, and their share in what counts
+      of a set, where a picture has these and others (as Recap-DataComp mixes the two, arXiv 2406.08478); None: weights
+      alone decide.
 
   Raises:
     ValueError: an impossible value; the message names the key.
@@ -124,8 +125,8 @@ def draw(weights: Sequence[float], count: int, rng: np.random.Generator) -> tupl
     # sums are rounded, so that the last end may lie a little below the last point
     places = [min(bisect.bisect_right(ends, start + i), len(ends) - 1) for i in range(count - len(chosen))]
     chosen = sorted(chosen + [open_[order[place]][0] for place in places])
-  of = dict(zip(possible, chances, strict=True))
-  counts = [weights[i] / of[i] for i in chosen]
+  chance_of = dict(zip(possible, chances, strict=True))
+  counts = [weights[i] / chance_of[i] for i in chosen]
   return chosen, [each * len(counts) / sum(counts) for each in counts]
 
 
