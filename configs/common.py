@@ -58,6 +58,8 @@ def get_config() -> Any:  # a ConfigDict, of whose keys type checkers know nothi
       "vision": {**_tower(), "image_size": _unset(int), "patch_size": _unset(int)},
       "text": _tower(),
       "embedding_width": _unset(int),
+      # gives the model a pooling of the patches that is conditioned on a text; train it by objective.text_conditioned
+      "text_pooling": {"heads": _unset(int), "layer_norm_eps": _unset(float)},
     }
   )
   config.init_from = ""  # a PyTorch-format, model or run folder; a plain CLIP becomes FG-CLIP; empty: random

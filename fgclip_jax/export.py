@@ -113,6 +113,8 @@ def export(model: FGCLIP, output: str, format: str, what: Sequence[str]) -> list
     raise ValueError(
       f"jax2onnx cannot write {NOT_IN_ONNX[model.config.vision.type]}: take --format stablehlo, or --what text"
     )
+  if model.config.text_pooling is not None:
+    print("graphs have no text pooling: it is left out", flush=True)
   parts = {name: make_part(model, name, unroll=format == "onnx") for name in dict.fromkeys(what)}
   paths.make_folder(output)
   description = {"format": format, "model": repr(model), "dtype": dtype, "parts": {}}

@@ -38,6 +38,7 @@ def show(
   boxes: list[list[Box]],
   output: str,
   table: list[Box] | None = None,
+  attention: bool = False,
 ) -> tuple[list[heatmap.Heat], box_scores.Scores | None, str]:
   """Draws a map for each text, and a table of scores for `table`, and writes them as one picture.
 
@@ -48,11 +49,12 @@ def show(
     boxes: for each text, boxes x1 y1 x2 y2 in 0..1 to draw with their own similarity.
     output: the picture to write; its suffix decides the format.
     table: boxes to compare with every text.
+    attention: maps of where each text looks, by text-conditioned pooling, instead of similarities.
 
   Returns:
     The maps, the scores, and the characters that no installed font has.
   """
-  heats = heatmap.measure(model, picture, texts, boxes)
+  heats = heatmap.measure(model, picture, texts, boxes, attention)
   found = box_scores.measure(model, picture, texts, table) if table else None
   font, missing = drawing.find_font(texts, drawing.FONT_SIZE)
   below = [box_scores.draw(picture, found, font)] if found else []
@@ -88,6 +90,10 @@ def main(argv: list[str] | None = None) -> int:
   parser.add_argument(
     "--output", metavar="FILE", default="heat.png", help="the picture to write (default: %(default)s)"
   )
+  parser.add_argument(
+    "--attention", action="store_true",
+    help="draw where each text looks, by the text-conditioned pooling of models that have it",
+  )  # fmt: skip
   add_max_patches(parser)
   args = parser.parse_args(argv)
   if args.image and not args.text:
@@ -117,11 +123,12 @@ def _run(args: argparse.Namespace) -> None:
   use_compilation_cache()
   model = load(args.model, max_patches=args.max_patches)
   print(f"{args.model}: {model}")
-  heats, found, missing = show(model, picture, texts, boxes, args.output, table)
+  heats, found, missing = show(model, picture, texts, boxes, args.output, table, args.attention)
   for heat in heats:
     in_boxes = ", ".join(f"{score:.3f}" for _, score in heat.boxes)
     low, high = heat.similarity.min(), heat.similarity.max()
-    print(f"{heat.text}: {low:.3f} to {high:.3f} over the picture" + (f"; in the box {in_boxes}" if in_boxes else ""))
+    what = "of its attention in a patch" if args.attention else "over the picture"
+    print(f"{heat.text}: {low:.3f} to {high:.3f} {what}" + (f"; in the box {in_boxes}" if in_boxes else ""))
   if found:
     print(f"\n{box_scores.table(found)}\n")
   if missing:

@@ -105,6 +105,7 @@ def test_what_is_wrong_is_said(model, data, photo, tmp_path, capsys):
     (["--image", photo, "--text", "a", "--box", "0", "0", "90", "60"], "--box 1: must lie in 0..1"),
     (["--image", photo, "--text", "a", "--output", "heat.xyz"], "'heat.xyz' must end in"),
     (["--image", photo, "--text", "a", "--boxes", "4by3"], "'4by3' must be a grid such as 4x3, or end in"),
+    (["--image", photo, "--text", "a", "--attention"], "this model has no text-conditioned pooling"),
     (["--image", photo, "--text", "a", "--boxes", str(boxes)], "boxes.csv, box 1: needs x1, y1, x2, y2, got"),
     (["--data", data, "--index", "3"], "no record 3 in split 'validation' of .*: it has 3"),
     (["--data", data, "--region", "3"], "has 3 regions, there is no region 3"),

@@ -1,7 +1,7 @@
 """Ranks of right answers, computed in blocks; recalls, and their chance levels."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,8 @@ from fgclip_jax.evals.evaluator import Metric
 # Scores closer than this are a tie. The rounding of float32 cosines is about a tenth of it.
 TIE = 1e-6
 BLOCK = 1024
+# of each query: the rank of its right answer, the answer that scores highest, and its score
+Ranks = tuple[Int[np.ndarray, "Q"], Int[np.ndarray, "Q"], Float32[np.ndarray, "Q"]]
 NONE = -1  # in place of the number of a text: there is none
 
 
@@ -21,7 +23,7 @@ def search(
   gallery: Float32[np.ndarray, "G D"],
   pairs: Int[np.ndarray, "P 2"],
   block: int = BLOCK,
-) -> tuple[Int[np.ndarray, "Q"], Int[np.ndarray, "Q"], Float32[np.ndarray, "Q"]]:
+) -> Ranks:
   """The rank of each query's right answer, the answer that scores highest, and its score.
 
   A rank is the number of wrong answers that score at least as high as the best right one; 0 is a hit at 1. Ties and
@@ -148,6 +150,7 @@ def recalls(
   pairs: Int[np.ndarray, "P 2"],
   ks: Sequence[int] = (1, 5, 10),
   repeats: Int[np.ndarray, "T"] | None = None,
+  adjust: Callable[[str, Ranks, Int[np.ndarray, "P 2"]], Ranks] | None = None,
 ) -> tuple[dict[str, Metric], dict[str, Found]]:
   """Metrics `image_to_text_rK` and `text_to_image_rK`, and the results of both directions.
 
@@ -156,13 +159,15 @@ def recalls(
     pairs: (image, text) numbers that belong together.
     ks: the K of each R@K.
     repeats: how often each text counts as a query; None: once.
+    adjust: makes the ranks of a way (its name, the ranks, its pairs) into those that count; None: they stay.
   """
   result, found = {}, {}
   for way, queries, gallery, right in (
     ("image_to_text", image, text, pairs),
     ("text_to_image", text, image, pairs[:, ::-1]),
   ):
-    rank, first, score = search(queries, gallery, right)
+    ranks = search(queries, gallery, right)
+    rank, first, score = ranks if adjust is None else adjust(way, ranks, right)
     if way == "text_to_image" and repeats is not None:
       asked = np.repeat(np.arange(len(text)), repeats)
       rank, first, score = rank[asked], first[asked], score[asked]

@@ -47,7 +47,10 @@ _LABELS = {
     for k in (1, 5, 10)
   },
   **{
-    f"{way}_r{k}": f"{way.replace('_', ' ')}, R@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 5, 10)
+    f"{stage}{way}_r{k}": f"{way.replace('_', ' ')}, R@{k}{', reranked' * bool(stage)}"
+    for stage in ("", "reranked_")
+    for way in ("image_to_text", "text_to_image")
+    for k in (1, 5, 10)
   },
 }
 

@@ -26,6 +26,7 @@ from fgclip_jax.inference import hub, inputs, programs, text_chunks, text_inputs
 from fgclip_jax.inference.describe import describe, family
 from fgclip_jax.inference.image_chunks import Chunk, make_chunks
 from fgclip_jax.inference.pictures import Budget, PatchedImage, PatchReader, Reader, choose_budget, make_reader
+from fgclip_jax.inference.text_pooling import TextPoolingMethods
 from fgclip_jax.models import config as presets
 from fgclip_jax.models import params as parameters
 from fgclip_jax.models.attention import load_kernels
@@ -116,7 +117,7 @@ def preprocess(
   return images.preprocess(pictures, config.vision.image_size, mode or config.resize, config.vision.pixels)
 
 
-class FGCLIP:
+class FGCLIP(TextPoolingMethods):
   """A model with its parameters. Every `encode_*` takes any number of inputs and returns NumPy float32 of length one.
 
   Images are given as PIL images, paths, bytes, open files, uint8 arrays [H, W, 3], a list or an iterator of any of

@@ -21,6 +21,7 @@ from fgclip_jax.losses.contrastive import (
   hard_rank_loss,
   text_intra_modal_loss,
 )
+from fgclip_jax.losses.text_conditioned import text_conditioned_loss
 from fgclip_jax.models.fgclip import Embeddings
 
 CONTRASTS = ("softmax", "sigmoid")
@@ -32,8 +33,8 @@ QUIRKS = {
   "empty_groups": "a group without a hard box counts in the mean that moves the margin, with the margin as it is",
 }
 
-# what a plain CLIP or a batch may lack and a term may need: the field of `Embeddings` that is None without it
-NEEDS = {"long": "long", "regions": "region_image", "captions": "captions"}
+# what a model or a batch may lack and a term may need: the field of `Embeddings` that is None without it
+NEEDS = {"long": "long", "regions": "region_image", "captions": "captions", "text_pooling": "conditioned_own"}
 FINE_GRAINED = {"long", "regions"}  # of these, what a plain CLIP lacks
 PresentEmbeddings = Any  # `Embeddings` in which what the term needs is not None, which no type can say
 
@@ -55,6 +56,7 @@ class Options:
     regional_contrast: `softmax` or `sigmoid` for the regional term; None: as `contrast`.
     quirks: names of `QUIRKS`: what to do as the published code of FG-CLIP 2 does.
     mask_identical: equal captions of different pictures do not repel each other in the global terms and `caption_set`.
+    conditioned_negatives: how many captions of other pictures `text_conditioned` compares each picture with.
 
   Raises:
     ValueError: an impossible value; the message names the key.
@@ -68,6 +70,7 @@ class Options:
   regional_contrast: str | None = None
   quirks: tuple[str, ...] = ()
   mask_identical: bool = False
+  conditioned_negatives: int = 8
 
   def __post_init__(self):
     if self.form == "rows":  # its name before it was called what it does
@@ -78,6 +81,8 @@ class Options:
         raise ValueError(f"objective.{name} must be one of {choices}, got {getattr(self, name)!r}")
     if self.chunk < 1:
       raise ValueError(f"objective.chunk must be at least 1, got {self.chunk}")
+    if self.conditioned_negatives < 1:
+      raise ValueError(f"objective.conditioned_negatives must be at least 1, got {self.conditioned_negatives}")
     if self.regional_contrast not in (None, *CONTRASTS):
       raise ValueError(f"objective.regional_contrast must be one of {CONTRASTS}, got {self.regional_contrast!r}")
     if unknown := [quirk for quirk in self.quirks if quirk not in QUIRKS]:
@@ -252,6 +257,13 @@ def caption_set(e: PresentEmbeddings, scale: Float[Array, ""], context: Context)
   )
 
 
+def text_conditioned(e: PresentEmbeddings, scale: Float[Array, ""], context: Context) -> Float[Array, ""]:
+  """Pictures, as each text sees them, against their captions and sampled ones of other pictures."""
+  bias = context.bias if context.options.contrast == "sigmoid" else None
+  fields = e.conditioned_own, e.conditioned_weight, e.conditioned_other, e.conditioned_valid
+  return text_conditioned_loss(*fields, scale, bias, axis=context.axis)
+
+
 @dataclasses.dataclass(frozen=True)
 class Term:
   """A term of the objective.
@@ -318,4 +330,5 @@ LOSS_TERMS = {
   "hard_contrast": Term(hard_contrast, 0.0, "hard_negative", ("regions",), "hard_eot", _hard),
   "hard_rank": Term(hard_rank, 0.0, "hard_negative", ("regions",), "hard_eot", _each),
   "caption_set": Term(caption_set, 0.0, "global", ("captions",), "caption_eot", _twice, for_each_image=True),
+  "text_conditioned": Term(text_conditioned, 0.0, "global", ("text_pooling",), "short_eot", _each),
 }

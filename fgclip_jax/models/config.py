@@ -29,13 +29,30 @@ from fgclip_jax.models.tower_config import (
 __all__ = [
   "END_ID", "IMAGE_CONFIGS", "PRESETS", "TEXT_CONFIGS", "TEXT_KINDS", "ImageTowerConfig", "ModelConfig",
   "NaflexVisionConfig", "ResNetConfig", "SiglipTextConfig", "SiglipVisionConfig", "TextConfig", "TextKind",
-  "TextTowerConfig", "TowerConfig", "VisionConfig", "preset",
+  "TextPoolingConfig", "TextTowerConfig", "TowerConfig", "VisionConfig", "preset",
 ]  # fmt: skip
 
 IMAGE_CONFIGS: dict[str, type] = {
   config.type: config for config in (VisionConfig, ResNetConfig, SiglipVisionConfig, NaflexVisionConfig)
 }
 TEXT_CONFIGS: dict[str, type] = {config.type: config for config in (TextConfig, SiglipTextConfig)}
+
+
+@dataclasses.dataclass(frozen=True)
+class TextPoolingConfig:
+  """Pooling of the patches that is conditioned on a text, see `models/text_pooling.py`.
+
+  Attributes:
+    heads: attention heads; each has `embedding_width // heads` channels. FLAIR has 8.
+    layer_norm_eps: added to the variance in its LayerNorms.
+  """
+
+  heads: int = 8
+  layer_norm_eps: float = 1e-5
+
+  def __post_init__(self):
+    check_sizes(self)
+    check_number("layer_norm_eps", self.layer_norm_eps, 0.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,6 +67,7 @@ class ModelConfig:
     temperature_init: the temperatures' first value, a log scale; ln(1/0.07) in CLIP.
     region_temperature_init: that of `regional` and `hard_negative`; None: the same.
     logit_bias: the first value of a learned bias of the logits, which the sigmoid contrast needs; None: there is none.
+    text_pooling: a second pooling of the patches, conditioned on a text; None: there is none.
   """
 
   vision: ImageTowerConfig
@@ -58,6 +76,7 @@ class ModelConfig:
   temperature_init: float = 2.6592
   logit_bias: float | None = None
   region_temperature_init: float | None = None
+  text_pooling: TextPoolingConfig | None = None
 
   def __post_init__(self):
     check_sizes(self)
@@ -65,6 +84,10 @@ class ModelConfig:
     for name in ("logit_bias", "region_temperature_init"):
       if getattr(self, name) is not None:
         check_number(name, getattr(self, name))
+    if self.text_pooling is not None and self.embedding_width % self.text_pooling.heads:
+      raise ValueError(
+        f"text_pooling.heads {self.text_pooling.heads} must divide embedding_width {self.embedding_width}"
+      )
     if not self.vision.has_projection and self.vision.output_width != self.embedding_width:
       raise ValueError(
         f"a {self.vision.label} has no projection: embedding_width {self.embedding_width} must be its width, "
@@ -107,6 +130,8 @@ class ModelConfig:
     values = dataclasses.asdict(self)
     if self.region_temperature_init is None:
       del values["region_temperature_init"]
+    if self.text_pooling is None:
+      del values["text_pooling"]
     if self.vision.pixels == type(self.vision).pixels:
       values["vision"].pop("pixels", None)
     values["text"]["tokenizer"] = self.text.tokenizer.partition(":")[0]  # its file is where the model is read from
@@ -140,15 +165,24 @@ class ModelConfig:
     if "pixels" in vision:
       vision["pixels"] = PixelSpec(**vision["pixels"])
     vision = {"type": "resnet" if "depths" in vision else "vit"} | vision  # `depths` told which before there was a type
+    if values.get("text_pooling") is not None:
+      values["text_pooling"] = TextPoolingConfig(**values["text_pooling"])
     return cls(
       vision=_tower("vision", IMAGE_CONFIGS, vision),
       text=_tower("text", TEXT_CONFIGS, {"type": "causal"} | text),
       **values,
     )
 
-  def replace(self, *, vision: dict | None = None, text: dict | None = None, **changes) -> "ModelConfig":
-    """A copy with fields of the towers or of the model changed."""
+  def replace(
+    self, *, vision: dict | None = None, text: dict | None = None, text_pooling: dict | None = None, **changes
+  ) -> "ModelConfig":
+    """A copy with fields of the towers, of the text pooling or of the model changed.
+
+    Any field of `text_pooling` gives a model without one the pooling.
+    """
     tower: Any = self.vision  # of a dataclass, whatever its type
+    if text_pooling:
+      changes["text_pooling"] = dataclasses.replace(self.text_pooling or TextPoolingConfig(), **text_pooling)
     return dataclasses.replace(
       self,
       vision=dataclasses.replace(tower, **(vision or {})),

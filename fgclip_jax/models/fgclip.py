@@ -15,6 +15,7 @@ from fgclip_jax.models.config import ModelConfig, TextKind
 from fgclip_jax.models.resnet import Statistics
 from fgclip_jax.models.roi_align import roi_align, roi_align_patches
 from fgclip_jax.models.siglip import NaflexTower, PatchRows, take_slots
+from fgclip_jax.models.text_pooling import AskedTexts, TextPooling, ask_texts
 from fgclip_jax.models.towers import IMAGE_TOWERS, TEXT_TOWERS, ImageTower
 from fgclip_jax.models.transformer import Runtime, gradient_cached_map, linear
 
@@ -30,6 +31,9 @@ class Embeddings:
   A hard box's first text is the true one, the others are its negatives; `hard_row` is its place among all B*K
   boxes. Equal numbers in `region_caption` stand for equal captions. `statistics` are the model's own, a tree like its
   parameters: BatchNorm's, moved by this batch; None where there are none to move.
+
+  `conditioned_own` and `conditioned_other` are cosines by text-conditioned pooling: of texts with what each finds in
+  the picture, k of its own captions and n of other pictures; None where they are not asked for.
   """
 
   image: Float[Array, "B D"]
@@ -49,6 +53,10 @@ class Embeddings:
   short_caption: Int[Array, "B"] | None = None
   long_caption: Int[Array, "B"] | None = None
   statistics: Any = None
+  conditioned_own: Float[Array, "B k"] | None = None
+  conditioned_weight: Float[Array, "B k"] | None = None
+  conditioned_other: Float[Array, "B n"] | None = None
+  conditioned_valid: Bool[Array, "B n"] | None = None
 
 
 def unit_length(x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
@@ -79,6 +87,8 @@ class DualEncoder(nnx.Module):
     if config.logit_bias is not None:
       first["bias"] = config.logit_bias
     self.temperature = nnx.Dict({name: nnx.Param(jnp.asarray(value, jnp.float32)) for name, value in first.items()})
+    if config.text_pooling is not None:
+      self.text_pooling = TextPooling(config.embedding_width, config.text_pooling, runtime, rngs=rngs)
 
   def image_features(
     self, image: Float[Array, "B S S 3"], keep: Int[Array, "B N"] | None = None
@@ -142,21 +152,22 @@ class DualEncoder(nnx.Module):
     return getattr(self, path.projection)(vectors) if path.projection else vectors
 
   def __call__(
-    self, batch: dict[str, Array], keep: Int[Array, "B N"] | None = None, running_statistics: bool = False
+    self,
+    batch: dict[str, Array],
+    keep: Int[Array, "B N"] | None = None,
+    running_statistics: bool = False,
+    conditioned_negatives: int | None = None,
   ) -> Embeddings:
     """Embeds a batch (see docs/design.md for its keys; images or patches already normalised floats).
 
     `keep` drops patches (see `image_features`); the batch must then be without regions. BatchNorm goes by the batch's
     own statistics (each micro-batch's, averaged in the end), or with `running_statistics` by the running ones.
+    `conditioned_negatives` asks a model with text pooling for the cosines of each picture with its own captions and
+    with so many of other pictures.
     """
     shards, per_shard = batch["boxes"].shape[:2]
     images = shards * per_shard
     regions = batch["boxes"].shape[2] if self.config.fine_grained else 0
-    region_image: Any
-    if self.config.vision.takes_patches:
-      image, region_image, statistics = *self._encode_patches(batch, bool(regions)), {}
-    else:
-      image, region_image, statistics = self._encode_squares(batch, bool(regions), keep, train=not running_statistics)
     ends = {"short": batch["short_eot"]}
     if "long" in self.config.text.kinds:
       ends["long"] = batch["long_eot"]
@@ -165,13 +176,36 @@ class DualEncoder(nnx.Module):
       ends["hard"] = batch["hard_eot"]
     if "caption_eot" in batch:
       ends["caption"] = batch["caption_eot"]
+    # the texts first, since they may ask the pictures
     read = self._read_ends(batch, ends)
-    embeddings = Embeddings(image=image, short=unit_length(self.project_text(read["short"], "short")))
+    short = unit_length(self.project_text(read["short"], "short"))
+    sets: dict[str, Any] = self._caption_sets(batch, read.get("caption"))
+    asked = texts = None
+    if conditioned_negatives is not None:
+      asked = self._ask_texts(batch, short, sets, conditioned_negatives)
+      texts = asked.text
+    region_image: Any
+    cosines: Any
+    if self.config.vision.takes_patches:
+      image, region_image, cosines, statistics = *self._encode_patches(batch, bool(regions), texts), {}
+    else:
+      image, region_image, cosines, statistics = self._encode_squares(
+        batch, bool(regions), keep, texts, train=not running_statistics
+      )
+    embeddings = Embeddings(image=image, short=short, **sets)
     if statistics and not running_statistics:
       embeddings = dataclasses.replace(embeddings, statistics={"vision": jax.tree.map(lambda x: x.mean(0), statistics)})
     if "long" in self.config.text.kinds:
       embeddings = dataclasses.replace(embeddings, long=unit_length(self.project_text(read["long"], "long")))
-    embeddings = dataclasses.replace(embeddings, **self._caption_sets(batch, read.get("caption")))
+    if asked is not None:
+      own, other = jnp.split(cosines, [asked.weight.shape[1]], axis=1)
+      embeddings = dataclasses.replace(
+        embeddings,
+        conditioned_own=own,
+        conditioned_weight=asked.weight,
+        conditioned_other=other,
+        conditioned_valid=asked.valid,
+      )
     if not regions:
       return embeddings
 
@@ -208,22 +242,66 @@ class DualEncoder(nnx.Module):
     fields = {key: batch[key].reshape(vectors.shape[:2]) for key in ("caption_weight", "caption_id")}
     return {"captions": unit_length(features), **fields, **found}
 
+  def _ask_texts(
+    self, batch: dict[str, Array], short: Float[Array, "B D"], sets: dict[str, Any], negatives: int
+  ) -> AskedTexts:
+    """The texts that each picture is compared with: its set of captions, or its short one, and those of others."""
+    own, weight = sets.get("captions"), sets.get("caption_weight")
+    if own is None or weight is None:
+      own, weight = short[:, None], jnp.ones_like(short[:, :1])
+    record = batch["repeated_record"].reshape(-1) if "repeated_record" in batch else None
+    number = sets.get("short_caption")  # there where equal captions of different pictures are not to repel each other
+    if number is not None:
+      number = sets["caption_id"] if "caption_id" in sets else number[:, None]
+    return ask_texts(own, weight, negatives, record, number)
+
+  def text_cosines(
+    self, patches: Float[Array, "B P D"], text: Float[Array, "B T D"], valid: Bool[Array, "B P"] | None = None
+  ) -> Float[Array, "B T"]:
+    """Cosines of texts with what each of them finds in its picture; arguments as of `TextPooling`.
+
+    Patches may have any length, texts are of unit length.
+    """
+
+    def compare(patches, text, valid):
+      found = unit_length(self.text_pooling(unit_length(patches), text, valid))
+      return jnp.sum(found * text, axis=-1)
+
+    # what is held for the backward pass are patches and texts, which are there anyway
+    compare = compare if self.runtime.remat == "none" else jax.checkpoint(compare)
+    return compare(patches, text, valid)
+
   def _encode_squares(
-    self, batch: dict[str, Array], regions: bool, keep: Int[Array, "B N"] | None, train: bool
+    self,
+    batch: dict[str, Array],
+    regions: bool,
+    keep: Int[Array, "B N"] | None,
+    texts: Float[Array, "B T D"] | None,
+    train: bool,
   ) -> tuple:
-    """Unit-length embeddings of the batch's square images and of their boxes, and the tower's statistics."""
+    """Unit-length embeddings of the batch's square images and of their boxes, cosines with texts, and statistics.
+
+    These are the tower's. What is not asked for is None.
+    """
     shards, per_shard = batch["image"].shape[:2]
 
-    def encode(image, boxes, keep):
+    def encode(image, boxes, keep, texts):
       pooled, dense, statistics = self._image_features(image, keep, train)
       for_each = jax.tree.map(lambda x: jnp.broadcast_to(x, (shards, *x.shape)), statistics)  # as parts are joined
-      return unit_length(pooled), unit_length(roi_align(cast(Array, dense), boxes)) if regions else None, for_each
+      of_boxes = unit_length(roi_align(cast(Array, dense), boxes)) if regions else None
+      cosines = None
+      if texts is not None:
+        patches = cast(Array, dense)
+        cosines = self.text_cosines(patches.reshape(patches.shape[0], -1, patches.shape[-1]), texts)
+      return unit_length(pooled), of_boxes, cosines, for_each
 
     folded = (batch[key].reshape(shards * per_shard, *batch[key].shape[2:]) for key in ("image", "boxes"))
-    return gradient_cached_map(encode, self.runtime.micro_batches, shards, *folded, keep)
+    return gradient_cached_map(encode, self.runtime.micro_batches, shards, *folded, keep, texts)
 
-  def _encode_patches(self, batch: dict[str, Array], regions: bool) -> tuple[Array, Array | None]:
-    """Unit-length embeddings of pictures of any shape and of their boxes.
+  def _encode_patches(
+    self, batch: dict[str, Array], regions: bool, texts: Float[Array, "B T D"] | None
+  ) -> tuple[Array, Array | None, Array | None]:
+    """Unit-length embeddings of pictures of any shape and of their boxes, and cosines with texts.
 
     The tower goes through rows; a picture is read from its slots, as a caption is from its end. These count within a
     shard, so that nothing crosses devices.
@@ -232,16 +310,19 @@ class DualEncoder(nnx.Module):
 
     def encode(patches, segment, place):
       hidden = tower(PatchRows(patches, segment, place))
-      return hidden, tower.dense_features(hidden, segment) if regions else None
+      return hidden, tower.dense_features(hidden, segment) if regions or texts is not None else None
 
     by_shard = self._encode_rows(encode, *(batch[key] for key in ("patches", "patch_segment", "patch_place")))
 
-    def read(hidden, dense, slot, grid, boxes):
-      of_boxes = unit_length(roi_align_patches(take_slots(dense, slot), grid, boxes)) if regions else None
-      return unit_length(tower.pool(hidden, slot)), of_boxes
+    def read(hidden, dense, slot, grid, boxes, texts):
+      patches: Any = None if dense is None else take_slots(dense, slot)
+      of_boxes = unit_length(roi_align_patches(patches, grid, boxes)) if regions else None
+      cosines = None if texts is None else self.text_cosines(patches, texts, slot >= 0)
+      return unit_length(tower.pool(hidden, slot)), of_boxes, cosines
 
-    places = (batch[key] for key in ("patch_slot", "image_grid", "boxes"))
-    found = jax.vmap(read)(*by_shard, *places)
+    places = [batch[key] for key in ("patch_slot", "image_grid", "boxes")]
+    by_picture = [*places, None if texts is None else texts.reshape(*places[0].shape[:2], *texts.shape[1:])]
+    found = jax.vmap(read)(*by_shard, *by_picture)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
   def _encode_rows(self, encode: Callable[..., Any], *arrays: Array) -> Any:

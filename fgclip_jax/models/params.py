@@ -15,6 +15,7 @@ from flax import nnx, traverse_util
 
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.fgclip import DualEncoder
+from fgclip_jax.models.text_pooling import TextPooling
 from fgclip_jax.models.transformer import Runtime
 
 Params = Mapping[str, Any]
@@ -58,6 +59,13 @@ def named_leaves(tree: Any) -> dict[str, Any]:
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
   """Random parameters, float32; the same for the same key. Jit it to create them sharded."""
   return nnx.to_pure_dict(nnx.state(DualEncoder(config, rngs=nnx.Rngs(key)), (nnx.Param, nnx.BatchStat)))
+
+
+def init_text_pooling(config: ModelConfig, key: jax.Array) -> Params:
+  """Random parameters of the text pooling alone, for a model that has none yet."""
+  assert config.text_pooling is not None, "the model is to have one"
+  module = TextPooling(config.embedding_width, config.text_pooling, Runtime(), rngs=nnx.Rngs(key))
+  return nnx.to_pure_dict(nnx.state(module, nnx.Param))
 
 
 def abstract_params(config: ModelConfig) -> Params:

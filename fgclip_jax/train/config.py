@@ -281,6 +281,13 @@ def _check_objective(run: RunConfig) -> None:
   fine = [name for name, weight in weights.items() if weight and LOSS_TERMS[name].needs_fgclip]
   if fine and not run.model.fine_grained:
     raise ValueError(f"config.objective: {fine} need FG-CLIP, the model is a plain CLIP (no long text, no regions)")
+  if run.objective.text_conditioned:
+    if run.model.text_pooling is None:
+      raise ValueError(
+        "config.objective.text_conditioned needs a model with text pooling: set "
+        "config.model_changes.text_pooling.heads, e.g. to 8"
+      )
+    as_whole("objective.conditioned_negatives", run.objective.conditioned_negatives, most=run.data.batch_size - 1)
   if run.objective.needs_bias and run.model.logit_bias is None:
     raise ValueError(
       f"config.objective.contrast is 'sigmoid', but the weights in {run.init_from!r} have no logit bias: start from "
@@ -315,6 +322,8 @@ def _check_savings(run: RunConfig) -> None:
     raise ValueError(f"config.patch_dropout must lie in 0..1 (1 excluded), got {run.patch_dropout}")
   if run.patch_dropout and run.objective.needs_regions:
     raise ValueError("config.patch_dropout: region terms need every patch; it is for stage 1 and plain CLIP")
+  if run.patch_dropout and run.objective.text_conditioned:
+    raise ValueError("config.patch_dropout: objective.text_conditioned needs every patch: leave it at 0")
   if run.patch_dropout and not run.model.vision.has_patches:
     raise ValueError(
       "config.patch_dropout is for Vision Transformers of square pictures, and the image tower is a "

@@ -157,6 +157,17 @@ def text_forward(config: ModelConfig, tokens: int, attended: int) -> int:
   return text.depth * (tokens * _block_per_token(text) + 4 * text.width * attended)
 
 
+def pooling_forward(width: int, texts: int, patches: int, compared: int) -> int:
+  """Text-conditioned pooling: two projections of each text and each patch, scores and mixing of each pair.
+
+  Args:
+    width: of the embedding space.
+    texts, patches: of all pictures together.
+    compared: pairs of a text and a patch of its picture.
+  """
+  return 4 * width**2 * (texts + patches) + 4 * width * compared
+
+
 @dataclasses.dataclass(frozen=True)
 class StepFlops:
   """One step's forward and backward operations, and how full its text rows are."""
@@ -179,8 +190,8 @@ def _squares(segment: np.ndarray) -> int:
   return total
 
 
-def _patch_flops(config: ModelConfig, batch: dict[str, Any]) -> tuple[int, int]:
-  """The forward pass of a batch's packed patches and boxes: useful and executed."""
+def _patch_flops(config: ModelConfig, batch: dict[str, Any], dense: bool) -> tuple[int, int]:
+  """The forward pass of a batch's packed patches and boxes: useful and executed; `dense`: with dense features."""
   vision: Any = config.vision  # of a dataclass, whatever its type
   segment, boxes = batch["patch_segment"], batch["boxes"].shape[2]
   slots, patches = segment.size, int((segment > 0).sum())
@@ -188,12 +199,28 @@ def _patch_flops(config: ModelConfig, batch: dict[str, Any]) -> tuple[int, int]:
   found = []
   for count, attended in counts:
     image = patches_forward(vision, count, attended)
-    if boxes:
+    if dense:
       image += patches_dense(vision, count, attended)
     found.append(image)
   slot = batch["patch_slot"]  # RoIAlign's product with the patches
   useful, executed = (2 * boxes * config.embedding_width * int(count) for count in ((slot >= 0).sum(), slot.size))
   return found[0] + useful, found[1] + executed
+
+
+def _pooling_flops(
+  config: ModelConfig, negatives: int, batch: dict[str, Any], image_size: int | None
+) -> tuple[int, int]:
+  """Text-conditioned pooling of a batch: useful and executed."""
+  ends = batch.get("caption_eot", batch["short_eot"][..., None])
+  own = (ends >= 0).sum(axis=-1)
+  if config.vision.takes_patches:
+    here, slots = (batch["patch_slot"] >= 0).sum(axis=-1), batch["patch_slot"].shape[-1]
+  else:
+    slots = ((image_size or config.vision.image_size) // config.vision.patch_size) ** 2
+    here = np.full(own.shape, slots)
+  width, texts, all_texts = config.embedding_width, own + negatives, ends.shape[-1] + negatives
+  useful = pooling_forward(width, int(texts.sum()), int(here.sum()), int((texts * here).sum()))
+  return useful, pooling_forward(width, own.size * all_texts, own.size * slots, own.size * all_texts * slots)
 
 
 def count_flops(
@@ -212,13 +239,15 @@ def count_flops(
   """
   shards, per_shard = batch["boxes"].shape[:2]
   images, boxes = shards * per_shard, batch["boxes"].shape[2]
+  conditioned = config.text_pooling is not None and objective.text_conditioned != 0
   if config.vision.takes_patches:
-    image, executed_image = _patch_flops(config, batch)
+    image, executed_image = _patch_flops(config, batch, dense=boxes > 0 or conditioned)
   else:
     image = images * image_forward(config, image_size, 1.0 - patch_dropout)
+    if boxes or conditioned:
+      image += images * dense_forward(config, image_size)
     if boxes:
       grid = (image_size or config.vision.image_size) // config.vision.patch_size
-      image += images * dense_forward(config, image_size)
       image += 2 * images * boxes * config.embedding_width * grid**2  # RoIAlign's product with the map
     executed_image = image
 
@@ -242,6 +271,9 @@ def count_flops(
       ends = batch[term.captions]
       useful_losses += 2 * width * term.count_logits(int((ends >= 0).sum()), images)
       executed_losses += 2 * width * term.count_logits(ends.size, images)
+  if conditioned:
+    useful, executed = _pooling_flops(config, objective.conditioned_negatives, batch, image_size)
+    useful_losses, executed_losses = useful_losses + useful, executed_losses + executed
   passes = 1 if frozen_image_tower else 3
   return StepFlops(
     useful=passes * image + 3 * (text_forward(config, tokens, attended) + read * project + useful_losses),

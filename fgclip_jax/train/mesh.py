@@ -31,8 +31,8 @@ SHARDING_RULES: tuple[tuple[str, PartitionSpec], ...] = (
   (r"blocks/.*(out|down)/kernel", PartitionSpec(None, "tensor", "fsdp")),
   (r"blocks/.*(query|key|value|up)/bias", PartitionSpec(None, "tensor")),
   (r"(conv\d|shortcut)/kernel", PartitionSpec(None, None, None, "fsdp")),  # the outputs; of stacked blocks, the inputs
-  (r"(pool|_head)/(query|key|value|mlp/up)/kernel", PartitionSpec("fsdp", "tensor")),
-  (r"_head/(out|mlp/down)/kernel", PartitionSpec("tensor", "fsdp")),
+  (r"(pool|_pooling|_head)/(query|key|value|mlp/up)/kernel", PartitionSpec("fsdp", "tensor")),
+  (r"(_pooling|_head)/(out|mlp/down)/kernel", PartitionSpec("tensor", "fsdp")),
   (r"token_embedding", PartitionSpec("fsdp", None)),  # by rows: split along its width, XLA would gather every token
   (r"(patch_embedding|_projection)/kernel", PartitionSpec("fsdp", None)),
   (r"", PartitionSpec()),

@@ -13,7 +13,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import ModelConfig
-from fgclip_jax.models.params import Params, abstract_params, flatten, init_params, split_statistics, unflatten
+from fgclip_jax.models.params import (
+  Params,
+  abstract_params,
+  flatten,
+  init_params,
+  init_text_pooling,
+  split_statistics,
+  unflatten,
+)
 from fgclip_jax.models.positions import resize
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.mesh import param_sharding, shard_params
@@ -156,7 +164,7 @@ def read_weights(folder: str, model: ModelConfig) -> Any:
   """The parameters of a model folder or file; a ValueError if they do not fit.
 
   They are made FG-CLIP where the run's model is one, made for pictures of any shape where it takes such, or brought to
-  its image size.
+  its image size. A text pooling that they lack is left out.
   """
   config, flat, _ = folders.read(folder)
   if model.vision.takes_patches and config.text.type == model.text.type:
@@ -166,6 +174,8 @@ def read_weights(folder: str, model: ModelConfig) -> Any:
   params = unflatten(flat)
   if config.vision.patch_size == model.vision.patch_size and not config.vision.takes_patches:
     params, config = resize(params, config, model.vision.image_size)
+  if config.text_pooling is None:
+    config = dataclasses.replace(config, text_pooling=model.text_pooling)
   ours, theirs = (flat_dict(_without_choices(each).to_dict()) for each in (model, config))
   keys = dict.fromkeys([*ours, *theirs])
   different = [f"{key} {theirs.get(key)} (config: {ours.get(key)})" for key in keys if ours.get(key) != theirs.get(key)]
@@ -183,6 +193,12 @@ def first_state(init_from: str, setup: TrainSetup, log: Callable[[str], object])
     state = init_state(setup)
     log("random weights")
     return state
-  state = state_from(setup, read_weights(init_from, setup.model))
+  params = read_weights(init_from, setup.model)
+  begins = setup.model.text_pooling is not None and "text_pooling" not in params
+  if begins:
+    params = {**params, "text_pooling": init_text_pooling(setup.model, jax.random.key(setup.seed))}
+  state = state_from(setup, params)
+  if begins:
+    log(f"text pooling: random weights, as those in {init_from} have none")
   log(f"weights from {init_from}{', averaged over its steps' if folders.is_averaged(init_from) else ''}")
   return state

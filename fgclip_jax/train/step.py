@@ -68,6 +68,7 @@ def make_loss(
   if mesh is not None:
     runtime = dataclasses.replace(runtime, sharding=activation_sharding(mesh))
   size = image_size or config.vision.image_size
+  negatives = objective.conditioned_negatives if objective.text_conditioned else None
 
   def loss(params, batch, key, margin=None):
     if config.vision.takes_patches:
@@ -82,7 +83,7 @@ def make_loss(
         images = image.shape[0] * image.shape[1]
         keep = choose_patches(key, images, resized.vision.grid**2, patch_dropout)
       batch = {**batch, "image": image}
-    embeddings = build(resized, params, runtime)(batch, keep, running_statistics)
+    embeddings = build(resized, params, runtime)(batch, keep, running_statistics, negatives)
     compared = dataclasses.replace(embeddings, statistics=None)
     record = batch["repeated_record"].reshape(-1) if "repeated_record" in batch else None
     terms = objective_terms(compared, params["temperature"], objective, mesh, record=record, margin=margin)

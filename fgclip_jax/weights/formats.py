@@ -297,7 +297,8 @@ def write(
 ) -> list[str]:
   """Writes a model into a folder, in place of a model of any format that it holds; other files in it stay.
 
-  The new model is made whole first: a failure leaves the folder as it was.
+  The new model is made whole first: a failure leaves the folder as it was. A text pooling, which only our own format
+  has a place for, is left out of others, and a line says so.
 
   Args:
     folder: made if it does not exist.
@@ -312,11 +313,20 @@ def write(
     ValueError: the format has no place for this model.
     OSError: the folder cannot be written, or its disk is full.
   """
+  if to != "jax" and config.text_pooling is not None:
+    print(f"{to} has no place for the text pooling: it is left out", flush=True)
+    config, flat = without_text_pooling(config, flat)
   with atomic.folder(folder, model_files()) as temporary:
     made = FORMATS[to].write(temporary, config, flat, source)
     if tokenizer_from and config.text.tokenizer != "clip":
       made += copy_tokenizer(tokenizer_from, temporary)
     return [paths.join(folder, os.path.relpath(path, temporary)) for path in made]
+
+
+def without_text_pooling(config: ModelConfig, flat: Flat) -> tuple[ModelConfig, dict[str, np.ndarray]]:
+  """The model without its text pooling."""
+  kept = {name: leaf for name, leaf in flat.items() if not name.startswith("text_pooling/")}
+  return dataclasses.replace(config, text_pooling=None), kept
 
 
 def copy_tokenizer(path: str, folder: str) -> list[str]:

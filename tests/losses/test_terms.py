@@ -39,14 +39,13 @@ def test_the_objective_has_a_weight_for_each_term_and_then_the_options():
   names = [field.name for field in dataclasses.fields(Objective)]
   assert names == [*LOSS_TERMS, *(field.name for field in dataclasses.fields(Options))]
   stage2 = {"global_long": 1.0, "global_short": 1.0, "regional": 0.1, "hard_negative": 0.5}
-  assert Objective().weights == stage2 | dict.fromkeys(
-    ("text_intra_modal", "hard_contrast", "hard_rank", "caption_set"), 0.0
-  )
+  others = ("text_intra_modal", "hard_contrast", "hard_rank", "caption_set", "text_conditioned")
+  assert Objective().weights == stage2 | dict.fromkeys(others, 0.0)
 
 
 def test_what_terms_need():
   assert Objective().needs == FINE_GRAINED == {"long", "regions"}
-  assert Objective(caption_set=1.0).needs == {"long", "regions", "captions"}
+  assert Objective(caption_set=1.0, text_conditioned=1.0).needs == set(NEEDS) == FINE_GRAINED | {"captions", "text_pooling"}
   assert Objective(regional=0.0, hard_negative=0.0).needs == {"long"}
   assert not Objective(global_long=0.0, regional=0.0, hard_negative=0.0).needs
   fields = {field.name for field in dataclasses.fields(Embeddings)}

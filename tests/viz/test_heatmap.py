@@ -53,6 +53,17 @@ def test_the_map_of_a_picture_of_any_shape_has_its_own_grid():
   assert heatmap.draw(wide, [heat], FONT).width > 2 * 220 and len(heat.boxes) == 1
 
 
+def test_the_map_may_be_where_a_text_looks():
+  size = TINY.replace(text_pooling={"heads": 2})
+  model = api.FGCLIP(size, init(size, 0))
+  texts, picture = ["a cat", "two dogs"], photo(50, 40)
+  heats = heatmap.measure(model, picture, texts, [[], [(0.0, 0.0, 0.5, 0.5)]], attention=True)
+  expected = model.text_attention(model.encode_dense(picture), model.encode_text(texts, "region"))[0]
+  np.testing.assert_allclose(np.stack([heat.similarity for heat in heats]), expected, atol=1e-6)
+  assert {heat.unit for heat in heats} == {"attention"} and len(heats[1].boxes) == 1
+  assert heatmap.draw(picture, heats, FONT).width > 2 * 220
+
+
 def test_the_warmest_place_of_the_overlay_is_that_of_the_map():
   similarity = np.zeros((4, 4), np.float32)
   similarity[1, 3] = 0.3

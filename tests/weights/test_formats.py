@@ -229,3 +229,16 @@ def test_dense_features_and_regions_squash_whatever_the_model_says(write):
   squashed = images.to_square(PICTURE, 32, config.vision.pixels)[None]
   np.testing.assert_allclose(model.encode_dense(PICTURE), model.encode_dense(squashed), atol=1e-6)
   assert jax.default_backend() == "cpu" and clip_to_fgclip.fgclip_config(config).resize == "squash"
+
+
+def test_a_text_pooling_is_kept_by_our_format_alone(write, tmp_path, capsys):
+  folder, flat = write(FGCLIP.replace(text_pooling={"heads": 2}))
+  config, found, _ = folders.read(folder)
+  assert config.text_pooling is not None and set(found) == set(flat)
+  said = "open_clip has no place for the text pooling: it is left out"
+  for to in ("jax", "open_clip"):
+    convert.convert(folder, str(tmp_path / to), to)
+    assert (said in capsys.readouterr().out) == (to == "open_clip")
+    written, leaves, _ = folders.read(str(tmp_path / to))
+    assert (written.text_pooling is None) == (to == "open_clip")
+    assert any(name.startswith("text_pooling/") for name in leaves) == (to == "jax")

@@ -8,13 +8,15 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
+from jaxtyping import Float32, Int
 
+from fgclip_jax.cli import positive
 from fgclip_jax.data.image import Mode
-from fgclip_jax.evals import guards, options, ranking
+from fgclip_jax.evals import guards, options, ranking, reranking
 from fgclip_jax.evals.datasets import caption_sets
 from fgclip_jax.evals.datasets.images import Source
-from fgclip_jax.evals.encoding import encode_images
-from fgclip_jax.evals.evaluator import Result
+from fgclip_jax.evals.encoding import encode_images, encode_patches
+from fgclip_jax.evals.evaluator import Metric, NothingToMeasureError, Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.prepare.cli import add_fields
 from fgclip_jax.prepare.sources import caption_files, caption_folders
@@ -42,6 +44,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help="of flickr30k and karpathy (default: test), and of pairs (default: all)",
   )
   add_fields(parser)
+  parser.add_argument(
+    "--rerank", type=positive, metavar="K",
+    help="measure also with the first K answers compared anew, by text-conditioned pooling (of models that have it)",
+  )  # fmt: skip
   parser.add_argument(
     "--skip_empty", action="store_true", help="of dci: without the pictures whose caption is empty (203 of 7,805)"
   )
@@ -93,6 +99,8 @@ class ImageTextRetrieval:
     skip_empty: for `dci`, leaves out the pictures (203 of 7,805) whose caption is empty. FG-CLIP's published numbers
       count them among the questions and answers, where they are almost never found; some other papers do not.
     mode, limit, allow: see `Classification`; the limit is of pictures.
+    rerank: how many of the answers that score highest are compared anew, by text-conditioned pooling of the whole
+      picture, squashed or in its own shape: metrics `reranked_...` beside the others. None: none.
   """
 
   dataset: str
@@ -107,6 +115,7 @@ class ImageTextRetrieval:
   image_field: str | None = None
   short_field: str | None = None
   long_field: str | None = None
+  rerank: int | None = None
 
   def __post_init__(self):
     if self.dataset not in caption_sets.READERS or self.kind not in (None, "short", "long"):
@@ -123,7 +132,13 @@ class ImageTextRetrieval:
     values = dataclasses.asdict(self) | {"kind": self._kind, "images": self._images, "split": self._split}
     if self.dataset != "dci":
       del values["skip_empty"]
-    optional = ("split", "image_field", "short_field", "long_field")  # left out where nothing is chosen by them
+    optional = (
+      "rerank",
+      "split",
+      "image_field",
+      "short_field",
+      "long_field",
+    )  # left out where nothing is chosen by them
     return {key: value for key, value in values.items() if value is not None or key not in optional}
 
   @property
@@ -152,6 +167,8 @@ class ImageTextRetrieval:
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `image_to_text_rK` and `text_to_image_rK` for K of 1, 5 and 10."""
     notes = guards.check_resolution(model, self.allow)
+    if self.rerank and model.config.text_pooling is None:
+      raise NothingToMeasureError("this model has no text-conditioned pooling, which rerank needs: leave it out")
     skips = SkipReport()
     skip_empty = self.skip_empty or self.dataset != "dci"
     read_notes: list[str] = []
@@ -185,6 +202,8 @@ class ImageTextRetrieval:
     pairs = np.unique(np.stack([owner, caption], axis=1), axis=0)
     repeats = np.bincount(caption, minlength=len(distinct))
     found, answers = ranking.recalls(image, text, pairs, repeats=repeats)
+    if self.rerank:
+      found |= self._rerank(model, [entries[number] for number in kept], image, text, pairs, repeats, progress)
     names = [entries[number].image for number in kept]
     asked = np.repeat(np.arange(len(words)), repeats)
     there, back = answers["image_to_text"], answers["text_to_image"]
@@ -196,6 +215,31 @@ class ImageTextRetrieval:
       "score": np.concatenate([there.score, back.score]),
     }
     return Result(found, examples, records, skips.counts, notes)
+
+  def _rerank(
+    self,
+    model: FGCLIP,
+    entries: Sequence[caption_sets.Entry],
+    image: Float32[np.ndarray, "N D"],
+    text: Float32[np.ndarray, "T D"],
+    pairs: Int[np.ndarray, "P 2"],
+    repeats: Int[np.ndarray, "T"],
+    progress: bool,
+  ) -> dict[str, Metric]:
+    """The metrics with the first answers of each query compared anew."""
+    assert self.rerank is not None, "asked for"
+    answers = {
+      "image_to_text": reranking.best_answers(image, text, self.rerank),
+      "text_to_image": reranking.best_answers(text, image, self.rerank),
+    }
+    dense = encode_patches(model, _Pictures(entries, self._files(entries)), SkipReport(), progress)
+    scores = dict(zip(answers, reranking.rescore(model, dense, text, *answers.values()), strict=True))
+
+    def adjust(way, ranks, right):
+      return reranking.rerank(ranks, answers[way], scores[way], right)
+
+    found, _ = ranking.recalls(image, text, pairs, repeats=repeats, adjust=adjust)
+    return {f"reranked_{name}": metric for name, metric in found.items()}
 
   def _files(self, entries: Sequence[caption_sets.Entry]) -> list[str]:
     """The pictures' paths; those of ShareGPT4V may be directly in the folder, without the folders of their names."""

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float, Float32, Int, UInt
 from fgclip_jax.evals import guards, options, templates
 from fgclip_jax.evals.datasets import class_lists, label_maps
 from fgclip_jax.evals.encoding import encode_patches
-from fgclip_jax.evals.evaluator import Metric, Result
+from fgclip_jax.evals.evaluator import Metric, NothingToMeasureError, Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import folders
 from fgclip_jax.storage.skip_report import SkipReport
@@ -57,6 +57,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--label_suffix", default=".png", metavar="END", help="what the names of label maps end with (default: %(default)s)"
   )
+  parser.add_argument(
+    "--pooling",
+    action="store_true",
+    help="take what the text-conditioned pooling makes of each patch (of models that have it)",
+  )
   options.add_templates(parser)
   options.add_limit(parser)
 
@@ -84,6 +89,7 @@ class Segmentation:
     templates: the prompts, a name in `templates.TEMPLATES`.
     limit: the number of label maps to read, the first by name; None for all.
     allow: guards that are switched off.
+    pooling: compares texts with what text-conditioned pooling makes of each patch, instead of with the dense features.
   """
 
   images: str
@@ -96,13 +102,15 @@ class Segmentation:
   templates: str = "openai80"
   limit: int | None = None
   allow: tuple[str, ...] = ()
+  pooling: bool = False
 
   @property
   def name(self) -> str:
     return "segmentation"
 
   def settings(self) -> dict[str, Any]:
-    return dataclasses.asdict(self)
+    values = dataclasses.asdict(self)
+    return values if self.pooling else {key: value for key, value in values.items() if key != "pooling"}
 
   def files(self) -> list[str | tuple[str, str]]:
     classes = None if self.classes in class_lists.lists() else self.classes
@@ -114,6 +122,8 @@ class Segmentation:
     Examples have a row for each label map, with the numbers of its own pixels. The notes have the IoU of each class.
     """
     notes = guards.check_resolution(model, self.allow)
+    if self.pooling and model.config.text_pooling is None:
+      raise NothingToMeasureError("this model has no text-conditioned pooling, which pooling needs: leave it out")
     classes = class_lists.read(self.classes)
     names, numbers = classes.names, self._numbers(classes)
     skips = SkipReport()
@@ -135,7 +145,7 @@ class Segmentation:
       true = np.take(numbers, labels)  # faster than by an index
       if (true == _NO_CLASS).any():
         self._refuse(path, int(labels[true == _NO_CLASS][0]), classes)
-      maps = predict(dense, text, owner, labels.shape, background)
+      maps = predict(model.patch_values(dense) if self.pooling else dense, text, owner, labels.shape, background)
       for kind, predicted in zip(kinds, maps, strict=True):
         mine = count(true, predicted, len(names), first=1 if kind else 0)
         counts[kind] += mine

@@ -12,8 +12,11 @@ from PIL import Image
 
 from fgclip_jax.evals import registry, templates
 from fgclip_jax.evals.datasets import class_lists, label_maps
+from fgclip_jax.evals.evaluator import NothingToMeasureError
 from fgclip_jax.evals.tasks import segmentation
+from fgclip_jax.inference.model import FGCLIP
 from tests.helpers.region_sets import model, write_pictures
+from tests.helpers.toy_models import init
 
 CLASSES = ["background; sky", "cat", "dog; hound", "boat"]  # nothing is labelled as the last
 
@@ -139,6 +142,22 @@ def test_a_row_for_each_picture_and_a_note_of_the_classes(files, torch):
   note = result.notes[-1].split(": ")[1].split("; ")
   assert [each.rsplit(" ", 1)[0] for each in note] == ["background", "cat", "dog", "boat"]
   np.testing.assert_allclose([float(each.rsplit(" ", 1)[1]) for each in note], 100 * np.asarray(ious), atol=0.2)
+
+
+def test_patches_may_be_what_text_conditioned_pooling_makes_of_them(files, monkeypatch):
+  _, _, evaluator = files
+  plain = model()
+  size = plain.config.replace(text_pooling={"heads": 2})
+  pooling = FGCLIP(size, init(size, 0))
+  found = dataclasses.replace(evaluator, pooling=True).run(pooling)
+  with monkeypatch.context() as patch:  # the same by hand: dense features that are these values
+    encode = pooling.encode_dense
+    patch.setattr(pooling, "encode_dense", lambda *arguments: pooling.patch_values(encode(*arguments)))
+    expected = evaluator.run(pooling)
+  assert found.examples == expected.examples != evaluator.run(pooling).examples
+  assert "pooling" not in evaluator.settings() and dataclasses.replace(evaluator, pooling=True).settings()["pooling"]
+  with pytest.raises(NothingToMeasureError, match="this model has no text-conditioned pooling"):
+    dataclasses.replace(evaluator, pooling=True).run(plain)
 
 
 def test_level_zero_can_stand_for_no_class(files):
