@@ -14,7 +14,7 @@ from fgclip_jax.models import params as parameters
 from fgclip_jax.models.config import ModelConfig
 from fgclip_jax.models.fgclip import unit_length
 
-Dense = Float32[np.ndarray, "B h w D"] | Sequence[Float32[np.ndarray, "h w D"]]  # as `encode_dense` returns them
+Dense = Float32[np.ndarray, "B h w D"] | Sequence[Float32[np.ndarray, "_ _ D"]]  # as `encode_dense` returns them
 _TEXTS = 256  # compared with a picture at a time
 _PATCHES = 128  # of pictures of any shape, whose number of patches is filled up to a multiple of it
 
@@ -41,7 +41,7 @@ class TextPoolingMethods:
     """
     return np.stack([found for _, found in self._pooled(_cosines, dense, text)])
 
-  def text_attention(self, dense: Dense, text: ArrayLike) -> list[Float32[np.ndarray, "N h w"]]:
+  def text_attention(self, dense: Dense, text: ArrayLike) -> list[Float32[np.ndarray, "N _ _"]]:
     """How much each text looks at each patch: for each picture the share of attention, the mean over heads.
 
     What a text's shares lack to 1 is the empty token's. Arguments and errors as of `conditioned_similarity`.

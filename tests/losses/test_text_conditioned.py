@@ -54,7 +54,7 @@ def loop(own, weight, other, valid, bias=None) -> float:
 def test_the_loss_is_the_loop_s_on_one_device_and_on_eight(bias):
   arrays = fields()
   expected = loop(*arrays, bias)
-  found = text_conditioned_loss(*map(jnp.asarray, arrays), SCALE, bias)
+  found = text_conditioned_loss(*map(jnp.asarray, (*arrays, SCALE)), None if bias is None else jnp.asarray(bias))
   assert float(found) == pytest.approx(expected, rel=1e-12)
 
   none = jnp.zeros((PICTURES, 2))

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from jax.extend.core import jaxprs_in_params
 
 from fgclip_jax.data.packing import Caption, Example, Layout, assemble
 from fgclip_jax.data.patches import PatchLayout, cut_patches
@@ -62,12 +63,15 @@ def test_pooling_is_the_loop_and_does_not_see_what_is_not_valid():
   state = nnx.to_pure_dict(nnx.state(module, nnx.Param))
   params = {name: np.asarray(rng.normal(0, 0.5, leaf.shape)) for name, leaf in flatten(state).items()}
   nnx.update(module, nnx.State(unflatten({name: jnp.asarray(x, jnp.float32) for name, x in params.items()})))
-  patches, text, count = unit(rng, 3, 5, WIDTH), unit(rng, 3, 4, WIDTH), [5, 3, 1]
-  valid = np.arange(5) < np.asarray(count)[:, None]
+  count = [5, 3, 1]
+  patches, text = (jnp.asarray(unit(rng, 3, number, WIDTH), jnp.float32) for number in (5, 4))
+  valid = jnp.arange(5) < jnp.asarray(count)[:, None]
   found, looks = module(patches, text, valid), module.weights(patches, text, valid)
   for picture, number in enumerate(count):
     for asked in range(4):
-      expected, weights = pool_in_a_loop(params, patches[picture, :number], text[picture, asked])
+      expected, weights = pool_in_a_loop(
+        params, *(np.asarray(x, float) for x in (patches[picture, :number], text[picture, asked]))
+      )
       np.testing.assert_allclose(found[picture, asked], expected, atol=1e-5)
       np.testing.assert_allclose(looks[picture, :, asked, :number], weights, atol=1e-6)
     assert not looks[picture, :, :, number:].any()
@@ -142,7 +146,7 @@ def make_batch(config: ModelConfig, shards: int, boxes: int):
     short_length=text.short_length,
     long_length=text.long_length,
     pad_id=pad,
-    patches=PatchLayout(8, vision.max_patches) if vision.takes_patches else None,
+    patches=PatchLayout(vision.max_patches, 8) if vision.takes_patches else None,
   )
   examples = []
   for number in range(PICTURES):
@@ -180,22 +184,26 @@ def test_a_batch_has_the_cosines_of_each_picture_by_itself(name, boxes):
   config = MODELS[name]
   batch = make_batch(config, 2, boxes)
   found = embed(config, batch)
-  module = build(config, random_params(config))
-  for number in range(PICTURES):
-    shard, place = divmod(number, PICTURES // 2)
-    if config.vision.takes_patches:
-      rows = PatchRows(*(batch[key][shard] for key in ("patches", "patch_segment", "patch_place")))
-      slot = batch["patch_slot"][shard, place]
-      patches = module.patch_features(rows, slot[None])[1][0, : int((slot >= 0).sum())]
-    else:
-      patches = module.image_features(batch["image"][shard, place : place + 1])[1].reshape(16, -1)
-    own = found.short[number]
-    others = [found.short[(number + offset) % PICTURES] for offset in (1, 2)]  # 4 // 3 and 8 // 3
-    text = jnp.stack([own, *others])
-    pooled = module.text_pooling(unit_length(patches)[None], text[None])[0]
-    expected = jnp.sum(unit_length(pooled) * text, axis=-1)
-    np.testing.assert_allclose(found.conditioned_own[number], expected[:1], atol=2e-5)
-    np.testing.assert_allclose(found.conditioned_other[number], expected[1:], atol=2e-5)
+
+  @jax.jit
+  def by_itself(params, batch):
+    module, expected = build(config, params), []
+    for number in range(PICTURES):
+      shard, place = divmod(number, PICTURES // 2)
+      if config.vision.takes_patches:
+        rows = PatchRows(*(batch[key][shard] for key in ("patches", "patch_segment", "patch_place")))
+        slot = batch["patch_slot"][shard, place, : 6 + 2 * (number % 2)]  # without those beyond its patches
+        patches = module.patch_features(rows, slot[None])[1]
+      else:
+        patches = module.image_features(batch["image"][shard, place : place + 1])[1].reshape(1, 16, -1)
+      others = [found.short[(number + offset) % PICTURES] for offset in (1, 2)]  # 4 // 3 and 8 // 3
+      text = jnp.stack([found.short[number], *others])[None]
+      expected.append(jnp.sum(unit_length(module.text_pooling(unit_length(patches), text)) * text, axis=-1)[0])
+    return jnp.stack(expected)
+
+  expected = by_itself(random_params(config), batch)
+  np.testing.assert_allclose(found.conditioned_own, expected[:, :1], atol=2e-5)
+  np.testing.assert_allclose(found.conditioned_other, expected[:, 1:], atol=2e-5)
   assert found.conditioned_valid.all() and (found.conditioned_weight == 1).all()
   without = embed(config, batch, None)
   assert without.conditioned_own is without.conditioned_other is None
@@ -236,7 +244,7 @@ def shapes_of(jaxpr) -> set[tuple[int, ...]]:
   found = set()
   for equation in jaxpr.eqns:
     found |= {each.aval.shape for each in equation.outvars}
-    for inner in jax.core.jaxprs_in_params(equation.params):
+    for inner in jaxprs_in_params(equation.params):
       found |= shapes_of(inner)
   return found
 

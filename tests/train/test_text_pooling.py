@@ -5,19 +5,19 @@ import math
 
 import chex
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import common
 from fgclip_jax.losses.objective import Objective
 from fgclip_jax.models.config import preset
-from fgclip_jax.models.params import flatten
+from fgclip_jax.models.params import build, flatten
 from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train import config as run_config
 from fgclip_jax.train import flops
 from fgclip_jax.train.mesh import make_mesh, param_sharding
 from fgclip_jax.train.state import TrainSetup, first_state
-from fgclip_jax.train.step import make_loss
 from fgclip_jax.weights import native
 from tests.helpers.toy_models import init
 from tests.train import test_step
@@ -95,21 +95,26 @@ def test_a_config_that_can_be_gives_the_model_the_pooling():
 
 
 def test_its_operations_are_those_that_xla_counts():
-  size = preset("tiny").replace(
-    vision={"width": 96, "mlp_width": 384, "image_size": 64}, text={"width": 96, "mlp_width": 384, "vocab_size": 512},
-    embedding_width=128, text_pooling={"heads": 2},
-  )  # fmt: skip
-  examples = test_step.make_examples(regions=False)[:8]
-  images = [dataclasses.replace(each, image=np.zeros((64, 64, 3), np.uint8)) for each in examples]
-  layout = dataclasses.replace(test_step.LAYOUT, boxes=0, short_length=77, long_length=248)
-  batch = test_step.assemble(images, 1, layout)
-  counts = []
-  for weight in (0.0, 1.0):
-    objective = Objective(regional=0.0, hard_negative=0.0, text_conditioned=weight, conditioned_negatives=5)
-    loss = make_loss(size, objective, Runtime(unroll=0), None)
-    program = jax.jit(jax.grad(lambda params, batch, loss=loss: loss(params, batch, jax.random.key(0))[0]))
-    shapes = jax.eval_shape(lambda: init(size, 0))
-    xla = program.lower(shapes, batch).compile().cost_analysis()["flops"]
-    counts.append((xla, flops.count_flops(size, objective, batch).executed))
-  (xla, formula), (xla_with, formula_with) = counts
-  assert 0.95 < (xla_with - xla) / (formula_with - formula) < 1.15
+  size = preset("tiny").replace(embedding_width=128, text_pooling={"heads": 2})
+  pictures, patches, negatives = 8, 16, 5
+  arrays = (jax.ShapeDtypeStruct((pictures, count, 128), np.float32) for count in (patches, 1 + negatives))
+
+  def total(params, dense, text):
+    return jnp.sum(build(size, params).text_cosines(dense, text))
+
+  program = jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(jax.eval_shape(lambda: init(size, 0)), *arrays)
+  texts = pictures * (1 + negatives)
+  formula = flops.pooling_forward(128, texts, pictures * patches, texts * patches)
+  # XLA also counts softmax and norms
+  assert 1.0 < program.compile().cost_analysis()["flops"] / (3 * formula) < 1.1
+
+  examples = test_step.make_examples(regions=False)[:pictures]
+  images = [dataclasses.replace(each, image=np.zeros((32, 32, 3), np.uint8)) for each in examples]
+  batch = test_step.assemble(images, 1, dataclasses.replace(test_step.LAYOUT, boxes=0))
+  without, counted = (
+    flops.count_flops(size, Objective(regional=0.0, hard_negative=0.0, text_conditioned=weight, **options), batch)
+    for weight, options in ((0.0, {}), (1.0, {"conditioned_negatives": negatives}))
+  )
+  dense, logits = pictures * flops.dense_forward(size), 2 * 128 * pictures
+  for name in ("useful", "executed"):
+    assert getattr(counted, name) - getattr(without, name) == 3 * (formula + dense + logits)
