@@ -45,7 +45,8 @@ def test_the_objective_has_a_weight_for_each_term_and_then_the_options():
 
 def test_what_terms_need():
   assert Objective().needs == FINE_GRAINED == {"long", "regions"}
-  assert Objective(caption_set=1.0, text_conditioned=1.0).needs == set(NEEDS) == FINE_GRAINED | {"captions", "text_pooling"}
+  everything = Objective(caption_set=1.0, text_conditioned=1.0)
+  assert everything.needs == set(NEEDS) == FINE_GRAINED | {"captions", "text_pooling"}
   assert Objective(regional=0.0, hard_negative=0.0).needs == {"long"}
   assert not Objective(global_long=0.0, regional=0.0, hard_negative=0.0).needs
   fields = {field.name for field in dataclasses.fields(Embeddings)}
@@ -54,7 +55,9 @@ def test_what_terms_need():
 
 
 def test_a_plain_clip_lacks_what_some_terms_need():
-  assert [name for name, term in LOSS_TERMS.items() if not term.needs_fgclip] == ["global_short", "caption_set"]
+  assert [name for name, term in LOSS_TERMS.items() if not term.needs_fgclip] == [
+    "global_short", "caption_set", "text_conditioned",
+  ]  # fmt: skip
 
 
 def test_how_many_logits_a_term_computes():
