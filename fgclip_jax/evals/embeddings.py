@@ -2,7 +2,7 @@
 
 import dataclasses
 import itertools
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -41,6 +41,7 @@ class DatasetEmbeddings:
     records: the number of records that were read, used or not.
     skipped: the number of records that could not be used, by kind.
     notes: see `Result`.
+    read_dense: reads the images once more: their dense features, in order.
   """
 
   image: Float32[np.ndarray, "N D"]
@@ -60,6 +61,7 @@ class DatasetEmbeddings:
   skipped: dict[str, int]
   notes: tuple[str, ...]
   region_text: Float32[np.ndarray, "T D"] | None = None
+  read_dense: Callable[[], Iterator[Float32[np.ndarray, "_ _ D"]]] | None = None
 
   @property
   def of_regions(self) -> Float32[np.ndarray, "T D"]:
@@ -177,6 +179,12 @@ def embed(
       regions.append(region)
       bar.update(batch[-1].number + 1 - bar.n)
     bar.update(len(examples) - bar.n)
+
+  def read_dense():
+    for batch in _batches(Examples(folder, split, limit=limit, reader=model.reader("squash")), model.batch_size):
+      filled = _fill(model, [example.pixels for example in batch], size or len(batch))
+      yield from model.encode_dense(filled)[: len(batch)]
+
   notes = _notes(examples, labels.unusable)
   if not images:
     raise ValueError(f"no record of split {split!r} in {folder!r} can be used: {'; '.join(filter(None, notes))}")
@@ -213,6 +221,7 @@ def embed(
     skipped=dict(examples.skips.counts),
     notes=(*notes, *short_notes, *region_notes, *long_notes),
     region_text=region_text,
+    read_dense=read_dense,
   )
 
 
@@ -224,17 +233,19 @@ def _batches(examples: Iterable[Example], size: int) -> Iterable[list[Example]]:
 
 def _encode(model: FGCLIP, pixels: list, boxes: list[list], size: int) -> tuple[np.ndarray, np.ndarray]:
   """Embeds a batch's images [n, D], and its regions [m, D] in the order of the images; squares as a batch of `size`."""
-  count = len(pixels)
-  size = count if model.config.vision.takes_patches else size
-  filled: Any = pixels + [pixels[-1]] * (size - count)
-  filled = filled if model.config.vision.takes_patches else np.stack(filled)
+  count, filled = len(pixels), _fill(model, pixels, size)
   if not any(boxes):
     return model.encode_image(filled)[:count], np.zeros((0, model.config.embedding_width), np.float32)
-  padded = np.zeros((size, max(len(each) for each in boxes), 4), np.float32)
+  padded = np.zeros((len(filled), max(len(each) for each in boxes), 4), np.float32)
   for row, each in zip(padded, boxes, strict=False):
     row[: len(each)] = np.asarray(each, np.float32).reshape(-1, 4)
   image, region = model.encode_image_and_regions(filled, padded)
   return image[:count], np.concatenate([row[: len(each)] for row, each in zip(region, boxes, strict=False)])
+
+
+def _fill(model: FGCLIP, pixels: list, size: int) -> Any:
+  """Squares as a batch of `size`; pictures of any shape as they are."""
+  return pixels if model.config.vision.takes_patches else np.stack(pixels + [pixels[-1]] * (size - len(pixels)))
 
 
 def _notes(examples: Examples, unusable: int) -> list[str]:

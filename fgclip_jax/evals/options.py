@@ -47,6 +47,16 @@ def add_mode(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_rerank(parser: argparse.ArgumentParser) -> None:
+  """Adds `--rerank`."""
+  parser.add_argument(
+    "--rerank",
+    type=positive,
+    metavar="K",
+    help="measure also with the first K answers compared anew, by text-conditioned pooling (of models that have it)",
+  )
+
+
 def add_templates(parser: argparse.ArgumentParser) -> None:
   """Adds `--templates`."""
   parser.add_argument(

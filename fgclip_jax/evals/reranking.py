@@ -1,6 +1,6 @@
 """Retrieval in two stages: the answers that score highest are compared once more, by text-conditioned pooling."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +8,41 @@ import numpy as np
 from jaxtyping import Array, Float, Float32, Int
 
 from fgclip_jax.evals import ranking
+from fgclip_jax.evals.evaluator import Metric, NothingToMeasureError
 from fgclip_jax.inference.model import FGCLIP
+
+
+def check(model: FGCLIP) -> None:
+  """A NothingToMeasureError if the model cannot do it."""
+  if model.config.text_pooling is None:
+    raise NothingToMeasureError("this model has no text-conditioned pooling, which rerank needs: leave it out")
+
+
+def reranked_recalls(
+  model: FGCLIP,
+  dense: Iterable[tuple[int, Float32[np.ndarray, "_ _ D"]]],
+  image: Float32[np.ndarray, "N D"],
+  text: Float32[np.ndarray, "T D"],
+  pairs: Int[np.ndarray, "P 2"],
+  k: int,
+  ks: Sequence[int] = (1, 5, 10),
+  repeats: Int[np.ndarray, "T"] | None = None,
+) -> dict[str, Metric]:
+  """Metrics `reranked_...`: those of `ranking.recalls` with the first k answers of each query compared anew.
+
+  Args:
+    model, dense: see `rescore`.
+    image, text, pairs, ks, repeats: see `ranking.recalls`.
+    k: how many answers.
+  """
+  answers = {"image_to_text": best_answers(image, text, k), "text_to_image": best_answers(text, image, k)}
+  scores = dict(zip(answers, rescore(model, dense, text, *answers.values()), strict=True))
+
+  def adjust(way, ranks, right):
+    return rerank(ranks, answers[way], scores[way], right)
+
+  found, _ = ranking.recalls(image, text, pairs, ks, repeats, adjust)
+  return {f"reranked_{name}": metric for name, metric in found.items()}
 
 
 def best_answers(
@@ -45,7 +79,7 @@ def _merge(
 
 def rescore(
   model: FGCLIP,
-  dense: Iterable[tuple[int, Float32[np.ndarray, "h w D"]]],
+  dense: Iterable[tuple[int, Float32[np.ndarray, "_ _ D"]]],
   text: Float32[np.ndarray, "T D"],
   image_answers: Int[np.ndarray, "N k"],
   text_answers: Int[np.ndarray, "T j"],

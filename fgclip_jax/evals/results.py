@@ -41,8 +41,9 @@ _LABELS = {
   "fine_grained_top1": "region: own caption among its hard negatives",
   **{f"region_top{k}": f"region: own caption among all classes, top {k}" for k in (1, 5)},
   **{
-    f"{kind}_{way}_r{k}": f"{kind} captions: {way.replace('_', ' ')}, R@{k}"
+    f"{kind}_{stage}{way}_r{k}": f"{kind} captions: {way.replace('_', ' ')}, R@{k}{', reranked' * bool(stage)}"
     for kind in ("long", "short")
+    for stage in ("", "reranked_")
     for way in ("image_to_text", "text_to_image")
     for k in (1, 5, 10)
   },

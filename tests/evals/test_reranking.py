@@ -5,10 +5,12 @@ import json
 import numpy as np
 import pytest
 
-from fgclip_jax.evals import ImageTextRetrieval, ranking, reranking
+from fgclip_jax.data.record import Record
+from fgclip_jax.evals import ImageTextRetrieval, Records, ranking, reranking
 from fgclip_jax.evals.evaluator import NothingToMeasureError
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.models import config
+from tests.helpers.toy import picture, write_shards
 from tests.helpers.toy_models import init
 
 POOLING = config.preset("tiny").replace(text_pooling={"heads": 2})
@@ -81,3 +83,22 @@ def test_a_picture_that_cannot_be_read_again_is_an_error(model):
   answers = np.zeros((2, 1), int)
   with pytest.raises(ValueError, match="picture 0 of 2 could be read once, and not again"):
     reranking.rescore(model, iter(()), np.zeros((2, 4), np.float32), answers, answers)
+
+
+def test_a_prepared_data_set_with_answers_compared_anew(tmp_path, model):
+  records = [Record(id=str(n), image=picture(n), short=f"picture {n}", long=f"a picture of {n}") for n in range(5)]
+  records[2] = Record(id="2", image=picture(2), short="picture 2")  # without a long caption
+  write_shards(tmp_path, records, split="validation")
+  pooling = FGCLIP(POOLING, init(POOLING, 0))
+  evaluator = Records(str(tmp_path), rerank=2)
+  result = evaluator.run(pooling)
+  dense = pooling.encode_dense([record.image for record in records])
+  for kind, numbers in (("short", range(5)), ("long", (0, 1, 3, 4))):
+    texts = pooling.encode_text([getattr(records[number], kind) for number in numbers], kind)
+    scores = pooling.conditioned_similarity(dense, texts)[list(numbers)]
+    first = np.argsort(-pooling.encode_image([records[n].image for n in numbers]) @ texts.T, axis=1)[:, :2]
+    hits = [row[np.argmax(scores[place, row])] == place for place, row in enumerate(first)]
+    assert result.metrics[f"{kind}_reranked_image_to_text_r1"].value == pytest.approx(np.mean(hits))
+  assert evaluator.settings()["rerank"] == 2 and "rerank" not in Records("x").settings()
+  with pytest.raises(NothingToMeasureError, match="this model has no text-conditioned pooling, which rerank needs"):
+    Records(str(tmp_path), rerank=2).run(model)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int
 
-from fgclip_jax.evals import guards, options, ranking
+from fgclip_jax.evals import guards, options, ranking, reranking
 from fgclip_jax.evals.embeddings import DatasetEmbeddings, DatasetMetric, embed
 from fgclip_jax.evals.evaluator import Metric, NothingToMeasureError, Prediction, Result
 from fgclip_jax.inference.describe import family
@@ -26,6 +26,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     "--data", required=True, metavar="DIR", help="a record folder, as `python -m fgclip_jax.prepare` writes it"
   )
   parser.add_argument("--split", default="validation", help="the split of the data (default: %(default)s)")
+  options.add_rerank(parser)
   options.add_limit(parser, "records")
 
 
@@ -38,17 +39,19 @@ class Retrieval:
   Attributes:
     kind: `short` or `long`.
     ks: the K of each R@K.
+    rerank: how many of the first answers are compared anew, see `ImageTextRetrieval`; None: none.
   """
 
   kind: str
   ks: tuple[int, ...] = (1, 5, 10)
+  rerank: int | None = None
 
   @property
   def name(self) -> str:
     return f"retrieval with {self.kind} captions"
 
   def run(self, model: FGCLIP, examples: DatasetEmbeddings) -> tuple[dict[str, Metric], list[Prediction]]:
-    """Metrics `KIND_image_to_text_rK` and `KIND_text_to_image_rK`."""
+    """Metrics `KIND_image_to_text_rK` and `KIND_text_to_image_rK`; with `rerank` also `KIND_reranked_...`."""
     if self.kind not in model.config.text.kinds:
       raise NothingToMeasureError(f"the model is a {family(model.config)}, which reads no {self.kind} captions")
     captions = {"short": examples.short, "long": examples.long}[self.kind]
@@ -62,6 +65,9 @@ class Retrieval:
     text = embeddings[distinct]
     pairs = np.stack([np.arange(len(image)), caption], axis=1)
     found, answers = ranking.recalls(image, text, pairs, self.ks)
+    if self.rerank and examples.read_dense:
+      dense = (features for features, there in zip(examples.read_dense(), has, strict=True) if there)
+      found |= reranking.reranked_recalls(model, enumerate(dense), image, text, pairs, self.rerank, self.ks)
     ids, captions = [examples.ids[number] for number in np.flatnonzero(has)], [words[number] for number in distinct]
     owner = dict(zip(caption[::-1].tolist(), ids[::-1], strict=True))  # the first of a caption's images
     predictions = []
@@ -152,6 +158,7 @@ class Records:
     limit: the number of records to read, from the first; None for all.
     allow: see `guards`.
     parts: the metrics to compute.
+    rerank: for all retrieval among them, see `Retrieval`.
   """
 
   data: str
@@ -159,13 +166,15 @@ class Records:
   limit: int | None = None
   allow: tuple[str, ...] = ()
   parts: Sequence[DatasetMetric] = METRICS
+  rerank: int | None = None
 
   @property
   def name(self) -> str:
     return "records"
 
   def settings(self) -> dict[str, Any]:
-    return {"data": self.data, "split": self.split, "limit": self.limit}
+    values = {"data": self.data, "split": self.split, "limit": self.limit}
+    return values | ({"rerank": self.rerank} if self.rerank else {})
 
   def files(self) -> list[str | tuple[str, str]]:
     return [(self.data, self.split)]
@@ -177,11 +186,15 @@ class Records:
       FileNotFoundError, ValueError: the split is missing, or holds no usable record.
     """
     notes = guards.check_resolution(model, self.allow)
+    if self.rerank:
+      reranking.check(model)
     examples = embed(model, self.data, self.split, self.limit, progress)
     metrics: dict[str, Metric] = {}
     predictions: list[Prediction] = []
     notes += examples.notes
     for metric in self.parts:
+      if self.rerank and isinstance(metric, Retrieval):
+        metric = dataclasses.replace(metric, rerank=self.rerank)
       try:
         found, asked = metric.run(model, examples)
         metrics |= found

@@ -8,15 +8,13 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import numpy as np
-from jaxtyping import Float32, Int
 
-from fgclip_jax.cli import positive
 from fgclip_jax.data.image import Mode
 from fgclip_jax.evals import guards, options, ranking, reranking
 from fgclip_jax.evals.datasets import caption_sets
 from fgclip_jax.evals.datasets.images import Source
 from fgclip_jax.evals.encoding import encode_images, encode_patches
-from fgclip_jax.evals.evaluator import Metric, NothingToMeasureError, Result
+from fgclip_jax.evals.evaluator import Result
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.prepare.cli import add_fields
 from fgclip_jax.prepare.sources import caption_files, caption_folders
@@ -44,10 +42,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help="of flickr30k and karpathy (default: test), and of pairs (default: all)",
   )
   add_fields(parser)
-  parser.add_argument(
-    "--rerank", type=positive, metavar="K",
-    help="measure also with the first K answers compared anew, by text-conditioned pooling (of models that have it)",
-  )  # fmt: skip
+  options.add_rerank(parser)
   parser.add_argument(
     "--skip_empty", action="store_true", help="of dci: without the pictures whose caption is empty (203 of 7,805)"
   )
@@ -167,8 +162,8 @@ class ImageTextRetrieval:
   def run(self, model: FGCLIP, progress: bool = False) -> Result:
     """Metrics `image_to_text_rK` and `text_to_image_rK` for K of 1, 5 and 10."""
     notes = guards.check_resolution(model, self.allow)
-    if self.rerank and model.config.text_pooling is None:
-      raise NothingToMeasureError("this model has no text-conditioned pooling, which rerank needs: leave it out")
+    if self.rerank:
+      reranking.check(model)
     skips = SkipReport()
     skip_empty = self.skip_empty or self.dataset != "dci"
     read_notes: list[str] = []
@@ -203,7 +198,9 @@ class ImageTextRetrieval:
     repeats = np.bincount(caption, minlength=len(distinct))
     found, answers = ranking.recalls(image, text, pairs, repeats=repeats)
     if self.rerank:
-      found |= self._rerank(model, [entries[number] for number in kept], image, text, pairs, repeats, progress)
+      again = [entries[number] for number in kept]
+      dense = encode_patches(model, _Pictures(again, self._files(again)), SkipReport(), progress)
+      found |= reranking.reranked_recalls(model, dense, image, text, pairs, self.rerank, repeats=repeats)
     names = [entries[number].image for number in kept]
     asked = np.repeat(np.arange(len(words)), repeats)
     there, back = answers["image_to_text"], answers["text_to_image"]
@@ -215,31 +212,6 @@ class ImageTextRetrieval:
       "score": np.concatenate([there.score, back.score]),
     }
     return Result(found, examples, records, skips.counts, notes)
-
-  def _rerank(
-    self,
-    model: FGCLIP,
-    entries: Sequence[caption_sets.Entry],
-    image: Float32[np.ndarray, "N D"],
-    text: Float32[np.ndarray, "T D"],
-    pairs: Int[np.ndarray, "P 2"],
-    repeats: Int[np.ndarray, "T"],
-    progress: bool,
-  ) -> dict[str, Metric]:
-    """The metrics with the first answers of each query compared anew."""
-    assert self.rerank is not None, "asked for"
-    answers = {
-      "image_to_text": reranking.best_answers(image, text, self.rerank),
-      "text_to_image": reranking.best_answers(text, image, self.rerank),
-    }
-    dense = encode_patches(model, _Pictures(entries, self._files(entries)), SkipReport(), progress)
-    scores = dict(zip(answers, reranking.rescore(model, dense, text, *answers.values()), strict=True))
-
-    def adjust(way, ranks, right):
-      return reranking.rerank(ranks, answers[way], scores[way], right)
-
-    found, _ = ranking.recalls(image, text, pairs, repeats=repeats, adjust=adjust)
-    return {f"reranked_{name}": metric for name, metric in found.items()}
 
   def _files(self, entries: Sequence[caption_sets.Entry]) -> list[str]:
     """The pictures' paths; those of ShareGPT4V may be directly in the folder, without the folders of their names."""
