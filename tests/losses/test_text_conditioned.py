@@ -67,9 +67,9 @@ def test_the_loss_is_the_loop_s_on_one_device_and_on_eight(bias):
       none,
       none,
       conditioned_own=own,
-      conditioned_weight=arrays[1],
+      conditioned_weight=jnp.asarray(arrays[1]),
       conditioned_other=other,
-      conditioned_valid=arrays[3],
+      conditioned_valid=jnp.asarray(arrays[3]),
     )
     temperature = {"global": jnp.log(scale)} | ({} if bias is None else {"bias": jnp.asarray(bias)})
     terms = objective_terms(e, temperature, objective, mesh)
