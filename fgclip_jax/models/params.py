@@ -81,10 +81,16 @@ def _abstract_params(config: ModelConfig) -> Params:
 
 def build(config: ModelConfig, params: Params, runtime: Runtime = Runtime()) -> DualEncoder:
   """A model that computes with these parameters; cheap, and free of side effects under jit."""
-  abstract = nnx.eval_shape(lambda: DualEncoder(config, runtime, rngs=nnx.Rngs(0)))
-  graphdef, state = nnx.split(abstract)
+  graphdef, abstract = _abstract_model(config, runtime)
+  state = jax.tree.map(lambda leaf: leaf, abstract)  # a state of this model's own
   nnx.replace_by_pure_dict(state, dict(params))
   return nnx.merge(graphdef, state)
+
+
+@functools.lru_cache(maxsize=64)
+def _abstract_model(config: ModelConfig, runtime: Runtime) -> tuple[Any, Any]:
+  """Traced once for each model and way of computing: every program that is traced builds the model."""
+  return nnx.split(nnx.eval_shape(lambda: DualEncoder(config, runtime, rngs=nnx.Rngs(0))))
 
 
 def count(params: Params) -> int:
