@@ -20,8 +20,9 @@ echo "test: ruff check"
 echo "test: pyright"
 .venv/bin/pyright
 
-# One process per core, up to eight; a file stays in one process, so that its fixtures are made once.
+# One process per core, up to eight; a file stays in one process, so that its fixtures are made once. Files are begun in
+# the order of tests/conftest.py, which puts long ones first; pytest-xdist's own would put files of few tests last.
 workers="$(.venv/bin/python -c 'import os; print(min(os.cpu_count() or 1, 8))')"
 echo "test: pytest in $workers processes"
 # A process that dies ends the run: were it begun anew after the last test had been given out, pytest-xdist would hang.
-exec .venv/bin/python -m pytest -n "$workers" --dist loadfile --max-worker-restart=0 ${args[@]+"${args[@]}"}
+exec .venv/bin/python -m pytest -n "$workers" --dist loadfile --no-loadscope-reorder --max-worker-restart=0 ${args[@]+"${args[@]}"}

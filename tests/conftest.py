@@ -7,6 +7,8 @@ import pathlib
 
 # before JAX is imported; processes that tests start inherit all of it
 os.environ["JAX_PLATFORMS"] = "cpu"
+# Threads of NumPy's, scikit-learn's and PyTorch's own: for arrays as small as these, they spend the time waiting.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 # Threads of XLA's CPU client. A collective operation holds a thread for each device and each group of devices it waits
 # for; with the default, one for each device, meshes of several axes come to wait for ever.
 os.environ["NPROC"] = "64"
@@ -40,6 +42,12 @@ flags.FLAGS.mark_as_parsed()  # Grain's worker processes read absl flags, which 
 
 hypothesis.settings.register_profile("tests", deadline=None, max_examples=30, derandomize=True)
 hypothesis.settings.load_profile("tests")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+  """Files with slow tests come first, so that all processes of pytest-xdist end at about the same time."""
+  slow = {item.path for item in items if item.get_closest_marker("slow")}
+  items.sort(key=lambda item: item.path not in slow)  # stable: a file's tests stay together and in order
 
 
 @pytest.fixture(scope="session")
