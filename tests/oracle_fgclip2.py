@@ -5,6 +5,7 @@ files that it has dealt with.
 """
 
 import dataclasses
+import functools
 import json
 import pathlib
 from collections.abc import Callable
@@ -236,11 +237,8 @@ def _forms(images: int):
 
 def _losses(name, terms, embeddings, grads, rows, margin, compared: Compared, report: Report) -> None:
   keys = set().union(*rows) - {"threshold_in"}
-  groups = make_groups(embeddings, compared.objective)
-  dropped = as_published(embeddings, groups, compared.objective.quirks)
-  lost = bool(
-    jnp.any(dropped.region_valid != embeddings.region_valid) | jnp.any(dropped.hard_valid != embeddings.hard_valid)
-  )
+  temperature, settings = compared.params["temperature"], {"objective": compared.objective, "mesh": compared.mesh}
+  lost, whole, offers = jax.device_get(_detail(embeddings, temperature, jnp.float32(margin), **settings))
   for key in sorted(keys):
     values = [row.get(key, 0.0) for row in rows]
     if key == "terms_dropped":
@@ -255,24 +253,30 @@ def _losses(name, terms, embeddings, grads, rows, margin, compared: Compared, re
     elif key == "threshold_local":
       for rank, value in enumerate(values):
         if key in rows[rank]:
-          report.array(f"{name}/{key} of rank {rank}", _offer(embeddings, compared, margin, rank), value, LOSS)
+          report.array(f"{name}/{key} of rank {rank}", offers[rank], value, LOSS)
     elif (ours := NAMES.get(key, key)) in terms:
       value = terms[ours]
       if lost and ours in REGIONS | HARD:  # computed there before all is dropped
-        whole = dataclasses.replace(compared.objective, quirks=())
-        value = objective_terms(embeddings, compared.params["temperature"], whole, compared.mesh)[ours]
+        value = whole[ours]
       report.array(f"{name}/{key}", value, np.mean(values), LOSS)
     else:
       report.not_compared(f"{name}/{key}")
 
 
-def _offer(embeddings, compared: Compared, margin: float, rank: int):
-  """What one group offers for the margin: the margin of a batch in which the others have no hard box."""
-  groups = make_groups(embeddings, compared.objective)
-  alone = embeddings.replace(hard_valid=embeddings.hard_valid & (groups.hard == rank)[:, None])
-  objective = dataclasses.replace(compared.objective, quirks=())
-  scale = jnp.exp(compared.params["temperature"]["hard_negative"])
-  return next_margin(alone, scale, objective, jnp.float32(margin))
+@functools.partial(jax.jit, static_argnames=("objective", "mesh"))
+def _detail(embeddings, temperature, margin, *, objective: Objective, mesh: jax.sharding.Mesh | None):
+  """Whether the published code drops a row; the terms of all rows; what each contrast group offers for the margin.
+
+  A group's offer is the margin of a batch in which the others have no hard box.
+  """
+  groups, every = make_groups(embeddings, objective), dataclasses.replace(objective, quirks=())
+  kept = as_published(embeddings, groups, objective.quirks)
+  lost = jnp.any(kept.region_valid != embeddings.region_valid) | jnp.any(kept.hard_valid != embeddings.hard_valid)
+  scale, offers = jnp.exp(temperature["hard_negative"]), []
+  for group in range(groups.count):
+    alone = embeddings.replace(hard_valid=embeddings.hard_valid & (groups.hard == group)[:, None])
+    offers.append(next_margin(alone, scale, every, margin))
+  return lost, objective_terms(embeddings, temperature, every, mesh), offers
 
 
 def _optimizer(name: str, run: Run, compared: Compared, recorded, after, report: Report) -> None:
