@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fgclip_jax.models.config import ResNetConfig, preset
-from fgclip_jax.models.params import abstract_params, build, init_params
+from fgclip_jax.models.params import abstract_params, build, unflatten
 from fgclip_jax.models.positions import resize, resize_positions
+from tests.helpers.tiny_runs import random_weights
 
 TINY = preset("tiny").replace(text={"vocab_size": 60})
 RESNET = dataclasses.replace(TINY.replace(text={"long_length": None}), vision=ResNetConfig(4, (1, 2, 1, 1), 64))
@@ -28,7 +29,7 @@ def _interpolated(torch, table, old, new):
 @given(old=st.tuples(SIDES, SIDES), new=st.tuples(SIDES, SIDES), seed=st.integers(0, 99))
 def test_positions_are_interpolated_as_pytorch_does(torch, old, new, seed):
   table = np.random.default_rng(seed).uniform(-1, 1, (1 + old[0] * old[1], 3)).astype(np.float32)
-  ours = np.asarray(resize_positions(jnp.asarray(table), new, old))
+  ours = np.asarray(jax.jit(resize_positions, static_argnums=(1, 2))(jnp.asarray(table), new, old))
   np.testing.assert_array_equal(ours[0], table[0])
   np.testing.assert_allclose(ours[1:], _interpolated(torch, table, old, new), rtol=0, atol=1e-6)
 
@@ -55,7 +56,7 @@ def test_a_table_that_is_not_of_its_grid():
 
 @pytest.mark.parametrize(("config", "size"), [(TINY, 48), (RESNET, 96)], ids=["ViT", "ResNet"])
 def test_a_model_takes_images_of_its_new_size(config, size):
-  params = init_params(config, jax.random.key(0))
+  params = unflatten(random_weights(config))
   resized, changed = resize(params, config, size)
   assert changed == config.replace(vision={"image_size": size})
   chex.assert_trees_all_equal_shapes_and_dtypes(resized, abstract_params(changed))
@@ -67,4 +68,4 @@ def test_a_model_takes_images_of_its_new_size(config, size):
 
 def test_a_size_that_is_no_multiple_of_the_patches():
   with pytest.raises(ValueError, match="image_size 50 must be a multiple of patch_size 8"):
-    resize(init_params(TINY, jax.random.key(0)), TINY, 50)
+    resize(unflatten(random_weights(TINY)), TINY, 50)

@@ -180,23 +180,22 @@ def _ours(reference):
   config, params = resnet_tower({name: value.detach().numpy().copy() for name, value in reference.tensors.items()})
   assert config == reference.config
   whole = TINY.replace(vision={"image_size": config.image_size})
-  return whole, jax.tree.map(jnp.asarray, merge(init_params(whole, jax.random.key(0)), params))
+  return whole, jax.tree.map(jnp.asarray, merge(random_params(whole), params))
 
 
 @pytest.mark.slow
 def test_training_and_inference_equal_pytorch(torch, reference):
   """Features, gradients and the moved running averages; the averages of a second step too."""
   pixels = np.asarray(images(3, 96))
+
+  def total(trained, statistics, pixels, config, train):
+    features, _, moved = build(config, merge(trained, statistics))._image_features(pixels, None, train=train)
+    return (features**2).sum() + features.sum(), (features, moved)
+
+  run = jax.jit(jax.value_and_grad(total, has_aux=True), static_argnums=(3, 4))
   for train in (False, True, True):
     config, params = _ours(reference)
-
-    @jax.jit
-    def run(trained, statistics, pixels, config=config, train=train):
-      model = build(config, merge(trained, statistics))
-      features, _, moved = model._image_features(pixels, None, train=train)
-      return (features**2).sum() + features.sum(), (features, moved)
-
-    (_, (features, moved)), gradients = jax.value_and_grad(run, has_aux=True)(*split_statistics(params), pixels)
+    (_, (features, moved)), gradients = run(*split_statistics(params), pixels, config, train)
     for name, tensor in reference.tensors.items():
       tensor.requires_grad_("running" not in name)
       tensor.grad = None
@@ -280,13 +279,12 @@ def test_dense_features_are_what_the_pooling_mixes():
   """Where every cell and the first token are alike, the pooled vector is any cell's."""
   params = merge(tiny(), {"vision": {"positions": jnp.zeros((1 + TINY.vision.grid**2, 128))}})
   # one colour, and norms that hide the border's zeros: no convolution sees beyond its own cell
-  flat = flatten(params)
+  flat = {name: np.array(value) for name, value in flatten(params).items()}
   for name, value in flat.items():
     if name.endswith("kernel") and value.shape[-4:-2] == (3, 3):
-      flat[name] = value.at[..., jnp.array([0, 0, 0, 1, 1, 2, 2, 2]), jnp.array([0, 1, 2, 0, 2, 0, 1, 2]), :, :].set(
-        0.0
-      )
-  pooled, dense = build(TINY, unflatten(flat)).image_features(jnp.full((1, 64, 64, 3), 0.7))
+      value[..., [0, 0, 0, 1, 1, 2, 2, 2], [0, 1, 2, 0, 2, 0, 1, 2], :, :] = 0
+  model = build(TINY, unflatten(flat))
+  pooled, dense = jax.jit(type(model).image_features)(model, jnp.full((1, 64, 64, 3), 0.7))
   assert_close(dense, jnp.broadcast_to(pooled[:, None, None], dense.shape))
   assert dense.shape == (1, 2, 2, TINY.embedding_width)
 
@@ -299,7 +297,8 @@ def test_images_of_another_size_and_dropped_patches_are_errors():
 
 
 def test_first_weights_are_the_published_code_s():
-  params = flatten(init_params(TINY.replace(vision={"width": 16, "depths": (1, 1, 3, 1)}), jax.random.key(0)))
+  config = TINY.replace(vision={"width": 16, "depths": (1, 1, 3, 1)})
+  params = flatten(init_params(config, jax.random.key(0)))
   assert all((value == 0).all() for name, value in params.items() if "/stage" in name and "norm3/scale" in name)
   assert (params["vision/stem/norm3/scale"] == 1).all()
   for name in ("vision/stage4/first/conv2/kernel", "vision/stage3/rest/conv1/kernel", "vision/stem/conv3/kernel"):
@@ -323,12 +322,13 @@ def test_the_whole_model_trains_by_the_batch_and_looks_by_the_running_averages()
     "position": jnp.arange(4)[None, None],
     "short_eot": jnp.full((1, 4), 3),
   }
-  running, own = model(batch, running_statistics=True), model(batch)
+  run = jax.jit(type(model).__call__, static_argnames="running_statistics")
+  running, own = run(model, batch, running_statistics=True), run(model, batch)
   assert running.statistics is None
-  features = model.image_features(images())[0]
+  features = jax.jit(type(model).image_features)(model, images())[0]
   assert_close(running.image, features / jnp.linalg.norm(features, axis=1, keepdims=True))
   assert np.abs(own.image - running.image).max() > 0.01
-  _, _, moved = model.vision(images(), train=True)
+  _, _, moved = jax.jit(lambda model, x: model.vision(x, train=True))(model, images())
   chex.assert_trees_all_equal(own.statistics, {"vision": moved})
 
 

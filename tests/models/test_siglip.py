@@ -9,20 +9,19 @@ import numpy as np
 
 from fgclip_jax.models.config import preset
 from fgclip_jax.models.fgclip import DualEncoder
-from fgclip_jax.models.params import build, init_params
+from fgclip_jax.models.params import build, flatten, unflatten
 from fgclip_jax.models.roi_align import roi_align, roi_align_patches
 from fgclip_jax.models.siglip import AttentionHead, PatchRows, grid_weights
 from fgclip_jax.models.transformer import Runtime
+from tests.helpers.toy_models import init
 
 GRIDS = np.asarray([(2, 3), (4, 4), (1, 9), (5, 2)])
 
 
 def model(name: str = "tiny_fgclip2", runtime: Runtime = Runtime()) -> DualEncoder:
   """A model whose every parameter is away from its initial value."""
-  config = preset(name)
-  params = init_params(config, jax.random.key(0))
-  keys = iter(jax.random.split(jax.random.key(1), 999))
-  return build(config, jax.tree.map(lambda x: x + 0.1 * jax.random.normal(next(keys), x.shape), params), runtime)
+  flat = flatten(init(preset(name), seed=0))
+  return build(preset(name), unflatten({key: x + key.endswith("scale") for key, x in flat.items()}), runtime)
 
 
 def lay_out(images: list[np.ndarray], starts: list[tuple[int, int]], rows: int, slots: int, budget: int):
@@ -47,9 +46,8 @@ def pictures() -> list[np.ndarray]:
 
 
 def test_packed_rows_give_what_each_picture_gives_alone():
-  tiny, images = model(), pictures()
+  tiny, images, encode = model(), pictures(), jax.jit(DualEncoder.patch_features)
   packed, slot = lay_out(images, [(0, 0), (1, 0), (0, 6), (1, 16)], rows=2, slots=28, budget=16)
-  encode = jax.jit(DualEncoder.patch_features, static_argnames="dense")
   pooled, dense = encode(tiny, packed, slot)
   padded, own_slot = lay_out(images, [(i, 0) for i in range(4)], rows=4, slots=16, budget=16)
   chex.assert_trees_all_close(encode(tiny, padded, own_slot)[0], pooled, rtol=1e-4, atol=1e-5)
@@ -85,14 +83,13 @@ def test_a_batch_of_packed_patches_is_embedded_as_its_padded_form_and_in_micro_b
 
 
 def test_the_square_tower_is_the_one_over_patches_where_its_grid_is_the_tables():
-  square, naflex = model("tiny_siglip"), preset("tiny_naflex")
-  params = init_params(preset("tiny_siglip"), jax.random.key(2))
-  square = build(preset("tiny_siglip"), params)
-  image = jax.random.normal(jax.random.key(3), (2, 32, 32, 3))
-  patches = np.asarray(image).reshape(2, 4, 8, 4, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 4, 192)
+  params = init(preset("tiny_siglip"), seed=2)
+  square, naflex = build(preset("tiny_siglip"), params), build(preset("tiny_naflex"), params)
+  image = np.random.default_rng(3).normal(size=(2, 32, 32, 3)).astype(np.float32)
+  patches = image.reshape(2, 4, 8, 4, 8, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 4, 192)
   rows, slot = lay_out(list(patches), [(0, 0), (1, 0)], rows=2, slots=16, budget=16)
-  pooled, dense = build(naflex, params).patch_features(rows, slot)
-  expected, expected_dense = square.image_features(image)
+  pooled, dense = jax.jit(DualEncoder.patch_features)(naflex, rows, slot)
+  expected, expected_dense = jax.jit(DualEncoder.image_features)(square, image)
   chex.assert_trees_all_close(pooled, expected, rtol=1e-4, atol=1e-5)
   chex.assert_trees_all_close(dense.reshape(expected_dense.shape), expected_dense, rtol=1e-4, atol=1e-5)
 
@@ -119,29 +116,34 @@ def test_roi_align_of_patches_is_that_of_maps():
   boxes = corners.reshape(4, 6, 4)
   boxes[:, 0], boxes[:, 1], boxes[:, 2, 2] = (0, 0, 1, 1), (0.4, 0.2, 0.4, 0.7), boxes[:, 2, 0] + 0.01
   features = rng.normal(size=(4, 16, 5)).astype(np.float32)
-  found = roi_align_patches(*map(jnp.asarray, (features, GRIDS, boxes.astype(np.float32))))
+  found = jax.jit(roi_align_patches)(*map(jnp.asarray, (features, GRIDS, boxes.astype(np.float32))))
+  align = jax.jit(roi_align)
   for number, (height, width) in enumerate(GRIDS):
     one = jnp.asarray(features[number, : height * width].reshape(1, height, width, 5))
-    expected = roi_align(one, jnp.asarray(boxes[None, number], jnp.float32))[0]
+    expected = align(one, jnp.asarray(boxes[None, number], jnp.float32))[0]
     chex.assert_trees_all_close(found[number], expected, rtol=1e-5, atol=1e-6)
   assert np.all(np.asarray(found[:, 1]) == 0)  # a box of no width
 
 
 def test_positions_are_resized_as_recorded(shared):
   recorded = np.load(shared / "oracle_fgclip2/common/position_resize.npz")
+  weights = jax.jit(grid_weights, static_argnums=2)
   for side in sorted({int(key.split("_")[1]) for key in recorded if key.startswith("table_")}):
     table = recorded[f"table_{side}"].reshape(side * side, -1)
     for (height, width), expected in zip(recorded[f"shapes_{side}"], recorded[f"resized_{side}"], strict=True):
-      at = np.arange(height * width)
-      rows = grid_weights(jnp.asarray(at // width), jnp.full(len(at), int(height)), side)
-      columns = grid_weights(jnp.asarray(at % width), jnp.full(len(at), int(width)), side)
-      weights = (rows[:, :, None] * columns[:, None, :]).reshape(len(at), -1)
-      chex.assert_trees_all_close(np.asarray(weights) @ table, expected[: len(at)], atol=2e-5)
+      at = np.arange(len(expected))  # beyond the grid's places any, so that one program computes all grids
+      rows, columns = (
+        np.asarray(weights(jnp.asarray(place), jnp.full(len(at), int(length)), side))
+        for place, length in ((at // width, height), (at % width, width))
+      )
+      found = (rows[:, :, None] * columns[:, None, :]).reshape(len(at), -1)[: height * width] @ table
+      chex.assert_trees_all_close(found, expected[: height * width], atol=2e-5)
 
 
 def test_bfloat16_is_near():
   tiny, half = model(), model(runtime=dataclasses.replace(Runtime(), dtype=jnp.bfloat16))
   rows, slot = lay_out(pictures(), [(0, 0), (1, 0), (0, 6), (1, 16)], rows=2, slots=28, budget=16)
-  expected, found = (np.asarray(each.patch_features(rows, slot)[0], np.float32) for each in (tiny, half))
+  encode = jax.jit(DualEncoder.patch_features)
+  expected, found = (np.asarray(encode(each, rows, slot)[0], np.float32) for each in (tiny, half))
   cosine = np.sum(expected * found, -1) / np.linalg.norm(expected, axis=-1) / np.linalg.norm(found, axis=-1)
   assert cosine.min() > 0.99

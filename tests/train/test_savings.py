@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from fgclip_jax.models.config import preset
-from fgclip_jax.models.params import build, flatten, init_params
+from fgclip_jax.models.params import build, flatten
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer, stop_frozen
 from fgclip_jax.train.step import choose_patches, resize
+from tests.helpers.toy_models import init
 
 MODEL = preset("tiny")
 FROZEN = (("^vision", "frozen", 1.0), ("temperature", "frozen", 1.0))
@@ -16,7 +17,7 @@ FROZEN = (("^vision", "frozen", 1.0), ("temperature", "frozen", 1.0))
 
 @pytest.fixture(scope="module")
 def params():
-  return init_params(MODEL, jax.random.key(0))
+  return jax.tree.map(jnp.asarray, init(MODEL, seed=0))
 
 
 def test_patches_are_chosen_anew_for_each_image_and_step():
@@ -29,8 +30,9 @@ def test_patches_are_chosen_anew_for_each_image_and_step():
 def test_keeping_every_patch_changes_nothing(params):
   model = build(MODEL, params)
   image = jax.random.normal(jax.random.key(1), (2, 32, 32, 3))
-  whole, _ = model.image_features(image)
-  kept, dense = model.image_features(image, jnp.tile(jnp.arange(16), (2, 1)))
+  encode = jax.jit(type(model).image_features)
+  whole, _ = encode(model, image)
+  kept, dense = encode(model, image, jnp.tile(jnp.arange(16), (2, 1)))
   np.testing.assert_allclose(kept, whole, atol=1e-6)
   assert dense is None
 
@@ -40,7 +42,8 @@ def test_dropped_patches_are_not_looked_at(params):
   image = jax.random.normal(jax.random.key(1), (1, 32, 32, 3))
   keep = jnp.asarray([[0, 1, 2, 3]])  # the first row of patches
   below = image.at[:, 8:].add(1.0)
-  np.testing.assert_array_equal(model.image_features(image, keep)[0], model.image_features(below, keep)[0])
+  encode = jax.jit(type(model).image_features)
+  np.testing.assert_array_equal(encode(model, image, keep)[0], encode(model, below, keep)[0])
 
 
 def test_frozen_parameters_have_no_state_no_gradient_and_do_not_move(params):
