@@ -11,7 +11,8 @@ from tests.helpers import tiny_runs
 from tests.helpers.tiny_runs import count_shapes, tiny_run
 
 
-@pytest.mark.parametrize("form", ["stage2", "clip", "clip:rn50"])  # all of them run on eight devices
+# all of them run on eight devices; a ResNet's blocks are not scanned, and take XLA long
+@pytest.mark.parametrize("form", ["stage2", "clip", pytest.param("clip:rn50", marks=pytest.mark.slow)])
 def test_two_steps(train_on, toy, weights, tmp_path, form):
   run = tiny_run(form, toy, weights[form])
   state = train_on(run, tmp_path / "run", devices=1)
@@ -24,12 +25,14 @@ def test_two_steps(train_on, toy, weights, tmp_path, form):
   chex.assert_trees_all_equal(params, unflatten(converted))
 
 
+@pytest.mark.slow
 def test_one_trace_for_each_row_bucket(train_on, toy, weights, tmp_path):
   run = tiny_run("quickstart:stage1", toy, weights["stage2"], steps=4)
   assert 1 < count_shapes(run, 1) < run.steps
   train_on(run, tmp_path, devices=1)
 
 
+@pytest.mark.slow
 def test_one_trace_for_each_image_size(train_on, toy, weights, tmp_path):
   run = tiny_run("stage1", toy, weights["stage1"], steps=4, progressive=((0, 16), (2, 32)))
   assert count_shapes(run, 1) == 2

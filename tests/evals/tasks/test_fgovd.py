@@ -116,6 +116,7 @@ def test_every_row_of_the_published_files_can_be_asked(shared, name):
   assert sum(len(each.negatives) < 10 for each in rows) == fewer
 
 
+@pytest.mark.slow
 def test_every_row_is_scored(shared, tmp_path, monkeypatch):
   """Of all four files, with small noise for pictures, and random vectors for texts: there are 68,000."""
   files = [str(shared / "data" / "fgovd" / f"{name}.jsonl") for name in FILES]
