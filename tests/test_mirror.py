@@ -9,6 +9,14 @@ PACKAGE = TESTS.parent / "fgclip_jax"
 # modules that are tested through others: {module: the test file}, without `fgclip_jax/`, `tests/`, `test_` and `.py`
 ELSEWHERE = {
   "__main__": "fgclip",
+  "annotate/rules/chinese": "annotate/rules/lexicon",
+  "annotate/rules/chinese_attributes": "annotate/rules/phrases",
+  "annotate/rules/chinese_chunks": "annotate/rules/phrases",
+  "annotate/rules/chunks": "annotate/rules/phrases",
+  "annotate/rules/english": "annotate/rules/lexicon",
+  "annotate/rules/english_chunks": "annotate/rules/phrases",
+  "annotate/rules/english_words": "annotate/rules/phrases",
+  "annotate/rules/tokens": "annotate/rules/english_attributes",
   "annotate/servers/prompts_en": "annotate/servers/prompts",
   "annotate/servers/prompts_zh": "annotate/servers/prompts",
   "data/annotation_fields": "prepare/sources/finehard",

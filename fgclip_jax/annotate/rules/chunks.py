@@ -1,0 +1,22 @@
+"""What a parser finds in a text."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+  """A noun phrase without what comes after its noun.
+
+  Attributes:
+    start: offset of its first character.
+    end: offset behind its last character.
+    head: its noun, in lower case.
+    long_end: offset behind what describes it after the noun (`with white stitching`); `end` if nothing does.
+    pronoun: it is a pronoun.
+  """
+
+  start: int
+  end: int
+  head: str
+  long_end: int
+  pronoun: bool = False

@@ -1,0 +1,225 @@
+"""Finds the attributes that an English text gives to things, and the things."""
+
+import functools
+from collections.abc import Sequence
+
+from fgclip_jax.annotate.rules import english, english_words
+from fgclip_jax.annotate.rules.lexicon import Attribute, Value, get_lexicon
+from fgclip_jax.annotate.rules.tokens import Word, split_words
+
+_MADE = frozenset(
+  "made built crafted constructed woven carved composed consisting consists formed fashioned mix combination "
+  "out".split()
+)
+_COLOURED = frozenset("coloured colored toned hued".split())
+_BE = frozenset("is are was were be being it's that's".split())
+# Values that are nouns as well, where no noun follows.
+VALUE_NOUNS = frozenset(
+  "orange rose peach plum cherry lemon lime olive chocolate cream gold silver square circle light rainbow salmon coral "
+  "top front rear back bottom crystal mint snow straw dark right left".split()
+)
+_LINKS = frozenset(("and", "or"))
+_AGES = frozenset(("year", "years", "month", "months"))
+_CLOSED = (
+  english_words.DETERMINERS
+  | english_words.POSSESSIVES
+  | english_words.PRONOUNS
+  | english_words.PREPOSITIONS
+  | english_words.CONJUNCTIONS
+  | english_words.AUXILIARIES
+  | english_words.ADVERBS
+)
+CLOSED = _CLOSED - {"other", "one"}
+
+
+def find(text: str) -> tuple[Attribute, ...]:
+  """Returns the attributes of all classes in a text, in order; none overlap.
+
+  A word counts where it describes a thing: before a noun (`a glass jar`), after `made of`, `is` or `in`. It does not
+  where it is the thing (`a glass of water`, `an orange`) or a part of its name (`orange juice`, `a light bulb`).
+  """
+  words = split_words(text)
+  matches = _match_all(words)
+  ends = {start: end for start, end, _ in matches}
+  found = []
+  for start, end, value in matches:
+    context = _context(words, ends, start, end, value)
+    if context:
+      noun, position = context
+      first, last = words[start].start, words[end - 1].end
+      found.append(Attribute(value.attribute, text[first:last].lower(), first, last, noun, position))
+  return tuple(found)
+
+
+def _match_all(words: Sequence[Word]) -> list[tuple[int, int, Value]]:
+  found, index, count = [], 0, len(words)
+  first_words, names = _tables()
+  while index < count:
+    lower = words[index].lower
+    if lower not in first_words:
+      index += 1
+      continue
+    end, value = _match(words, index)
+    if value is None:
+      index += 1
+      continue
+    pairs = ((words[index : index + 2]), words[end - 1 : end + 1])
+    if any(len(pair) == 2 and not pair[1].apart and (pair[0].lower, pair[1].lower) in names for pair in pairs):
+      # `dark orange juice`, `red wine glass`: the name of a thing, not its look
+      index = max(end, index + 2)
+      continue
+    found.append((index, end, value))
+    index = end
+  return found
+
+
+def _match(words: Sequence[Word], start: int) -> tuple[int, Value | None]:
+  """The longest value at a word, and the word behind it."""
+  lexicon = get_lexicon("en")
+  limit = start + 1
+  while limit < len(words) and limit < start + 4 and not words[limit].apart and words[limit].lower in lexicon.words:
+    limit += 1
+  for end in range(limit, start, -1):
+    surface = " ".join(word.lower for word in words[start:end])
+    value = lexicon.value(surface)
+    if value is not None:
+      if end < limit and words[end].lower in _COLOURED and surface in lexicon.colours:
+        value = lexicon.colours[surface]
+      return end, value
+  return start + 1, None
+
+
+@functools.cache
+def _tables() -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
+  lexicon = get_lexicon("en")
+  surfaces = (*lexicon.colours, *lexicon.tones, *lexicon.others)
+  names = frozenset(tuple(name.split("_")) for name in english.NAMES.split())
+  return frozenset(surface.split()[0] for surface in surfaces), names
+
+
+def _context(words: Sequence[Word], ends: dict[int, int], start: int, end: int, value: Value) -> tuple[str, str] | None:
+  """The noun that a value describes and its position; None if it describes nothing."""
+  if words[start].joined or any(
+    word.lower in _AGES for word in (*words[max(0, start - 1) : start], *words[end : end + 1])
+  ):
+    return None  # `half-closed`, `two years old`
+  if end < len(words) and words[end].joined:
+    after = words[end].lower
+    if after not in _COLOURED and not (after.endswith("ed") and len(after) > 3) and after != "and":
+      return None
+    behind = end if after in _COLOURED or after == "and" else end + 1
+    return noun_after(words, ends, behind), "joined"
+  noun = noun_after(words, ends, end)
+  if noun:
+    return noun, "before"
+  before = start - 1
+  # Back over what is listed with it: `made of glass, wood and metal`.
+  while before >= 0 and (words[before].lower in _LINKS or words[before].lower in ("both", "entirely", "a", "light")):
+    before -= 1
+  listed = {last - 1 for first, last in ends.items() if first < start}
+  while before in listed or (before >= 0 and words[before].lower in _LINKS):
+    before = next((first - 1 for first, last in ends.items() if last - 1 == before), before - 1)
+  if before >= 0 and value.attribute in ("material", "colour") and words[before].lower in ("of", "from"):
+    if any(word.lower in _MADE for word in words[max(0, before - 3) : before]):
+      return _noun_before(words, ends, before), "of"
+  if before >= 0 and words[before].lower in _BE:
+    return _noun_before(words, ends, before), "before"
+  if (
+    value.attribute == "colour"
+    and value.surface not in _noun_colours()
+    and (value.toned or not _is_article(words, start))
+  ):
+    return _noun_before(words, ends, start), "before"
+  return None
+
+
+@functools.cache
+def _noun_colours() -> frozenset[str]:
+  return frozenset(english.NOUN_COLOURS.replace("_", " ").split(" "))
+
+
+def _is_article(words: Sequence[Word], start: int) -> bool:
+  return start > 0 and words[start - 1].lower in english_words.DETERMINERS
+
+
+def noun_after(words: Sequence[Word], ends: dict[int, int], index: int) -> str:
+  """The last word of the noun phrase that goes on at `index`; "" if none does.
+
+  Args:
+    words: the words of a text.
+    ends: where values begin and end in it.
+    index: the word behind a value.
+  """
+  noun, listed = "", False
+  while index < len(words):
+    word = words[index]
+    lower = word.lower
+    if index in ends and not (word.apart and noun):
+      listed = listed or word.apart
+      after = ends[index]
+      # A noun that is also a value is the noun if nothing else follows: `a red glass`, `a black back and seat`.
+      linked = after + 1 < len(words) and words[after].lower in _LINKS and after + 1 in ends
+      if after >= len(words) or words[after].apart or (words[after].lower in CLOSED and not linked):
+        if not listed and _may_be_noun(words[index]):
+          return words[after - 1].lower
+        if after >= len(words) or not words[after].apart or after not in ends:
+          return noun
+      index = after
+      continue
+    if lower in _LINKS and index + 1 in ends and not noun:
+      listed = True
+      index += 1
+      continue
+    if word.apart or lower in CLOSED:
+      return noun
+    if not word.joined and (is_verb(lower) or is_adverb(lower)) and (noun or not _goes_on(words, index + 1)):
+      return noun
+    if lower not in _COLOURED:
+      noun = lower
+    index += 1
+  return noun
+
+
+def _goes_on(words: Sequence[Word], index: int) -> bool:
+  return index < len(words) and not words[index].apart and words[index].lower not in CLOSED
+
+
+def _may_be_noun(word: Word) -> bool:
+  value = get_lexicon("en").value(word.lower)
+  return value is not None and value.attribute in ("material", "position") and not word.lower.endswith("en")
+
+
+def _noun_before(words: Sequence[Word], ends: dict[int, int], index: int) -> str:
+  values = {place for first, last in ends.items() for place in range(first, last)}
+  for place in range(index - 1, -1, -1):
+    lower = words[place].lower
+    if (
+      place not in values and lower not in CLOSED and lower not in _MADE and not is_verb(lower) and not is_adverb(lower)
+    ):
+      return lower
+  return ""
+
+
+@functools.lru_cache(100_000)
+def is_verb(lower: str) -> bool:
+  """Whether a word is a form of a verb (`holds`, `holding`, `held`) and no usual noun; base forms are not known."""
+  if lower in english_words.NOUNS_IN_ING or lower in english_words.NOUNS_IN_ED:
+    return False
+  return lower in english_words.IRREGULAR or lower in _verb_forms() or (lower.endswith("ing") and len(lower) > 4)
+
+
+@functools.lru_cache(100_000)
+def is_adverb(lower: str) -> bool:
+  """Whether a word has the form of an adverb in -ly."""
+  return len(lower) > 4 and lower.endswith("ly") and lower not in english_words.NOT_ADVERBS
+
+
+@functools.cache
+def _verb_forms() -> frozenset[str]:
+  forms = set()
+  for verb in english_words.VERBS:
+    if verb in english_words.NOUNS_LIKE_VERBS:
+      continue
+    ending = "es" if verb.endswith(("s", "sh", "ch", "x", "z", "o")) else "s"
+    forms |= {verb + ending} if not verb.endswith("y") or verb[-2] in "aeo" else {verb[:-1] + "ies"}
+  return frozenset(forms)
