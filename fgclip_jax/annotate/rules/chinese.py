@@ -190,7 +190,10 @@ SCALES = {
 """,
 }
 # Names of things whose first characters say nothing of their look.
-NAMES = "白天 白云 白菜 红酒 红茶 绿茶 黑板 白板 蓝天 黄瓜 黄昏 黑夜 红绿灯 黑白照片 玻璃体 木瓜 木耳 石头剪刀布 石榴 纸巾 金属乐"
+NAMES = (
+  "白天 白云 白菜 红酒 红茶 绿茶 黑板 白板 蓝天 黄瓜 黄昏 "
+  "黑夜 红绿灯 黑白照片 玻璃体 木瓜 木耳 石头剪刀布 石榴 纸巾 金属乐"
+)
 
 # Words that end a phrase: verbs, prepositions, conjunctions, adverbs.
 BREAKS = (

