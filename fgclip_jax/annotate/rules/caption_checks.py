@@ -20,6 +20,7 @@ Notes, which leave nothing out: `caption_meta` (words about the picture at its b
 import collections
 import dataclasses
 import functools
+import hashlib
 import re
 from collections.abc import Sequence
 
@@ -225,16 +226,15 @@ def _prompt_runs(prompts: tuple[str, ...]) -> frozenset[tuple[str, ...]]:
 
 
 class SameText:
-  """Finds one text given to many pictures: `caption_same_for_many`."""
+  """Finds one text given to many pictures: `caption_same_for_many`. It keeps a hash of each text, about 120 bytes."""
 
   def __init__(self, most: int = SAME):
-    """Makes a counter that allows a text for `most` different pictures."""
+    """Makes a counter that allows a text for `most` pictures."""
     self._most = most
-    self._pictures: dict[str, set[str]] = {}
+    self._counts: dict[bytes, int] = {}
 
-  def add(self, caption: str, picture: str) -> bool:
-    """Counts a caption of a picture, named by its content hash; returns whether too many pictures have it now."""
-    pictures = self._pictures.setdefault(normalize(caption), set())
-    if len(pictures) <= self._most:
-      pictures.add(picture)
-    return len(pictures) > self._most and (picture in pictures or len(pictures) > self._most)
+  def add(self, caption: str) -> bool:
+    """Counts a caption, once for each different picture; returns whether too many pictures have it now."""
+    key = hashlib.blake2b(normalize(caption).encode("utf-8", "surrogatepass"), digest_size=8).digest()
+    count = self._counts[key] = self._counts.get(key, 0) + 1
+    return count > self._most
