@@ -274,6 +274,30 @@ def test_plain_clip(quick, contrast):
   assert float(state.params["temperature"]["global"]) <= np.float32(2.6)
 
 
+def test_sets_of_captions(quick):
+  """A set of the short caption and an absent one is trained as the short caption; equal captions are spared alike."""
+  model = MODEL.replace(text={"long_length": None})
+  layout = Layout(boxes=0, row_length=24, short_length=12, long_length=None)
+  mesh = make_mesh({"data": 2, "fsdp": 2}, jax.devices()[:4])
+  weights = {"global_long": 0.0, "regional": 0.0, "hard_negative": 0.0, "caption_set": 0.5}
+  setup = TrainSetup(model, mesh, Objective(**weights, mask_identical=True, form="ring", chunk=2), OPTIMIZER)
+  examples = [dataclasses.replace(e, long=None, boxes=e.boxes[:0], regions=(), negatives=()) for e in make_examples()]
+  batch = assemble(examples, 4, layout)
+  number = (np.arange(IMAGES, dtype=np.int32) // 2).reshape(4, -1)
+  batch |= {
+    "caption_eot": np.stack([batch["short_eot"], np.full_like(number, -1)], axis=-1),
+    "caption_weight": np.stack([np.full(number.shape, 3.0, np.float32), np.zeros(number.shape, np.float32)], axis=-1),
+    "caption_id": np.stack([number, np.zeros_like(number)], axis=-1),
+    "caption_long": np.zeros((*number.shape, 2), bool),
+    "short_caption": number,
+  }
+  state, values = quick(make_step(setup))(state_from(setup, random_params(model)), to_devices(batch, mesh))
+  np.testing.assert_allclose(values["loss_caption_set"], values["loss_global_short"], rtol=1e-5)
+  np.testing.assert_allclose(values["loss"], 1.5 * values["loss_global_short"], rtol=1e-5)
+  assert values["gradient_norm"] > 0
+  chex.assert_tree_all_finite(state.params)
+
+
 def test_images_are_normalised_on_the_device_as_on_the_host():
   image = np.random.default_rng(0).integers(0, 256, (2, 4, 4, 3), np.uint8)
   np.testing.assert_allclose(normalize(jnp.asarray(image)), normalize_on_host(image), rtol=1e-6, atol=1e-6)
