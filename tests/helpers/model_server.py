@@ -14,6 +14,7 @@ import hashlib
 import json
 import random
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -58,6 +59,7 @@ class ModelServer:
     self, delay: float = 0.0, faults: dict[str, float] | None = None, decide: Decide | None = None,
     answer: Callable[[dict[str, Any]], Any] | None = None, seed: int = 0, model: str = "stub", port: int = 0,
     limit: int | None = None, loading: float = 0.0, retry_after: float = 1.0, key: str = "", keep: bool = False,
+    tls: ssl.SSLContext | None = None,
   ):  # fmt: skip
     """Starts it.
 
@@ -74,6 +76,7 @@ class ModelServer:
       retry_after: what `busy` says, in seconds.
       key: the API key that it wants.
       keep: whether to keep the requests' bodies.
+      tls: makes it serve HTTPS, under the name `localhost`.
     """
     unknown = sorted(set(faults or {}) - set(FAULTS))
     if unknown:
@@ -90,7 +93,8 @@ class ModelServer:
     self.loop = asyncio.new_event_loop()
     self._socket = socket.create_server(("127.0.0.1", port), backlog=1024, reuse_port=False)
     self.port = self._socket.getsockname()[1]
-    self.url = f"http://127.0.0.1:{self.port}/v1"
+    self.url = f"https://localhost:{self.port}/v1" if tls else f"http://127.0.0.1:{self.port}/v1"
+    self._tls = tls
     self._thread = threading.Thread(target=self._run, daemon=True)
     self._thread.start()
 
@@ -100,7 +104,9 @@ class ModelServer:
     self._thread.join()
 
   def _run(self) -> None:
-    self._server = self.loop.run_until_complete(self.loop.create_server(lambda: _Connection(self), sock=self._socket))
+    self._server = self.loop.run_until_complete(
+      self.loop.create_server(lambda: _Connection(self), sock=self._socket, ssl=self._tls)
+    )
     self.loop.run_forever()
     self.loop.close()
 

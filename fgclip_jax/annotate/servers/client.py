@@ -286,9 +286,10 @@ class _Run:
     with self._lock:
       if len(self._threads) == self._slots or self._exhausted or self.stopped.is_set():
         return
-      self._threads.append(threading.Thread(target=work, args=(self, *arguments), daemon=True))
+      thread = threading.Thread(target=work, args=(self, *arguments), daemon=True)
+      thread.start()  # before it is counted: the system may allow no more
+      self._threads.append(thread)
       self._working += 1
-      self._threads[-1].start()
 
   def take(self) -> Request | None:
     """The next request, once a slot is free; None: there is none."""

@@ -16,6 +16,7 @@ import threading
 import time
 import urllib.parse
 
+from fgclip_jax.annotate.servers.faults import ServerError
 from fgclip_jax.storage import text as texts
 
 CONNECT_TIMEOUT = 5.0  # seconds
@@ -184,6 +185,7 @@ class Endpoint:
       OffError: no connection could be made; nothing was sent.
       LostError: the connection broke.
       LateError: the response was not there in time.
+      ServerError: its certificate is not trusted.
     """
     deadline = time.monotonic() + self._timeout
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {})
@@ -236,6 +238,11 @@ class Endpoint:
       )
     try:
       connection.connect()
+    except ssl.SSLCertVerificationError as error:
+      connection.close()
+      raise ServerError(
+        f"{address}: its certificate is not trusted ({error.verify_message}); name the authority's in SSL_CERT_FILE"
+      ) from error
     except OSError as error:
       connection.close()
       raise OffError(f"cannot be reached ({error})") from error

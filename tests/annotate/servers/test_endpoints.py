@@ -1,12 +1,16 @@
 """Addresses, keys, and one exchange over HTTP."""
 
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 
 import pytest
 
 from fgclip_jax.annotate.servers import endpoints
+from fgclip_jax.annotate.servers.faults import ServerError
 from tests.helpers import buckets, model_server
 
 
@@ -132,3 +136,31 @@ def test_a_response_that_is_not_whole(deadlines, data):
 def test_a_response_without_a_length(deadlines):
   response = make(serve_once(b"HTTP/1.0 200 OK\r\n\r\n{}")).exchange("GET", "/models", None, deadlines)
   assert response.data == b"{}"
+
+
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory):
+  """The paths of a key and a certificate for `localhost` that signs itself."""
+  if shutil.which("openssl") is None:
+    pytest.skip("needs the openssl command")
+  folder = tmp_path_factory.mktemp("certificate")
+  paths = str(folder / "key.pem"), str(folder / "certificate.pem")
+  command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+  command += ["-addext", "subjectAltName=DNS:localhost", "-keyout", paths[0], "-out", paths[1]]
+  subprocess.run(command, check=True, capture_output=True)
+  return paths
+
+
+def test_https(deadlines, certificate, monkeypatch):
+  tls = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+  tls.load_cert_chain(certificate[1], certificate[0])
+  with model_server.serve(tls=tls, decide=lambda body, number: "hang" if number else None) as server:
+    with pytest.raises(ServerError, match="its certificate is not trusted .self-signed certificate.; name"):
+      make(server.url).exchange("GET", "/models", None, deadlines)
+    monkeypatch.setenv("SSL_CERT_FILE", certificate[1])
+    endpoint = make(server.url, timeout=0.5)
+    assert endpoint.exchange("GET", "/models", None, deadlines).status == 200
+    assert endpoint.exchange("POST", "/chat/completions", b'{"messages": []}', deadlines).status == 200
+    with pytest.raises(endpoints.LateError):
+      endpoint.exchange("POST", "/chat/completions", b'{"messages": []}', deadlines)
+    endpoint.close()
