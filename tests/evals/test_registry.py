@@ -67,14 +67,14 @@ EXAMPLES = {
 BOTH = "--limit 3 --allow resolution,cut_texts"
 GUARDS = {"limit": 3, "allow": ("resolution", "cut_texts")}
 EVERY_OPTION = {
-  "records": (f"--data D --split train {BOTH}", evals.Records("D", split="train", **GUARDS)),
+  "records": (f"--data D --split train --rerank 9 {BOTH}", evals.Records("D", split="train", rerank=9, **GUARDS)),
   "classify": (
     f"tfds --images N --split validation --data_dir D --templates name --mode center_crop {BOTH}",
     evals.Classification("tfds", "N", split="validation", data_dir="D", templates="name", mode="center_crop", **GUARDS),
   ),
   "retrieve": (
     "flickr30k --annotations A --images I --kind long --split val --skip_empty --mode center_crop "
-    f"--image_field a --short_field b --long_field c {BOTH}",
+    f"--image_field a --short_field b --long_field c --rerank 9 {BOTH}",
     evals.ImageTextRetrieval(
       "flickr30k",
       "A",
@@ -86,6 +86,7 @@ EVERY_OPTION = {
       image_field="a",
       short_field="b",
       long_field="c",
+      rerank=9,
       **GUARDS,
     ),
   ),
@@ -112,7 +113,7 @@ EVERY_OPTION = {
   ),
   "segment": (
     "--images I --labels L --classes C --split S --reduce_zero_label --ignore_label 7 --label_suffix _ids.png "
-    f"--templates name {BOTH}",
+    f"--pooling --templates name {BOTH}",
     evals.Segmentation(
       "I",
       "L",
@@ -122,6 +123,7 @@ EVERY_OPTION = {
       ignore_label=7,
       label_suffix="_ids.png",
       templates="name",
+      pooling=True,
       **GUARDS,
     ),
   ),
