@@ -45,7 +45,7 @@ COLOURS = """
 0 rose | blush
 0 azure | cyan cobalt
 0 cyan aqua |
-0 rust rusty_red | copper terracotta_red
+0 rust | copper terracotta_red
 0 mustard | ochre amber
 0 charcoal | slate ebony
 0 emerald | jade

@@ -172,8 +172,10 @@ def noun_after(words: Sequence[Word], ends: dict[int, int], index: int) -> str:
       continue
     if word.apart or lower in CLOSED:
       return noun
-    if not word.joined and (is_verb(lower) or is_adverb(lower)) and (noun or not _goes_on(words, index + 1)):
-      return noun
+    if not word.joined and (is_verb(lower) or is_adverb(lower)):
+      before_noun = lower.endswith(("ing", "ly")) and _goes_on(words, index + 1)  # `a wooden overhanging balcony`
+      if noun or not before_noun:
+        return noun
     if lower not in _COLOURED:
       noun = lower
     index += 1

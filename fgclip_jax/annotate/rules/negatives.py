@@ -126,7 +126,7 @@ class Drawer:
         continue
       others = [one for one in (*phrase.attributes, *known) if one is not each and one.noun == each.noun and each.noun]
       if value.attribute in self._classes:
-        choices = self._choices(each.value, _form(each, value), each.noun in PEOPLE)
+        choices = self._choices(value, _form(each, value), each.noun in PEOPLE)
         slots.append(self._slot(value.attribute, each.value, each.start, each.end, choices, others))
       tone = self._lexicon.tone(each.value) if value.toned else ""
       if tone and "brightness" in self._classes:
@@ -134,7 +134,7 @@ class Drawer:
         said = [one for other in others if (one := self._lexicon.value(other.value)) and one.attribute == "colour"]
         choices = tuple(
           choice
-          for choice in self._choices(tone, "", False)
+          for choice in self._choices(self._lexicon.tones[tone], "", False)
           if not (said and any(self._agrees(choice[0].surface + rest, one) for one in said))
         )
         slots.append(_Slot("brightness", tone, each.start, each.start + len(tone), choices))
@@ -172,13 +172,14 @@ class Drawer:
       choices = tuple(each for each in choices if not any(self._lexicon.agrees(each[0], other) for other in said))
     return _Slot(attribute, old, start, end, choices)
 
-  def _find_choices(self, old: str, form: str, people: bool) -> tuple[tuple[Value, int], ...]:
-    lexicon, value = self._lexicon, self._lexicon.value(old)
-    assert value is not None
+  def _find_choices(self, value: Value, form: str, people: bool) -> tuple[tuple[Value, int], ...]:
+    lexicon = self._lexicon
     found = []
     for new, weight in self._weights[value.attribute].values():
       if not lexicon.excludes(value, new) or (value.attribute == "colour" and lexicon.agrees(value, new)):
         continue
+      if new.surface in lexicon.tones and value.attribute != "brightness":
+        continue  # `dull` before `black` is a tone
       if new.people is (not people) or not _fits(new, form, self._language):
         continue
       if value.attribute == "material" and (value.names <= lexicon.soft) == (new.names <= lexicon.soft):

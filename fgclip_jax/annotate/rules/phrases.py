@@ -141,10 +141,18 @@ _CHINESE_STOP_HEADS = frozenset(chinese.STOP_HEADS.split())
 
 def _phrase(caption: str, chunk: Chunk, attributes: tuple[Attribute, ...]) -> Phrase:
   start, end = chunk.start, chunk.end
+  lower = caption[start:end].lower()
   inside = tuple(
-    Attribute(each.attribute, each.value, each.start - start, each.end - start, each.noun, each.position)
+    Attribute(
+      each.attribute,
+      each.value,
+      each.start - start,
+      each.end - start,
+      each.noun if each.noun in lower else chunk.head,
+      each.position,
+    )
     for each in attributes
-    if start <= each.start and each.end <= end
+    if start <= each.start and each.end < end  # a value at the end is the thing itself: `raw wood`
   )
   return Phrase(caption[start:end], chunk.head, start, end, inside, caption[start : chunk.long_end])
 

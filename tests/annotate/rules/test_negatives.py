@@ -80,6 +80,11 @@ def test_what_is_true_is_not_drawn():
   assert "a red car" not in texts and "a blue car" in texts
 
 
+def test_a_tone_is_no_gloss():
+  assert {negative.new for negative in draw("dull maroon bars", classes=("brightness",))} == {"bright"}
+  assert not [each for each in draw("a glossy black nose", count=100) if each.new == "dull"]
+
+
 def test_nothing_to_exchange():
   assert draw("a dog") == ()
   assert draw("a glass of orange juice") == ()

@@ -64,6 +64,13 @@ def test_splitting(caption, expected):
   assert [phrase.text for phrase in phrases.split(caption)] == expected
 
 
+def test_attributes_of_a_phrase_are_those_of_its_noun():
+  (band,) = phrases.split("a green band joined along the middle")
+  assert [(each.value, each.noun) for each in band.attributes] == [("green", "band")]
+  (plank,) = phrases.split("raw wood")
+  assert [each.value for each in plank.attributes] == ["raw"]
+
+
 def test_the_counts_add_up():
   caption = (
     "A red cup, a red cup, a cup, the left side, it, " + ", ".join(f"a box{number}" for number in range(30)) + "."
