@@ -81,7 +81,7 @@ def test_what_is_true_is_not_drawn():
 
 
 def test_a_tone_is_no_gloss():
-  assert {negative.new for negative in draw("dull maroon bars", classes=("brightness",))} == {"bright"}
+  assert {negative.new for negative in draw("dull maroon bars", classes=("brightness",))} == {"bright", "light"}
   assert not [each for each in draw("a glossy black nose", count=100) if each.new == "dull"]
 
 
