@@ -161,8 +161,7 @@ def check(
   count = count_words(caption)
   if echoes(caption, prompts):
     return "caption_echoes_prompt"
-  refusal = _REFUSAL.search(caption)
-  if refusal and (refusal.start() < REFUSAL_WITHIN or count < WORDS[0]):
+  if refuses(caption):
     return "caption_refusal"
   if _SPECIAL.search(caption):
     return "caption_special_tokens"
@@ -179,6 +178,12 @@ def check(
   if count > words[1]:
     return "caption_long"
   return None
+
+
+def refuses(text: str) -> bool:
+  """Whether a text apologises or declines: in its first `REFUSAL_WITHIN` characters, or anywhere if it is short."""
+  refusal = _REFUSAL.search(text)
+  return refusal is not None and (refusal.start() < REFUSAL_WITHIN or count_words(text) < WORDS[0])
 
 
 def count_words(text: str) -> float:

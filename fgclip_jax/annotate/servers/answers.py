@@ -9,6 +9,7 @@ import json
 import re
 from typing import Any
 
+from fgclip_jax.annotate.rules import caption_checks
 from fgclip_jax.annotate.servers import schemas
 from fgclip_jax.annotate.servers.requests import RAW, Check, Request, Value
 from fgclip_jax.storage import text as texts
@@ -43,14 +44,6 @@ class Reply:
   usage: dict[str, int]
 
 
-# An answer in prose where JSON was asked for: an apology is the model's doing, other prose that of the server.
-_APOLOGY = re.compile(
-  r"\bsorry\b|\bas an ai\b|\bi\s+(can['’]?t|cannot|can not|won['’]?t|am (unable|not able))\b"
-  r"|\bi['’]m (unable|not able)\b|\bunable to (assist|help|process|view)"
-  r"|对不起|抱歉|无法|不能提供|作为(一个|一款)?\s?(ai|人工智能)",
-  re.IGNORECASE,
-)
-_APOLOGY_WITHIN = 60  # characters
 _THOUGHT = re.compile(r"\s*<think>.*?</think>", re.DOTALL)
 _FENCE = re.compile(r"```[A-Za-z]*[ \t]*\n(.*?)\n?[ \t]*```", re.DOTALL)
 _TOKENS = re.compile(r'"(?:[^"\\]|\\.)*"|[{}]|"', re.DOTALL)
@@ -172,7 +165,7 @@ def _take_object(text: str) -> dict[str, Any]:
     if not texts.is_unicode(json.dumps(value, ensure_ascii=False)):  # JSON can spell codes that are no characters
       raise AnswerError("answer_not_json", "holds half a surrogate pair", text)
     return value
-  if _APOLOGY.search(text.strip()[:_APOLOGY_WITHIN]):
+  if caption_checks.refuses(text.strip()):  # an apology is the model's doing, other prose that of the server
     raise AnswerError("answer_refusal", "is an apology in place of JSON", text)
   raise AnswerError("answer_not_json", fault or "has no JSON object", text)
 

@@ -96,7 +96,7 @@ class Client:
 
     Args:
       requests: taken one by one from several threads, one at a time.
-      check: returns the name of the rule that a value breaks, or None; called from several threads.
+      check: returns the name of the rule that a value breaks, or None; called from several threads, one at a time.
 
     Raises:
       ServerError: the servers refuse access, do not know the model, answer nothing or nothing that can be used.
@@ -105,7 +105,7 @@ class Client:
     run = _Run(iter(requests), self._slots, self._timeout)
     self._balancer.begin()
     try:
-      run.start(self._work, check)
+      run.start(self._work, check and _in_turn(check))
       while (result := run.results.get()) is not None:
         yield result
         run.free.release()
@@ -324,6 +324,17 @@ class _Run:
     self.stopped.set()
     self.free.release(self._slots)
     self.deadlines.end()
+
+
+def _in_turn(check: Check) -> Check:
+  """A check that is called by one thread at a time: it may count what it has seen."""
+  lock = threading.Lock()
+
+  def checked(request: Request, value: Any) -> str | None:
+    with lock:
+      return check(request, value)
+
+  return checked
 
 
 def _read(request: Request, data: bytes, check: Check | None) -> Reply | Fault:

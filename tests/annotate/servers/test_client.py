@@ -6,6 +6,7 @@ import time
 
 import pytest
 
+from fgclip_jax.annotate.rules import caption_checks
 from fgclip_jax.annotate.servers import balance, client, prompts
 from fgclip_jax.annotate.servers.faults import ServerError
 from fgclip_jax.annotate.servers.requests import Answer, Failure, Request
@@ -139,6 +140,49 @@ def test_a_rule_is_named_in_the_requests_language():
     assert (results["2"].kind, results["2"].attempts) == ("caption_repeats", 3)
     assert "每样东西只说一次" in [body for body in server.bodies if number_of(body) == 2][1]["messages"][0]["content"]
   assert counts == {"answered": 3, "caption_repeats": 3}
+
+
+GOOD = (
+  "A striped cat sits on a blue wooden chair beside a window. In front of it stands a round table with a white cup and "
+  "two books. A green curtain hangs at the left."
+)
+
+
+@pytest.mark.parametrize(
+  ("caption", "named"),
+  [
+    ("Je suis désolé, mais je ne peux pas décrire cette image.", "caption_refusal"),
+    (f"{prompts.make_caption_prompt().text[:120]} {GOOD}", "caption_echoes_prompt"),
+    (" ".join(f"There is chair number {number} in the room." for number in range(30)), "caption_repeats"),
+    (f"{GOOD} The cat has a score of 0.983.", "caption_numbers"),
+  ],
+)
+def test_captions_that_break_a_rule_are_asked_for_again(caption, named):
+  asked = collections.Counter()
+
+  def answer(body):
+    asked[number := number_of(body)] += 1
+    return {"long": caption if number == 1 and asked[1] == 1 else GOOD, "short": "A cat.", "unusable": False}
+
+  def check(request, value):
+    return caption_checks.check(value["long"], [prompts.make_caption_prompt().text])
+
+  with model_server.serve(answer=answer) as server:
+    results, counts = run(server, map(ask, range(4)), check)
+  assert results["1"].retried == (named,) and results["1"].value["long"] == GOOD
+  assert counts == {"answered": 4, named: 1}
+
+
+def test_a_server_with_one_caption_for_all():
+  same = caption_checks.SameText()
+
+  def check(request, value):
+    return "caption_same_for_many" if same.add(value["long"]) else None
+
+  with model_server.serve(answer=lambda body: {"long": GOOD, "short": "A cat.", "unusable": False}) as server:
+    results, counts = run(server, map(ask, range(20)), check, attempts=1)
+  assert counts == {"answered": 3, "caption_same_for_many": 17}
+  assert sum(isinstance(result, Failure) for result in results.values()) == 17
 
 
 def test_a_server_that_ignores_the_schema_ends_the_run():

@@ -1,7 +1,10 @@
 """Prompts: fields, hashes, messages, and the notes of further attempts."""
 
+import re
+
 import pytest
 
+from fgclip_jax.annotate.rules import caption_checks, negative_checks
 from fgclip_jax.annotate.servers import prompts
 
 
@@ -67,3 +70,11 @@ def test_the_broken_rule_is_named():
   assert "不止一处" in prompts.describe_rule("many_changed", language="zh")
   assert "answer has no 'long'. Answer" in prompts.describe_rule("answer_schema", "answer has no 'long'.")
   assert "some new rule" in prompts.describe_rule("some_new_rule")
+
+
+def test_every_rule_has_a_sentence_in_every_language():
+  tables = f"{caption_checks.__doc__}{negative_checks.__doc__}"
+  names = {name for row in re.findall(r"^\| (`.*?) \|", tables, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)}
+  assert len(names) > 20
+  for module in prompts.LANGUAGES.values():
+    assert not names - set(module.RULES)
