@@ -92,9 +92,10 @@ class Run:
     text, patch = self.config.text, self.config.vision.patch_size
     boxes = max(len(part["box_infos"]) // len(part["box_nums"]) for part in self.inputs)
     budget = max(part["pixel_values"].shape[1] for part in self.inputs)
+    lengths = text.short_length, text.long_length or 0
     layout = Layout(
       boxes=boxes,
-      row_length=text.short_length + (text.long_length or 0),
+      row_length=sum(lengths) if packed else max(lengths),
       short_length=text.short_length,
       long_length=text.long_length,
       packed=packed,
@@ -204,9 +205,9 @@ def fgclip2_folder(folder: pathlib.Path, report: Report) -> set[str]:
   done |= {path.name for path in losses}
   for case in set().union(*by_rank) - CASES.keys():
     report.not_compared(f"{name}/losses/{case}")
-  for form, packed, mesh in _forms(run.images):
+  for form, packed, mesh, cases in _forms(run.images):
     compared = Compared(run, packed, mesh, group)
-    for case in [case for case in CASES if case in by_rank[0]]:
+    for case in [case for case in cases if case in by_rank[0]]:
       rows = [rank[case] for rank in by_rank]
       margin = rows[0].get("threshold_in", 1.25 if "regions" in case or "quirk" in case else 0.0)
       terms, embeddings, grads = compared(case, margin)
@@ -224,15 +225,19 @@ def fgclip2_folder(folder: pathlib.Path, report: Report) -> set[str]:
 
 
 def _forms(images: int):
-  """Both forms on one device, and packed on meshes of the devices there are."""
-  yield "padded", False, None
-  yield "packed", True, None
+  """Every case packed on one device; some of them padded, and some packed on meshes of the devices there are.
+
+  Padding changes embeddings alone, which every case reads; a mesh must also divide what a case leaves out.
+  """
+  yield "padded", False, None, ("stage1", "stage2")
+  yield "packed", True, None, tuple(CASES)
   sizes = [{"tensor": 8}, {"data": images}] if images % 2 else [{"data": 2, "tensor": 4}, {"fsdp": images}]
-  for shape in sizes:
+  cases = ("stage2", "no_regions"), ("stage2", "quirk_fewer_than_ten_boxes", "rank1_without_regions")
+  for shape, some in zip(sizes, cases, strict=True):
     count = int(np.prod(list(shape.values())))
     if count <= len(jax.devices()):
       label = " x ".join(f"{axis} {size}" for axis, size in shape.items())
-      yield f"packed, {label}", True, make_mesh(shape, jax.devices()[:count])
+      yield f"packed, {label}", True, make_mesh(shape, jax.devices()[:count]), some
 
 
 def _losses(name, terms, embeddings, grads, rows, margin, compared: Compared, report: Report) -> None:
