@@ -93,7 +93,7 @@ def _run_end(words: Sequence[Word], start: int, determined: bool) -> int:
     if not joined:
       if lower in CLOSED or lower in ("other", "one"):
         return index
-      if _is_verb_here(words, start, index, noun, determined):
+      if _may_be_verb(lower) and _is_verb_here(words, start, index, noun, determined):
         return index
       if is_adverb(lower) and not _is_content(words, index + 1):
         return index
@@ -101,6 +101,18 @@ def _run_end(words: Sequence[Word], start: int, determined: bool) -> int:
     noun = noun or not (joined_next or joined or is_adverb(lower) or _is_adjective(words, index))
     index += 1
   return index
+
+
+@functools.lru_cache(100_000)
+def _may_be_verb(lower: str) -> bool:
+  """Whether `_is_verb_here` may be true of a word, which it is of few."""
+  return (
+    is_verb(lower)
+    or lower.endswith("ed")
+    or lower in english.VERBS
+    or lower in english.CLEAR_VERBS
+    or (lower.endswith("s") and lower[:-1] in english.NOUNS_LIKE_VERBS)
+  )
 
 
 def _is_verb_here(words: Sequence[Word], start: int, index: int, noun: bool, determined: bool) -> bool:
