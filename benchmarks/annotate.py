@@ -1,6 +1,7 @@
 """Measures `python -m fgclip_jax.annotate` and its parts; prints tables in Markdown.
 
   python benchmarks/annotate.py requests            # the client of model servers: about two minutes
+  python benchmarks/annotate.py scenes              # the embedded stages on 500 rendered scenes
 
 Each subcommand has a file of its own beside this one, which says what it needs.
 """
@@ -11,9 +12,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import annotate_requests
+from benchmarks import annotate_requests, annotate_scenes
 
-COMMANDS = {"requests": annotate_requests}
+COMMANDS = {"requests": annotate_requests, "scenes": annotate_scenes}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import fgclip_jax
 COMMANDS = {
   "prepare": ("prepare", "turns data sets into ArrayRecord shards for training"),
   "train": ("main", "trains a model"),
+  "annotate": ("annotate", "makes captions, regions and hard negatives of pictures"),
   "goodput": ("goodput", "shows where a run's hours went, over all its starts"),
   "plan": ("plan", "estimates a run's memory and time on devices that need not be there"),
   "evaluate": ("evaluate", "measures a model at a benchmark, and compares results"),

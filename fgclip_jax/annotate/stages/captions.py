@@ -1,0 +1,99 @@
+"""Captions of pictures that have none, or no long one."""
+
+import dataclasses
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+from fgclip_jax.annotate.asking import Asking
+from fgclip_jax.annotate.draft import PENDING, Draft
+from fgclip_jax.annotate.journal import Outcome
+from fgclip_jax.annotate.rules import caption_checks
+from fgclip_jax.annotate.servers import images, prompts
+from fgclip_jax.annotate.servers.requests import Request
+from fgclip_jax.annotate.stage import Tally, Task, count_failure, digest
+from fgclip_jax.data import caption_sampling
+from fgclip_jax.storage.errors import RecordError
+
+WORDS = {"long": (20, 400), "short": (2, 40)}  # the fewest and most that are taken
+
+
+@dataclasses.dataclass(frozen=True)
+class Captions:
+  """The stage `captions`.
+
+  Attributes:
+    asking: the servers; None: only what the input has is kept.
+    prompt_file: a file with the prompt; empty: that of `servers.prompts`.
+  """
+
+  asking: Asking | None = None
+  prompt_file: str = ""
+  name = "captions"
+
+  def signature(self) -> dict[str, Any]:
+    if not self.asking:
+      return {"version": 1, "captions": "existing"}
+    hashes = {language: self._prompt(language).hash for language in prompts.LANGUAGES}
+    return {"version": 1, "prompts": hashes, **self.asking.signature()}
+
+  def _prompt(self, language: str) -> prompts.Prompt:
+    own = prompts.make_caption_prompt(language if language in prompts.LANGUAGES else "en")
+    return prompts.read_prompt(self.prompt_file, own) if self.prompt_file else own
+
+  def tasks(self, draft: Draft) -> Iterator[Task]:
+    if self.asking and not draft.long:
+      yield Task(digest([self.signature(), draft.digest, draft.short, draft.language]), draft)
+
+  def run(self, tasks: list[Task], part: int) -> Iterator[Outcome]:
+    assert self.asking is not None  # else there are no tasks
+    broken: list[Outcome] = []
+    yield from self.asking.ask(self._requests(tasks, broken), self._check, f"{self.name}-{part:05d}")
+    yield from broken
+
+  def _requests(self, tasks: Iterable[Task], broken: list[Outcome]) -> Iterator[Request]:
+    assert self.asking is not None
+    for task in tasks:
+      draft, prompt = task.draft, self._prompt(task.draft.language)
+      try:
+        picture = images.data_url(images.encode(draft.item.read(), self.asking.max_side))
+      except RecordError as error:
+        broken.append(Outcome(task.key, failure=error.kind, detail=error.message))
+        continue
+      messages = prompts.caption_messages(prompt, picture, draft.short)
+      yield self.asking.request(task.key, messages, prompt)
+
+  def _check(self, request: Request, value: Any) -> str | None:
+    if value["unusable"]:
+      return None
+    prompt = self._prompt(request.language).text
+    for kind, words in WORDS.items():
+      if broken := caption_checks.check(caption_checks.clean(value[kind]).text, (prompt,), words):
+        return broken
+    return None
+
+  def apply(self, draft: Draft, outcomes: Mapping[str, Outcome], tally: Tally) -> None:
+    tally["captions.pictures"] += 1
+    tasked = self.asking and not draft.long
+    if draft.long:
+      tally["captions.given"] += 1
+    elif self.asking:
+      self._take(draft, next(iter(outcomes.values()), None), tally)
+    else:
+      tally["captions.short_alone" if draft.short else "captions.none"] += 1
+    if not draft.short and draft.long:
+      draft.short = caption_sampling.split_sentences(draft.long)[0].strip()
+      tally["captions.short_from_long"] += 1
+    if not draft.short:
+      draft.rejected = PENDING if tasked and not outcomes else "caption_missing"
+
+  def _take(self, draft: Draft, outcome: Outcome | None, tally: Tally) -> None:
+    if outcome is None or outcome.failure:
+      count_failure(tally, self.name, outcome)
+    elif outcome.value["unusable"]:
+      tally["captions.unusable"] += 1
+    else:
+      long, short = (caption_checks.clean(outcome.value[key]) for key in ("long", "short"))
+      for note in (*long.notes, *short.notes):
+        tally[f"captions.noted.{note}"] += 1
+      tally["captions.answered"] += 1
+      draft.long, draft.short = long.text, draft.short or short.text
