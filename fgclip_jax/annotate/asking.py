@@ -4,18 +4,17 @@ Only here the outcomes of `servers` become those of the journal.
 """
 
 import dataclasses
-import os
+import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 from fgclip_jax.annotate.journal import Outcome
 from fgclip_jax.annotate.servers import batch_files
 from fgclip_jax.annotate.servers.client import Client
+from fgclip_jax.annotate.servers.endpoints import read_key
 from fgclip_jax.annotate.servers.prompts import Prompt
 from fgclip_jax.annotate.servers.requests import Answer, Check, Failure, Request
 from fgclip_jax.storage import paths
-
-KEY = "OPENAI_API_KEY"  # the environment variable with the servers' key; nothing prints or keeps it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +28,7 @@ class Asking:
     timeout: seconds after which a request is given up.
     temperature: of the sampling.
     max_side: the longest side of pictures that are sent, in pixels.
+    key_file: a file with the API key; empty: it is taken from `OPENAI_API_KEY`, if that is set.
     requests: the folder that batch files are written to, in place of asking.
     answers: files of answers to such batches, from which outcomes are taken in place of asking.
   """
@@ -39,6 +39,7 @@ class Asking:
   timeout: float = 120.0
   temperature: float = 0.2
   max_side: int = 1024
+  key_file: str = ""
   requests: str = ""
   answers: tuple[str, ...] = ()
 
@@ -64,9 +65,8 @@ class Asking:
         if each.key in wanted and getattr(each, "kind", "") != "answer_twice":  # others are of another part or stage
           yield self._outcome(each)
     else:
-      key = os.environ.get(KEY, "")
-      with Client(self.endpoints, self.model, in_flight=self.in_flight, timeout=self.timeout, key=key) as client:
-        yield from map(self._outcome, client.ask(requests, check))
+      client = _connect(self.endpoints, self.model, self.in_flight, self.timeout, self.key_file)
+      yield from map(self._outcome, client.ask(requests, check))
 
   def _outcome(self, found: Answer | Failure) -> Outcome:
     if isinstance(found, Failure):
@@ -74,3 +74,9 @@ class Asking:
       return Outcome(found.key, failure=found.kind, detail=detail, attempts=found.attempts)
     tokens = found.usage.get("prompt_tokens", 0), found.usage.get("completion_tokens", 0)
     return Outcome(found.key, found.value, attempts=found.attempts, model=found.model or self.model, tokens=tokens)
+
+
+@functools.lru_cache(maxsize=4)
+def _connect(endpoints: tuple[str, ...], model: str, in_flight: int, timeout: float, key_file: str) -> Client:
+  """A client, one for each process: its connections, and what it has learned of the servers, last from part to part."""
+  return Client(endpoints, model, in_flight=in_flight, timeout=timeout, key=read_key(key_file or None))

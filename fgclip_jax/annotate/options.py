@@ -124,6 +124,7 @@ def _add_servers(parser: argparse.ArgumentParser) -> None:
     help="requests at a time at each endpoint (default: %(default)s)",
   )
   add("--timeout", type=float, default=120.0, metavar="S", help="for each request, in seconds (default: %(default)g)")
+  add("--api_key_file", default="", metavar="FILE", help="with the API key (default: OPENAI_API_KEY, if it is set)")
   add("--temperature", type=float, default=0.2, metavar="T", help="(default: %(default)g)")
   add(
     "--max_side",
@@ -164,6 +165,7 @@ def make_job(args: argparse.Namespace) -> Job:
     timeout=args.timeout,
     temperature=args.temperature,
     max_side=args.max_side,
+    key_file=args.api_key_file,
     requests=args.requests,
     answers=tuple(args.answers),
   )

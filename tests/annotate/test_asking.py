@@ -130,6 +130,15 @@ def test_a_picture_that_no_model_can_describe(photos):
   assert counts(photos, "out")["captions.unusable"] == PICTURES
 
 
+def test_one_caption_for_all_pictures_stops_the_run(photos, capsys):
+  for number in range(PICTURES, 3 * PICTURES):
+    Image.new("RGB", (96, 64), (10 * number, 9, 30)).save(photos / f"{number}.png")
+  caption = {"long": LONG.format(number=1), "short": "A dog.", "unusable": False}
+  with model_server.serve(answer=lambda body: caption) as server:
+    assert run(photos, "out", "--endpoint", server.url) == 2
+  assert "are the same caption" in capsys.readouterr().err
+
+
 def test_regions_that_a_model_has_seen(photos):
   with model_server.serve(answer=answer) as server:
     assert run(photos, "out", "--endpoint", server.url, "--region_captions", "http", "--negatives", "rules") == 0

@@ -15,6 +15,7 @@ from fgclip_jax.data import caption_sampling
 from fgclip_jax.storage.errors import RecordError
 
 WORDS = {"long": (20, 400), "short": (2, 40)}  # the fewest and most that are taken
+_SAME_LEAST, _SAME_SHARE = 5, 0.01  # more pictures of one caption than that are a fault of the server
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,7 +48,19 @@ class Captions:
   def run(self, tasks: list[Task], part: int) -> Iterator[Outcome]:
     assert self.asking is not None  # else there are no tasks
     broken: list[Outcome] = []
-    yield from self.asking.ask(self._requests(tasks, broken), self._check, f"{self.name}-{part:05d}")
+    texts, same = caption_checks.SameText(), 0
+
+    def check(request: Request, value: Any) -> str | None:
+      rule = self._check(request, value)
+      if not rule and not value["unusable"] and texts.add(value["long"], request.key):
+        rule = "caption_same_for_many"
+      return rule
+
+    for done, outcome in enumerate(self.asking.ask(self._requests(tasks, broken), check, f"{self.name}-{part:05d}"), 1):
+      same += outcome.failure == "caption_same_for_many"
+      if same > max(_SAME_LEAST, _SAME_SHARE * done):
+        raise ValueError(f"{same} of {done} answers are the same caption: does the server see the pictures?")
+      yield outcome
     yield from broken
 
   def _requests(self, tasks: Iterable[Task], broken: list[Outcome]) -> Iterator[Request]:
