@@ -34,7 +34,7 @@ def _section(kind: type, without: tuple[str, ...] = (), **changes) -> ml_collect
     if value is None and isinstance(hint, types.UnionType):
       value = _unset(next(option for option in typing.get_args(hint) if option is not types.NoneType))
     if field.name not in without:
-      section[field.name] = _section(hint) if dataclasses.is_dataclass(hint) else value
+      section[field.name] = _section(typing.cast(type, hint)) if dataclasses.is_dataclass(hint) else value
   return ml_collections.ConfigDict(section)
 
 

@@ -3,8 +3,8 @@
 Only here the outcomes of `servers` become those of the journal.
 """
 
+import atexit
 import dataclasses
-import functools
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -76,7 +76,19 @@ class Asking:
     return Outcome(found.key, found.value, attempts=found.attempts, model=found.model or self.model, tokens=tokens)
 
 
-@functools.lru_cache(maxsize=4)
+_clients: dict[tuple, Client] = {}
+
+
 def _connect(endpoints: tuple[str, ...], model: str, in_flight: int, timeout: float, key_file: str) -> Client:
   """A client, one for each process: its connections, and what it has learned of the servers, last from part to part."""
-  return Client(endpoints, model, in_flight=in_flight, timeout=timeout, key=read_key(key_file or None))
+  settings = (endpoints, model, in_flight, timeout, key_file)
+  if settings not in _clients:
+    _clients[settings] = Client(endpoints, model, in_flight=in_flight, timeout=timeout, key=read_key(key_file or None))
+  return _clients[settings]
+
+
+@atexit.register
+def close_clients() -> None:
+  """Closes the connections of this process."""
+  while _clients:
+    _clients.popitem()[1].close()

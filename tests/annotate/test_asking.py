@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from fgclip_jax.annotate import __main__ as annotate
+from fgclip_jax.annotate import asking
 from fgclip_jax.annotate.rules import negatives as rules
 from fgclip_jax.annotate.rules.phrases import find_attributes
 from tests.helpers import model_server
@@ -40,6 +41,12 @@ def answer(body: dict):
     {"attribute": each.attribute, "old": each.old, "new": each.new, "text": each.text} for each in rules.draw(text, 14)
   ]
   return {"negatives": (made * 14)[:14]}
+
+
+@pytest.fixture(autouse=True)
+def connections():
+  yield
+  asking.close_clients()
 
 
 @pytest.fixture

@@ -52,7 +52,7 @@ class Captions:
 
     def check(request: Request, value: Any) -> str | None:
       rule = self._check(request, value)
-      if not rule and not value["unusable"] and texts.add(value["long"], request.key):
+      if not rule and not value["unusable"] and texts.add(value["long"]):
         rule = "caption_same_for_many"
       return rule
 
