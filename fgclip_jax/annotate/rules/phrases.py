@@ -19,6 +19,9 @@ MAX_WORDS = 12  # longer ones are clauses that a parser took for a noun phrase
 MAX_CHARACTERS = 24  # of a Chinese phrase
 LIMIT = 24  # phrases of a picture
 
+PLACES = frozenset("top bottom left right middle centre center".split())
+INDEFINITE = frozenset("a an one two three four five six several some".split())
+
 Parser = Callable[[str], list[Chunk]]
 
 
@@ -77,6 +80,8 @@ def split_counted(caption: str, language: str = "en", parser: Parser | None = No
   left_out: collections.Counter[str] = collections.Counter()
   candidates = []
   for chunk in chunks:
+    if language == "en":
+      chunk = _without_place(chunk, caption)
     text = caption[chunk.start : chunk.end]
     if chunk.pronoun:
       left_out["pronoun"] += 1
@@ -102,6 +107,22 @@ def split_counted(caption: str, language: str = "en", parser: Parser | None = No
       kept.append(chunk)
   attributes = find_attributes(caption, language)
   return Phrases(tuple(_phrase(caption, chunk, attributes) for chunk in kept), dict(sorted(left_out.items())))
+
+
+def _without_place(chunk: Chunk, caption: str) -> Chunk:
+  """A phrase without the place that a list gives after it: `a red car` of `a red car top left`.
+
+  A place alone, `the bottom left`, has a definite article, and stays what it is.
+  """
+  words = caption[chunk.start : chunk.end].split()
+  kept = len(words)
+  while kept and words[kept - 1].lower() in PLACES:
+    kept -= 1
+  if kept in (0, 1, len(words)) or words[0].lower() not in INDEFINITE:
+    return chunk
+  head = words[kept - 1]
+  end = chunk.start + caption[chunk.start : chunk.end].rindex(f"{head} {words[kept]}") + len(head)
+  return dataclasses.replace(chunk, end=end, head=head.lower())
 
 
 def whole(text: str, language: str = "en") -> Phrase:

@@ -111,3 +111,16 @@ def test_real_captions():
   captions = [row["caption"] for file in files for row in json.loads(file.read_text(encoding="utf-8"))]
   results = [phrases.split_counted(caption) for caption in captions]
   assert all(8 <= len(result.kept) <= phrases.LIMIT for result in results)
+
+
+@pytest.mark.parametrize(
+  ("caption", "kept"),
+  [
+    ("a big red circle bottom right, two cups top left", ["a big red circle", "two cups"]),
+    ("A red car left, an old tree in the middle", ["A red car", "an old tree"]),
+    ("at the bottom left, at the very top", []),
+    ("a left turn", ["a left turn"]),
+  ],
+)
+def test_a_place_after_a_thing_is_no_part_of_it(caption, kept):
+  assert [phrase.text for phrase in phrases.split(caption)] == kept
