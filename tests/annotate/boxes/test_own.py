@@ -1,9 +1,13 @@
 """Boxes by a model of this project."""
 
 import io
+import itertools
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from PIL import Image
 
 from fgclip_jax.annotate.boxes import own
@@ -33,15 +37,26 @@ def params() -> dict[str, np.ndarray]:
   return {name: np.asarray(value) for name, value in flatten(init(TINY, 0)).items()}
 
 
-def test_windows_cover_a_picture_in_several_sizes_and_shapes():
-  windows = own.windows()
-  assert windows.min() == 0 and windows.max() == 1 and (windows[:, :2] < windows[:, 2:]).all()
-  assert 100 < len(windows) == len({tuple(box) for box in windows.tolist()}) < 1000
-  centres = (windows[:, :2] + windows[:, 2:]) / 2
-  for place in np.random.default_rng(0).uniform(0.1, 0.9, (50, 2)):
-    assert np.abs(centres - place).max(1).min() < 0.1
-  around = own.around(windows[len(windows) // 2])
-  assert len(around) == len(own._FINER) and (around[:, :2] < around[:, 2:]).all()
+@given(arrays(np.float64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.floats(0, 1)))
+def test_the_best_rectangle_is_that_of_all(chance):
+  rows, columns = chance.shape
+  box, mean = own.best_rectangle(chance)
+  excess = chance - (chance.min() + own.SHARE * (chance.max() - chance.min()))
+  sums = {
+    (left, top, right, bottom): excess[top:bottom, left:right].sum()
+    for top, bottom in itertools.combinations(range(rows + 1), 2)
+    for left, right in itertools.combinations(range(columns + 1), 2)
+  }
+  left, top, right, bottom = (round(value * side) for value, side in zip(box, (columns, rows) * 2, strict=True))
+  assert sums[left, top, right, bottom] == pytest.approx(max(sums.values()), abs=1e-9)
+  assert mean == pytest.approx(chance[top:bottom, left:right].mean())
+
+
+def test_a_bright_place_is_found():
+  chance = np.full((8, 10), 0.05)
+  chance[2:5, 6:9] = 0.9
+  box, mean = own.best_rectangle(chance)
+  assert box == (0.6, 0.25, 0.9, 0.625) and mean == pytest.approx(0.9)
 
 
 def test_each_phrase_has_its_best_box(model):
