@@ -214,6 +214,16 @@ def test_a_process_alone(monkeypatch):
   assert start(processes=1, process=0, coordinator="localhost:1") is None
 
 
+@pytest.mark.parametrize(("devices", "given", "threads"), [("4", None, "64"), ("4", "9", "9"), ("", None, None)])
+def test_simulated_devices_get_enough_threads(monkeypatch, devices, given, threads):
+  monkeypatch.setenv("JAX_NUM_CPU_DEVICES", devices)
+  monkeypatch.delenv("NPROC")
+  if given:
+    monkeypatch.setenv("NPROC", given)
+  start(processes=1, process=0, coordinator="localhost:1")
+  assert os.environ.get("NPROC") == threads
+
+
 @pytest.mark.slow
 def test_a_process_without_a_launcher_is_alone(run):
   ((code, out, errors),) = run("print(peers, agree(5))", [{}])
