@@ -63,8 +63,8 @@ def start(
   """
   global _peers
   if os.environ.get("JAX_NUM_CPU_DEVICES"):
-    # Threads of JAX's CPU client, which makes one for each core. A simulated device takes one for every group of devices
-    # that it waits for; with fewer than that, steps were seen to wait for ever.
+    # Threads of JAX's CPU client, which makes one for each core. A simulated device takes one for every group of
+    # devices that it waits for; with fewer than that, steps were seen to wait for ever.
     os.environ.setdefault("NPROC", "64")
   if heartbeat_timeout < 5:
     raise ValueError(f"--heartbeat_timeout must be at least 5 seconds, got {heartbeat_timeout:g}")

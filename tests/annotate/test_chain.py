@@ -1,6 +1,7 @@
 """The whole chain without a model server: from pictures and captions to what `prepare` reads."""
 
 import collections
+import importlib.util
 import json
 import pathlib
 import shlex
@@ -117,6 +118,23 @@ def test_the_form_of_finehard(photos):
   report = json.loads((data / "report-train.json").read_text())
   assert report["records"] == 3 and {finding["loss"] for finding in report["findings"].values()} <= {"note"}
   assert report["regions_with_negatives"] == report["regions"] == 7
+
+
+@pytest.mark.skipif(importlib.util.find_spec("apache_beam") is None, reason="needs requirements-beam.txt")
+def test_beam_writes_what_processes_write(photos, monkeypatch):
+  monkeypatch.setattr("fgclip_jax.annotate.items.PART", 1)
+  assert run(photos, "alone") == 0
+  assert run(photos, "beam", "--engine", "beam") == 0
+  alone, beam = (photos.parent / name / "annotations" for name in ("alone", "beam"))
+  assert {path.name: path.read_bytes() for path in alone.iterdir()} == {
+    path.name: path.read_bytes() for path in beam.iterdir()
+  }
+
+
+def test_flags_of_no_engine_are_refused(photos, capsys):
+  with pytest.raises(SystemExit):
+    run(photos, "out", "--runner=DirectRunner")
+  assert "unrecognized arguments: --runner" in capsys.readouterr().err
 
 
 def test_what_is_given_is_kept(photos):
