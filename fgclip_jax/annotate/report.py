@@ -8,7 +8,8 @@ from typing import Any
 from fgclip_jax.annotate import items
 from fgclip_jax.annotate.chain import Done, Job, describe
 from fgclip_jax.annotate.draft import Draft
-from fgclip_jax.annotate.rules import probe
+from fgclip_jax.annotate.rules import negatives, probe
+from fgclip_jax.annotate.rules.negative_checks import find_giveaways
 from fgclip_jax.data import image as images
 from fgclip_jax.prepare import report as pages
 from fgclip_jax.storage import atomic, paths
@@ -17,6 +18,7 @@ from fgclip_jax.viz import contact_sheet
 
 NAME = "report-annotate"
 SAMPLES = 12
+TELLING = 1000  # negatives; of fewer the area under the curve says little
 PROBED = 20_000  # regions, at most, of which words are counted
 
 
@@ -33,11 +35,19 @@ def write(job: Job, done: Done, counts: list[int], facts: dict[str, Any]) -> str
   stats.read = done.tally["items.read"]
   if done.scores.count:
     stats.histograms["box_score"] = done.scores
+  text_only = _probe(job, counts)
+  for language, measured in (text_only or {}).items():
+    low, high = probe.WANTED
+    if not low <= measured["auc"] <= high and measured["negatives"] >= TELLING:
+      print(
+        f"note: words alone tell wrong captions in {language} from right ones (AUC {measured['auc']:.2f}, {low:g} to "
+        f"{high:g} is wanted); see text_only in {NAME}.json"
+      )
   values = {
     "counts": dict(sorted(done.tally.items())),
     "left_out": {skip.kind: dataclasses.asdict(skip) | {"count": count} for skip, count in stats.sorted_findings},
     "made_by": describe(job),
-    "text_only": _probe(job, counts),
+    "text_only": text_only,
     **facts,
     "histograms": stats.histograms.to_json(),
   }
@@ -67,7 +77,10 @@ def _probe(job: Job, counts: list[int]) -> dict[str, Any] | None:
   measured = {}
   for language, pairs in found.items():
     if len(pairs) > 1:
-      measured[language] = dataclasses.asdict(probe.measure(pairs, list if language == "zh" else None))
+      telling = probe.measure(pairs, list if language == "zh" else None)
+      positives = negatives.count_values((positive for positive, _ in pairs), language)
+      wrong = negatives.count_values((text for _, texts in pairs for text in texts), language)
+      measured[language] = dataclasses.asdict(telling) | {"giveaways": find_giveaways(positives, wrong)}
   return measured or None
 
 
