@@ -15,6 +15,8 @@ from fgclip_jax.storage import locks, paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Scope, Skip, SkipReport
 
+_MOST_PARTS = 4_000_000  # two billion pictures
+
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit code: 0 if it succeeded."""
@@ -84,9 +86,12 @@ def _known_parts(job: Job) -> int | None:
   if not paths.exists(path):
     return None
   try:
-    return int(json.loads(paths.read(path))["parts"])
-  except (ValueError, KeyError, TypeError) as error:
+    parts = json.loads(paths.read(path))["parts"]
+  except (ValueError, KeyError, TypeError, RecursionError) as error:
     raise ValueError(f"{path} is damaged: give another --output") from error
+  if type(parts) is not int or not 1 <= parts <= _MOST_PARTS:
+    raise ValueError(f"{path} is damaged, parts is {parts!r:.40}: give another --output")
+  return parts
 
 
 def _next(job: Job, args: argparse.Namespace) -> str:

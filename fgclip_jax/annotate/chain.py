@@ -20,7 +20,7 @@ from fgclip_jax.annotate.stage import Stage, Tally, digest
 from fgclip_jax.annotate.stages.negatives import Frequencies, Negatives
 from fgclip_jax.prepare.stats import DatasetStats, Histogram
 from fgclip_jax.storage import atomic, paths
-from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.errors import RecordError, first_line
 from fgclip_jax.storage.skip_report import Skip, SkipReport
 from fgclip_jax.storage.workers import Engine, run_tasks, tick
 
@@ -138,8 +138,7 @@ def _open(found: list[Item], language: str, done: Done) -> Iterator[Draft]:
 def _finish_part(job: Job, values: Frequencies, parts: int, number: int) -> Done:
   """The second pass over a part: its annotations go into a file."""
   done = Done(number)
-  lines = paths.read(items.part_path(job.folder("drafts"), number)).decode().splitlines()
-  drafts = [Draft.from_json(line) for line in lines]
+  drafts = list(read_drafts(items.part_path(job.folder("drafts"), number)))
   for stage in job.second:
     if isinstance(stage, Negatives):
       stage = stage.with_frequencies(values)
@@ -167,6 +166,20 @@ def _finish_part(job: Job, values: Frequencies, parts: int, number: int) -> Done
   return done
 
 
+def read_drafts(path: str) -> Iterator[Draft]:
+  """The drafts in a file of a part.
+
+  Raises:
+    ValueError: a line is no draft; names it.
+  """
+  # As bytes, for a caption may hold U+2028, at which text has an end of a line and JSON has none.
+  for number, line in enumerate(paths.read(path).splitlines(), 1):
+    try:
+      yield Draft.from_json(line.decode())
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+      raise ValueError(f"{path}, line {number}: is damaged ({first_line(error)}); run the command again") from error
+
+
 def _write_lines(path: str, lines: list[str]) -> None:
   with atomic.file(path) as temporary, open(temporary, "w", encoding="utf-8") as file:
     file.writelines(line + "\n" for line in lines)
@@ -177,7 +190,8 @@ def _run_stage(job: Job, stage: Stage, number: int, drafts: list[Draft], tally: 
   signature = digest(stage.signature())[:16]
   wanted = {draft.item.id: list(stage.tasks(draft)) for draft in drafts if not draft.rejected}
   tasks = {task.key: task for task in itertools.chain.from_iterable(wanted.values())}
-  with Journal(items.part_path(job.folder(f"{stage.name}-{signature}"), number)) as journal:
+  path = items.part_path(job.folder(f"{stage.name}-{signature}"), number)
+  with Journal(path) as journal:
     outcomes = journal.read() if tasks else {}
     left = [task for key, task in tasks.items() if key not in outcomes or _again(outcomes[key], job.retry)]
     for outcome in stage.run(left, number) if left else ():
@@ -187,7 +201,13 @@ def _run_stage(job: Job, stage: Stage, number: int, drafts: list[Draft], tally: 
   for draft in drafts:
     if not draft.rejected:
       found = {task.key: outcomes[task.key] for task in wanted[draft.item.id] if task.key in outcomes}
-      stage.apply(draft, found, tally)
+      try:
+        stage.apply(draft, found, tally)
+      except (LookupError, TypeError, ValueError, AttributeError) as error:  # a line that this program did not write
+        raise ValueError(
+          f"{path}: an answer for {draft.item.id!r} is none of the stage {stage.name} ({first_line(error)}); "
+          "delete the file to have its answers made again"
+        ) from error
       if models := sorted({outcome.model for outcome in found.values() if outcome.model}):
         draft.made_by[stage.name] = f"{', '.join(models)}; {signature}"
 

@@ -6,8 +6,10 @@ where files cannot be appended to, every few hundred lines are an object of thei
 """
 
 import dataclasses
+import errno
 import json
 import os
+import stat
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -50,9 +52,13 @@ class Outcome:
     """What `line` wrote; None for anything else, such as a line that was cut off."""
     try:
       values = json.loads(line)
-      return cls(**values | {"tokens": tuple(values.get("tokens", (0, 0)))})
-    except (ValueError, TypeError, AttributeError):
+      outcome = cls(**values | {"tokens": tuple(values.get("tokens", (0, 0)))})
+    except (ValueError, TypeError, AttributeError, RecursionError):
       return None
+    texts = (outcome.key, outcome.failure, outcome.detail, outcome.model)
+    numbers = (outcome.attempts, *outcome.tokens)
+    right = all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)
+    return outcome if right and len(outcome.tokens) == 2 else None
 
 
 class Journal:
@@ -108,7 +114,7 @@ class Journal:
   def _lines(self) -> Iterator[bytes]:
     if not self._remote:
       if os.path.exists(self._path):
-        with open(self._path, "rb") as file:
+        with paths.open(self._path) as file:
           yield from file
       return
     for name in self._names():
@@ -123,7 +129,15 @@ class Journal:
 
   def _open(self) -> int:
     os.makedirs(os.path.dirname(self._path), exist_ok=True)
-    file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+      file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    except OSError as error:
+      if error.errno == errno.ELOOP:  # what it leads to may be any file of the user's
+        raise ValueError(f"{self._path!r} is to be a journal, and is a link; remove it") from error
+      raise
+    if not stat.S_ISREG(os.fstat(file).st_mode):
+      os.close(file)
+      raise ValueError(f"{self._path!r} is to be a journal, and is no file; remove it")
     size = os.fstat(file).st_size
     if size and os.pread(file, 1, size - 1) != b"\n":  # what a killed process left is a line of its own
       os.write(file, b"\n")

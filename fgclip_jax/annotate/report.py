@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fgclip_jax.annotate import items
-from fgclip_jax.annotate.chain import Done, Job, describe
+from fgclip_jax.annotate.chain import Done, Job, describe, read_drafts
 from fgclip_jax.annotate.draft import Draft
 from fgclip_jax.annotate.rules import negatives, probe
 from fgclip_jax.annotate.rules.negative_checks import find_giveaways
@@ -14,6 +14,7 @@ from fgclip_jax.data import image as images
 from fgclip_jax.prepare import report as pages
 from fgclip_jax.storage import atomic, paths
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.skip_report import printable
 from fgclip_jax.viz import contact_sheet
 
 NAME = "report-annotate"
@@ -103,9 +104,7 @@ def _samples(job: Job, counts: list[int]) -> Iterator[contact_sheet.Sample]:
 
 def read_finished(job: Job, number: int) -> Iterator[Draft]:
   """The drafts of a part as they are written."""
-  path = items.part_path(job.folder("finished"), number)
-  for line in paths.read(path).decode().splitlines():
-    draft = Draft.from_json(line)
+  for draft in read_drafts(items.part_path(job.folder("finished"), number)):
     if not draft.rejected:
       yield draft
 
@@ -120,7 +119,7 @@ def format_table(done: Done) -> str:
   lines = []
   for stage, rows in blocks.items():
     lines.append(stage.replace("_", " "))
-    lines += [f"  {what.replace('_', ' '):<34}{count:>12,}" for what, count in rows]
+    lines += [f"  {printable(what.replace('_', ' ')):<34}{count:>12,}" for what, count in rows]
   for skip, count in done.stats.sorted_findings:
     lines.append(f"left out: {skip.kind} {count:,}, the first: {skip}")
   return "\n".join(lines)

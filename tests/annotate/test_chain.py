@@ -66,7 +66,7 @@ def detector(photos) -> str:
 
 
 def annotations(folder: pathlib.Path) -> dict[str, dict]:
-  lines = [line for path in sorted((folder / "annotations").iterdir()) for line in path.read_text().splitlines()]
+  lines = [line for path in sorted((folder / "annotations").iterdir()) for line in path.read_bytes().splitlines()]
   return {value["image"]: value for value in map(json.loads, lines)}
 
 
@@ -224,3 +224,35 @@ def test_a_run_that_was_killed_goes_on(photos, monkeypatch):
   assert run(photos, "out", "--boxes", detector(photos)) == 0
   assert run(photos, "whole", "--boxes", detector(photos)) == 0
   assert annotations(photos.parent / "out") == annotations(photos.parent / "whole")
+
+
+@pytest.mark.parametrize("parts", ["1000000000000", "-1", "0", "2.5", "Infinity", '"x"', "[" * 60_000])
+def test_a_damaged_number_of_parts(photos, capsys, parts):
+  state = photos.parent / "out" / chain.STATE
+  state.mkdir(parents=True)
+  (state / "parts.json").write_text(f'{{"parts": {parts}}}')
+  assert run(photos, "out") != 0
+  error = capsys.readouterr().err
+  assert error.startswith("error: ") and "parts.json is damaged" in error and error.count("\n") == 1
+
+
+def test_answers_in_a_journal_that_are_none(photos, capfd):
+  assert run(photos, "out", "--boxes", detector(photos)) == 0
+  (journal,) = (photos.parent / "out" / chain.STATE).glob("boxes-*/*.jsonl")
+  lines = [json.loads(line) for line in journal.read_text().splitlines()]
+  capfd.readouterr()
+  for value in (5, None, [1], {"a": 1}, {"found": [[1]], "bad": {}}, {"found": [], "bad": 5}):
+    journal.write_text("".join(json.dumps(line | {"value": value}) + "\n" for line in lines))
+    assert run(photos, "out", "--boxes", detector(photos)) != 0
+    (error,) = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert str(journal) in error and "delete the file" in error
+  journal.write_text("".join(json.dumps({"key": line["key"], "failure": "\x1b[2J"}) + "\n" for line in lines))
+  assert run(photos, "out", "--boxes", detector(photos)) == 0
+  assert "\x1b" not in capfd.readouterr().out
+
+
+def test_a_caption_with_a_line_separator(photos):
+  known = photos.parent / "known.jsonl"
+  known.write_text(json.dumps({"image": "a.png", "short": "a red\u2028dog\x85sleeps"}) + "\n")
+  assert run(photos, "out") == 0
+  assert annotations(photos.parent / "out")["a.png"]["short"] == "a red\u2028dog\x85sleeps"

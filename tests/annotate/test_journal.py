@@ -66,3 +66,35 @@ def test_what_is_no_outcome_is_passed_over(tmp_path):
   path.write_bytes(b'{"key": "a"}\n[1]\n{"key": "b", "colour": 3}\n\xff\n{"value": 3}\n{"key": "c", "value": 1}\n')
   assert Journal(str(path)).read() == {"a": Outcome("a"), "c": Outcome("c", 1)}
   assert dataclasses.replace(Outcome("c"), value=1) == Outcome("c", 1)
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    '{"key": [1]}',
+    '{"key": {}}',
+    '{"key": 5}',
+    '{"key": "a", "model": ["b"]}',
+    '{"key": "a", "failure": 5}',
+    '{"key": "a", "attempts": "z"}',
+    '{"key": "a", "tokens": ["a", 1]}',
+    '{"key": "a", "tokens": []}',
+    "[" * 60_000,
+  ],
+)
+def test_values_of_other_types_are_no_outcome(line):
+  assert Outcome.parse(line.encode()) is None
+
+
+def test_only_regular_files_are_journals(tmp_path):
+  target = tmp_path / "precious"
+  target.write_bytes(b"precious\n")
+  (tmp_path / "link").symlink_to(target)
+  os.mkfifo(tmp_path / "pipe")
+  with pytest.raises(ValueError, match="is a link; remove it"), Journal(str(tmp_path / "link")) as journal:
+    journal.add(Outcome("a"))
+  with pytest.raises(ValueError, match="is no file; remove it"), Journal(str(tmp_path / "pipe")) as journal:
+    journal.add(Outcome("a"))
+  with pytest.raises(paths.NotRegularFileError):
+    Journal(str(tmp_path / "pipe")).read()
+  assert target.read_bytes() == b"precious\n"
