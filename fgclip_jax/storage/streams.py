@@ -130,9 +130,10 @@ def _open(path: str) -> Iterator[IO[bytes]]:
 def _find_list(file: IO[bytes], lines: bool) -> int | None:
   """Returns the offset of the `[` that opens the list, or None for JSON lines; leaves the file at its text's start."""
   start = file.tell()
-  while (head := file.read(1)) and head in _SPACE.encode():
-    pass
-  place = file.tell() - 1
+  rest = b""
+  while not rest and (chunk := file.read(CHUNK)):  # byte by byte, a packed file of white space would take hours
+    rest = chunk.lstrip(_SPACE.encode())
+  head, place = rest[:1], file.tell() - len(rest)
   if head == b"[":
     return place
   if not head and not lines:

@@ -236,3 +236,10 @@ def test_files_in_storage_are_read_from_any_record_on(tmp_path):
   assert _read(path) == ([{"a": 1}, {"a": 2}], None)
   offset = [offset for offset, _ in streams.scan(path)][1]
   assert _read(path, offset) == ([{"a": 2}], None)
+
+
+def test_a_packed_file_may_begin_with_much_white_space(tmp_path):
+  path, space = tmp_path / "a.json.gz", b" " * (3 * streams.CHUNK + 5)
+  path.write_bytes(gzip.compress(space + b'[{"a": 1}, {"a": 2}]'))
+  assert [streams.load(raw) for _, raw in streams.scan(str(path))] == [{"a": 1}, {"a": 2}]
+  assert [place for place, _ in streams.scan(str(path))] == [len(space) + 1, len(space) + 11]
