@@ -4,7 +4,8 @@
 
 Takes folders of recorded inputs and outputs (their README describes the kinds), compares everything
 recorded in them and prints a line per quantity. Exit code 1 on any FAIL, and on anything recorded
-that was not compared. Text runs in both forms, `padded` (a caption a row) and `packed`.
+that was not compared. FG-CLIP's text runs in both forms, `padded` (a caption a row) and `packed`; FG-CLIP 2's training
+runs packed, and some of its records padded and on a mesh, too.
 """
 
 import argparse
