@@ -162,7 +162,8 @@ def test_micro_batches_hold_less():
 def test_micro_batches_that_do_not_divide():
   loss = make_loss(MODEL, OBJECTIVE, Runtime(micro_batches=3), None)
   with pytest.raises(ValueError, match="runtime.micro_batches 3 must divide the 16 images of a data shard"):
-    loss(random_params(MODEL), jax.tree.map(jnp.asarray, assemble(make_examples(), 1, LAYOUT)), jax.random.key(0))
+    given = jax.tree.map(jnp.asarray, (random_params(MODEL), assemble(make_examples(), 1, LAYOUT)))
+    loss(*given, jax.random.key(0))
 
 
 def test_a_batch_without_any_region(single):

@@ -253,7 +253,7 @@ def test_what_is_wrong_is_said(model, tmp_path):
     (
       "pairs",
       '[{"image": "x", "caption": 3}]',
-      "caption: must be text or a list of texts, got 3; the fields are",
+      "caption: must be text, a list of texts, or objects with `text`, got 3; the fields are",
     ),
     ("pairs", '[{"image": "none.jpg", "caption": "x"}]', "can be used: 1 of 1 pictures"),
   ):
