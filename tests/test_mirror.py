@@ -31,6 +31,7 @@ ELSEWHERE = {
   "annotate/stages/negatives": "annotate/asking",
   "annotate/stages/phrases": "annotate/chain",
   "annotate/stages/region_captions": "annotate/asking",
+  "annotate/stages/served": "annotate/asking",
   "data/annotation_fields": "prepare/sources/finehard",
   "data/config": "data/loader",
   "data/rows": "data/packing",

@@ -17,6 +17,10 @@ from fgclip_jax.annotate.draft import Draft, Region
 from fgclip_jax.annotate.servers.images import fit_size
 from fgclip_jax.annotate.servers.requests import Request
 from fgclip_jax.annotate.stage import Stage, Task
+from fgclip_jax.annotate.stages.boxes import Boxes
+from fgclip_jax.annotate.stages.captions import Captions
+from fgclip_jax.annotate.stages.phrases import Phrases
+from fgclip_jax.annotate.stages.served import ServedStage
 from fgclip_jax.storage.errors import RecordError
 
 SAMPLE = 200  # items
@@ -61,12 +65,11 @@ def estimate(job: Job, counts: list[int], sample: int = SAMPLE) -> list[Row]:
   share = sum(counts) / max(len(drafts), 1)
   rows = []
   for stage in (*job.first, *job.second):
-    asking = getattr(stage, "asking", None)
     tasks = {task.key: task for draft in drafts if not draft.rejected for task in stage.tasks(draft)}
-    if asking is not None:
+    if isinstance(stage, ServedStage) and stage.asking:
       row = Row(stage.name, share * len(tasks))
-      for request, task in _requests(stage, list(tasks.values()), asking):
-        row.prompt_tokens += share * _count_tokens(request, task, asking)
+      for request in stage.requests(tasks.values(), []):
+        row.prompt_tokens += share * _count_tokens(request, tasks[request.key], stage.asking)
       row.answer_tokens = row.requests * ANSWERS[stage.name]
       rows.append(row)
     for draft in drafts:
@@ -90,23 +93,6 @@ def _open(job: Job, counts: list[int], sample: int) -> Iterator[Draft]:
       taken += 1
 
 
-def _requests(stage: Stage, tasks: list[Task], asking: Asking) -> Iterator[tuple[Request, Task]]:
-  """The requests of tasks, without asking anyone."""
-  by_key = {task.key: task for task in tasks}
-  requests: list[Request] = []
-
-  @dataclasses.dataclass(frozen=True)
-  class Collecting(Asking):
-    def ask(self, found, check, name):
-      requests.extend(found)
-      return iter(())
-
-  fields = {field.name: getattr(asking, field.name) for field in dataclasses.fields(asking)}
-  collecting = dataclasses.replace(stage, asking=Collecting(**fields))  # pyright: ignore - stages are dataclasses
-  list(collecting.run(tasks, 0))
-  yield from ((request, by_key[request.key]) for request in requests)
-
-
 def _count_tokens(request: Request, task: Task, asking: Asking) -> float:
   tokens = float(TEMPLATE)
   width, height = fit_size((task.draft.width, task.draft.height), asking.max_side)
@@ -124,11 +110,11 @@ def _count_tokens(request: Request, task: Task, asking: Asking) -> float:
 
 def _assume(stage: Stage, draft: Draft) -> None:
   """Gives a draft what the stage would."""
-  if stage.name == "captions" and getattr(stage, "asking", None) and not draft.long:
+  if isinstance(stage, Captions) and stage.asking and not draft.long:
     draft.long, draft.short = CAPTION, draft.short or SHORT
-  if stage.name in ("captions", "phrases"):
+  if isinstance(stage, Captions | Phrases):
     stage.apply(draft, {}, collections.Counter())
-  if stage.name == "boxes" and getattr(stage, "detector", None) and not draft.regions:
+  if isinstance(stage, Boxes) and stage.detector and not draft.regions:
     draft.regions = [
       Region((0.1, 0.1, 0.5, 0.5 + 0.01 * place), phrase.text, phrase.long)
       for place, phrase in enumerate(draft.phrases[::2][:10])

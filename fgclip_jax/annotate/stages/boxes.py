@@ -1,6 +1,7 @@
 """Where the phrases are: regions of a picture."""
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -31,6 +32,10 @@ class Boxes:
   name = "boxes"
 
   def signature(self) -> dict[str, Any]:
+    return self._signature
+
+  @functools.cached_property
+  def _signature(self) -> dict[str, Any]:  # each picture asks for it, and a model's takes the sums of its weights
     return {"version": 1, **(self.detector.signature() if self.detector else {"detector": "existing"})}
 
   def tasks(self, draft: Draft) -> Iterator[Task]:

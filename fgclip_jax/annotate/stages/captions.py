@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fgclip_jax.annotate.asking import Asking
 from fgclip_jax.annotate.draft import PENDING, Draft
 from fgclip_jax.annotate.journal import Outcome
 from fgclip_jax.annotate.rules import caption_checks
 from fgclip_jax.annotate.servers import images, prompts
 from fgclip_jax.annotate.servers.requests import Request
 from fgclip_jax.annotate.stage import Tally, Task, count_failure, digest
+from fgclip_jax.annotate.stages.served import ServedStage
 from fgclip_jax.data import caption_sampling
 from fgclip_jax.storage.errors import RecordError
 
@@ -19,27 +19,16 @@ _SAME_LEAST, _SAME_SHARE = 5, 0.01  # more pictures of one caption than that are
 
 
 @dataclasses.dataclass(frozen=True)
-class Captions:
-  """The stage `captions`.
+class Captions(ServedStage):
+  """The stage `captions`; without servers only what the input has is kept."""
 
-  Attributes:
-    asking: the servers; None: only what the input has is kept.
-    prompt_file: a file with the prompt; empty: that of `servers.prompts`.
-  """
-
-  asking: Asking | None = None
-  prompt_file: str = ""
   name = "captions"
 
-  def signature(self) -> dict[str, Any]:
-    if not self.asking:
-      return {"version": 1, "captions": "existing"}
-    hashes = {language: self._prompt(language).hash for language in prompts.LANGUAGES}
-    return {"version": 1, "prompts": hashes, **self.asking.signature()}
+  def make_prompt(self, language: str) -> prompts.Prompt:
+    return prompts.make_caption_prompt(language)
 
-  def _prompt(self, language: str) -> prompts.Prompt:
-    own = prompts.make_caption_prompt(language if language in prompts.LANGUAGES else "en")
-    return prompts.read_prompt(self.prompt_file, own) if self.prompt_file else own
+  def settings(self) -> dict[str, Any]:
+    return {} if self.asking else {"captions": "existing"}
 
   def tasks(self, draft: Draft) -> Iterator[Task]:
     if self.asking and not draft.long:
@@ -56,17 +45,17 @@ class Captions:
         rule = "caption_same_for_many"
       return rule
 
-    for done, outcome in enumerate(self.asking.ask(self._requests(tasks, broken), check, f"{self.name}-{part:05d}"), 1):
+    for done, outcome in enumerate(self.asking.ask(self.requests(tasks, broken), check, f"{self.name}-{part:05d}"), 1):
       same += outcome.failure == "caption_same_for_many"
       if same > max(_SAME_LEAST, _SAME_SHARE * done):
         raise ValueError(f"{same} of {done} answers are the same caption: does the server see the pictures?")
       yield outcome
     yield from broken
 
-  def _requests(self, tasks: Iterable[Task], broken: list[Outcome]) -> Iterator[Request]:
+  def requests(self, tasks: Iterable[Task], broken: list[Outcome]) -> Iterator[Request]:
     assert self.asking is not None
     for task in tasks:
-      draft, prompt = task.draft, self._prompt(task.draft.language)
+      draft, prompt = task.draft, self.prompt(task.draft.language)
       try:
         picture = images.data_url(images.encode(draft.item.read(), self.asking.max_side))
       except RecordError as error:
@@ -78,7 +67,7 @@ class Captions:
   def _check(self, request: Request, value: Any) -> str | None:
     if value["unusable"]:
       return None
-    prompt = self._prompt(request.language).text
+    prompt = self.prompt(request.language).text
     for kind, words in WORDS.items():
       if broken := caption_checks.check(caption_checks.clean(value[kind]).text, (prompt,), words):
         return broken

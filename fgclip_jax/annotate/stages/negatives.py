@@ -6,7 +6,6 @@ import functools
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fgclip_jax.annotate.asking import Asking
 from fgclip_jax.annotate.boxes.suppress import overlap
 from fgclip_jax.annotate.draft import Draft, Region
 from fgclip_jax.annotate.journal import Outcome
@@ -17,6 +16,7 @@ from fgclip_jax.annotate.rules.lexicon import DEFAULT_CLASSES
 from fgclip_jax.annotate.servers import prompts
 from fgclip_jax.annotate.servers.requests import Request
 from fgclip_jax.annotate.stage import Tally, Task, count_failure, digest
+from fgclip_jax.annotate.stages.served import ServedStage
 from fgclip_jax.data.record import MAX_NEGATIVES
 
 ASKED = 14  # of a model, of which ten are to be left
@@ -41,19 +41,15 @@ class Frequencies:
 
 
 @dataclasses.dataclass(frozen=True)
-class Negatives:
-  """The stage `negatives`.
+class Negatives(ServedStage):
+  """The stage `negatives`; without servers the rules make them.
 
   Attributes:
-    asking: the servers; None: the rules make them.
-    prompt_file: a file with the prompt; empty: that of `servers.prompts`.
     count: how many a region gets at most.
     frequencies: of the values in the captions of all regions, by language; None: the lexicon's.
     classes: the attributes that may change; empty: those of the rules' default.
   """
 
-  asking: Asking | None = None
-  prompt_file: str = ""
   count: int = MAX_NEGATIVES
   frequencies: Frequencies | None = None
   classes: tuple[str, ...] = ()
@@ -63,15 +59,11 @@ class Negatives:
     """The stage, when all captions of regions are known."""
     return dataclasses.replace(self, frequencies=frequencies)
 
-  def signature(self) -> dict[str, Any]:
-    if not self.asking:
-      return {"version": 1, "negatives": "rules", "count": self.count, "classes": self.classes}
-    hashes = {language: self._prompt(language).hash for language in prompts.LANGUAGES}
-    return {"version": 1, "prompts": hashes, "classes": self.classes, **self.asking.signature()}
+  def make_prompt(self, language: str) -> prompts.Prompt:
+    return prompts.make_negatives_prompt(language, ASKED)
 
-  def _prompt(self, language: str) -> prompts.Prompt:
-    own = prompts.make_negatives_prompt(language if language in prompts.LANGUAGES else "en", ASKED)
-    return prompts.read_prompt(self.prompt_file, own) if self.prompt_file else own
+  def settings(self) -> dict[str, Any]:
+    return {"classes": self.classes} | ({} if self.asking else {"negatives": "rules", "count": self.count})
 
   def tasks(self, draft: Draft) -> Iterator[Task]:
     """A question for each caption of a region; equal ones, in this part, are one."""
@@ -91,13 +83,14 @@ class Negatives:
       broken = [negative_checks.check(positives[request.key], text, request.language) for text in texts]
       return next(filter(None, broken), None) if all(broken) else None
 
-    yield from self.asking.ask(self._requests(tasks), check, f"{self.name}-{part:05d}")
+    yield from self.asking.ask(self.requests(tasks, []), check, f"{self.name}-{part:05d}")
 
-  def _requests(self, tasks: Iterable[Task]) -> Iterator[Request]:
+  def requests(self, tasks: Iterable[Task], broken: list[Outcome]) -> Iterator[Request]:
+    del broken  # no picture is read
     assert self.asking is not None
     for task in tasks:
       language = task.draft.language or "en"
-      prompt, phrase = self._prompt(language), task.about
+      prompt, phrase = self.prompt(language), task.about
       whole = phrase_rules.whole(phrase, language)
       named = [
         (each.attribute, each.value) for each in whole.attributes if not self.classes or each.attribute in self.classes
@@ -118,9 +111,8 @@ class Negatives:
       tally[f"negatives.{'ten_or_more' if count >= self.count else 'fewer' if count else 'none'}"] += 1
 
   def _draw(self, draft: Draft, number: int, region: Region, tally: Tally) -> None:
-    seed = int(
-      digest([draft.digest, number, region.short])[:15], 16
-    )  # of each region another one, in every run the same
+    # of each region another one, in every run the same
+    seed = int(digest([draft.digest, number, region.short])[:15], 16)
     drawer = self._drawers(draft.language or "en")
     for each in drawer.draw(region.short, self.count, seed, draft.long):
       tally[f"negatives.made.{each.attribute}"] += 1

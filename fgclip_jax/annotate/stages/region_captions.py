@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fgclip_jax.annotate.asking import Asking
 from fgclip_jax.annotate.draft import Draft, Region
 from fgclip_jax.annotate.journal import Outcome
 from fgclip_jax.annotate.rules import caption_checks
 from fgclip_jax.annotate.servers import images, prompts
 from fgclip_jax.annotate.servers.requests import Request
 from fgclip_jax.annotate.stage import Tally, Task, count_failure, digest
+from fgclip_jax.annotate.stages.served import ServedStage
 from fgclip_jax.data import image as pictures
 from fgclip_jax.storage.errors import RecordError
 
@@ -18,27 +18,16 @@ WORDS = (1, 60)  # the fewest and most of a region's caption
 
 
 @dataclasses.dataclass(frozen=True)
-class RegionCaptions:
-  """The stage `region_captions`.
+class RegionCaptions(ServedStage):
+  """The stage `region_captions`; without servers a region keeps the phrase that it was found by."""
 
-  Attributes:
-    asking: the servers; None: a region keeps the phrase that it was found by.
-    prompt_file: a file with the prompt; empty: that of `servers.prompts`.
-  """
-
-  asking: Asking | None = None
-  prompt_file: str = ""
   name = "region_captions"
 
-  def signature(self) -> dict[str, Any]:
-    if not self.asking:
-      return {"version": 1, "captions": "phrases"}
-    hashes = {language: self._prompt(language).hash for language in prompts.LANGUAGES}
-    return {"version": 1, "prompts": hashes, **self.asking.signature()}
+  def make_prompt(self, language: str) -> prompts.Prompt:
+    return prompts.make_region_prompt(language)
 
-  def _prompt(self, language: str) -> prompts.Prompt:
-    own = prompts.make_region_prompt(language if language in prompts.LANGUAGES else "en")
-    return prompts.read_prompt(self.prompt_file, own) if self.prompt_file else own
+  def settings(self) -> dict[str, Any]:
+    return {} if self.asking else {"captions": "phrases"}
 
   def tasks(self, draft: Draft) -> Iterator[Task]:
     for region in draft.regions if self.asking else ():
@@ -51,10 +40,10 @@ class RegionCaptions:
   def run(self, tasks: list[Task], part: int) -> Iterator[Outcome]:
     assert self.asking is not None  # else there are no tasks
     broken: list[Outcome] = []
-    yield from self.asking.ask(self._requests(tasks, broken), self._check, f"{self.name}-{part:05d}")
+    yield from self.asking.ask(self.requests(tasks, broken), self._check, f"{self.name}-{part:05d}")
     yield from broken
 
-  def _requests(self, tasks: Iterable[Task], broken: list[Outcome]) -> Iterator[Request]:
+  def requests(self, tasks: Iterable[Task], broken: list[Outcome]) -> Iterator[Request]:
     assert self.asking is not None
     for task in tasks:
       draft, region, side = task.draft, task.about, self.asking.max_side
@@ -65,13 +54,13 @@ class RegionCaptions:
         continue
       framed = images.data_url(images.encode(images.draw_frame(whole, region.box, side), side))
       cropped = images.data_url(images.encode(images.crop(whole, region.box), side))
-      prompt = self._prompt(draft.language)
+      prompt = self.prompt(draft.language)
       messages = prompts.region_messages(prompt, framed, cropped, region.short or "something")
       yield self.asking.request(task.key, messages, prompt)
 
   def _check(self, request: Request, value: Any) -> str | None:
     texts = (caption_checks.clean(value[key]).text for key in ("short", "long"))
-    broken = (caption_checks.check(text, (self._prompt(request.language).text,), WORDS) for text in texts)
+    broken = (caption_checks.check(text, (self.prompt(request.language).text,), WORDS) for text in texts)
     return next(filter(None, broken), None)
 
   def apply(self, draft: Draft, outcomes: Mapping[str, Outcome], tally: Tally) -> None:
