@@ -80,11 +80,15 @@ def negative_mask(
   return negative
 
 
-def set_mean(each: Float[Array, "N C"], weight: Float[Array, "N C"]) -> Float[Array, ""]:
-  """The mean over the images that have captions of each one's mean over its captions by weight; 0 without any."""
+def set_mean(each: Float[Array, "N C"], weight: Float[Array, "N C"], axis: Axis = None) -> Float[Array, ""]:
+  """The mean over the images that have captions of each one's mean over its captions by weight; 0 without any.
+
+  `axis` names the mesh axes that the images are split over.
+  """
   total = jnp.sum(weight, axis=1)
-  of_image = jnp.sum(weight * each, axis=1) / jnp.where(total > 0, total, 1.0)
-  return jnp.sum(of_image) / jnp.maximum(jnp.sum(total > 0, dtype=each.dtype), 1)
+  of_image = jnp.sum(jnp.where(weight > 0, weight * each, 0.0), axis=1) / jnp.where(total > 0, total, 1.0)
+  images = sum_over(jnp.sum(total > 0, dtype=each.dtype), axis)
+  return sum_over(jnp.sum(of_image), axis) / jnp.maximum(images, 1)
 
 
 # ------------------------------------------------------------------------------ over devices
@@ -137,7 +141,4 @@ def caption_set_loss(
   else:  # log(exp(own) + exp(sum)) - own
     assert by_image is not None  # without a bias there are sums by column
     each = (jax.nn.softplus(by_caption - own) + jax.nn.softplus(by_image[:, None] - own)) / 2
-  total = jnp.sum(weight, axis=1)
-  share = weight / jnp.where(total > 0, total, 1.0)[:, None]
-  images = sum_over(jnp.sum(total > 0, dtype=image.dtype), axis)
-  return sum_over(jnp.sum(share * each), axis) / jnp.maximum(images, 1)
+  return set_mean(each, weight, axis)

@@ -1,12 +1,11 @@
 """The contrast of pictures with texts by text-conditioned pooling (FLAIR, arXiv 2412.03561)."""
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from fgclip_jax.losses.blockwise import Axis
+from fgclip_jax.losses.caption_set import set_mean
 
 
 def text_conditioned_loss(
@@ -41,8 +40,4 @@ def text_conditioned_loss(
   else:
     against = jnp.sum(jnp.where(valid, jax.nn.softplus(negative + bias), 0.0), axis=1, keepdims=True)
     each = jax.nn.softplus(-positive - bias) + against
-  total = jnp.sum(weight, axis=1)
-  of_picture = jnp.sum(jnp.where(weight > 0, weight * each, 0.0), axis=1) / jnp.where(total > 0, total, 1.0)
-  sums: Any = jnp.sum(of_picture), jnp.sum((total > 0).astype(own.dtype))
-  loss, pictures = sums if axis is None else jax.lax.psum(sums, axis)
-  return loss / jnp.maximum(pictures, 1.0)
+  return set_mean(each, weight, axis)
