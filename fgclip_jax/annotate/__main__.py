@@ -9,8 +9,9 @@ import time
 
 from fgclip_jax.annotate import audit, chain, items, plan, report
 from fgclip_jax.annotate.chain import Job
-from fgclip_jax.annotate.options import make_engine, make_input, make_job, make_parser, read_price
+from fgclip_jax.annotate.options import make_input, make_job, make_parser, read_price
 from fgclip_jax.cli import exit_code, print_error
+from fgclip_jax.prepare import cli
 from fgclip_jax.storage import locks, paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Scope, Skip, SkipReport
@@ -20,16 +21,13 @@ _MOST_PARTS = 4_000_000  # two billion pictures
 
 def main(argv: list[str] | None = None) -> int:
   """Runs the command; returns its exit code: 0 if it succeeded."""
-  parser = make_parser()
-  args, flags = parser.parse_known_args(argv)
-  if flags and args.engine != "beam":
-    parser.error(f"unrecognized arguments: {' '.join(flags)}")
+  args = cli.parse(make_parser(), argv)
   try:
     job = make_job(args)
     paths.check(job.output, "--output", write=True)
     paths.make_folder(job.folder())
     with locks.hold(job.folder("lock"), f"annotating into {job.output}"):
-      _run(job, args, flags)
+      _run(job, args)
   except KeyboardInterrupt:
     print("\nStopped. Run the same command again to continue.", file=sys.stderr)
     return 1
@@ -39,7 +37,7 @@ def main(argv: list[str] | None = None) -> int:
   return 0
 
 
-def _run(job: Job, args: argparse.Namespace, flags: list[str]) -> None:
+def _run(job: Job, args: argparse.Namespace) -> None:
   if args.verdicts:
     print(audit.format_verdicts(audit.read_verdicts(args.verdicts)))
     return
@@ -62,7 +60,7 @@ def _run(job: Job, args: argparse.Namespace, flags: list[str]) -> None:
     return
   paths.write(job.folder("parts.json"), json.dumps({"parts": len(counts)}).encode())
   print(f"Annotating {sum(counts):,} pictures in {len(counts)} parts into {job.output}")
-  done = chain.run(job, counts, make_engine(args, flags, job))
+  done = chain.run(job, counts, cli.make_engine(args, job.folder()))
   for skip, count in left_out.firsts():
     done.stats.findings.add(skip, count)
   page = report.write(job, done, counts, {"seconds": round(time.perf_counter() - begin, 1)})

@@ -20,9 +20,9 @@ from fgclip_jax.annotate.stages.captions import Captions
 from fgclip_jax.annotate.stages.negatives import Negatives
 from fgclip_jax.annotate.stages.phrases import Phrases
 from fgclip_jax.annotate.stages.region_captions import RegionCaptions
-from fgclip_jax.cli import add_workers, positive
+from fgclip_jax.cli import positive
+from fgclip_jax.prepare.cli import add_engine
 from fgclip_jax.storage import paths
-from fgclip_jax.storage.workers import Engine
 
 STAGES = ("captions", "phrases", "boxes", "region_captions", "negatives")
 TEXT = """
@@ -80,13 +80,7 @@ def make_parser() -> argparse.ArgumentParser:
   add("--price", default="0,0", metavar="IN,OUT", help="with --plan: of a million tokens of prompts and of answers")
   add("--audit", type=positive, metavar="N", help="write a page with N negatives of OUTPUT for a person to judge")
   add("--verdicts", metavar="FILE", help="read what a person has said on that page")
-  add_workers(parser)
-  add(
-    "--engine",
-    choices=["processes", "beam"],
-    default="processes",
-    help="beam: runs on Apache Beam; its flags follow, e.g. --runner=DataflowRunner (default: %(default)s)",
-  )
+  add_engine(parser)
   _add_backends(parser)
   _add_servers(parser)
   return parser
@@ -147,15 +141,6 @@ def _add_servers(parser: argparse.ArgumentParser) -> None:
 def make_input(args: argparse.Namespace) -> Input:
   """Where the items come from."""
   return Input(tuple(args.images), tuple(args.known), args.language or "")
-
-
-def make_engine(args: argparse.Namespace, flags: list[str], job: Job) -> int | Engine:
-  """The `workers` of `run_tasks`: the number of processes, or Apache Beam with its flags."""
-  if args.engine == "processes":
-    return args.workers
-  from fgclip_jax.prepare import beam
-
-  return beam.Beam(tuple(flags), job.folder())
 
 
 def make_job(args: argparse.Namespace) -> Job:

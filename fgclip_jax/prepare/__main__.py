@@ -11,7 +11,7 @@ import sys
 from typing import Any
 
 from fgclip_jax.cli import print_error
-from fgclip_jax.prepare import benchmark, inspect, sources, verify
+from fgclip_jax.prepare import benchmark, cli, inspect, sources, verify
 
 TOOLS = (inspect, verify, benchmark)
 # Help lists these sources first; others follow by name.
@@ -58,11 +58,7 @@ def _parse(argv: list[str] | None) -> argparse.Namespace:
     )
     module.add_options(command)
     command.set_defaults(run=module.run)
-  options, flags = parser.parse_known_args(argv)
-  options.flags = flags
-  if options.flags and getattr(options, "engine", None) != "beam":
-    parser.error(f"unrecognized arguments: {' '.join(options.flags)}")
-  return options
+  return cli.parse(parser, argv)
 
 
 if __name__ == "__main__":

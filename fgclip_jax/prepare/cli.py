@@ -101,6 +101,11 @@ def add_conversion(parser: argparse.ArgumentParser, name: str) -> None:
     "that were encoded again or scaled",
   )  # fmt: skip
   parser.add_argument("--overwrite", action="store_true", help="discard what was written for this split and start over")
+  add_engine(parser)
+
+
+def add_engine(parser: argparse.ArgumentParser) -> None:
+  """Adds `--workers` and `--engine`; for a parser whose options `parse` reads."""
   add_workers(parser)
   parser.add_argument(
     "--engine",
@@ -110,13 +115,25 @@ def add_conversion(parser: argparse.ArgumentParser, name: str) -> None:
   )
 
 
-def make_engine(options: argparse.Namespace) -> int | Engine:
-  """Returns the `workers` of `run_tasks`: the number of processes, or Apache Beam with its flags."""
+def parse(parser: argparse.ArgumentParser, argv: list[str] | None) -> argparse.Namespace:
+  """Parses options; those that are unknown become `flags`, Apache Beam's, and are an error without `--engine beam`."""
+  options, flags = parser.parse_known_args(argv)
+  options.flags = flags
+  if flags and getattr(options, "engine", None) != "beam":
+    parser.error(f"unrecognized arguments: {' '.join(flags)}")
+  return options
+
+
+def make_engine(options: argparse.Namespace, folder: str | None = None) -> int | Engine:
+  """Returns the `workers` of `run_tasks`: the number of processes, or Apache Beam with its flags.
+
+  Beam's tasks and results are files in `folder`; None: that of the split's state.
+  """
   if options.engine == "processes":
     return options.workers
   from fgclip_jax.prepare import beam
 
-  return beam.Beam(tuple(options.flags), paths.join(options.output, ".prepare", options.split))
+  return beam.Beam(tuple(options.flags), folder or paths.join(options.output, ".prepare", options.split))
 
 
 def tables_folder(options: argparse.Namespace) -> str:
