@@ -16,12 +16,7 @@ from tests.helpers.losses import AXES, elements, over
 ROWS, GROUPS, CHUNK, WIDTH = 48, 8, 16, 8
 SCALES = {"softmax": 25.0, "sigmoid": 9.0}
 
-
-@pytest.fixture(autouse=True)
-def float64():
-  """Double precision, in which the forms agree to 1e-12."""
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def unit(rng, rows):

@@ -21,12 +21,7 @@ from tests.helpers.losses import AXES, elements, over
 IMAGES, SIZE, WIDTH = 16, 3, 6
 SCALE, BIAS = 7.0, -2.0
 
-
-@pytest.fixture(autouse=True)
-def float64():
-  """Double precision, in which two correct forms agree to 1e-12."""
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def unit(rng, *shape):

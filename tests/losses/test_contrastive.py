@@ -14,12 +14,7 @@ from fgclip_jax.losses import contrastive
 
 ROWS, TEXTS, GROUPS, WIDTH = 12, 4, 3, 6
 
-
-@pytest.fixture(autouse=True)
-def float64():
-  """Double precision, in which two correct forms agree to 1e-12."""
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def unit(rng, *shape):

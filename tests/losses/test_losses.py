@@ -23,12 +23,7 @@ TEMPERATURE = {"global": 2.0, "regional": 1.5, "hard_negative": 2.5}
 BIAS = -3.0  # of the sigmoid contrast
 MARGIN = 1.5
 
-
-@pytest.fixture(autouse=True)
-def float64():
-  """Double precision, in which two correct forms agree to 1e-12."""
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def make(box_counts, negative_counts, seed=0, captions=100):

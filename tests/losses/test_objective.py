@@ -19,12 +19,7 @@ BIAS = -3.0
 # a record twice, on one device and on two; one three times; and records that are there once
 RECORD = np.asarray([7, 7, 1, 2, 3, 4, 5, 1, 6, 8, 9, 1, 10, 11, 2, 12], np.int32)
 
-
-@pytest.fixture(autouse=True)
-def float64():
-  """Double precision, in which two correct forms agree to 1e-12."""
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 @functools.cache

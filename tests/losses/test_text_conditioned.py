@@ -15,12 +15,7 @@ from fgclip_jax.train.mesh import make_mesh
 PICTURES, OWN, OTHERS = 16, 3, 4
 SCALE, BIAS = 7.0, -3.0
 
-
-@pytest.fixture(autouse=True)
-def float64():
-  """Double precision, in which two correct forms agree to 1e-12."""
-  with jax.enable_x64(True):
-    yield
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def fields():
