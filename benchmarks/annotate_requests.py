@@ -1,7 +1,7 @@
 """The client of model servers: requests/s beside the ideal, processor time, and what faults cost.
 
-The server is that of the tests, in a process of its own on the same machine. The ideal is what so many requests in
-flight and the server's delay allow; where one of two servers is killed after a tenth of the requests, that of one. With
+The server is that of the tests, in a process of its own on the same machine. The ideal is the number of requests in
+flight over the server's delay; where one of two servers is killed after a tenth of the requests, that of one. With
 faults, the client's counts by class must be those of the server's log. Batch files are written, answered in any order
 with 5 % missing, 2 % failed and 1 % twice, and read back.
 """
@@ -171,7 +171,7 @@ def serve(delay: float, faults: dict[str, float] | None = None) -> Iterator[tupl
 
 
 def make_requests(count: int, size: int = 0) -> Iterator[Request]:
-  """Requests for captions, with a picture of so many bytes in base64."""
+  """Requests for captions, each with a picture of `size` bytes in base64."""
   picture = "data:image/jpeg;base64," + "A" * size
   return (make_request(str(number), picture if size else "") for number in range(count))
 
