@@ -135,7 +135,10 @@ def pairs_form(draft: Draft) -> dict[str, Any]:
     for region in draft.regions
   ]
   long = {"long": draft.long} if draft.long else {}
-  return {"image": draft.item.id, "short": draft.short, **long, **({"regions": regions} if regions else {})}
+  further = {
+    name: found for name, found in (("captions", draft.item.known.get("captions")), ("regions", regions)) if found
+  }
+  return {"image": draft.item.id, "short": draft.short, **long, **further}
 
 
 def finehard_form(draft: Draft) -> dict[str, Any]:

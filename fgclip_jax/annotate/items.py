@@ -15,7 +15,9 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from fgclip_jax.data import annotation_fields
+from fgclip_jax.data import annotation_fields, caption_set
+from fgclip_jax.data.caption_set import Caption
+from fgclip_jax.data.record import MAX_NEGATIVES
 from fgclip_jax.prepare.sources import caption_files, image_store
 from fgclip_jax.storage import folders, paths, tars
 from fgclip_jax.storage.errors import RecordError
@@ -24,7 +26,13 @@ from fgclip_jax.storage.skip_report import Report, SkipReport
 PART = 512  # items of a part, about
 _HELD = 100_000  # lines
 CAPTIONS = (".jsonl", ".jsonl.gz", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
-_FIELDS = ("image", "short", "caption", "captions", "long", "regions", "language")
+_CAPTION_FIELDS: dict[str, caption_set.Kind] = {
+  "short": "short",
+  "caption": "short",
+  "captions": "short",
+  "long": "long",
+}
+_FIELDS = ("image", *_CAPTION_FIELDS, "regions", "language")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,7 +43,7 @@ class Item:
     id: its path below the folder of the pictures, by which the output names it; of a tar file `TAR/KEY.ENDING`.
     source: the folder below which it is, or the tar file in which it is.
     offset, size: where in the tar file; None: it is a file of its own.
-    known: what the input says of it, in the form of `prepare pairs`: some of short, long, language, regions.
+    known: what the input says of it, in the form of `prepare pairs`: some of short, long, captions, language, regions.
   """
 
   id: str
@@ -173,10 +181,7 @@ def _parse(value: object, folder: str, report: Report) -> Item:
   name = annotation_fields.get_text(record, "image", "image", report)
   name = annotation_fields.check_path(caption_files.relative(name, paths.absolute(folder)), "image")
   annotation_fields.check_one_line(name, "image")
-  short = next((record[key] for key in ("short", "caption", "captions") if record.get(key)), None)
-  known: dict[str, Any] = {"short": short[0] if isinstance(short, list) else short, "long": record.get("long")}
-  for key, text in known.items():
-    annotation_fields.get_text({key: text}, key, key, report, optional=True)
+  known: dict[str, Any] = _known_captions(record, report)
   known["language"] = annotation_fields.get_text(record, "language", "language", report, optional=True)
   known["regions"] = [
     region
@@ -190,6 +195,20 @@ def _parse(value: object, folder: str, report: Report) -> Item:
   return Item(name, folder, known={key: value for key, value in known.items() if value})
 
 
+def _known_captions(record: dict[str, Any], report: Report) -> dict[str, Any]:
+  """A record's first short and first long caption, and all if there are more, as `prepare pairs` reads them."""
+  found: list[Caption] = []
+  for name, kind in _CAPTION_FIELDS.items():
+    if record.get(name) is not None:
+      found += caption_set.parse(record[name], name, name, kind)
+  found = [caption for caption in found if caption.text.strip()]
+  first: dict[str, Any] = {caption.kind: caption.text for caption in reversed(found)}
+  short, long = (annotation_fields.get_text(first, kind, kind, report, optional=True) for kind in caption_set.KINDS)
+  whole = caption_set.merge(found)
+  plain = caption_set.plain(short, long) if short else (Caption(long, "long"),)
+  return {"short": short, "long": long, "captions": [vars(each) for each in whole] if whole != plain else []}
+
+
 def _parse_region(value: object, field: str, report: Report) -> dict[str, Any] | None:
   """A region of which the box is known, and perhaps its captions and negatives."""
   try:
@@ -197,10 +216,9 @@ def _parse_region(value: object, field: str, report: Report) -> dict[str, Any] |
     found: dict[str, Any] = {"box": list(annotation_fields.get_box(region.get("box"), f"{field}.box", report))}
     for key in ("short", "long"):
       found[key] = annotation_fields.get_text(region, key, f"{field}.{key}", report, optional=True)
-    negatives = annotation_fields.get_list(
-      region.get("negatives"), f"{field}.negatives", "negatives", report, "negative"
-    )
-    found["negatives"] = [text for text in negatives if isinstance(text, str) and text.strip()]
+    place = f"{field}.negatives"
+    negatives = annotation_fields.get_list(region.get("negatives"), place, "negatives", report, "negative")
+    found["negatives"] = list(annotation_fields.keep_negatives(negatives, found["short"], place, MAX_NEGATIVES, report))
   except RecordError as error:
     report("region", error)
     return None

@@ -13,6 +13,9 @@ from PIL import Image
 from fgclip_jax.annotate import __main__ as annotate
 from fgclip_jax.annotate import chain
 from fgclip_jax.annotate.journal import Journal
+from fgclip_jax.data import record
+from fgclip_jax.data.caption_set import Caption
+from fgclip_jax.data.shards import Records
 from fgclip_jax.prepare import __main__ as prepare
 
 CAPTIONS = {
@@ -145,6 +148,24 @@ def test_what_is_given_is_kept(photos):
   assert annotations(photos.parent / "out") == {"a.png": line | {"regions": [given]}}
   counts = json.loads((photos.parent / "out" / "report-annotate.json").read_text())["counts"]
   assert counts["region_captions.left_out"] == 1
+
+
+def test_all_captions_that_are_known_reach_the_data_set(photos):
+  further = {"text": "ein Hund", "language": "de", "source": "alt_text", "weight": 0.5}
+  line = {"image": "a.png", "captions": ["a dog", "an animal", further], "long": [CAPTIONS["a.png"], "Another."]}
+  (photos.parent / "known.jsonl").write_text(json.dumps(line) + "\n")
+  assert run(photos, "out") == 0
+  (file,) = (photos.parent / "out" / "annotations").iterdir()
+  data = str(photos.parent / "data")
+  assert (
+    prepare.main(["pairs", "--captions", str(file), "--images", str(photos), "--output", data, "--workers", "1"]) == 0
+  )
+  found = record.decode(Records(data, "train")[0])
+  assert (found.short, found.long) == ("a dog", CAPTIONS["a.png"])
+  assert set(found.captions) == {
+    Caption("a dog"), Caption("an animal"), Caption("ein Hund", "short", "de", "alt_text", 0.5),
+    Caption(CAPTIONS["a.png"], "long"), Caption("Another.", "long"),
+  }  # fmt: skip
 
 
 def test_pictures_that_cannot_be_used(photos, capsys):

@@ -70,9 +70,12 @@ def test_what_is_known_and_what_of_it_is_wrong(photos, tmp_path):
   found, reported = scan(photos, known=[known])
   assert [item.id for item in found] == ["a.jpg", "b.png"]
   regions = [{"box": [0.0, 0.0, 1.0, 0.5]}, {"box": [0.0, 0.0, 1.0, 1.0], "short": "x", "negatives": ["y"]}]
+  captions = [(each["text"], each["kind"]) for each in found[1].known.pop("captions")]
+  assert captions == [("a dog", "short"), ("another", "short"), ("A long one.", "long")]
   assert found[1].known == {"short": "a dog", "long": "A long one.", "language": "en", "regions": regions}
-  assert reported[:3] == ["box_not_four_numbers", "field_unknown", "path_outside"]
-  assert len(reported) == 6
+  of_negatives = ["negative_wrong_type", "negative_empty", "negatives_under_10"]
+  assert reported[:6] == ["box_not_four_numbers", *of_negatives, "field_unknown", "path_outside"]
+  assert len(reported) == 9
 
 
 def test_inputs_that_are_not_there(photos, tmp_path):

@@ -11,7 +11,7 @@ from fgclip_jax.annotate.servers import images, prompts
 from fgclip_jax.annotate.servers.requests import Request
 from fgclip_jax.annotate.stage import Tally, Task, count_failure, digest
 from fgclip_jax.annotate.stages.served import ServedStage
-from fgclip_jax.data import caption_sampling
+from fgclip_jax.prepare.sources import conversations
 from fgclip_jax.storage.errors import RecordError
 
 WORDS = {"long": (20, 400), "short": (2, 40)}  # the fewest and most that are taken
@@ -83,7 +83,7 @@ class Captions(ServedStage):
     else:
       tally["captions.short_alone" if draft.short else "captions.none"] += 1
     if not draft.short and draft.long:
-      draft.short = caption_sampling.split_sentences(draft.long)[0].strip()
+      draft.short = conversations.first_sentence(draft.long)
       tally["captions.short_from_long"] += 1
     if not draft.short:
       draft.rejected = PENDING if tasked and not outcomes else "caption_missing"
