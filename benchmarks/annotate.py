@@ -3,7 +3,7 @@
   python benchmarks/annotate.py requests            # the client of model servers: about two minutes
   python benchmarks/annotate.py scenes              # the embedded stages on 500 rendered scenes
 
-Each subcommand has a file of its own beside this one, which says what it needs.
+Each subcommand has a file of its own in `annotating`, which says what it needs.
 """
 
 import argparse
@@ -12,9 +12,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks import annotate_requests, annotate_scenes
+from benchmarks.annotating import requests, scenes
 
-COMMANDS = {"requests": annotate_requests, "scenes": annotate_scenes}
+COMMANDS = {"requests": requests, "scenes": scenes}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -25,7 +25,7 @@ from fgclip_jax.annotate.servers import batch_files, prompts
 from fgclip_jax.annotate.servers.client import Client
 from fgclip_jax.annotate.servers.requests import Answer, Request
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[2]
 FAULTS = {
   "busy": 0.05, "loading": 0.03, "reset": 0.02, "hang": 0.01, "cut": 0.02, "refusal": 0.01, "empty": 0.01,
   "schema": 0.01,
