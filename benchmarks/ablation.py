@@ -13,7 +13,6 @@ A small trial: `python benchmarks/ablation.py --workdir /tmp/ablation --seeds 2 
 """
 
 import argparse
-import json
 import os
 import resource
 import shutil
@@ -26,6 +25,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 from absl import logging
 
+from benchmarks import kept_results
 from benchmarks.machine import machine
 from configs import quickstart
 from fgclip_jax import evaluate
@@ -136,13 +136,7 @@ def run(seed: int, setting: str, options: argparse.Namespace) -> dict:
   config = make_config(seed, setting, options)
   data = os.path.relpath(os.path.realpath(options.data), os.path.realpath(options.workdir))
   wanted = {"steps": config.steps, "stage1_steps": options.stage1_steps, "batch": options.batch, "data": data}
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      result = json.load(file)
-    was = {key: result.get(key, value if key == "data" else None) for key, value in wanted.items()}  # once without data
-    if was != wanted:
-      raise ValueError(f"{path} is of {was}, not {wanted}: give another --workdir")
-    print(f"kept {path}", flush=True)
+  if (result := kept_results.read(path, wanted)) is not None:
     return result
   begin, begin_processor = time.perf_counter(), processor_seconds()
   if setting == "control" and not os.path.isdir(workdir):
@@ -158,9 +152,7 @@ def run(seed: int, setting: str, options: argparse.Namespace) -> dict:
     "seconds": time.perf_counter() - begin,
     "processor_seconds": processor_seconds() - begin_processor,
   }
-  with open(f"{path}.part", "w", encoding="utf-8") as file:
-    json.dump(result, file, indent=2)
-  os.replace(f"{path}.part", path)
+  kept_results.write(path, result)
   return result
 
 
@@ -192,7 +184,7 @@ def report(results: dict[tuple[int, str], dict], stage1_steps: int, steps: int) 
   for setting, label in SETTINGS.items():
     paper = PAPER.get(setting)
     cells = [
-      cell(percentages(results, setting, measure)) + (f" ({paper[place]:.1f})" if paper else "")
+      kept_results.cell(percentages(results, setting, measure)) + (f" ({paper[place]:.1f})" if paper else "")
       for place, measure in enumerate(MEASURES)
     ]
     lines.append(f"| {label} | {' | '.join(cells)} |")
@@ -208,7 +200,9 @@ def report(results: dict[tuple[int, str], dict], stage1_steps: int, steps: int) 
     for place, measure in enumerate(MEASURES):
       change = percentages(results, after, measure) - percentages(results, before, measure)
       known = before in PAPER and after in PAPER
-      cells.append(cell(change, "+") + (f" ({PAPER[after][place] - PAPER[before][place]:+.1f})" if known else ""))
+      cells.append(
+        kept_results.cell(change, "+") + (f" ({PAPER[after][place] - PAPER[before][place]:+.1f})" if known else "")
+      )
     lines.append(f"| {SETTINGS[before]} → {SETTINGS[after]} | {' | '.join(cells)} |")
   wall = sum(result["seconds"] for result in results.values()) / 60
   processor = sum(result["processor_seconds"] for result in results.values()) / 60
@@ -220,12 +214,6 @@ def chance(results: dict[tuple[int, str], dict], measure: str) -> float:
   """What guessing would give, in percent."""
   metrics = next(iter(results.values()))["metrics"]
   return 100 * float(np.mean([metrics[name]["chance"] for name in MEASURES[measure]]))
-
-
-def cell(values: np.ndarray, sign: str = "") -> str:
-  """Mean ± standard deviation; of a single value, itself."""
-  spread = f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""
-  return f"{values.mean():{sign}.1f}{spread}"
 
 
 def draw(results: dict[tuple[int, str], dict], path: str) -> None:

@@ -27,6 +27,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import numpy as np
 from absl import logging
 
+from benchmarks import kept_results
 from benchmarks.machine import machine
 from configs import quickstart
 from fgclip_jax import evaluate
@@ -230,12 +231,7 @@ def run(seed: int, setting: str, options: argparse.Namespace) -> dict:
   workdir = os.path.join(options.workdir, f"seed{seed}", setting)
   path = os.path.join(workdir, RESULT)
   wanted = {"steps": options.steps, "batch": options.batch, "data": os.path.abspath(options.data)}
-  if os.path.exists(path):
-    with open(path, encoding="utf-8") as file:
-      result = json.load(file)
-    if (was := {key: result[key] for key in wanted}) != wanted:
-      raise ValueError(f"{path} is of {was}, not {wanted}: give another --workdir")
-    print(f"kept {path}", flush=True)
+  if (result := kept_results.read(path, wanted)) is not None:
     return result
   settings = read_config(make_config(seed, setting, options))
   train(settings, workdir)
@@ -248,9 +244,7 @@ def run(seed: int, setting: str, options: argparse.Namespace) -> dict:
     "seconds": options.batch / statistics.median(speeds) if speeds else float("nan"),
     **{name: getattr(work, name) for name in ("tokens", "slots", "useful", "executed")},
   }
-  with open(f"{path}.part", "w", encoding="utf-8") as file:
-    json.dump(result, file, indent=2)
-  os.replace(f"{path}.part", path)
+  kept_results.write(path, result)
   return result
 
 
@@ -279,7 +273,7 @@ def report(results: dict[tuple[int, str], dict], options: argparse.Namespace) ->
     cells = []
     for names in MEASURES.values():
       values = np.asarray([100 * np.mean([each["metrics"][name]["value"] for name in names]) for each in found])
-      cells.append(f"{values.mean():.1f}" + (f" ± {values.std(ddof=1):.1f}" if len(values) > 1 else ""))
+      cells.append(kept_results.cell(values))
     mean = {name: float(np.mean([each[name] for each in found])) for name in ("tokens", "slots", "executed", "seconds")}
     first = first or mean["seconds"]
     cells += [f"{mean['tokens']:,.0f}", f"{mean['slots']:,.0f}", f"{mean['executed'] / 1e12:.3f}"]
