@@ -16,6 +16,7 @@ from fgclip_jax.annotate import items
 from fgclip_jax.annotate.draft import FORMS, PENDING, Draft
 from fgclip_jax.annotate.items import Item
 from fgclip_jax.annotate.journal import Journal, Outcome
+from fgclip_jax.annotate.rules.negative_checks import RULES
 from fgclip_jax.annotate.stage import Stage, Tally, digest
 from fgclip_jax.annotate.stages.negatives import Frequencies, Negatives
 from fgclip_jax.prepare.stats import DatasetStats, Histogram
@@ -64,6 +65,7 @@ class Done:
     tally: counts by `STAGE.WHAT`.
     stats: what is written, and what is left out.
     scores: of the boxes that are written.
+    differences: of the cosines of negatives with their regions and those of the positives, where a model compared them.
     values: how often each value of an attribute stands in the captions of regions.
   """
 
@@ -71,6 +73,9 @@ class Done:
   tally: Tally = dataclasses.field(default_factory=collections.Counter)
   stats: DatasetStats = dataclasses.field(default_factory=lambda: DatasetStats(findings=SkipReport(limit=3)))
   scores: Histogram = dataclasses.field(default_factory=lambda: Histogram(tuple(step / 20 for step in range(22))))
+  differences: Histogram = dataclasses.field(
+    default_factory=lambda: Histogram((-2, -1, -0.5, -0.3, -0.2, -0.1, -0.05, -0.02, 0, 0.02, 0.05, 0.1, 0.2, 0.5, 2))
+  )
   values: Frequencies = dataclasses.field(default_factory=Frequencies)
 
   def merge(self, later: "Done") -> None:
@@ -78,6 +83,7 @@ class Done:
     self.tally.update(later.tally)
     self.stats.merge(later.stats)
     self.scores.merge(later.scores)
+    self.differences.merge(later.differences)
     self.values.merge(later.values)
 
 
@@ -156,6 +162,8 @@ def _finish_part(job: Job, values: Frequencies, parts: int, number: int) -> Done
     for region in draft.regions:
       if region.score is not None:
         done.scores.add(region.score)
+      for difference in region.differences:
+        done.differences.add(difference)
   _write_lines(items.part_path(job.folder("finished"), number), [draft.to_json() for draft in drafts])
   name = f"part-{number:05d}-of-{parts:05d}.jsonl"
   _write_lines(paths.join(job.output, ANNOTATIONS, name), written)
@@ -235,6 +243,10 @@ IDENTITIES: dict[str, tuple[str, ...]] = {
     *(f"boxes.{kind}" for kind in ("suppressed", "over_limit", "regions")),
   ),
   "negatives.regions": ("negatives.ten_or_more", "negatives.fewer", "negatives.none"),
+  "negatives.answers": ("negatives.kept", *(f"negatives.broken.{rule}" for rule in (*RULES, "over_limit"))),
+  "check.negatives": (
+    *(f"check.{kind}" for kind in ("not_higher", "noted", "rejected", "failed_negatives", "pending_negatives")),
+  ),
 }
 
 

@@ -39,6 +39,9 @@ class Region:
     negatives: captions that are wrong in one attribute of `short`.
     score: the detector's; None where there is none.
     given: whether the input had the box.
+    differences: of those negatives that a model has compared with the region, in their order before any was rejected:
+      the cosine less that of `short`.
+    higher: the negatives whose difference is above the margin, and the difference.
   """
 
   box: Box
@@ -47,6 +50,8 @@ class Region:
   negatives: list[str] = dataclasses.field(default_factory=list)
   score: float | None = None
   given: bool = False
+  differences: list[float] = dataclasses.field(default_factory=list)
+  higher: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass

@@ -1,6 +1,7 @@
 """The options of the command, and the job that they make."""
 
 import argparse
+import math
 import os
 
 from fgclip_jax.annotate.asking import Asking
@@ -17,6 +18,7 @@ from fgclip_jax.annotate.rules.lexicon import CLASSES, DEFAULT_CLASSES
 from fgclip_jax.annotate.stage import Stage
 from fgclip_jax.annotate.stages.boxes import Boxes
 from fgclip_jax.annotate.stages.captions import Captions
+from fgclip_jax.annotate.stages.check import MARGIN, Check
 from fgclip_jax.annotate.stages.negatives import Negatives
 from fgclip_jax.annotate.stages.phrases import Phrases
 from fgclip_jax.annotate.stages.region_captions import RegionCaptions
@@ -98,6 +100,12 @@ def _add_backends(parser: argparse.ArgumentParser) -> None:
   add("--region_captions", choices=["phrases", "http"], default="phrases", help="(default: %(default)s)")
   add("--negatives", choices=["rules", "http"], default="rules", help="(default: %(default)s)")
   add("--rescore", default="", metavar="own:MODEL", help="boxes get the scores of a model of this project")
+  add("--check", default="", metavar="own:MODEL", help="compare negatives with their regions by this model")
+  add(
+    "--check_margin", type=float, default=MARGIN, metavar="D",
+    help="a negative scores higher if its cosine is above the positive's by more than this (default: %(default)g)",
+  )  # fmt: skip
+  add("--check_reject", action="store_true", help="leave out negatives that score higher; else they are counted only")
   add("--box_threshold", type=float, metavar="S", help="the least score of a box (default: by the detector)")
   add("--max_regions", type=positive, default=10, metavar="N", help="of a picture (default: %(default)s)")
   add(
@@ -190,7 +198,7 @@ def make_job(args: argparse.Namespace) -> Job:
   return Job(
     output=args.output,
     first=tuple(stages[name] for name in order),
-    second=(stages["negatives"],) if "negatives" in wanted else (),
+    second=(*([stages["negatives"]] if "negatives" in wanted else []), *_check(args)),
     language=args.language or "",
     form=args.form,
     retry=tuple(filter(None, args.retry.split(","))),
@@ -217,12 +225,26 @@ def _detector(args: argparse.Namespace) -> Detector | None:
   found = _find_detector(args)
   if not args.rescore:
     return found
-  kind, _, model = args.rescore.partition(":")
-  if kind != "own" or not model:
-    raise ValueError(f"--rescore must be own:MODEL, got {args.rescore!r}")
   if found is None:
     raise ValueError("--rescore judges the boxes of a detector: give --boxes")
-  return Rescored(found, _own(model, "--rescore"))
+  return Rescored(found, _judge(args.rescore, "--rescore"))
+
+
+def _check(args: argparse.Namespace) -> tuple[Check, ...]:
+  if not args.check:
+    if args.check_reject:
+      raise ValueError("--check_reject needs --check own:MODEL, which compares negatives with their regions")
+    return ()
+  if not math.isfinite(args.check_margin):
+    raise ValueError(f"--check_margin must be a number, got {args.check_margin!r}")
+  return (Check(_judge(args.check, "--check"), args.check_margin, args.check_reject),)
+
+
+def _judge(text: str, option: str) -> Own:
+  kind, _, model = text.partition(":")
+  if kind != "own" or not model:
+    raise ValueError(f"{option} must be own:MODEL, got {text!r}")
+  return _own(model, option)
 
 
 def _own(model: str, option: str) -> Own:

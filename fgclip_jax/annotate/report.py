@@ -1,6 +1,7 @@
 """The report of a run: `report-annotate.json` and a page with samples, and the table that is printed."""
 
 import dataclasses
+import heapq
 import json
 from collections.abc import Iterator
 from typing import Any
@@ -20,6 +21,7 @@ from fgclip_jax.viz import contact_sheet
 NAME = "report-annotate"
 SAMPLES = 12
 TELLING = 1000  # negatives; of fewer the area under the curve says little
+HIGHER = 100  # negatives that are listed, at most, because a model finds them likelier than their positives
 PROBED = 20_000  # regions, at most, of which words are counted
 
 
@@ -36,6 +38,8 @@ def write(job: Job, done: Done, counts: list[int], facts: dict[str, Any]) -> str
   stats.read = done.tally["items.read"]
   if done.scores.count:
     stats.histograms["box_score"] = done.scores
+  if done.differences.count:
+    stats.histograms["negative_less_positive_cosine"] = done.differences
   text_only = _probe(job, counts)
   for language, measured in (text_only or {}).items():
     low, high = probe.WANTED
@@ -49,6 +53,7 @@ def write(job: Job, done: Done, counts: list[int], facts: dict[str, Any]) -> str
     "left_out": {skip.kind: dataclasses.asdict(skip) | {"count": count} for skip, count in stats.sorted_findings},
     "made_by": describe(job),
     "text_only": text_only,
+    "scores_higher": _higher(job, counts) if done.differences.count else [],
     **facts,
     "histograms": stats.histograms.to_json(),
   }
@@ -83,6 +88,18 @@ def _probe(job: Job, counts: list[int]) -> dict[str, Any] | None:
       wrong = negatives.count_values((text for _, texts in pairs for text in texts), language)
       measured[language] = dataclasses.asdict(telling) | {"giveaways": find_giveaways(positives, wrong)}
   return measured or None
+
+
+def _higher(job: Job, counts: list[int]) -> list[dict[str, Any]]:
+  """The negatives that fit their regions so much better than the positives, the worst first."""
+  found = (
+    {"image": draft.item.id, "box": region.box, "positive": region.short, "negative": text, "difference": difference}
+    for number in range(len(counts))
+    for draft in read_finished(job, number)
+    for region in draft.regions
+    for text, difference in region.higher.items()
+  )
+  return heapq.nlargest(HIGHER, found, key=lambda each: each["difference"])
 
 
 def _samples(job: Job, counts: list[int]) -> Iterator[contact_sheet.Sample]:

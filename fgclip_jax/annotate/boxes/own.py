@@ -105,6 +105,37 @@ def score_regions(
   return _softmax(regions, texts[: len(phrases)], texts[len(phrases) :], _scale(name))
 
 
+def compare_regions(
+  name: str,
+  images: Sequence[bytes],
+  boxes: Sequence[Float32[np.ndarray, "_ 4"]],
+  texts: Sequence[Sequence[Sequence[str]]],
+) -> list[list[Float32[np.ndarray, " _"]]]:
+  """Compares boxes with texts of their own, by the model of this name.
+
+  Args:
+    name: a model or run folder.
+    images: the bytes of pictures.
+    boxes: of each picture, as fractions of its sides.
+    texts: of each box of each picture, at least one.
+
+  Returns:
+    The cosines of each box of each picture with its texts.
+
+  Raises:
+    RecordError: a picture cannot be used.
+  """
+  model = _load(name)
+  regions = model.encode_regions(images, boxes)
+  rows = {text: None for each in texts for of_box in each for text in of_box}
+  rows = {text: row for row, text in enumerate(rows)}
+  encoded = model.encode_text([*rows], kind="region")
+  return [
+    [encoded[[rows[text] for text in own]] @ feature for feature, own in zip(features, each, strict=True)]
+    for features, each in zip(regions, texts, strict=True)
+  ]
+
+
 def _softmax(
   features: Float32[np.ndarray, "*P D"],
   phrases: Float32[np.ndarray, "T D"],

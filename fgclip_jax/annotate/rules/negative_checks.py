@@ -16,6 +16,8 @@
 | `still_true` | has a value that the phrase or the caption gives to the same thing, or is a phrase of the same place |
 | `length` | has under 0.7 or over 1.5 times the positive's words |
 | `article`, `case` | has `a` for `an`, or begins in another case; `repair` mends both |
+
+What only pictures can say is asked by `stages/check.py`.
 """
 
 import dataclasses
