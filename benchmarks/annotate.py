@@ -2,6 +2,7 @@
 
   python benchmarks/annotate.py requests            # the client of model servers: about two minutes
   python benchmarks/annotate.py scenes              # the embedded stages on 500 rendered scenes
+  python benchmarks/annotate.py loop --workdir runs/loop        # what stage 2 learns from them: about half an hour
 
 Each subcommand has a file of its own in `annotating`, which says what it needs.
 """
@@ -12,9 +13,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.annotating import requests, scenes
+from benchmarks.annotating import loop, requests, scenes
 
-COMMANDS = {"requests": requests, "scenes": scenes}
+COMMANDS = {"requests": requests, "scenes": scenes, "loop": loop}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -14,10 +14,12 @@ import os
 import pathlib
 import tempfile
 import time
+from collections.abc import Iterable
 
 from benchmarks.machine import machine
 from fgclip_jax.annotate import __main__ as annotate
 from fgclip_jax.annotate.boxes.suppress import overlap
+from fgclip_jax.data import record
 from fgclip_jax.prepare import __main__ as prepare
 from fgclip_jax.prepare.sources import scenes
 
@@ -37,20 +39,12 @@ def run(options: argparse.Namespace) -> int:
   with tempfile.TemporaryDirectory() as folder:
     base = pathlib.Path(folder)
     records = [scenes.make_record(0, index, "validation", options.shapes) for index in range(options.scenes)]
-    (base / "photos").mkdir()
-    for record in records:
-      (base / "photos" / f"{record.id.replace('/', '_')}.png").write_bytes(record.image)
+    write_pictures(base / "photos", records)
     for name, backend in (("given", "existing"), *([("own", f"own:{options.model}")] if options.model else [])):
-      _write_known(base, records, regions=name == "given")
       begin = time.perf_counter()
-      _quietly(annotate.main, "--images", base / "photos", "--known", base / "known.jsonl", "--output", base / name,
-               "--boxes", backend, "--workers", 1 if name == "own" else os.cpu_count())  # fmt: skip
+      annotations = annotate_scenes(base, name, backend, records)
       seconds = time.perf_counter() - begin
-      annotations = sorted((base / name / "annotations").iterdir())
-      _quietly(prepare.main, "pairs", "--captions", *annotations, "--images", base / "photos",
-               "--output", base / f"data-{name}", "--workers", 1)  # fmt: skip
-      report = json.loads((base / f"data-{name}" / "report-train.json").read_text())
-      lost = sum(each["count"] for each in report["findings"].values() if each["loss"] != "note")
+      lost = prepare_annotated(base, name, annotations)
       found = {
         each["image"]: each for each in map(json.loads, "".join(p.read_text() for p in annotations).splitlines())
       }
@@ -63,13 +57,44 @@ def run(options: argparse.Namespace) -> int:
   return 0
 
 
-def _write_known(base: pathlib.Path, records, regions: bool) -> None:
-  with open(base / "known.jsonl", "w") as file:
-    for record in records:
-      known = {"image": f"{record.id.replace('/', '_')}.png", "short": record.short, "long": record.long}
-      if regions:
-        known["regions"] = [{"box": region.box, "short": region.short} for region in record.regions]
+def write_pictures(folder: pathlib.Path, records: Iterable[record.Record]) -> None:
+  """Writes the pictures of scenes into a folder."""
+  folder.mkdir(exist_ok=True)
+  for each in records:
+    (folder / picture_name(each)).write_bytes(each.image)
+
+
+def picture_name(scene: record.Record) -> str:
+  """The file name of a scene's picture."""
+  return f"{scene.id.replace('/', '_')}.png"
+
+
+def annotate_scenes(
+  base: pathlib.Path, name: str, backend: str, records: Iterable[record.Record]
+) -> list[pathlib.Path]:
+  """Annotates the pictures in `base`/photos, of which captions are known, and with the backend `existing` boxes, too.
+
+  Returns:
+    The files of annotations, in `base`/`name`.
+  """
+  given = backend == "existing"
+  with open(base / f"known-{name}.jsonl", "w") as file:
+    for each in records:
+      known = {"image": picture_name(each), "short": each.short, "long": each.long}
+      if given:
+        known["regions"] = [{"box": region.box, "short": region.short} for region in each.regions]
       file.write(json.dumps(known) + "\n")
+  _quietly(annotate.main, "--images", base / "photos", "--known", base / f"known-{name}.jsonl", "--output", base / name,
+           "--boxes", backend, "--workers", os.cpu_count() if given else 1)  # fmt: skip
+  return sorted((base / name / "annotations").iterdir())
+
+
+def prepare_annotated(base: pathlib.Path, name: str, annotations: list[pathlib.Path]) -> int:
+  """Prepares annotated pictures as `base`/data-`name`; returns how many things were left out."""
+  _quietly(prepare.main, "pairs", "--captions", *annotations, "--images", base / "photos",
+           "--output", base / f"data-{name}", "--workers", 1)  # fmt: skip
+  report = json.loads((base / f"data-{name}" / "report-train.json").read_text())
+  return sum(each["count"] for each in report["findings"].values() if each["loss"] != "note")
 
 
 def _quietly(main, *arguments) -> None:
@@ -84,9 +109,9 @@ def _compare(records, found) -> tuple[float, float]:
   """The share of objects that are found, and the share that the best box of one size and place would find."""
   objects = hits = 0
   boxes = []
-  for record in records:
-    regions = found[f"{record.id.replace('/', '_')}.png"].get("regions", ())
-    for truth in record.regions:
+  for scene in records:
+    regions = found[picture_name(scene)].get("regions", ())
+    for truth in scene.regions:
       _, _, colour, _, shape = truth.short.split()
       named = [each for each in regions if colour in each["short"].split() and shape in each["short"].split()]
       hits += any(overlap(truth.box, tuple(each["box"])) >= 0.5 for each in named)
