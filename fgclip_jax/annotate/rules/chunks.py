@@ -1,10 +1,9 @@
 """What a parser finds in a text."""
 
-import dataclasses
+from typing import NamedTuple
 
 
-@dataclasses.dataclass(frozen=True)
-class Chunk:
+class Chunk(NamedTuple):
   """A noun phrase without what comes after its noun.
 
   Attributes:

@@ -41,9 +41,10 @@ def find(text: str) -> tuple[Attribute, ...]:
   words = split_words(text)
   matches = _match_all(words)
   ends = {start: end for start, end, _ in matches}
+  starts = {end: start for start, end, _ in matches}
   found = []
   for start, end, value in matches:
-    context = _context(words, ends, start, end, value)
+    context = _context(words, ends, starts, start, end, value)
     if context:
       noun, position = context
       first, last = words[start].start, words[end - 1].end
@@ -63,14 +64,19 @@ def _match_all(words: Sequence[Word]) -> list[tuple[int, int, Value]]:
     if value is None:
       index += 1
       continue
-    pairs = ((words[index : index + 2]), words[end - 1 : end + 1])
-    if any(len(pair) == 2 and not pair[1].apart and (pair[0].lower, pair[1].lower) in names for pair in pairs):
+    if _is_name(words, index, names) or (end > index + 1 and _is_name(words, end - 1, names)):
       # `dark orange juice`, `red wine glass`: the name of a thing, not its look
       index = max(end, index + 2)
       continue
     found.append((index, end, value))
     index = end
   return found
+
+
+def _is_name(words: Sequence[Word], index: int, names: frozenset[tuple[str, ...]]) -> bool:
+  """Whether a word and the one after it are the name of a thing."""
+  after = index + 1
+  return after < len(words) and not words[after].apart and (words[index].lower, words[after].lower) in names
 
 
 def _match(words: Sequence[Word], start: int) -> tuple[int, Value | None]:
@@ -80,7 +86,7 @@ def _match(words: Sequence[Word], start: int) -> tuple[int, Value | None]:
   while limit < len(words) and limit < start + 4 and not words[limit].apart and words[limit].lower in lexicon.words:
     limit += 1
   for end in range(limit, start, -1):
-    surface = " ".join(word.lower for word in words[start:end])
+    surface = words[start].lower if end == start + 1 else " ".join([word.lower for word in words[start:end]])
     value = lexicon.value(surface)
     if value is not None:
       if end < limit and words[end].lower in _COLOURED and surface in lexicon.colours:
@@ -97,11 +103,12 @@ def _tables() -> tuple[frozenset[str], frozenset[tuple[str, ...]]]:
   return frozenset(surface.split()[0] for surface in surfaces), names
 
 
-def _context(words: Sequence[Word], ends: dict[int, int], start: int, end: int, value: Value) -> tuple[str, str] | None:
+def _context(
+  words: Sequence[Word], ends: dict[int, int], starts: dict[int, int], start: int, end: int, value: Value
+) -> tuple[str, str] | None:
   """The noun that a value describes and its position; None if it describes nothing."""
-  if words[start].joined or any(
-    word.lower in _AGES for word in (*words[max(0, start - 1) : start], *words[end : end + 1])
-  ):
+  old = (start and words[start - 1].lower in _AGES) or (end < len(words) and words[end].lower in _AGES)
+  if old or words[start].joined:
     return None  # `half-closed`, `two years old`
   if end < len(words) and words[end].joined:
     after = words[end].lower
@@ -116,9 +123,8 @@ def _context(words: Sequence[Word], ends: dict[int, int], start: int, end: int, 
   # Back over what is listed with it: `made of glass, wood and metal`.
   while before >= 0 and (words[before].lower in _LINKS or words[before].lower in ("both", "entirely", "a", "light")):
     before -= 1
-  listed = {last - 1 for first, last in ends.items() if first < start}
-  while before in listed or (before >= 0 and words[before].lower in _LINKS):
-    before = next((first - 1 for first, last in ends.items() if last - 1 == before), before - 1)
+  while before + 1 in starts or (before >= 0 and words[before].lower in _LINKS):
+    before = starts.get(before + 1, before) - 1
   if before >= 0 and value.attribute in ("material", "colour") and words[before].lower in ("of", "from"):
     if any(word.lower in _MADE for word in words[max(0, before - 3) : before]):
       return _noun_before(words, ends, before), "of"

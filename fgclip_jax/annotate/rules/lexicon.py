@@ -8,6 +8,7 @@ exclude each other if they cannot both describe one thing: `red` and `blue` do; 
 import dataclasses
 import functools
 from types import ModuleType
+from typing import NamedTuple
 
 from fgclip_jax.annotate.rules import chinese, english
 
@@ -54,8 +55,7 @@ class Value:
   toned: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
-class Attribute:
+class Attribute(NamedTuple):
   """An attribute that a text gives to a thing.
 
   Attributes:

@@ -5,9 +5,12 @@ A parser gives the noun phrases of a text; the embedded one needs no model, see 
 is nothing that a box can be drawn around, pronouns, and what is said twice are left out and counted.
 """
 
+import bisect
 import collections
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from fgclip_jax.annotate.rules import chinese, chinese_attributes, chinese_chunks, english_attributes, english_chunks
 from fgclip_jax.annotate.rules.chunks import Chunk
@@ -20,13 +23,13 @@ MAX_CHARACTERS = 24  # of a Chinese phrase
 LIMIT = 24  # phrases of a picture
 
 PLACES = frozenset("top bottom left right middle centre center".split())
+_PLACES = tuple(PLACES)
 INDEFINITE = frozenset("a an one two three four five six several some".split())
 
 Parser = Callable[[str], list[Chunk]]
 
 
-@dataclasses.dataclass(frozen=True)
-class Phrase:
+class Phrase(NamedTuple):
   """A phrase of a caption.
 
   Attributes:
@@ -78,7 +81,7 @@ def split_counted(caption: str, language: str = "en", parser: Parser | None = No
   """
   chunks = (parser or _parser(language))(caption)
   left_out: collections.Counter[str] = collections.Counter()
-  candidates = []
+  candidates: list[tuple[Chunk, str]] = []
   for chunk in chunks:
     if language == "en":
       chunk = _without_place(chunk, caption)
@@ -90,12 +93,11 @@ def split_counted(caption: str, language: str = "en", parser: Parser | None = No
     elif len(text) > MAX_CHARACTERS if language == "zh" else len(text.split()) > MAX_WORDS:
       left_out["too_long"] += 1
     else:
-      candidates.append(chunk)
-  keys = [_key(caption[chunk.start : chunk.end], language) for chunk in candidates]
+      candidates.append((chunk, _key(text, language)))
   seen: set[str] = set()
-  unique = "\n".join(dict.fromkeys(keys))
+  unique = "\n".join(dict.fromkeys(key for _, key in candidates))
   kept = []
-  for chunk, key in zip(candidates, keys, strict=True):
+  for chunk, key in candidates:
     if key in seen:
       left_out["twice"] += 1
     elif unique.count(key) > 1:
@@ -106,7 +108,9 @@ def split_counted(caption: str, language: str = "en", parser: Parser | None = No
       seen.add(key)
       kept.append(chunk)
   attributes = find_attributes(caption, language)
-  return Phrases(tuple(_phrase(caption, chunk, attributes) for chunk in kept), dict(sorted(left_out.items())))
+  starts = [each.start for each in attributes]
+  found = tuple([_phrase(caption, chunk, attributes[bisect.bisect_left(starts, chunk.start) :]) for chunk in kept])
+  return Phrases(found, dict(sorted(left_out.items())))
 
 
 def _without_place(chunk: Chunk, caption: str) -> Chunk:
@@ -114,15 +118,18 @@ def _without_place(chunk: Chunk, caption: str) -> Chunk:
 
   A place alone, `the bottom left`, has a definite article, and stays what it is.
   """
-  words = caption[chunk.start : chunk.end].split()
+  text = caption[chunk.start : chunk.end]
+  if not text.lower().endswith(_PLACES):
+    return chunk
+  words = text.split()
   kept = len(words)
   while kept and words[kept - 1].lower() in PLACES:
     kept -= 1
   if kept in (0, 1, len(words)) or words[0].lower() not in INDEFINITE:
     return chunk
   head = words[kept - 1]
-  end = chunk.start + caption[chunk.start : chunk.end].rindex(f"{head} {words[kept]}") + len(head)
-  return dataclasses.replace(chunk, end=end, head=head.lower())
+  end = chunk.start + text.rindex(f"{head} {words[kept]}") + len(head)
+  return chunk._replace(end=end, head=head.lower())
 
 
 def whole(text: str, language: str = "en") -> Phrase:
@@ -149,6 +156,7 @@ def _parser(language: str) -> Parser:
   return parsers[language]
 
 
+@functools.lru_cache(100_000)
 def is_stop_head(head: str, language: str = "en") -> bool:
   """Whether no box can be drawn around what a noun names."""
   if language == "zh":
@@ -160,32 +168,24 @@ def is_stop_head(head: str, language: str = "en") -> bool:
 _CHINESE_STOP_HEADS = frozenset(chinese.STOP_HEADS.split())
 
 
-def _phrase(caption: str, chunk: Chunk, attributes: tuple[Attribute, ...]) -> Phrase:
+def _phrase(caption: str, chunk: Chunk, attributes: Sequence[Attribute]) -> Phrase:
+  """The phrase of a chunk; `attributes` are those of the caption from its start on."""
   start, end = chunk.start, chunk.end
-  lower = caption[start:end].lower()
-  inside = tuple(
-    Attribute(
-      each.attribute,
-      each.value,
-      each.start - start,
-      each.end - start,
-      each.noun if each.noun in lower else chunk.head,
-      each.position,
-    )
-    for each in attributes
-    if start <= each.start and each.end < end  # a value at the end is the thing itself: `raw wood`
-  )
-  return Phrase(caption[start:end], chunk.head, start, end, inside, caption[start : chunk.long_end])
-
-
-_MARKS = str.maketrans("-,", "  ")
+  text = caption[start:end]
+  lower = text.lower()
+  inside = []
+  for name, value, first, last, noun, position in attributes:
+    if last >= end:  # a value at the end is the thing itself: `raw wood`
+      break
+    inside.append(Attribute(name, value, first - start, last - start, noun if noun in lower else chunk.head, position))
+  return Phrase(text, chunk.head, start, end, tuple(inside), caption[start : chunk.long_end])
 
 
 def _key(text: str, language: str) -> str:
   """A phrase without article, with a space around each word so that `in` compares whole words."""
   if language == "zh":
     return text.removeprefix("一").lstrip(chinese.MEASURES.replace(" ", ""))
-  words = text.lower().translate(_MARKS).split()
+  words = text.lower().replace("-", " ").replace(",", " ").split()
   first = 0
   while first < len(words) - 1 and (words[first] in DETERMINERS or words[first] in POSSESSIVES):
     first += 1
