@@ -13,6 +13,7 @@ COMMANDS = {
   "plan": ("plan", "estimates a run's memory and time on devices that need not be there"),
   "evaluate": ("evaluate", "measures a model at a benchmark, and compares results"),
   "embed": ("embed", "embeds images, texts or regions into one file"),
+  "index": ("index", "finds one's own pictures, and places in them, by text or example"),
   "show": ("show", "draws where in a picture texts fit"),
   "convert": ("convert", "carries weights between formats"),
   "export": ("export", "writes a model as graphs that run without this package"),
