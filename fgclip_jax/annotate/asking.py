@@ -52,7 +52,7 @@ class Asking:
     seed = int(key[:8], 16) >> 1  # of each item another one, the same in every run
     return Request(key, messages, prompt.schema, prompt.max_tokens, self.temperature, seed, prompt.language)
 
-  def ask(self, requests: Iterable[Request], check: Check, name: str) -> Iterator[Outcome]:
+  def ask(self, requests: Iterable[Request], check: Check | None, name: str) -> Iterator[Outcome]:
     """Yields the outcome of each request in any order; of batches, of those alone that have an answer.
 
     `name` is that of batch files.

@@ -6,10 +6,11 @@ import os
 
 from fgclip_jax.annotate.asking import Asking
 from fgclip_jax.annotate.boxes.backend import Detector
-from fgclip_jax.annotate.boxes.command import Command
+from fgclip_jax.annotate.boxes.command import PIXELS, Command
 from fgclip_jax.annotate.boxes.conventions import FRAMES, ORDERS, UNITS, Convention
 from fgclip_jax.annotate.boxes.own import Own
 from fgclip_jax.annotate.boxes.rescore import Rescored
+from fgclip_jax.annotate.boxes.served import THOUSANDTHS, Served
 from fgclip_jax.annotate.boxes.transformers import Transformers
 from fgclip_jax.annotate.chain import Job
 from fgclip_jax.annotate.draft import FORMS
@@ -27,6 +28,7 @@ from fgclip_jax.prepare.cli import add_engine
 from fgclip_jax.storage import paths
 
 STAGES = ("captions", "phrases", "boxes", "region_captions", "negatives")
+SERVED = ("captions", "boxes", "region_captions", "negatives")  # those that model servers may answer
 TEXT = """
 Annotates pictures: long captions, regions with captions of their own, and hard negatives, which is what FG-CLIP's
 second stage trains on.
@@ -95,7 +97,8 @@ def _add_backends(parser: argparse.ArgumentParser) -> None:
   add("--phrases", default="rules", metavar="rules|spacy:MODEL", help="(default: %(default)s)")
   add(
     "--boxes", default="existing", metavar="BACKEND",
-    help="existing, own:MODEL (a model of this project), transformers:ID, or command:PROGRAM (default: %(default)s)",
+    help="existing, http, own:MODEL (a model of this project), transformers:ID, or command:PROGRAM (default: "
+    "%(default)s)",
   )  # fmt: skip
   add("--region_captions", choices=["phrases", "http"], default="phrases", help="(default: %(default)s)")
   add("--negatives", choices=["rules", "http"], default="rules", help="(default: %(default)s)")
@@ -109,14 +112,15 @@ def _add_backends(parser: argparse.ArgumentParser) -> None:
   add("--box_threshold", type=float, metavar="S", help="the least score of a box (default: by the detector)")
   add("--max_regions", type=positive, default=10, metavar="N", help="of a picture (default: %(default)s)")
   add(
-    "--convention", default="xyxy,pixels", metavar="ORDER,UNIT,FRAME",
-    help=f"of a command's boxes: {'|'.join(ORDERS)}, {'|'.join(UNITS)}, {'|'.join(FRAMES)} (default: %(default)s)",
+    "--convention", default="", metavar="ORDER,UNIT,FRAME",
+    help=f"of the boxes of a command or model server: {'|'.join(ORDERS)}, {'|'.join(UNITS)}, {'|'.join(FRAMES)} "
+    f"(default: {PIXELS} of a command, {THOUSANDTHS} of a server)",
   )  # fmt: skip
   add(
     "--attributes", default="", metavar="NAMES",
     help=f"that negatives may change, of {', '.join(CLASSES)} (default: {', '.join(DEFAULT_CLASSES)})",
   )  # fmt: skip
-  for stage in ("captions", "region_captions", "negatives"):
+  for stage in SERVED:
     add(f"--{stage}_prompt", default="", metavar="FILE", help=f"a prompt of your own for {stage}")
 
 
@@ -160,7 +164,7 @@ def make_job(args: argparse.Namespace) -> Job:
   wanted = [name.strip() for name in args.stages.split(",") if name.strip()]
   if unknown := [name for name in wanted if name not in STAGES]:
     raise ValueError(f"--stages may hold {', '.join(STAGES)}, got {unknown[0]!r}")
-  served = [name for name in ("captions", "region_captions", "negatives") if getattr(args, name) == "http"]
+  served = [name for name in SERVED if getattr(args, name) == "http"]
   if served and not args.model:
     raise ValueError(f"--{served[0]} http needs --model, the model's name at the server")
   if served and not (args.endpoint or args.requests or args.answers or args.plan):
@@ -184,7 +188,7 @@ def make_job(args: argparse.Namespace) -> Job:
   stages: dict[str, Stage] = {
     "captions": Captions(asking if args.captions == "http" else None, args.captions_prompt),
     "phrases": Phrases(_parser(args.phrases)),
-    "boxes": Boxes(_detector(args), args.box_threshold, args.max_regions),
+    "boxes": Boxes(_detector(args, asking), args.box_threshold, args.max_regions),
     "region_captions": RegionCaptions(asking if args.region_captions == "http" else None, args.region_captions_prompt),
     "negatives": Negatives(asking if args.negatives == "http" else None, args.negatives_prompt, classes=classes),
   }
@@ -221,8 +225,8 @@ def _parser(text: str) -> str:
   raise ValueError(f"--phrases must be rules or spacy:MODEL, got {text!r}")
 
 
-def _detector(args: argparse.Namespace) -> Detector | None:
-  found = _find_detector(args)
+def _detector(args: argparse.Namespace, asking: Asking) -> Detector | None:
+  found = _find_detector(args, asking)
   if not args.rescore:
     return found
   if found is None:
@@ -253,14 +257,18 @@ def _own(model: str, option: str) -> Own:
   return Own(model)
 
 
-def _find_detector(args: argparse.Namespace) -> Detector | None:
+def _find_detector(args: argparse.Namespace, asking: Asking) -> Detector | None:
   kind, _, rest = args.boxes.partition(":")
   if args.boxes == "existing":
     return None
+  if args.boxes == "http":
+    return Served(asking, Convention.parse(args.convention) if args.convention else THOUSANDTHS, args.boxes_prompt)
   if kind not in ("own", "transformers", "command") or not rest:
-    raise ValueError(f"--boxes must be existing, own:MODEL, transformers:ID or command:PROGRAM, got {args.boxes!r}")
+    raise ValueError(
+      f"--boxes must be existing, http, own:MODEL, transformers:ID or command:PROGRAM, got {args.boxes!r}"
+    )
   if kind == "own":
     return _own(rest, "--boxes")
   if kind == "transformers":
     return Transformers(rest)
-  return Command(rest, Convention.parse(args.convention))
+  return Command(rest, Convention.parse(args.convention) if args.convention else PIXELS)

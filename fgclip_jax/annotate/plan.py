@@ -28,6 +28,8 @@ CHARACTERS = 4.2  # of English a token; a Chinese character is about one
 PIXELS = 28 * 28  # of a picture a token, as in Qwen's models
 TEMPLATE = 12  # tokens that a chat template adds
 ANSWERS = {"captions": 190, "region_captions": 75, "negatives": 14 * 42}  # tokens of an answer
+BOX = 38  # tokens of a box in an answer: most tokenizers of today take each digit for a token
+FOUND = 2  # of so many phrases one has a box
 CAPTION = (
   "A brown dog with a red leather collar lies on green grass beside a white wooden fence. In front of it lies a small "
   "blue rubber ball, and a young woman in a striped shirt sits on a folding chair with a paper cup in her hand. Behind "
@@ -66,11 +68,12 @@ def estimate(job: Job, counts: list[int], sample: int = SAMPLE) -> list[Row]:
   rows = []
   for stage in (*job.first, *job.second):
     tasks = {task.key: task for draft in drafts if not draft.rejected for task in stage.tasks(draft)}
-    if isinstance(stage, ServedStage) and stage.asking:
+    if isinstance(stage, ServedStage | Boxes) and stage.asking:
       row = Row(stage.name, share * len(tasks))
       for request in stage.requests(tasks.values(), []):
-        row.prompt_tokens += share * _count_tokens(request, tasks[request.key], stage.asking)
-      row.answer_tokens = row.requests * ANSWERS[stage.name]
+        task = tasks[request.key]
+        row.prompt_tokens += share * _count_tokens(request, task, stage.asking)
+        row.answer_tokens += share * (ANSWERS.get(stage.name) or BOX * -(-len(task.draft.phrases) // FOUND))
       rows.append(row)
     for draft in drafts:
       _assume(stage, draft)
@@ -117,7 +120,7 @@ def _assume(stage: Stage, draft: Draft) -> None:
   if isinstance(stage, Boxes) and stage.detector and not draft.regions:
     draft.regions = [
       Region((0.1, 0.1, 0.5, 0.5 + 0.01 * place), phrase.text, phrase.long)
-      for place, phrase in enumerate(draft.phrases[::2][:10])
+      for place, phrase in enumerate(draft.phrases[::FOUND][:10])
     ]
 
 

@@ -36,6 +36,10 @@ def answer(body: dict):
     return {"long": LONG.format(number=number), "short": f"A dog, number {number}.", "unusable": False}
   if "fits" in wanted:
     return {"object": "thing", "short": "a plain thing", "long": "a plain thing in a picture", "fits": "yes"}
+  if "boxes" in wanted:
+    phrases = body["messages"][-1]["content"][1]["text"].split("«")[1].split("»")[0].split("; ")
+    boxes = [[n * 10, 0, n * 10 + 90, 900] for n in range(0, 10 * len(phrases), 10)]
+    return {"boxes": [{"phrase": n, "box": box, "score": 0.9} for n, box in enumerate(boxes)]}
   text = body["messages"][-1]["content"].split("«")[1].split("»")[0]
   made = [
     {"attribute": each.attribute, "old": each.old, "new": each.new, "text": each.text} for each in rules.draw(text, 14)
@@ -102,9 +106,9 @@ def test_captions_and_negatives_by_a_server_that_fails(photos):
 
 
 def test_batch_files_in_place_of_a_server(photos):
-  for stage in ("captions", "negatives"):
+  for stage in ("captions", "boxes", "negatives"):
     requests = photos.parent / f"requests-{stage}"
-    assert run(photos, "out", "--requests", str(requests)) == 0
+    assert run(photos, "out", "--requests", str(requests), "--boxes", "http") == 0
     lines = [line for path in sorted(requests.rglob("*.jsonl")) for line in path.read_text().splitlines()]
     answers = []
     for line in map(json.loads, reversed(lines)):
@@ -113,7 +117,7 @@ def test_batch_files_in_place_of_a_server(photos):
       answers.append(json.dumps({"custom_id": line["custom_id"], "response": response, "error": None}))
     path = photos.parent / f"answers-{stage}.jsonl"
     path.write_text("\n".join([answers[0], *answers]))  # one comes twice
-    assert run(photos, "out", "--answers", str(path)) == 0
+    assert run(photos, "out", "--answers", str(path), "--boxes", "http") == 0
   told = counts(photos, "out")
   assert told["items.written"] == PICTURES and told["captions.answered"] == PICTURES
   for each in annotations(photos, "out"):
@@ -150,6 +154,36 @@ def test_one_caption_for_all_pictures_stops_the_run(photos, capsys):
   assert "are the same caption" in capsys.readouterr().err
 
 
+def test_boxes_by_a_server_that_fails(photos):
+  faults = {"busy": 0.1, "reset": 0.05, "cut": 0.1, "empty": 0.05, "prose": 0.05}
+  given = ["--boxes", "http", "--negatives", "rules"]
+  with model_server.serve(answer=answer, faults=faults, retry_after=0.05) as server:
+    for _ in range(8):
+      assert run(photos, "out", "--endpoint", server.url, "--timeout", "20", "--retry", "all", *given) == 0
+      if not any(counts(photos, "out").get(f"{stage}.failed") for stage in ("captions", "boxes")):
+        break
+    sent = server.log.total()
+    assert run(photos, "out", "--endpoint", server.url, *given) == 0
+    assert server.log.total() == sent  # all is answered
+  told = counts(photos, "out")
+  assert told["boxes.regions"] == told["boxes.phrases"] >= 5 * PICTURES
+  for each in annotations(photos, "out"):
+    assert [region["box"] for region in each["regions"]][:2] == [[0, 0, 0.09, 0.9], [0.1, 0, 0.19, 0.9]]
+  (provenance,) = (photos.parent / "out" / "provenance").iterdir()
+  assert all(json.loads(line)["boxes"].startswith("stub-1; ") for line in provenance.read_text().splitlines())
+
+
+def test_a_wrong_convention_of_a_server_stops_the_run(photos, capsys):
+  def pixels(body: dict):
+    value = answer(body)
+    return {"boxes": [each | {"box": [0, 0, 1800, 1000]} for each in value["boxes"] * 5]} if "boxes" in value else value
+
+  with model_server.serve(answer=pixels) as server:
+    assert run(photos, "out", "--endpoint", server.url, "--boxes", "http") == 2
+  error = capsys.readouterr().err
+  assert "xyxy,thousandths,original" in error and "--convention" in error
+
+
 def test_regions_that_a_model_has_seen(photos):
   with model_server.serve(answer=answer) as server:
     assert run(photos, "out", "--endpoint", server.url, "--region_captions", "http", "--negatives", "rules") == 0
@@ -159,13 +193,14 @@ def test_regions_that_a_model_has_seen(photos):
 
 def test_a_plan_is_near_what_is_asked(photos, capsys):
   with model_server.serve(answer=answer) as server:
-    assert run(photos, "out", "--endpoint", server.url, "--plan", "--price", "1,2") == 0
+    given = ["--endpoint", server.url, "--boxes", "http"]
+    assert run(photos, "out", *given, "--plan", "--price", "1,2") == 0
     assert not server.log
     printed = capsys.readouterr().out
-    assert run(photos, "out", "--endpoint", server.url) == 0
+    assert run(photos, "out", *given) == 0
     asked = server.log["answered"]
   rows = {line.split()[0]: line.split()[1:] for line in printed.splitlines() if line.split()[1:]}
-  assert rows["captions"][0] == str(PICTURES)
+  assert rows["captions"][0] == rows["boxes"][0] == str(PICTURES)
   # its negatives are for the phrases of the captions that it assumes, which are the same for each picture
   assert PICTURES < int(rows["together"][0]) <= asked + 10
   assert float(rows["together"][-1]) > 0

@@ -20,10 +20,10 @@ import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from fgclip_jax.annotate.boxes.backend import Found, Located, Question
+from fgclip_jax.annotate.boxes.backend import Located, Question, read_boxes
 from fgclip_jax.annotate.boxes.conventions import Convention
 from fgclip_jax.data import image as images
-from fgclip_jax.storage.errors import RecordError, first_line
+from fgclip_jax.storage.errors import first_line
 from fgclip_jax.storage.skip_report import printable
 
 IN_FLIGHT = 8  # pictures that the program has and has not answered
@@ -50,12 +50,13 @@ class Command:
   def signature(self) -> dict[str, Any]:
     return {"detector": "command", "program": self.program, "convention": str(self.convention)}
 
-  def locate(self, questions: Iterable[Question]) -> Iterator[Located]:
+  def locate(self, questions: Iterable[Question], part: int = 0) -> Iterator[Located]:
     """Answers each question once.
 
     Raises:
       ValueError: the program cannot be started, or ends before it has answered.
     """
+    del part
     with tempfile.TemporaryDirectory() as folder, _running(self.program) as (process, lines):
       asked: dict[str, tuple[Question, str]] = {}
       for number, question in enumerate(questions):
@@ -121,37 +122,6 @@ def _give_up(asked: dict[str, tuple[Question, str]], failure: str, detail: str) 
   del asked[key]
   os.remove(path)
   return Located(key, failure=failure, detail=detail)
-
-
-def read_boxes(
-  values: Any, question: Question, convention: Convention, seen: tuple[int, int] | None = None
-) -> tuple[tuple[Found, ...], dict[str, int]]:
-  """The boxes of an answer, and how many are left out by class.
-
-  A box belongs to a phrase by its number, or by the phrase itself, spelled alike but for case and white space. Labels
-  that detectors make of pieces of words are `label_unknown`.
-  """
-  bad: dict[str, int] = {}
-  found = []
-  by_text = {phrase.strip().lower(): number for number, phrase in enumerate(question.phrases)}
-  if not isinstance(values, list):
-    return (), {"boxes_not_list": 1}
-  for value in values:
-    try:
-      if not isinstance(value, dict):
-        raise RecordError("box_not_object", "box", f"{value!r:.80}")
-      number = value.get("phrase")
-      if number is None:
-        number = by_text.get(str(value.get("label", "")).strip().lower())
-      if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < len(question.phrases):
-        raise RecordError("label_unknown", "label", f"{value.get('label', number)!r:.80}")
-      score = value.get("score", 1.0)
-      if isinstance(score, bool) or not isinstance(score, int | float) or not 0 <= score <= 1:
-        raise RecordError("score_impossible", "score", f"{score!r:.80}")
-      found.append(Found(convention.to_box(value.get("box", ()), question.size, seen), number, float(score)))
-    except RecordError as error:
-      bad[error.kind] = bad.get(error.kind, 0) + 1
-  return tuple(found), bad
 
 
 @contextlib.contextmanager

@@ -42,7 +42,8 @@ class Own:
     weights = fingerprint(_load(self.model))
     return {"detector": "own", "version": 1, "model": paths.absolute(self.model), "weights": weights}
 
-  def locate(self, questions: Iterable[Question]) -> Iterator[Located]:
+  def locate(self, questions: Iterable[Question], part: int = 0) -> Iterator[Located]:
+    del part
     iterator = iter(questions)
     while batch := list(itertools.islice(iterator, BATCH)):
       yield from self._locate(batch)

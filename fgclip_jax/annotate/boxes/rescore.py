@@ -29,7 +29,7 @@ class Rescored:
   def signature(self) -> dict[str, Any]:
     return self.detector.signature() | {"judge": self.judge.signature(), "least": self.detector.threshold}
 
-  def locate(self, questions: Iterable[Question]) -> Iterator[Located]:
+  def locate(self, questions: Iterable[Question], part: int = 0) -> Iterator[Located]:
     asked: dict[str, Question] = {}
 
     def remember() -> Iterator[Question]:
@@ -37,7 +37,7 @@ class Rescored:
         asked[question.key] = question
         yield question
 
-    for located in self.detector.locate(remember()):
+    for located in self.detector.locate(remember(), part):
       question = asked.pop(located.key)
       good = [each for each in located.found if each.score >= self.detector.threshold]
       low = len(located.found) - len(good)

@@ -32,12 +32,13 @@ class Transformers:
   def signature(self) -> dict[str, Any]:
     return {"detector": "transformers", "model": self.model, "version": 1}
 
-  def locate(self, questions: Iterable[Question]) -> Iterator[Located]:
+  def locate(self, questions: Iterable[Question], part: int = 0) -> Iterator[Located]:
     """Answers each question once.
 
     Raises:
       ValueError: the library is missing, or the model is no zero-shot detector.
     """
+    del part
     processor, model = _load(self.model)
     for question in questions:
       found, bad = [], {}

@@ -14,21 +14,22 @@ from fgclip_jax.data.image import MIN_SIDE, open_image
 
 MAX_SIDE = 1024
 QUALITY = 90
-_CROP_MIN = 28  # pixels: vision-language models cut pictures into patches of 14 and merge 2 x 2
+GRID = 28  # pixels: vision-language models cut pictures into patches of 14 and merge 2 x 2
 
 
-def encode(picture: bytes | Image.Image, max_side: int = MAX_SIDE) -> bytes:
+def encode(picture: bytes | Image.Image, max_side: int = MAX_SIDE, grid: int = 1) -> bytes:
   """A picture as a JPEG file without metadata, RGB, its longest side at most `max_side`.
 
   Args:
     picture: an image file, or a decoded picture in RGB.
     max_side: in pixels; a smaller picture is not enlarged.
+    grid: as `fit_size`.
 
   Raises:
     ImageError: the file cannot be decoded.
   """
   whole = open_image(picture) if isinstance(picture, bytes) else picture
-  size = fit_size(whole.size, max_side)
+  size = fit_size(whole.size, max_side, grid)
   if size != whole.size:
     whole = whole.resize(size, Image.Resampling.LANCZOS, reducing_gap=3.0)
   # Pillow would copy the comment of a JPEG file; the profile and EXIF it writes only if they are given
@@ -36,12 +37,23 @@ def encode(picture: bytes | Image.Image, max_side: int = MAX_SIDE) -> bytes:
   return file.getvalue()
 
 
-def fit_size(size: tuple[int, int], max_side: int = MAX_SIDE) -> tuple[int, int]:
-  """Width and height of a picture as it is sent, from those of its file."""
+def fit_size(size: tuple[int, int], max_side: int = MAX_SIDE, grid: int = 1) -> tuple[int, int]:
+  """Width and height of a picture as it is sent, from those of its file.
+
+  Args:
+    size: of the file, in pixels.
+    max_side: the longest side; a smaller picture is not enlarged, but to two steps of the grid.
+    grid: what both sides are multiples of. Servers of Qwen2.5-VL scale a picture to multiples of `GRID` and give boxes
+      in pixels of what came of it: one that has such sides, two steps at least, they leave as it is.
+  """
   longest = max(size)
-  if longest <= max_side:
+  largest = min(longest, max_side)
+  if grid > 1:
+    width, height = (grid * max(side * largest // longest // grid, 2) for side in size)
+  elif largest == longest:
     return size
-  width, height = (max(round(side * max_side / longest), MIN_SIDE) for side in size)
+  else:
+    width, height = (max(round(side * largest / longest), MIN_SIDE) for side in size)
   return width, height
 
 
@@ -85,9 +97,9 @@ def crop(picture: Image.Image, box: Sequence[int | float], margin: float = 0.1) 
   for low, high, side in ((box[0], box[2], width), (box[1], box[3], height)):
     extra = margin * (high - low)
     first, last = max((low - extra) * side, 0), min((high + extra) * side, side)
-    if last - first < _CROP_MIN:  # too small for a model to see
+    if last - first < GRID:  # too small for a model to see
       middle = (first + last) / 2
-      first, last = max(middle - _CROP_MIN / 2, 0), min(middle + _CROP_MIN / 2, side)
+      first, last = max(middle - GRID / 2, 0), min(middle + GRID / 2, side)
     spans.append((int(first), max(round(last), int(first) + 1)))
   (left, right), (top, bottom) = spans
   return picture.crop((left, top, right, bottom))

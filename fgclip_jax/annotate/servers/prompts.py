@@ -1,4 +1,4 @@
-"""The prompts and answer schemas of captions, region captions and hard negatives, in English and Chinese.
+"""The prompts and answer schemas of captions, boxes, region captions and hard negatives, in English and Chinese.
 
 A prompt is a template with fields such as `{phrase}`. Its hash covers the text and the schema: journals and provenance
 name an answer's prompt by it, and a changed prompt is another prompt.
@@ -8,7 +8,7 @@ import dataclasses
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from fgclip_jax.annotate.servers import prompts_en, prompts_zh, schemas
@@ -32,6 +32,27 @@ REGION_SCHEMA = {
     "short": {"type": "string", "minLength": 1},
     "long": {"type": "string", "minLength": 1},
     "fits": {"type": "string", "enum": ["yes", "partly", "no"]},
+  },
+}
+# Of boxes no more than the form: one that is impossible is counted where it is converted, and costs no other.
+BOXES_SCHEMA = {
+  "type": "object",
+  "additionalProperties": False,
+  "required": ["boxes"],
+  "properties": {
+    "boxes": {
+      "type": "array",
+      "items": {
+        "type": "object",
+        "additionalProperties": False,
+        "required": ["phrase", "box", "score"],
+        "properties": {
+          "phrase": {"type": "integer"},
+          "box": {"type": "array", "items": {"type": "number"}, "minItems": 4, "maxItems": 4},
+          "score": {"type": "number"},
+        },
+      },
+    }
   },
 }
 _FIELD = re.compile(r"\{([a-z]+)\}")
@@ -64,7 +85,7 @@ class Prompt:
   """A template and the schema of its answers.
 
   Attributes:
-    name: `caption`, `region` or `negatives`, or the file that it was read from.
+    name: `caption`, `boxes`, `region` or `negatives`, or the file that it was read from.
     language: `en` or `zh`.
     text: the template.
     schema: what an answer must fit.
@@ -104,6 +125,11 @@ def make_caption_prompt(language: str = "en") -> Prompt:
   return Prompt("caption", language, LANGUAGES[language].CAPTION, CAPTION_SCHEMA, 640)
 
 
+def make_boxes_prompt(language: str = "en") -> Prompt:
+  """The prompt for the boxes of phrases; `name_coordinates` fills in what their numbers mean."""
+  return Prompt("boxes", language, LANGUAGES[language].BOXES, BOXES_SCHEMA, 1536)
+
+
 def make_region_prompt(language: str = "en") -> Prompt:
   """The prompt for the captions of a region, of which two pictures show the whole and the part."""
   return Prompt("region", language, LANGUAGES[language].REGION, REGION_SCHEMA, 256)
@@ -127,6 +153,35 @@ def read_prompt(path: str, like: Prompt) -> Prompt:
   return dataclasses.replace(like, name=path, text=text)
 
 
+def make_all(make: Callable[[str], Prompt], path: str = "") -> dict[str, Prompt]:
+  """The prompts of a stage by language.
+
+  Args:
+    make: makes the prompt in a language.
+    path: a file with the text of all of them; empty: their own.
+
+  Raises:
+    ValueError, RecordError, OSError: as `read_prompt`.
+  """
+  own = {language: make(language) for language in LANGUAGES}
+  return {language: read_prompt(path, each) for language, each in own.items()} if path else own
+
+
+def name_coordinates(prompt: Prompt, order: str, unit: str, padded: bool = False) -> Prompt:
+  """A prompt whose field `{coordinates}` says what the four numbers of a box mean.
+
+  Args:
+    prompt: as `make_boxes_prompt` makes it.
+    order: `xyxy`, `xywh`, `cxcywh` or `yxyx`.
+    unit: `fraction`, `percent`, `thousandths` or `pixels`; those are of the picture as it is sent.
+    padded: whether they are of the square that the picture becomes when it is padded at right and bottom.
+  """
+  words = LANGUAGES[prompt.language]
+  frame = words.FRAMES[padded]
+  said = words.COORDINATES.format(order=words.ORDERS[order], unit=words.UNITS[unit].format(frame=frame))
+  return dataclasses.replace(prompt, text=prompt.text.replace("{coordinates}", said))
+
+
 def choose(prompts: Sequence[Prompt], key: str) -> Prompt:
   """One of several prompts for an item, by a hash of its key: the same in every run."""
   return prompts[int.from_bytes(hashlib.sha256(key.encode()).digest()[:8], "big") % len(prompts)]
@@ -145,6 +200,21 @@ def caption_messages(prompt: Prompt, picture: str, existing: str = "") -> list[d
     hint = dataclasses.replace(prompt, text=LANGUAGES[prompt.language].EXISTING)
     text = f"{text}\n\n{hint.fill(existing=existing)}"
   return _message(text, picture)
+
+
+def boxes_messages(prompt: Prompt, picture: str, phrases: Sequence[str], size: tuple[int, int]) -> list[dict[str, Any]]:
+  """The messages that ask for the boxes of phrases.
+
+  Args:
+    prompt: as `name_coordinates` makes it.
+    picture: a data URL.
+    phrases: what is looked for; answers name them by their number from 0.
+    size: width and height of the picture as it is sent, in pixels.
+  """
+  colon, semicolon = LANGUAGES[prompt.language].LIST_MARKS
+  listed = semicolon.join(f"{number}{colon}{phrase}" for number, phrase in enumerate(phrases))
+  width, height = map(str, size)
+  return _message(prompt.fill(phrases=listed, width=width, height=height), picture)
 
 
 def region_messages(prompt: Prompt, framed: str, cropped: str, phrase: str) -> list[dict[str, Any]]:
@@ -190,5 +260,5 @@ def _message(text: str, *pictures: str) -> list[dict[str, Any]]:
   return [{"role": "user", "content": [*shown, {"type": "text", "text": text}]}]
 
 
-for _schema in (CAPTION_SCHEMA, REGION_SCHEMA, negatives_schema(1)):
+for _schema in (CAPTION_SCHEMA, BOXES_SCHEMA, REGION_SCHEMA, negatives_schema(1)):
   schemas.check_schema(_schema)

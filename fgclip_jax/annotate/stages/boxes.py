@@ -2,13 +2,17 @@
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from fgclip_jax.annotate.asking import Asking
 from fgclip_jax.annotate.boxes.backend import Detector, Found, Located, Question
+from fgclip_jax.annotate.boxes.rescore import Rescored
+from fgclip_jax.annotate.boxes.served import Served
 from fgclip_jax.annotate.boxes.suppress import MAX_REGIONS, select
 from fgclip_jax.annotate.draft import Draft, Region
 from fgclip_jax.annotate.journal import Outcome
+from fgclip_jax.annotate.servers.requests import Request
 from fgclip_jax.annotate.stage import Tally, Task, count_failure, digest
 from fgclip_jax.storage.errors import RecordError
 
@@ -40,26 +44,34 @@ class Boxes:
 
   def tasks(self, draft: Draft) -> Iterator[Task]:
     if self.detector and draft.phrases and not any(region.given for region in draft.regions):
-      phrases = [phrase.text for phrase in draft.phrases]
-      yield Task(digest([self.signature(), draft.digest, phrases]), draft)
+      about = [draft.digest, [phrase.text for phrase in draft.phrases]]
+      if self.served:  # whose prompt is in that language
+        about.append(draft.language)
+      yield Task(digest([self.signature(), *about]), draft)
+
+  @property
+  def served(self) -> Served | None:
+    """The detector, if it is a model on servers."""
+    detector = self.detector.detector if isinstance(self.detector, Rescored) else self.detector
+    return detector if isinstance(detector, Served) else None
+
+  @property
+  def asking(self) -> Asking | None:
+    """The model servers that are asked, if any are."""
+    return self.served.asking if self.served else None
+
+  def requests(self, tasks: Iterable[Task], broken: list[Outcome]) -> Iterator[Request]:
+    """What tasks ask of model servers; of one whose picture cannot be read the outcome goes to `broken`."""
+    if self.served:
+      unread: list[Located] = []
+      yield from self.served.requests(self._questions(tasks, broken), unread)
+      broken += map(_outcome, unread)
 
   def run(self, tasks: list[Task], part: int) -> Iterator[Outcome]:
     assert self.detector is not None  # else there are no tasks
-    del part
     broken: list[Outcome] = []
-
-    def questions() -> Iterator[Question]:
-      for task in tasks:
-        draft = task.draft
-        try:
-          data = draft.item.read()
-        except RecordError as error:
-          broken.append(Outcome(task.key, failure=error.kind, detail=error.message))
-          continue
-        yield Question(task.key, data, (draft.width, draft.height), tuple(phrase.text for phrase in draft.phrases))
-
     seen = wrong = 0
-    for located in self.detector.locate(questions()):
+    for located in self.detector.locate(self._questions(tasks, broken), part):
       wrong += sum(located.bad.get(kind, 0) for kind in _WRONG)
       seen += len(located.found) + sum(located.bad.values())
       if wrong > max(_BAD_LEAST, _BAD_SHARE * seen):
@@ -69,6 +81,18 @@ class Boxes:
         )
       yield _outcome(located)
     yield from broken
+
+  def _questions(self, tasks: Iterable[Task], broken: list[Outcome]) -> Iterator[Question]:
+    """The question of each task; of one whose picture cannot be read the outcome goes to `broken`."""
+    for task in tasks:
+      draft = task.draft
+      try:
+        data = draft.item.read()
+      except RecordError as error:
+        broken.append(Outcome(task.key, failure=error.kind, detail=error.message))
+        continue
+      phrases = tuple(phrase.text for phrase in draft.phrases)
+      yield Question(task.key, data, (draft.width, draft.height), phrases, draft.language)
 
   def apply(self, draft: Draft, outcomes: Mapping[str, Outcome], tally: Tally) -> None:
     given = [region for region in draft.regions if region.given]
@@ -99,7 +123,8 @@ class Boxes:
 
 
 def _outcome(located: Located) -> Outcome:
-  if located.failure:
-    return Outcome(located.key, failure=located.failure, detail=located.detail)
   found = [[*(round(value, 6) for value in each.box), each.phrase, round(each.score, 6)] for each in located.found]
-  return Outcome(located.key, {"found": found, "bad": located.bad})
+  value = None if located.failure else {"found": found, "bad": located.bad}
+  return Outcome(
+    located.key, value, located.failure, located.detail, located.attempts, located.model, located.tokens
+  )  # fmt: skip

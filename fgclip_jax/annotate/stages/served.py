@@ -47,8 +47,7 @@ class ServedStage(abc.ABC):
   # Each item asks for both, and the prompt may be a file.
   @functools.cached_property
   def _prompts(self) -> dict[str, prompts.Prompt]:
-    own = {language: self.make_prompt(language) for language in prompts.LANGUAGES}
-    return {name: prompts.read_prompt(self.prompt_file, one) for name, one in own.items()} if self.prompt_file else own
+    return prompts.make_all(self.make_prompt, self.prompt_file)
 
   @functools.cached_property
   def _signature(self) -> dict[str, Any]:

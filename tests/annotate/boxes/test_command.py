@@ -8,8 +8,8 @@ import sys
 import pytest
 from PIL import Image
 
-from fgclip_jax.annotate.boxes.backend import Question
-from fgclip_jax.annotate.boxes.command import Command, read_boxes
+from fgclip_jax.annotate.boxes.backend import Question, read_boxes
+from fgclip_jax.annotate.boxes.command import Command
 from fgclip_jax.annotate.boxes.conventions import Convention
 
 PROGRAM = """

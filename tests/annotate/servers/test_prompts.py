@@ -22,6 +22,12 @@ def test_every_prompt_fills(language):
   assert [part["type"] for part in message["content"]] == ["image_url", "image_url", "text"]
   assert "«a red cup»" in message["content"][2]["text"]
 
+  for order, unit, padded in (("xyxy", "thousandths", False), ("cxcywh", "pixels", False), ("yxyx", "percent", True)):
+    boxes = prompts.name_coordinates(prompts.make_boxes_prompt(language), order, unit, padded)
+    (message,) = prompts.boxes_messages(boxes, "data:,x", ["a red cup", "a plate"], (64, 48))
+    text = message["content"][1]["text"]
+    assert "a red cup" in text and "{" not in text and ("64" in text) == (unit == "pixels")
+
   negatives = prompts.make_negatives_prompt(language, count=3)
   (message,) = prompts.negatives_messages(
     negatives, "a red metal cup", "cup", [("colour", "red"), ("material", "metal")], 3
