@@ -14,6 +14,7 @@ COMMANDS = {
   "evaluate": ("evaluate", "measures a model at a benchmark, and compares results"),
   "embed": ("embed", "embeds images, texts or regions into one file"),
   "index": ("index", "finds one's own pictures, and places in them, by text or example"),
+  "serve": ("serve", "answers other programs over HTTP"),
   "show": ("show", "draws where in a picture texts fit"),
   "convert": ("convert", "carries weights between formats"),
   "export": ("export", "writes a model as graphs that run without this package"),

@@ -1,0 +1,1 @@
+"""A model for other programs: embeddings, similarities and searches over HTTP."""
