@@ -13,6 +13,7 @@ from fgclip_jax.index.build import check_model
 from fgclip_jax.index.search import Index, Match
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.inference.pictures import Image
+from fgclip_jax.inference.programs import ROW_LENGTHS
 from fgclip_jax.serve.batching import Batcher
 
 Boxes = Float32[np.ndarray, "K 4"]
@@ -50,15 +51,23 @@ class Service:
     self.batchers = {name: Batcher(compute, self._device, **options) for name, compute in computes.items()}
 
   def warm_up(self, sizes: Sequence[int]) -> None:
-    """Compiles what answers batches of these sizes, so that no caller waits for that."""
+    """Compiles what answers batches of these sizes, so that no caller waits for that.
+
+    Texts have a program for each length of rows, and those of the longest one for each number of rows; regions one for
+    each number of boxes, of which the smallest is made here.
+    """
     picture = np.zeros((64, 64, 3), np.uint8)
     whole, squashed = self._whole.read(picture, "picture"), self._squashed.read(picture, "picture")
     box = np.asarray([[0.0, 0.0, 1.0, 1.0]], np.float32)
     for size in sizes:
       self._compute_images([whole] * size)
       self._compute_regions([(squashed, box)] * size)
-      for kind in self.kinds:
-        self._compute_texts(["a"] * size, kind)
+    for kind in self.kinds:
+      for length in ROW_LENGTHS:
+        self._compute_texts([" ".join("a" * (length - 3))], kind)
+      longest = " ".join("a" * (self.model.config.text.kinds[kind].length - 3))
+      for size in sizes:
+        self._compute_texts([longest] * size, kind)
 
   async def embed_texts(self, texts: Sequence[str], kind: str) -> Float32[np.ndarray, "N D"]:
     """Embeddings of texts of a kind in `kinds`."""
