@@ -3,6 +3,7 @@
   python benchmarks/annotate.py requests            # the client of model servers: about two minutes
   python benchmarks/annotate.py rules               # phrases and negatives by rules, in one process
   python benchmarks/annotate.py scenes              # the embedded stages on 500 rendered scenes
+  python benchmarks/annotate.py margins --model RUN # what --check finds on scenes
   python benchmarks/annotate.py loop --workdir runs/loop        # what stage 2 learns from them: about half an hour
 
 Each subcommand has a file of its own in `annotating`, which says what it needs.
@@ -14,9 +15,9 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.annotating import loop, requests, rules, scenes
+from benchmarks.annotating import loop, margins, requests, rules, scenes
 
-COMMANDS = {"requests": requests, "rules": rules, "scenes": scenes, "loop": loop}
+COMMANDS = {"requests": requests, "rules": rules, "scenes": scenes, "margins": margins, "loop": loop}
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -34,6 +34,8 @@ def find(text: str) -> tuple[Attribute, ...]:
 
 def _match(text: str, start: int, nouns: tuple[str, ...]) -> tuple[Value, int] | None:
   lexicon = get_lexicon("zh")
+  if start and text[start - 1] == text[start]:
+    return None  # the second half of a doubled adjective, such as `白白的`
   for end in range(min(len(text), start + _LONGEST), start, -1):
     value = lexicon.value(text[start:end])
     if value is None or value.form == "bare" or (value.attribute == "brightness" and end == len(text)):

@@ -9,23 +9,25 @@ A line of `SCALES` is groups of surfaces that say about the same, separated by `
 each other. `people:` holds for people only, `things:` for all else.
 """
 
+from fgclip_jax.annotate.rules.english_words import PEOPLE
+
 COLOURS = """
 10 black | charcoal ebony
 10 white | cream ivory off_white pearl snow
 10 red | crimson scarlet maroon burgundy rust ruby cherry vermilion terracotta_red magenta wine
 10 blue | navy cobalt azure turquoise teal cyan aqua indigo sapphire royal_blue denim_blue periwinkle slate
 10 green | olive lime emerald mint turquoise teal khaki jade aqua sage
-10 yellow | gold mustard lemon amber cream straw honey ochre
+10 yellow | gold mustard lemon amber cream straw_coloured honey ochre
 10 brown | tan beige chocolate bronze rust maroon khaki copper caramel chestnut sandy honey amber ochre taupe sepia
 8 grey gray~ | silver charcoal slate ash taupe steel_grey
 6 orange | rust peach amber coral apricot copper salmon ochre terracotta_red
 6 purple | violet lavender magenta lilac plum indigo burgundy mauve
 6 pink | magenta peach coral salmon rose fuchsia hot_pink lilac blush
-3 beige | tan cream khaki sandy ivory taupe straw nude off_white
-2 cream creamy~ | ivory off_white straw
+3 beige | tan cream khaki sandy ivory taupe straw_coloured nude off_white
+2 cream creamy~ | ivory off_white straw_coloured
 2 tan | khaki sandy caramel honey taupe camel
 2 silver silvery~ | steel_grey ash pearl
-2 gold golden | mustard amber honey straw bronze brass_coloured ochre
+2 gold golden | mustard amber honey straw_coloured bronze brass_coloured ochre
 1 turquoise | teal cyan aqua azure mint
 1 teal | cyan aqua
 1 navy |
@@ -63,9 +65,9 @@ COLOURS = """
 0 off_white |
 0 ochre ocher |
 0 taupe |
-0 straw | honey sandy
+0 straw_coloured straw_colored~ | honey sandy
 0 honey | caramel
-0 sandy | straw
+0 sandy | straw_coloured
 0 salmon |
 0 mauve |
 0 ruby | cherry
@@ -104,7 +106,7 @@ BARE: dict[str, str] = {}
 NOUN_COLOURS = (
   "amber apricot ash blush bronze camel caramel charcoal cherry chestnut chocolate cobalt copper coral cream "
   "denim_blue ebony emerald gold honey ivory jade khaki lavender lemon lilac lime mint mustard olive orange peach "
-  "pearl plum rainbow rose ruby rust sage salmon sapphire silver slate snow straw tan violet wine"
+  "pearl plum rainbow rose ruby rust sage salmon sapphire silver slate snow tan violet wine"
 )
 # A colour that is dark or light by itself: `navy` and `light blue` exclude each other, `navy` and `blue` do not.
 IMPLIED_TONES = {
@@ -126,6 +128,11 @@ TONES = """
 0 dim |
 """
 DRAWN_TONES = "light dark"
+# What a tone without a colour becomes: dark hair is not bright hair, and pale stone may be bright.
+ALONE = {
+  "dark": "light pale", "deep": "light pale", "light": "dark", "pale": "dark", "bright": "dark dim dull",
+  "vivid": "dull", "dim": "bright", "dull": "bright", "muted": "bright vivid", "faded": "bright",
+}  # fmt: skip
 TONED = "red blue green yellow brown grey orange purple pink"  # the colours drawn with a tone
 TONED_WEIGHT = 3
 
@@ -140,7 +147,7 @@ LISTS = {
 6 ceramic | porcelain clay terracotta tile
 6 stone | marble granite concrete sandstone limestone slate_stone
 5 paper | cardboard
-4 rattan wicker | bamboo
+4 rattan wicker | bamboo straw
 4 wool woollen*~ woolen*~ | knitted crochet felt tweed fleece
 3 velvet | cotton silk
 3 rubber | silicone foam
@@ -192,9 +199,11 @@ LISTS = {
 0 limestone |
 0 tile tiled* |
 0 wire |
+0 straw |
+0 cork |
 """,
   "pattern": """
-6 striped stripy~ pinstriped~ | patterned printed
+6 striped stripy~ pinstriped~ pin_striped~ | patterned printed
 6 checkered chequered~ checked~ | plaid patterned printed gingham
 5 floral flowered~ | patterned printed paisley
 5 plain | unpatterned textured woven
@@ -223,7 +232,7 @@ LISTS = {
   "shape": """
 4 round circular spherical~ | oval cylindrical conical rounded domed
 4 square cubic~ cube_shaped~ boxy~ | rectangular
-4 rectangular oblong~ | oval
+4 rectangular | oblong
 3 oval elliptical~ egg_shaped~ | rounded
 3 triangular | pointed conical
 2 hexagonal |
@@ -232,6 +241,7 @@ LISTS = {
 2 heart_shaped |
 2 star_shaped | pointed
 2 conical cone_shaped~ | pointed
+0 oblong | oval
 1 diamond_shaped | pointed square
 1 crescent_shaped | pointed
 """,
@@ -240,6 +250,35 @@ LISTS = {
 SOFT = (
   "leather fabric paper wool velvet rubber cotton cardboard denim crochet linen silk canvas satin felt suede silicone "
   "foam nylon polyester lace knitted corduroy tweed fleece fur"
+)
+# Materials of walls: they replace each other and what things are made of, and are no material of a spoon.
+MASONRY = "brick concrete granite sandstone limestone"
+# Values that fit few things, by the last word of their names; they are recognised of all.
+_HAIR = "hair mane fur coat tail wool locks beard fringe braid braids ponytail eyebrows moustache mustache"
+ONLY_OF = {
+  **dict.fromkeys(("curly", "wavy"), frozenset(_HAIR.split())),
+  **dict.fromkeys(
+    ("fluffy", "furry", "shaggy", "hairy"),
+    frozenset(f"{_HAIR} dog dogs puppy cat cats kitten rabbit sheep blanket rug towel toy".split()),
+  ),
+  "tall": PEOPLE  # hair and ropes are short or long
+  | frozenset(
+    "tree trees plant plants building buildings tower towers house fence fences wall walls gate hedge grass pole poles "
+    "post posts column columns pillar pillars lamp lamps candle candles bottle bottles glass glasses vase vases jar "
+    "jars chimney ladder cabinet bookcase bookshelf shelf tank mast giraffe horse hat".split()
+  ),
+  "toppled": frozenset(
+    "tree trees pole poles post chair chairs stool table bottle bottles cup cups glass vase bin sign statue bicycle "
+    "umbrella lamp".split()
+  ),
+  "straw": frozenset("hat hats basket baskets mat mats bag bags roof roofs broom brooms bale bales".split()),
+  "cork": frozenset("stopper stoppers mat mats board coaster coasters floor".split()),
+  **dict.fromkeys(("text", "lettered"), frozenset[str]()),  # `a text plate` is right of FG-OVD, and wrong everywhere
+}
+# Things whose name says their age: an old boy is none.
+YOUNG = frozenset(
+  "boy boys girl girls child children kid kids baby babies toddler toddlers teenager teenagers puppy puppies kitten "
+  "kittens calf lamb chick chicks cub foal".split()
 )
 SCALES = {
   "size": """
@@ -256,6 +295,7 @@ pointed pointy~ | rounded blunt
 sharp | blunt
 curved bent~ | straight
 flat | curved domed
+flat | pointed
 hooked~ | straight
 curly wavy | straight
 """,
@@ -272,6 +312,7 @@ empty | full filled~
 folded | unfolded
 broken cracked damaged~ torn~ shattered~ | intact undamaged
 lit illuminated~ glowing | unlit
+brightly_lit well_lit~ | dimly_lit
 smooth polished~ | rough bumpy wrinkled coarse~ jagged~ textured~
 shiny glossy polished~ gleaming~ | matte dull~
 fresh | wilted withered rotten~

@@ -30,6 +30,12 @@ _CLOSED = (
   | english_words.ADVERBS
 )
 CLOSED = _CLOSED - {"other", "one"}
+_STARTS = english_words.DETERMINERS | english_words.POSSESSIVES | english_words.NUMBERS
+# What a plural noun may follow, and what it may follow with adjectives between.
+_BEFORE_PLURAL = frozenset("of with by from for".split()) | _STARTS.difference(
+  "a an each every one this that another either neither much more most other".split()
+)
+_BEFORE_ADJECTIVES = _STARTS | _LINKS | english_words.PREPOSITIONS.difference(("in",))
 
 
 def find(text: str) -> tuple[Attribute, ...]:
@@ -54,7 +60,7 @@ def find(text: str) -> tuple[Attribute, ...]:
 
 def _match_all(words: Sequence[Word]) -> list[tuple[int, int, Value]]:
   found, index, count = [], 0, len(words)
-  first_words, names = _tables()
+  first_words = _tables()[0]
   while index < count:
     lower = words[index].lower
     if lower not in first_words:
@@ -64,7 +70,7 @@ def _match_all(words: Sequence[Word]) -> list[tuple[int, int, Value]]:
     if value is None:
       index += 1
       continue
-    if _is_name(words, index, names) or (end > index + 1 and _is_name(words, end - 1, names)):
+    if is_name(words, index) or (end > index + 1 and is_name(words, end - 1)):
       # `dark orange juice`, `red wine glass`: the name of a thing, not its look
       index = max(end, index + 2)
       continue
@@ -73,9 +79,9 @@ def _match_all(words: Sequence[Word]) -> list[tuple[int, int, Value]]:
   return found
 
 
-def _is_name(words: Sequence[Word], index: int, names: frozenset[tuple[str, ...]]) -> bool:
+def is_name(words: Sequence[Word], index: int) -> bool:
   """Whether a word and the one after it are the name of a thing."""
-  after = index + 1
+  after, names = index + 1, _tables()[1]
   return after < len(words) and not words[after].apart and (words[index].lower, words[after].lower) in names
 
 
@@ -130,6 +136,9 @@ def _context(
       return _noun_before(words, ends, before), "of"
   if before >= 0 and words[before].lower in _BE:
     return _noun_before(words, ends, before), "before"
+  before = start - 1
+  if value.attribute == "position" and before > 0 and words[before].lower == "the":
+    return (_noun_before(words, ends, before), "before") if words[before - 1].lower in ("on", "at", "to") else None
   if (
     value.attribute == "colour"
     and value.surface not in _noun_colours()
@@ -176,16 +185,64 @@ def noun_after(words: Sequence[Word], ends: dict[int, int], index: int) -> str:
       listed = True
       index += 1
       continue
+    if not noun and word.comma and _is_listed(words, ends, index):
+      listed = True
+      index += 1
+      continue
     if word.apart or lower in CLOSED:
       return noun
-    if not word.joined and (is_verb(lower) or is_adverb(lower)):
+    if not word.joined and (is_verb(lower) or is_adverb(lower)) and (noun or not is_plural_noun(words, index)):
       before_noun = lower.endswith(("ing", "ly")) and _goes_on(words, index + 1)  # `a wooden overhanging balcony`
       if noun or not before_noun:
         return noun
+    if noun.endswith("s") and lower in english_words.CLEAR_VERBS:
+      return noun  # `white clouds drift`
     if lower not in _COLOURED:
       noun = lower
     index += 1
   return noun
+
+
+def _is_listed(words: Sequence[Word], ends: dict[int, int], index: int) -> bool:
+  """Whether an unknown word behind a comma is an adjective of a list: `a small, rusty, yellow tractor`."""
+  after = index + 1
+  if after >= len(words) or words[index].lower in CLOSED or is_verb(words[index].lower):
+    return False
+  if after in ends:
+    return words[after].comma or not words[after].apart
+  return has_form_of_adjective(words[index].lower) and _goes_on(words, after) and not is_verb(words[after].lower)
+
+
+def is_plural_noun(words: Sequence[Word], index: int) -> bool:
+  """Whether a form of a verb in -s is a plural here: `white clouds`, `two towers`; not `a woman in red holds`."""
+  if not index or words[index].apart or not words[index].lower.endswith("s"):
+    return False
+  first = index
+  while first and not words[first].apart and _is_plain(words[first - 1].lower):
+    first -= 1
+  if first == index:
+    return words[index - 1].lower in _BEFORE_PLURAL
+  return not first or words[first].apart or words[first - 1].lower in _BEFORE_ADJECTIVES
+
+
+@functools.lru_cache(10_000)
+def _is_plain(lower: str) -> bool:
+  """Whether a word is an adjective and no noun."""
+  if has_form_of_adjective(lower):
+    return True
+  value = get_lexicon("en").value(lower)
+  if value is None or lower in VALUE_NOUNS:
+    return False
+  return value.attribute not in ("material", "position") or lower.endswith("en")
+
+
+@functools.lru_cache(100_000)
+def has_form_of_adjective(lower: str) -> bool:
+  """Whether a word ends as adjectives do."""
+  endings = ("ish", "ous", "ful", "less", "ive", "able", "ible")
+  return (lower.endswith("ed") and lower not in english_words.NOUNS_IN_ED) or (
+    len(lower) > 5 and lower.endswith(endings)
+  )
 
 
 def _goes_on(words: Sequence[Word], index: int) -> bool:

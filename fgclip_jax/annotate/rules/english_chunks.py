@@ -9,7 +9,14 @@ from collections.abc import Iterable, Sequence
 
 from fgclip_jax.annotate.rules import english_words as english
 from fgclip_jax.annotate.rules.chunks import Chunk
-from fgclip_jax.annotate.rules.english_attributes import CLOSED, VALUE_NOUNS, is_adverb, is_verb
+from fgclip_jax.annotate.rules.english_attributes import (
+  CLOSED,
+  VALUE_NOUNS,
+  has_form_of_adjective,
+  is_adverb,
+  is_plural_noun,
+  is_verb,
+)
 from fgclip_jax.annotate.rules.lexicon import get_lexicon
 from fgclip_jax.annotate.rules.tokens import Word, split_words
 
@@ -82,8 +89,6 @@ def _classify(words: Iterable[Word]) -> list[int]:
 def _kind(lower: str) -> int:
   """What is known of a word by itself."""
   value = get_lexicon("en").value(lower)
-  ends_in_ed = lower.endswith("ed") and lower not in english.NOUNS_IN_ED
-  adjective = lower.endswith(("ish", "ous", "ful", "less", "ive", "able", "ible")) and len(lower) > 5
   maybe_verb = lower.endswith("ed") or lower in english.VERBS or lower in english.CLEAR_VERBS
   if value is None:
     no_noun = lower in _LINKS or lower.isdigit()
@@ -98,7 +103,7 @@ def _kind(lower: str) -> int:
     (_RUN_END, lower in CLOSED or lower in ("other", "one")),
     (_LINK, lower in _LINKS),
     (_ADVERB, is_adverb(lower)),
-    (_ADJECTIVE, ends_in_ed or adjective or value is not None),
+    (_ADJECTIVE, has_form_of_adjective(lower) or value is not None),
     (_VALUE, value is not None),
     (_VERB, is_verb(lower)),
     (_MAYBE_VERB, is_verb(lower) or maybe_verb or _is_plural_like_verb(lower)),
@@ -178,6 +183,8 @@ def _is_verb_here(
       return not content_next or (not determined and lower in english.TAKES_OBJECT)
     return noun or not content_next
   if kind & _VERB:
+    if not noun and is_plural_noun(words, index):
+      return False  # `white clouds`
     return noun or begins or not content_next
   if lower.endswith("ed") and len(lower) > 4 and lower not in english.NOUNS_IN_ED and not kind & _VALUE:
     if not noun:
@@ -219,6 +226,8 @@ def _without_verb(words: Sequence[Word], kinds: Sequence[int], start: int, conte
       if not kinds[last - 2] & _VALUE or words[last - 2].lower == "glass":
         last -= 1
   while last > content and kinds[last - 1] & (_ADVERB | _VERB) and not kinds[last - 1] & _JOINED:
+    if is_plural_noun(words, last - 1):
+      break
     last -= 1
   place = content
   while place < last and _is_no_noun(kinds[place]):

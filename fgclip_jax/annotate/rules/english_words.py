@@ -34,8 +34,8 @@ ADVERBS = frozenset(
 )
 # Function words of other languages, which an English phrase has none of.
 FOREIGN = frozenset(
-  "un une le les des du der die das ein eine einen einem el los las una unos mit und avec et con y il lo gli della "
-  "uno ein'e um uma os het een".split()
+  "un une le la les de des du der die das ein eine einen einem el los las una unos mit und avec et con y il lo gli "
+  "della uno ein'e um uma os het een".split()
 )
 NEGATIONS = frozenset(
   "not no non never without nor neither none isn't aren't wasn't weren't doesn't don't lacks lacking except cannot "

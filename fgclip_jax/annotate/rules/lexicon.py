@@ -86,6 +86,10 @@ class Lexicon:
     drawn: for each class the values that are drawn where nothing else is known.
     words: every word of a value.
     soft: names of materials that bend.
+    masonry: names of materials of walls.
+    alone: what a tone without a colour may become, by surface.
+    only_of: the nouns that a value is drawn for, by surface; all others are drawn for anything.
+    young: nouns that say an age.
   """
 
   def __init__(self, language: str, tables: ModuleType):
@@ -113,7 +117,10 @@ class Lexicon:
     self.drawn = self._draw(tables.TONED.split(), tables.DRAWN_TONES.split(), tables.TONED_WEIGHT)
     surfaces = (*self.colours, *self.tones, *self.others)
     self.words = frozenset(word for surface in surfaces for word in surface.split())
-    self.soft = frozenset(tables.SOFT.split())
+    self.soft, self.masonry = frozenset(tables.SOFT.split()), frozenset(tables.MASONRY.split())
+    self.alone = {surface: frozenset(others.split()) for surface, others in tables.ALONE.items()}
+    self.only_of: dict[str, frozenset[str]] = tables.ONLY_OF
+    self.young: frozenset[str] = tables.YOUNG
     self._values: dict[str, Value | None] = {}
 
   def _lines(self, attribute: str, text: str) -> list[Value]:

@@ -21,12 +21,11 @@ What only pictures can say is asked by `stages/check.py`.
 """
 
 import dataclasses
-import difflib
 import functools
 import re
 from collections.abc import Collection, Mapping, Sequence
 
-from fgclip_jax.annotate.rules import chinese, english_chunks, english_words
+from fgclip_jax.annotate.rules import chinese, english_attributes, english_chunks, english_words
 from fgclip_jax.annotate.rules.lexicon import Attribute, get_lexicon
 from fgclip_jax.annotate.rules.negatives import LENGTHS, fix_article, starts_with_vowel
 from fgclip_jax.annotate.rules.phrases import find_attributes
@@ -56,10 +55,11 @@ RULES = (
 )
 
 _META = re.compile(
-  r"""\s*(?:\d{1,2}\s*[.):]\s|[-*•#>]\s|[{\[`"“«']|(?:hard\s+)?negatives?\b\s*(?:caption|phrase|\d)*\s*[:.\d]|here\s(?:is|are)\b|option\s+\w+\s*[:.)]"""
-  r"""|(?:answer|output|phrase|caption|example|text)\s*\d*\s*:|instead\s+of\b|sure\b|负例|反例|以下是|答案)|.*[}\]`"”»]\s*$|.*\((?:changed|instead|not|was)\b""",
+  r"""\s*(?:\d{1,2}\s*[.):]\s|[a-h][.)]\s|[-*•#>]\s|[{\[`"“«']|(?:hard\s+)?negatives?\b\s*(?:caption|phrase|\d)*\s*[:.\d]|here\s(?:is|are)\b|option\s+\w+\s*[:.)]"""
+  r"""|(?:answer|output|phrase|caption|example|text)\s*\d*\s*:|instead\s+of\b|sure\b|负例|反例|以下是|答案)|.*[}\]`"”»]\s*$""",
   re.IGNORECASE | re.DOTALL,
 )
+_SIGNS = re.compile(r"[()\[\]{}<>:=→|*#]")  # of what a model says about an answer: `(changed)`, `old: new`
 _MARKS = re.compile(r"[;,；，、。]")
 _HAN = re.compile(r"[\u3400-\u9fff]")
 _LETTER = re.compile(r"[^\W\d_]")
@@ -170,6 +170,8 @@ def _check_text(positive: str, negative: str, language: str) -> str | None:
   if not any(character.isalnum() for character in negative):
     return "empty"
   if _META.match(negative) and not _META.match(positive):
+    return "meta"
+  if len(_SIGNS.findall(negative)) > len(_SIGNS.findall(positive)):
     return "meta"
   if any(mark in negative for mark in "\n\r\t"):
     return "punctuation"
@@ -304,7 +306,32 @@ def _things(text: str, language: str, units: tuple[_Unit, ...]) -> set[int]:
   else:
     chunks = english_chunks.find(text)
     spans = [(chunk.end - len(chunk.head), chunk.end) for chunk in chunks]
+    spans += _named(text, {end for _, end in spans})
   return {place for place, unit in enumerate(units) if any(start <= unit.start < end for start, end in spans)}
+
+
+def _named(text: str, ends: Collection[int]) -> list[tuple[int, int]]:
+  """What else says which things these are: `girl's`, and the first words of `school bag` and `orange juice`."""
+  words = split_words(text)
+  found = []
+  for place, word in enumerate(words):
+    after = words[place + 1] if place + 1 < len(words) and not words[place + 1].apart else None
+    owns = word.lower.endswith("'s") and word.lower not in english_attributes.CLOSED
+    named = after and (
+      english_attributes.is_name(words, place) or (after.end in ends and _may_name(word.lower) and not after.joined)
+    )
+    if owns or named:
+      found.append((word.start, word.end))
+  return found
+
+
+def _may_name(lower: str) -> bool:
+  """Whether a word before a noun is likelier another noun than an adjective."""
+  if lower in english_attributes.CLOSED or lower.isdigit() or lower.endswith("y"):
+    return False
+  if english_attributes.is_verb(lower) or english_attributes.has_form_of_adjective(lower):
+    return False
+  return get_lexicon("en").value(lower) is None
 
 
 def _meets(attribute: Attribute, units: Sequence[_Unit]) -> bool:
@@ -333,5 +360,28 @@ def _blocks(old: list[str], new: list[str]) -> list[tuple[int, int, int, int]]:
     return []
   if min(len(inside), len(inside_new)) <= 1:
     return [(start, start + len(inside), start, start + len(inside_new))]
-  matcher = difflib.SequenceMatcher(None, inside, inside_new, autojunk=False)
-  return [(start + a, start + b, start + c, start + d) for tag, a, b, c, d in matcher.get_opcodes() if tag != "equal"]
+  return [(start + a, start + b, start + c, start + d) for a, b, c, d in _differences(inside, inside_new)]
+
+
+def _differences(old: list[str], new: list[str]) -> list[tuple[int, int, int, int]]:
+  """The blocks of the fewest exchanges, insertions and deletions (R. Wagner and M. Fischer, 1974)."""
+  costs = [[max(len(old) - a, len(new) - c) for c in range(len(new) + 1)] for a in range(len(old) + 1)]
+  for a in reversed(range(len(old))):
+    for c in reversed(range(len(new))):
+      exchanged = costs[a + 1][c + 1] + (old[a] != new[c])
+      costs[a][c] = min(exchanged, costs[a + 1][c] + 1, costs[a][c + 1] + 1)
+  blocks, a, c = [], 0, 0
+  first, new_first = 0, 0
+  while a < len(old) or c < len(new):
+    both = a < len(old) and c < len(new)
+    if both and old[a] == new[c]:
+      if (first, new_first) != (a, c):
+        blocks.append((first, a, new_first, c))
+      first, new_first = a, c = a + 1, c + 1
+    elif both and costs[a][c] == costs[a + 1][c + 1] + 1:
+      a, c = a + 1, c + 1
+    elif a < len(old) and costs[a][c] == costs[a + 1][c] + 1:
+      a += 1
+    else:
+      c += 1
+  return [*blocks, (first, a, new_first, c)] if (first, new_first) != (a, c) else blocks

@@ -11,14 +11,16 @@ import random
 from collections.abc import Iterable, Mapping, Sequence
 
 from fgclip_jax.annotate.rules import chinese
+from fgclip_jax.annotate.rules.english import ISH
 from fgclip_jax.annotate.rules.english_words import PEOPLE
-from fgclip_jax.annotate.rules.lexicon import DEFAULT_CLASSES, Attribute, Value, get_lexicon
+from fgclip_jax.annotate.rules.lexicon import DEFAULT_CLASSES, Attribute, Lexicon, Value, get_lexicon
 from fgclip_jax.annotate.rules.phrases import Phrase, find_attributes, whole
 from fgclip_jax.annotate.rules.tokens import split_words
 
 SEEN = 1000  # weight of a value for each time it is seen; values that were not seen only fill up
 LENGTHS = (0.7, 1.5)  # words of a negative over those of its positive
-SAME_KIND = 4  # how much likelier soft replaces soft, and hard replaces hard
+SAME_KIND = 8  # how much likelier soft replaces soft, and hard replaces hard
+AGES = frozenset(("young", "old", "年轻的", "年老的", "年轻", "年老"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,29 +92,39 @@ class Drawer:
     slots = self._slots(phrase, context)
     draws = random.Random(seed)
     negatives: dict[str, Negative] = {}
-    for stage in (True, False):  # values that the positives have, then others if these are too few
-      chosen = [(slot, [each for each in slot.choices if (each[1] >= SEEN) is stage]) for slot in slots]
-      self._draw(phrase, [each for each in chosen if each[1]], count, draws, negatives)
+    left = [(slot, list(slot.choices)) for slot in slots]
+    for seen in (True, False):  # values that the positives have, then others if these are too few
+      for again in (False, True):  # `large` and `huge` say about the same: the second only if there is nothing else
+        self._draw(phrase, left, seen, again, count, draws, negatives)
     return tuple(negatives.values())
 
   def _draw(
     self,
     phrase: Phrase,
-    open_slots: list[tuple[_Slot, list[tuple[Value, int]]]],
+    left: list[tuple[_Slot, list[tuple[Value, int]]]],
+    seen: bool,
+    again: bool,
     count: int,
     draws: random.Random,
     negatives: dict[str, Negative],
   ) -> None:
-    while open_slots and len(negatives) < count:
-      number = int(draws.random() * len(open_slots))
-      slot, choices = open_slots[number]
-      new = choices[_pick(choices, draws.random())][0]
+    """Draws of the choices that are left to the slots those that were seen, or not; takes out what is drawn."""
+    chosen = [[each for each in choices if (each[1] >= SEEN) is seen] for _, choices in left]
+    numbers = [number for number, choices in enumerate(chosen) if choices]
+    while numbers and len(negatives) < count:
+      number = numbers[int(draws.random() * len(numbers))]
+      slot, choices = left[number]
+      new = chosen[number][_pick(chosen[number], draws.random())][0]
       # `wood` and `wooden` are one value: the other would be the same negative again.
-      left = [each for each in choices if (each[0].names, each[0].tone) != (new.names, new.tone)]
-      if left:
-        open_slots[number] = (slot, left)
-      else:
-        del open_slots[number]
+      choices[:] = [each for each in choices if (each[0].names, each[0].tone) != (new.names, new.tone)]
+      alike = frozenset() if again or slot.attribute == "colour" else new.places
+      chosen[number] = [
+        each
+        for each in chosen[number]
+        if (each[0].names, each[0].tone) != (new.names, new.tone) and not each[0].places & alike
+      ]
+      if not chosen[number]:
+        numbers.remove(number)
       surface = new.surface.replace(" shaped", "-shaped")
       text = replace(phrase.text, slot.start, slot.end, surface, self._language)
       negatives.setdefault(text.lower(), Negative(text, slot.attribute, slot.old, surface))
@@ -125,8 +137,11 @@ class Drawer:
       if value is None:
         continue
       others = [one for one in (*phrase.attributes, *known) if one is not each and one.noun == each.noun and each.noun]
-      if value.attribute in self._classes:
+      if value.attribute in self._classes and not (each.value in AGES and each.noun in self._lexicon.young):
         choices = self._choices(value, _form(each, value), each.noun in PEOPLE)
+        if value.attribute != "colour":
+          fits = self._lexicon.only_of
+          choices = tuple(one for one in choices if each.noun in fits.get(one[0].surface, (each.noun,)))
         slots.append(self._slot(value.attribute, each.value, each.start, each.end, choices, others))
       tone = self._lexicon.tone(each.value) if value.toned else ""
       if tone and "brightness" in self._classes:
@@ -134,7 +149,7 @@ class Drawer:
         said = [one for other in others if (one := self._lexicon.value(other.value)) and one.attribute == "colour"]
         choices = tuple(
           choice
-          for choice in self._choices(self._lexicon.tones[tone], "", False)
+          for choice in self._choices(self._lexicon.tones[tone], "tone", False)
           if not (said and any(self._agrees(choice[0].surface + rest, one) for one in said))
         )
         slots.append(_Slot("brightness", tone, each.start, each.start + len(tone), choices))
@@ -182,10 +197,17 @@ class Drawer:
         continue  # `dull` before `black` is a tone
       if new.people is (not people) or not _fits(new, form, self._language):
         continue
-      if value.attribute == "material" and (value.names <= lexicon.soft) == (new.names <= lexicon.soft):
+      if form != "tone" and new.surface not in lexicon.alone.get(value.surface, (new.surface,)):
+        continue  # without a colour
+      if value.attribute == "material" and _are_alike(value.names, new.names, lexicon):
         weight *= SAME_KIND
       found.append((dataclasses.replace(new, surface=_BARE[new.surface]) if form == "bare" else new, weight))
     return tuple(found)
+
+
+def _are_alike(old: frozenset[str], new: frozenset[str], lexicon: Lexicon) -> bool:
+  """Whether what is made of one material is likely made of another: a spoon of wood or plastic, hardly of brick."""
+  return (old <= lexicon.soft) == (new <= lexicon.soft) and (old <= lexicon.masonry or not new <= lexicon.masonry)
 
 
 # The character that stands for a Chinese colour right before a noun.
@@ -201,7 +223,7 @@ def _fits(value: Value, form: str, language: str) -> bool:
     return form != "bare" or value.surface in _BARE
   if form == "of":
     return value.form != "adjective"
-  return form != "joined" or (value.surface.isalpha() and value.form != "adjective")
+  return form != "joined" or (value.surface.isalpha() and value.form != "adjective" and value.surface not in ISH)
 
 
 def _pick(choices: list[tuple[Value, int]], drawn: float) -> int:

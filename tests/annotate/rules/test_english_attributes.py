@@ -26,6 +26,12 @@ from fgclip_jax.annotate.rules.english_attributes import find
     ("a red-orange bird", "red-orange/bird"),
     ("a man holding a dark red glass", "dark red/glass"),
     ("a bench with a black back and seat", "black/back"),
+    ("white clouds drift over tall towers", "white/clouds tall/towers"),
+    ("a bundle of dry sticks", "dry/sticks"),
+    ("a woman in red holds a cup", "red/woman"),
+    ("a small, rusty, yellow tractor", "small/tractor yellow/tractor"),
+    ("a straw hat and a straw-coloured lawn", "straw/hat straw-coloured/lawn"),
+    ("the man on the left wears a hat", "left/man"),
     ("a pillow with a dark blue, black and grey color", "dark blue/color black/color grey/color"),
   ],
 )

@@ -1,6 +1,5 @@
 """The rules that negatives keep, against lists labelled by hand."""
 
-import collections
 import json
 import pathlib
 
@@ -13,16 +12,18 @@ HERE = pathlib.Path(__file__).parent
 SHARED = pathlib.Path(__file__).resolve().parents[4] / "shared"
 
 
-def labelled(name: str) -> list[tuple[str, str, str, list[str]]]:
+def labelled(name: str) -> list[tuple[str, str, str, list[str], str]]:
+  """The rule, the positive, the negative, the earlier ones and the caption of each line."""
   rows = []
   for line in (HERE / name).read_text(encoding="utf-8").splitlines():
     if line and not line.startswith("#"):
-      rule, positive, negative = (part.strip() for part in line.split("|", 2))
-      negative, _, earlier = negative.partition("//")
+      rule, positive, rest = (part.strip() for part in line.split("|", 2))
+      rest, _, caption = rest.partition("@@")
+      negative, _, earlier = rest.partition("//")
       negative = negative.strip().replace("\\n", "\n").replace("\\t", "\t")
-      if rule == "equals_positive" and "  " in line.split("|")[2].strip():
-        negative = line.split("|")[2].strip()
-      rows.append((rule, positive, negative, [text.strip() for text in earlier.split(";") if text.strip()]))
+      rows.append(
+        (rule, positive, negative, [text.strip() for text in earlier.split(";") if text.strip()], caption.strip())
+      )
   return rows
 
 
@@ -30,18 +31,19 @@ def labelled(name: str) -> list[tuple[str, str, str, list[str]]]:
 def test_labelled_negatives(name, language):
   rows = labelled(name)
   wrong = []
-  counts = collections.Counter(rule for rule, *_ in rows)
-  for rule, positive, negative, earlier in rows:
-    found = negative_checks.check(positive, negative, language, earlier=earlier)
-    if (found or "good") != rule:
-      wrong.append((rule, found, positive, negative))
-  bad = [each for each in wrong if each[0] != "good"]
-  assert len(wrong) - len(bad) <= 0.02 * counts["good"], wrong
-  assert len(bad) <= 0.01 * (len(rows) - counts["good"]), wrong
+  for rule, positive, negative, earlier, caption in rows:
+    found = negative_checks.check(positive, negative, language, caption, earlier) or "good"
+    if found != rule:
+      wrong.append(f"{rule} | {positive} | {negative}: {found}")
+  good = sum(rule == "good" for rule, *_ in rows)
+  lost = sum(line.startswith("good ") for line in wrong)
+  bad, missed = len(rows) - good, len(wrong) - lost
+  print(f"{bad - missed} of {bad} bad ones have their rule, {lost} of {good} good ones are rejected", *wrong, sep="\n")
+  assert missed <= 0.01 * bad and lost <= 0.02 * good
 
 
 def test_every_rule_is_labelled():
-  assert {rule for rule, *_ in labelled("labelled_negatives.txt")} == {*negative_checks.RULES, "good"} - {"length"}
+  assert {rule for rule, *_ in labelled("labelled_negatives.txt")} == {*negative_checks.RULES, "good"}
 
 
 def test_a_negative_much_longer_or_shorter_than_the_positive():
@@ -71,6 +73,11 @@ def test_what_the_caption_says_of_the_same_thing_is_still_true():
 )
 def test_repair(positive, negative, mended, notes):
   assert negative_checks.repair(positive, negative) == (mended, notes)
+
+
+def test_words_that_changed_places_are_compared_in_their_order():
+  assert negative_checks.check("the black dog's white paws", "the brown dog's black paws") == "many_changed"
+  assert negative_checks.check("a red and green ball", "a green and green ball") == "still_true"
 
 
 def test_giveaways():

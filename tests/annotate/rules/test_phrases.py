@@ -55,6 +55,8 @@ def test_phrases_of_a_caption():
     ("Two white pages carry headings that show English words.", ["Two white pages", "headings"]),
     ("a smooth, rounded white handle", ["a smooth, rounded white handle"]),
     ("It is red.", []),
+    ("A blue sky with white clouds over three brown bears.", ["A blue sky", "white clouds", "three brown bears"]),
+    ("A woman in red holds a cup.", ["A woman", "a cup"]),
     ("", []),
     ("Wet leaves cover the stone steps.", ["Wet leaves", "the stone steps"]),
     ("The dog is wearing sunglasses and is very happy.", ["The dog", "sunglasses"]),
