@@ -44,10 +44,12 @@ def test_boxes_on_real_photographs(detector):
   assert sorted(each.key for each in located) == sorted(files) and len(files) == 48
   assert not any(each.failure for each in located)
   boxes = [found.box for each in located for found in each.found]
-  assert len(boxes) > 1000
+  assert len(boxes) > 500
   assert all(0 <= x < u <= 1 and 0 <= y < v <= 1 for x, y, u, v in boxes)
-  bad = sum(sum(each.bad.values()) for each in located)
-  assert 0 < bad < 0.02 * len(boxes)  # it does give some that lie outside
+  assert not any(each.bad for each in located)
+  assert any(min(box) == 0 for box in boxes) and any(
+    max(box) == 1 for box in boxes
+  )  # those that ended a little outside
   kept = {each.key: select(each.found, sizes[each.key], detector.threshold)[0] for each in located}
   assert sum(map(bool, kept.values())) == 15
   best = {name: max(found, key=lambda one: one.score) for name, found in kept.items() if found}
