@@ -51,6 +51,7 @@ _REFUSAL = re.compile(
   r"|\bnon posso\b|申し訳|すみません|できません|죄송|извините|не могу\b",
   re.IGNORECASE | re.DOTALL,
 )
+_QUOTED = re.compile(r'"[^"]{1,100}"|“[^”]{1,100}”|「[^」]{1,100}」')
 _SPECIAL = re.compile(
   r"<\|[^|<>]{0,40}\|?>?|</?(?:s|box|ref|quad|img|image|im_start|im_end|eos|bos|pad|unk|think|tool_call|start_of_turn"
   r"|end_of_turn|p|phrase|object|delimiter_of_multi_objects|loc_?\d*|grounding)>"
@@ -63,7 +64,8 @@ _NUMBERS = re.compile(
   rf"|[\[(]\s*\d*\.\d+\s*[,;]\s*\d*\.\d+\s*[\])]"  # a point
   r"|\b(?:bbox|bounding[ _-]?box(?:es)?|coordinates?|confidence|probabilit(?:y|ies)|score|logits?)\b"
   r"[^.]{0,20}?[\[(:=]?\s*\d*\.?\d"
-  r"|\b0\.\d{2,}\b(?!\s*(?:mm|cm|m|kg|g|l|ml|oz|inch|inches|percent|seconds?|miles?)\b)"
+  r"|(?<!\bfor )(?<!\band )(?<!\bor )(?<!\bto )(?<![$£€])\b0\.\d{2,}\b"
+  r"(?!\s*(?:mm|cm|m|kg|g|l|ml|oz|inch|inches|percent|seconds?|miles?)\b)"
   r"|\b[xy][12]?\s*[=:]\s*\d|(?:坐标|置信度|概率)[^。]{0,6}\d",
   re.IGNORECASE,
 )
@@ -182,7 +184,8 @@ def check(
 
 def refuses(text: str) -> bool:
   """Whether a text apologises or declines: in its first `REFUSAL_WITHIN` characters, or anywhere if it is short."""
-  refusal = _REFUSAL.search(text)
+  prose = _QUOTED.sub('""', text)  # a sign may say `Sorry, we are closed`
+  refusal = _REFUSAL.search(prose if count_words(prose) > 5 else text)
   return refusal is not None and (refusal.start() < REFUSAL_WITHIN or count_words(text) < WORDS[0])
 
 
@@ -195,7 +198,8 @@ def count_words(text: str) -> float:
 def repeats(text: str) -> bool:
   """Whether a phrase comes five times in a row, or half of four or more sentences are equal but for numbers."""
   spaced = " ".join(_HAN.sub(lambda match: f" {match[0]} ", text).split())
-  if find_repetition(spaced) or find_repetition(re.sub(r"\d+", "0", spaced)):
+  plain = " ".join(re.sub(r"\d+", "0", re.sub(r"[^\w\s]", " ", spaced.lower())).split())
+  if find_repetition(spaced) or find_repetition(plain):
     return True
   sentences = [re.sub(r"\d+", "0", normalize(part)) for part in _SENTENCE.split(text) if part.strip()]
   if len(sentences) < 4:

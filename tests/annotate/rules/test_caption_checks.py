@@ -24,8 +24,13 @@ def labelled() -> list[tuple[str, str]]:
 
 
 def test_labelled_captions():
-  wrong = [(kind, check(clean(text).text, [PROMPT]), text) for kind, text in labelled()]
-  assert not [each for each in wrong if each[0] != (each[1] or "good")]
+  rows = [(kind, check(clean(text).text, [PROMPT], at_limit=True) or "good", text) for kind, text in labelled()]
+  wrong = [row for row in rows if row[0] != row[1]]
+  good = sum(kind == "good" for kind, *_ in rows)
+  lost = sum(kind == "good" for kind, *_ in wrong)
+  bad, missed = len(rows) - good, len(wrong) - lost
+  print(f"{bad - missed} of {bad} bad ones have their class, {lost} of {good} good ones are rejected", *wrong, sep="\n")
+  assert missed <= 0.01 * bad and lost <= 0.02 * good
 
 
 def test_a_caption_that_was_cut():
