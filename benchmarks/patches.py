@@ -2,10 +2,12 @@
 
   python benchmarks/patches.py budgets --model path/to/fg-clip2-base --images pictures
   python benchmarks/patches.py transformers                                # base size, batch 8, random weights
+  python benchmarks/patches.py step                                        # the same, a training step
 
 Prints tables in Markdown. `budgets` compares the embeddings of pictures at each budget with those at the largest one.
 `transformers` runs both libraries in turns, with the same weights and patches, once their embeddings have been found
-equal; transformers pads every picture to the largest of its batch, as its processor does, and ours packs them.
+equal; transformers pads every picture to the largest of its batch, as its processor does, and ours packs them. `step`
+is both towers with SigLIP's loss, its gradients and AdamW, once three steps have given equal losses.
 """
 
 import argparse
@@ -23,13 +25,26 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 from machine import machine
 
 import fgclip_jax
+from fgclip_jax.data.packing import Caption, Example, Layout, assemble
+from fgclip_jax.data.patches import PatchLayout
 from fgclip_jax.inference.pictures import PatchedImage
+from fgclip_jax.losses.objective import Objective
+from fgclip_jax.models.transformer import Runtime
 from fgclip_jax.train.flops import patches_forward
+from fgclip_jax.train.mesh import make_mesh, to_devices
+from fgclip_jax.train.optimizer import OptimizerConfig
+from fgclip_jax.train.state import TrainSetup
+from fgclip_jax.train.step import make_step
 
 BUDGETS = (128, 256, 576, 784, 1024)
 EQUAL = 1e-4
 AIMS = {"equal": 1.0, "mixed": 1.5}  # times as fast as transformers
 BATCH = 8
+VOCABULARY = 1024  # small, so that its table's update is not what is compared
+RATE = 1e-5
+HEAD = (
+  "| pictures | ours, images/s | transformers, images/s | ratio | lowest .. highest | aim |\n| --- |" + " ---: |" * 5
+)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -42,13 +57,13 @@ def main(argv: list[str] | None = None) -> int:
   peer = commands.add_parser("transformers")
   peer.add_argument("--depth", type=int, default=12, help="blocks of the image tower (default: %(default)s)")
   peer.add_argument("--most", type=int, nargs="+", default=[256, 1024], help="patches of the largest picture")
-  for each in (budgets, peer):
+  step = commands.add_parser("step")
+  step.add_argument("--depth", type=int, default=12, help="blocks of each tower (default: %(default)s)")
+  step.add_argument("--most", type=int, nargs="+", default=[256], help="patches of the largest picture")
+  for each in (budgets, peer, step):
     each.add_argument("--rounds", type=int, default=5, help="timed turns (default: %(default)s)")
   options = parser.parse_args(argv)
-  if options.command == "budgets":
-    measure_budgets(options)
-  else:
-    compare(options)
+  {"budgets": measure_budgets, "transformers": compare, "step": compare_steps}[options.command](options)
   return 0
 
 
@@ -77,25 +92,13 @@ def measure_budgets(options: argparse.Namespace) -> None:
 def compare(options: argparse.Namespace) -> None:
   """Prints images/s of both libraries."""
   import torch
-  import transformers
 
-  torch.manual_seed(0)
-  text = {"num_hidden_layers": 1, "vocab_size": 64, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0}
-  config = transformers.Siglip2Config(
-    text_config=text, vision_config={"num_hidden_layers": options.depth, "num_patches": 256}
-  )
-  peer = transformers.Siglip2Model(config).eval()
-  with tempfile.TemporaryDirectory() as folder:
-    peer.save_pretrained(folder)
-    model = fgclip_jax.load(folder)
+  text = {"num_hidden_layers": 1, "vocab_size": 64}
+  peer, model = make_models(text, options.depth)
   print(f"{machine('jax', 'torch', 'transformers')}\n{model}, batch {BATCH}.\n")
-  print(
-    "| pictures | ours, images/s | transformers, images/s | ratio | lowest .. highest | aim |\n| --- |" + " ---: |" * 5
-  )
+  print(HEAD)
   for kind, most in itertools.product(("equal", "mixed"), options.most):
-    grids = make_grids(kind, most)
-    rng = np.random.default_rng(0)
-    given = [PatchedImage(rng.integers(0, 256, (h * w, 768), dtype=np.uint8), (h, w)) for h, w in grids]
+    given = make_pictures(kind, most)
     arrays = pad(given)
 
     def theirs(arrays=arrays):
@@ -108,16 +111,101 @@ def compare(options: argparse.Namespace) -> None:
     difference = np.abs(ours() - theirs()).max()
     if not difference <= EQUAL:
       raise ValueError(f"{kind}, {most}: embeddings differ by {difference:.2g}: speeds mean nothing")
-    turns = [(clock(ours), clock(theirs)) for _ in range(options.rounds)]
-    mine, other = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
-    ratios = sorted(b / a for a, b in turns)
-    ratio = statistics.median(ratios)
-    total = sum(h * w for h, w in grids)
-    print(
-      f"| {kind}, at most {most} ({total:,} patches) | {BATCH / mine:.2f} | {BATCH / other:.2f} | "
-      f"{ratio:.2f} | {ratios[0]:.2f} .. {ratios[-1]:.2f} | {AIMS[kind]} |",
-      flush=True,
+    print_row(kind, most, given, [(clock(ours), clock(theirs)) for _ in range(options.rounds)])
+
+
+def compare_steps(options: argparse.Namespace) -> None:
+  """Prints images/s of training steps of both libraries."""
+  import torch
+
+  peer, model = make_models({"num_hidden_layers": options.depth, "vocab_size": VOCABULARY}, options.depth)
+  length = model.config.text.short_length
+  print(f"{machine('jax', 'torch', 'transformers')}\n{model}, training steps, batch {BATCH}, {length} tokens.\n")
+  print(HEAD)
+  weights = {name: value.clone() for name, value in peer.state_dict().items()}
+  for kind, most in itertools.product(("equal", "mixed"), options.most):
+    given = make_pictures(kind, most)
+    ids = np.random.default_rng(2).integers(3, VOCABULARY, (BATCH, length), dtype=np.int64)
+    peer.load_state_dict(weights)
+    peer.train()
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=RATE, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.0)
+    arrays, tokens = pad(given), torch.tensor(ids)
+    layout = Layout(
+      boxes=0,
+      row_length=length,
+      short_length=length,
+      long_length=None,
+      pad_id=model.config.text.pad_id,
+      patches=PatchLayout(budget=most, patch_size=model.config.vision.patch_size),
     )
+    examples = [
+      Example(image=each.patches, grid=each.grid, short=Caption(tuple(row.tolist())), record=number)
+      for number, (each, row) in enumerate(zip(given, ids, strict=True))
+    ]
+    setup = TrainSetup(
+      model.config,
+      make_mesh({"data": 1}),
+      Objective(contrast="sigmoid", global_long=0.0, regional=0.0, hard_negative=0.0),
+      OptimizerConfig(
+        learning_rate=RATE, warmup_steps=0, end_fraction=1.0, b1=0.9, b2=0.98, eps=1e-6, weight_decay=0.0
+      ),
+      Runtime(remat="none"),
+    )
+    run, batch = make_step(setup), to_devices(assemble(examples, 1, layout), setup.mesh)
+    state = setup.make_state(model.params)
+
+    def theirs(arrays=arrays, tokens=tokens, optimizer=optimizer) -> float:
+      pixels, mask, shapes = arrays
+      optimizer.zero_grad()
+      loss = peer(
+        input_ids=tokens, pixel_values=pixels, pixel_attention_mask=mask, spatial_shapes=shapes, return_loss=True
+      ).loss
+      loss.backward()
+      optimizer.step()
+      return float(loss.detach())
+
+    def ours(run=run, batch=batch) -> float:
+      nonlocal state
+      state, metrics = run(state, batch)
+      return float(metrics["loss"])
+
+    losses = [(ours(), theirs()) for _ in range(3)]
+    if not all(abs(mine - other) <= 1e-3 * abs(other) for mine, other in losses):
+      raise ValueError(f"{kind}, {most}: losses differ, {losses}: speeds mean nothing")
+    print_row(kind, most, given, [(clock(ours), clock(theirs)) for _ in range(options.rounds)])
+
+
+def make_models(text: dict, depth: int):
+  """A random `Siglip2Model` of base size, and the same weights as our model."""
+  import torch
+  import transformers
+
+  torch.manual_seed(0)
+  text = {"bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 0} | text
+  config = transformers.Siglip2Config(text_config=text, vision_config={"num_hidden_layers": depth, "num_patches": 256})
+  peer = transformers.Siglip2Model(config).eval()
+  with tempfile.TemporaryDirectory() as folder:
+    peer.save_pretrained(folder)
+    return peer, fgclip_jax.load(folder)
+
+
+def make_pictures(kind: str, most: int) -> list[PatchedImage]:
+  """Eight pictures of noise with the grids of `make_grids`."""
+  rng = np.random.default_rng(0)
+  grids = make_grids(kind, most)
+  return [PatchedImage(rng.integers(0, 256, (h * w, 768), dtype=np.uint8), (h, w)) for h, w in grids]
+
+
+def print_row(kind: str, most: int, given: list[PatchedImage], turns: list[tuple[float, float]]) -> None:
+  """A line of a table, of the seconds that each library took in turns."""
+  mine, other = (statistics.median(seconds) for seconds in zip(*turns, strict=True))
+  ratios = sorted(b / a for a, b in turns)
+  total = sum(len(each.patches) for each in given)
+  print(
+    f"| {kind}, at most {most} ({total:,} patches) | {BATCH / mine:.2f} | {BATCH / other:.2f} | "
+    f"{statistics.median(ratios):.2f} | {ratios[0]:.2f} .. {ratios[-1]:.2f} | {AIMS[kind]} |",
+    flush=True,
+  )
 
 
 def make_grids(kind: str, most: int) -> list[tuple[int, int]]:
