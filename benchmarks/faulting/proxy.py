@@ -45,10 +45,11 @@ class Proxy:
     url: the proxy's.
     conditions: what happens to requests from now on; may be set at any time.
     met: how many requests have met which fault so far; `passed` are those without one.
+    answered: bytes of the server's answers so far.
   """
 
   def __init__(self, port: int, own_port: int = 0, seed: int = 0):
-    self.conditions, self.met = Conditions(), Counter[str]()
+    self.conditions, self.met, self.answered = Conditions(), Counter[str](), 0
     self._port, self._rng = port, random.Random(seed)
     self._uploaded: dict[bytes, bytes] = {}  # answers to uploads that clients have not got, by path
     self._tasks: set[asyncio.Task | None] = set()  # asyncio itself would let one that waits be collected
@@ -121,6 +122,7 @@ class Proxy:
     if fault == "cut":
       answer = answer[: begin + (len(answer) - begin) // 2]
     writer.write(answer)
+    self.answered += len(answer)
     return None
 
   async def _ask(self, head: bytes, body: bytes, half: bool) -> bytes:

@@ -283,7 +283,7 @@ class Checkpoints:
       local = self._local.newest()
       if local is not None and local >= (self.latest or 0):
         load = functools.partial(self._load_local, local, wanted, check)
-        tried = attempt(load, False, _SAME_EVERYWHERE)
+        tried = _finish(attempt(load, False, _SAME_EVERYWHERE))
         if tried.outcome == Outcome.GOOD:
           self.restored = local
           self._log(f"restored from the local disk{'s' if jax.process_count() > 1 else ''}")
@@ -310,21 +310,23 @@ class Checkpoints:
     return None
 
   def _try_durable(self, wanted: WantedState, check: Callable[[dict[str, Any]], None]) -> Attempt:
-    def load() -> TrainState:
-      check(self.saved_config())
+    def load() -> Callable[[], TrainState]:
       metadata, saved = self._store.describe()
-      return wanted.load(self.latest, metadata, self._store.load, saved.get("checksums", {}))
+      check(saved["config"])
+      return wanted.load(self.latest, metadata, self._store.load, saved.get("checksums", {}), once=True)
 
     # over a network, what looks damaged may have been cut on its way, or not be in all listings yet
     for again in (False, True):
-      tried = insist(load, self._folder, self._remote, self._log, _REACH_SECONDS, _SAME_EVERYWHERE)
+      tried = _finish(insist(load, self._folder, self._remote, self._log, _REACH_SECONDS, _SAME_EVERYWHERE))
       if tried.outcome == Outcome.GOOD or not self._remote or again:
         break
       self._log(f"checkpoint {self.latest} cannot be read ({tried.reason[:200]}); reading it once more")
       self._open()
     return tried
 
-  def _load_local(self, step: int, wanted: WantedState, check: Callable[[dict[str, Any]], None]) -> TrainState:
+  def _load_local(
+    self, step: int, wanted: WantedState, check: Callable[[dict[str, Any]], None]
+  ) -> Callable[[], TrainState]:
     saved, parts = self._local.open(step)
     check(saved["config"])
     return wanted.load(step, by_item(parts.shapes), parts.read, {})
@@ -352,6 +354,11 @@ class Checkpoints:
     self.wait()
     self._waiter.shutdown()
     self._store.close()
+
+
+def _finish(read: Attempt) -> Attempt:
+  """Makes the state of what all processes have read well; they wait for each other, so that no one may be missing."""
+  return attempt(read.value, False, (jax.errors.JaxRuntimeError,)) if read.outcome == Outcome.GOOD else read
 
 
 def _versions() -> dict[str, str]:

@@ -1,16 +1,21 @@
 """Checkpoints by Orbax: on a disk that all processes see, or at `gs://`."""
 
+import asyncio
+import concurrent.futures
 import functools
 import os
+from collections.abc import Coroutine
 from typing import Any, cast
 
 import jax
+from etils import epath
 from orbax.checkpoint import v1 as ocp
 
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import retry, storage_fault
 from fgclip_jax.train.checkpoints.settings import Keep
 from fgclip_jax.train.distributed import agree
+from fgclip_jax.weights.checkpoint_files.shard_files import empty_array, is_here
 from fgclip_jax.weights.native import DAMAGED, SoundCheckpoints
 
 
@@ -82,8 +87,21 @@ class OrbaxStore:
     return described.metadata, cast(dict[str, Any], described.custom_metadata)
 
   def load(self, wanted: dict[str, Any]) -> dict[str, Any]:
-    """The newest checkpoint's items, laid out as wanted: trees of shapes with shardings."""
-    return self._checkpointer.load_checkpointables(None, wanted)
+    """The newest checkpoint's items, laid out as wanted: trees of shapes with shardings. Waits for no other process.
+
+    By the handler of the items, as Orbax's own functions wait: where one process cannot read, the others would do so
+    for five minutes, and number later operations differently.
+    """
+    handler, folder = ocp.handlers.PyTreeHandler(), epath.Path(paths.join(self._folder, str(self.latest)))
+
+    async def read(item: str) -> Any:
+      # Orbax reads no array of which this process has no part
+      asked = jax.tree.map(lambda leaf: leaf if is_here(leaf) else ocp.PLACEHOLDER, wanted[item])
+      return await (await handler.load(folder / item, asked))
+
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:  # the caller's own thread may have a loop of events
+      found = {item: pool.submit(_run, read(item)).result() for item in wanted}
+    return jax.tree.map(lambda leaf, array: array if is_here(leaf) else empty_array(leaf), wanted, found)
 
   def set_aside(self, step: int, reason: str) -> None:
     """Renames a checkpoint so that no run takes it for a step, and logs that.
@@ -104,6 +122,15 @@ class OrbaxStore:
   def close(self) -> None:
     """Closes the folder; errors of a save that is under way come up here, too."""
     self._checkpointer.close()
+
+
+def _run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+  # not by `asyncio.run`: at its end it looks at the tasks of all threads, which others change meanwhile
+  loop = asyncio.new_event_loop()
+  try:
+    return loop.run_until_complete(coroutine)
+  finally:
+    loop.close()
 
 
 def mark_damaged(folder: str, step: int, reason: str, log: Any) -> None:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from fgclip_jax.models.params import named_leaves
+from fgclip_jax.train.checkpoints.replicas import broadcast, choose_readers
 from fgclip_jax.train.state import COUNTS, TrainState
 from fgclip_jax.weights.checkpoint_files.checksums import check as check_sums
 
@@ -37,14 +38,20 @@ class WantedState:
     metadata: dict[str, Any],
     read: Callable[[dict[str, Any]], dict[str, Any]],
     sums: dict[str, int],
-  ) -> TrainState:
-    """Reads a checkpoint by `read`, if what it holds fits, and compares it with its checksums.
+    once: bool = False,
+  ) -> Callable[[], TrainState]:
+    """Reads a checkpoint by `read`, if what it holds fits. Waits for no other process.
 
     Args:
       step: the checkpoint's.
       metadata: its items, as trees of shapes and dtypes.
       read: reads the wanted items.
       sums: of its arrays, by name.
+      once: what several processes hold is read by one of them.
+
+    Returns:
+      A function that sends what the others need, compares all with the checksums, and returns the state. All processes
+      call it together, when each has read its part. It raises an OSError if an array is not what was saved.
 
     Raises:
       ForeignCheckpointError: it does not fit.
@@ -70,13 +77,18 @@ class WantedState:
         f"checkpoint {step} in {self._folder!r} is of another model or optimizer than the config; give another "
         f"--workdir, or the config it was made with. {len(names)} arrays differ, e.g. {', '.join(shown)}"
       )
-    items = read(targets)
-    check_sums(items, sums, metadata)
-    state = TrainState(params=items["params"], ema=items.get("ema"), **items["optimizer"])
-    if begins and not has_margin:
-      self._log(f"checkpoint {step} has no margin of objective.hard_rank: it begins with 0")
-      return dataclasses.replace(state, margin=jax.device_put(jnp.zeros((), jnp.float32), scalar.sharding))
-    return state if begins else dataclasses.replace(state, margin=None)
+    read_items = read(choose_readers(targets) if once else targets)
+
+    def finish() -> TrainState:
+      items = broadcast(read_items, targets)
+      check_sums(items, sums, metadata)
+      state = TrainState(params=items["params"], ema=items.get("ema"), **items["optimizer"])
+      if begins and not has_margin:
+        self._log(f"checkpoint {step} has no margin of objective.hard_rank: it begins with 0")
+        return dataclasses.replace(state, margin=jax.device_put(jnp.zeros((), jnp.float32), scalar.sharding))
+      return state if begins else dataclasses.replace(state, margin=None)
+
+    return finish
 
   def _check_average(self, step: int | None, stored: bool) -> None:
     if stored != (self._wanted.ema is not None):

@@ -230,7 +230,19 @@ class Parts:
       return whole
 
     assert leaf.sharding is not None
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, cut)
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, cut) if is_here(leaf) else empty_array(leaf)
+
+
+def is_here(leaf: jax.ShapeDtypeStruct) -> bool:
+  """Whether a device of this process is to hold a part of an array."""
+  assert leaf.sharding is not None
+  return bool(leaf.sharding.addressable_devices)
+
+
+def empty_array(leaf: jax.ShapeDtypeStruct) -> jax.Array:
+  """An array that is on devices of other processes only."""
+  assert leaf.sharding is not None
+  return jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, [], dtype=leaf.dtype)
 
 
 def _overlap(piece: _Piece, index: tuple[slice, ...], shape: tuple[int, ...]) -> bool:

@@ -1,4 +1,4 @@
-"""Two processes with disks of their own: they restore the same step, whatever one of them has lost."""
+"""Two processes: they restore the same step, whatever one of them has lost, and read what both hold once."""
 
 import os
 import socket
@@ -18,23 +18,45 @@ import tests.helpers.standin
 from jax.sharding import NamedSharding, PartitionSpec
 from fgclip_jax.storage import paths
 from fgclip_jax.train.checkpoints.manager import Checkpoints
+from fgclip_jax.train.checkpoints.orbax_store import OrbaxStore
 from fgclip_jax.train.checkpoints.settings import CheckpointConfig, Keep
+from fgclip_jax.train.checkpoints.shard_store import ShardStore
 from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import make_state
 
 mesh = make_mesh({mesh}, jax.devices())
 abstract = jax.eval_shape(lambda: make_state(make_optimizer(OptimizerConfig()), {{
-  "kernel": jax.numpy.zeros((8, 6)), "temperature": jax.numpy.zeros(())}}))
+  "kernel": jax.numpy.zeros((8, 600)), "temperature": jax.numpy.zeros(())}}))
 shardings = jax.tree.map(
   lambda leaf: NamedSharding(mesh, PartitionSpec("fsdp") if leaf.shape[:1] == (8,) else PartitionSpec()), abstract)
 
 def value(step, leaf):
-  return (np.arange(leaf.size).reshape(leaf.shape) * -0.0 + step).astype(leaf.dtype)
+  return (np.random.default_rng(step).normal(size=leaf.shape) * 9).astype(leaf.dtype)
 
 def state(step):
   make = lambda leaf, where: jax.make_array_from_callback(leaf.shape, where, lambda at: value(step, leaf)[at])
   return jax.tree.map(make, abstract, shardings)
+
+reads = []  # of this process from the workdir: the bytes of each, None for one that has failed
+
+def recorded(load):
+  def load_and_record(store, wanted):
+    reads.append(None)
+    found = load(store, wanted)
+    reads[-1] = sum(part.data.nbytes for leaf in jax.tree.leaves(found) for part in leaf.addressable_shards)
+    return found
+  return load_and_record
+
+for store in (OrbaxStore, ShardStore):
+  store.load = recorded(store.load)
+
+def damage(folder):  # one array
+  files = [os.path.join(place, name) for place, _, names in os.walk(folder) for name in names]
+  with open(max(files, key=os.path.getsize), "r+b") as file:
+    if folder.endswith("params"):
+      file.truncate(os.path.getsize(file.name) // 2)
+    file.write(b"damaged")
 
 def begin(workdir):
   said = []
@@ -76,7 +98,14 @@ for workdir in (orbax, plain):
   checkpoints = restored(workdir, 3)
   checkpoints.save(8, state(8), {{}}, at_once=True)
   checkpoints.close()
+  reads.clear()
   restored(workdir, 8).close()
+  assert agree(reads[0], sum) == sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract)), reads
+  if index == 0:
+    damage(os.path.join(workdir.removeprefix("stand-in://"), "checkpoints/8", "params" if workdir == orbax else ""))
+  reads.clear()
+  restored(workdir, 3).close()
+  assert agree(int(reads[0] is None), sum) == 1, reads  # the other has read its part well, and does not wait
   agree(0)
   shutil.rmtree(disk, ignore_errors=True)
 print("done", index)
