@@ -2,7 +2,7 @@
 
   python benchmarks/restoring.py
 
-Two processes with a mesh of data=2 save eight random matrices and their optimizer's state into a bucket on this
+Two processes with a mesh of data=2 save four random matrices and their optimizer's state into a bucket on this
 machine, and restore them through a proxy that counts the bytes of the server's answers. Needs requirements-gcs.txt and
 requirements-dev.txt.
 """
@@ -33,7 +33,7 @@ from fgclip_jax.train.mesh import make_mesh
 from fgclip_jax.train.optimizer import OptimizerConfig, make_optimizer
 from fgclip_jax.train.state import make_state
 mesh = make_mesh({"data": 2})
-make_params = lambda: {f"kernel_{i}": jax.numpy.zeros((width, width)) for i in range(8)}
+make_params = lambda: {f"kernel_{i}": jax.numpy.zeros((width, width)) for i in range(4)}
 abstract = jax.eval_shape(lambda: make_state(make_optimizer(OptimizerConfig()), make_params()))
 everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
 shardings = jax.tree.map(lambda leaf: everywhere, abstract)
@@ -58,7 +58,7 @@ peers.close()
 def main(argv: list[str] | None = None) -> int:
   """The command; returns its exit code."""
   parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-  parser.add_argument("--width", type=int, default=512, help="of the state's arrays (default: %(default)s)")
+  parser.add_argument("--width", type=int, default=1024, help="of the state's arrays (default: %(default)s)")
   options = parser.parse_args(argv)
   with serve(seed=0) as network:
     size = int(run(f"{network.bucket}/run", options.width, network.environment))

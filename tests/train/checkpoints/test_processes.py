@@ -56,7 +56,7 @@ def damage(folder):  # one array
   with open(max(files, key=os.path.getsize), "r+b") as file:
     if folder.endswith("params"):
       file.truncate(os.path.getsize(file.name) // 2)
-    file.write(b"damaged")
+    file.write(b"bad")  # no longer than the first array, a count
 
 def begin(workdir):
   said = []
