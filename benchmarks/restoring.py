@@ -67,9 +67,8 @@ def main(argv: list[str] | None = None) -> int:
     read = network.proxy.answered - before
   print(machine(*PACKAGES) + "\n")
   print(
-    f"a checkpoint of {size / 1e6:.1f} MB: two processes read {read / 1e6:.1f} MB, {read / size:.2f} times as much, "
+    f"a checkpoint of {size / 1e6:.1f} MB: {read / 1e6:.1f} MB read, {read / size:.2f} times as many, {seconds:.1f} s"
   )
-  print(f"in {seconds:.1f} s")
   return 0
 
 
