@@ -177,7 +177,9 @@ def noun_after(words: Sequence[Word], ends: dict[int, int], index: int) -> str:
       if after >= len(words) or words[after].apart or (words[after].lower in CLOSED and not linked):
         if not listed and _may_be_noun(words[index]):
           return words[after - 1].lower
-        if after >= len(words) or not words[after].apart or after not in ends:
+        if after >= len(words) or not words[after].apart:
+          return noun
+        if after not in ends and not (words[after].comma and _is_listed(words, ends, after)):
           return noun
       index = after
       continue
@@ -206,11 +208,14 @@ def noun_after(words: Sequence[Word], ends: dict[int, int], index: int) -> str:
 def _is_listed(words: Sequence[Word], ends: dict[int, int], index: int) -> bool:
   """Whether an unknown word behind a comma is an adjective of a list: `a small, rusty, yellow tractor`."""
   after = index + 1
-  if after >= len(words) or words[index].lower in CLOSED or is_verb(words[index].lower):
+  while after < len(words) and words[after].joined:
+    after += 1  # `old-fashioned`
+  last = words[after - 1].lower
+  if after >= len(words) or words[index].lower in CLOSED or is_verb(last):
     return False
   if after in ends:
     return words[after].comma or not words[after].apart
-  return has_form_of_adjective(words[index].lower) and _goes_on(words, after) and not is_verb(words[after].lower)
+  return has_form_of_adjective(last) and _goes_on(words, after) and not is_verb(words[after].lower)
 
 
 def is_plural_noun(words: Sequence[Word], index: int) -> bool:

@@ -238,8 +238,11 @@ class Lexicon:
     )
 
 
+_SPACES = str.maketrans("_-‑–", "    ")  # what `tokens` takes for a hyphen, too
+
+
 def _plain(surface: str) -> str:
-  return surface.strip("~*").replace("_", " ").replace("-", " ")
+  return surface.strip("~*").translate(_SPACES)
 
 
 @functools.cache

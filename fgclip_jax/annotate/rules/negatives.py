@@ -180,9 +180,8 @@ class Drawer:
     choices: tuple[tuple[Value, int], ...],
     others: Sequence[Attribute],
   ) -> _Slot:
-    said = [
-      value for value in (self._lexicon.value(one.value) for one in others) if value and value.attribute == attribute
-    ]
+    found = (self._lexicon.value(one.value) for one in others)
+    said = list(dict.fromkeys(value for value in found if value and value.attribute == attribute))
     if said:
       choices = tuple(each for each in choices if not any(self._lexicon.agrees(each[0], other) for other in said))
     return _Slot(attribute, old, start, end, choices)

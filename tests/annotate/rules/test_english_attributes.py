@@ -30,6 +30,7 @@ from fgclip_jax.annotate.rules.english_attributes import find
     ("a bundle of dry sticks", "dry/sticks"),
     ("a woman in red holds a cup", "red/woman"),
     ("a small, rusty, yellow tractor", "small/tractor yellow/tractor"),
+    ("a dark-brown, wooden, old-fashioned chair", "dark-brown/chair wooden/chair"),
     ("a straw hat and a straw-coloured lawn", "straw/hat straw-coloured/lawn"),
     ("the man on the left wears a hat", "left/man"),
     ("a pillow with a dark blue, black and grey color", "dark blue/color black/color grey/color"),

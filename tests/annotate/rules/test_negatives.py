@@ -73,6 +73,10 @@ def test_what_no_person_would_say(phrase, classes, wrong):
   assert not drawn & wrong
 
 
+def test_hyphens_of_any_kind():
+  assert len(draw("a red‑brown fox", 10)) == 10
+
+
 def test_what_says_the_same_is_drawn_last():
   sizes = {"large": 9, "huge": 9, "big": 9}
   drawn = [each.new for each in draw("a small red cup", 6, frequencies=sizes | {"blue": 1, "green": 1})]
