@@ -1,6 +1,10 @@
 """Measures `python -m fgclip_jax.annotate` and its parts; prints tables in Markdown.
 
   python benchmarks/annotate.py requests            # the client of model servers: about two minutes
+  python benchmarks/annotate.py batches             # requests and answers as files
+  python benchmarks/annotate.py kills               # a run that is killed again and again
+  python benchmarks/annotate.py scale --items 20000     # memory, files and restart with very many pictures
+  python benchmarks/annotate.py engines             # one process, four, and Beam on 500 rendered scenes
   python benchmarks/annotate.py rules               # phrases and negatives by rules, in one process
   python benchmarks/annotate.py scenes              # the embedded stages on 500 rendered scenes
   python benchmarks/annotate.py margins --model RUN # what --check finds on scenes
@@ -15,9 +19,12 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
-from benchmarks.annotating import loop, margins, requests, rules, scenes
+from benchmarks.annotating import batches, engines, kills, loop, margins, requests, rules, scale, scenes
 
-COMMANDS = {"requests": requests, "rules": rules, "scenes": scenes, "margins": margins, "loop": loop}
+COMMANDS = {
+  "requests": requests, "batches": batches, "kills": kills, "scale": scale, "engines": engines, "rules": rules,
+  "scenes": scenes, "margins": margins, "loop": loop,
+}  # fmt: skip
 
 
 def main(argv: list[str] | None = None) -> int:

@@ -2,8 +2,7 @@
 
 The server is that of the tests, in a process of its own on the same machine. The ideal is the number of requests in
 flight over the server's delay; where one of two servers is killed after a tenth of the requests, that of one. With
-faults, the client's counts by class must be those of the server's log. Batch files are written, answered in any order
-with 5 % missing, 2 % failed and 1 % twice, and read back.
+faults, the client's counts by class must be those of the server's log.
 """
 
 import argparse
@@ -11,17 +10,14 @@ import collections
 import contextlib
 import http.client
 import json
-import os
 import pathlib
-import random
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 
 from benchmarks.machine import machine
-from fgclip_jax.annotate.servers import batch_files, prompts
+from fgclip_jax.annotate.servers import prompts
 from fgclip_jax.annotate.servers.client import Client
 from fgclip_jax.annotate.servers.requests import Answer, Request
 
@@ -44,7 +40,6 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--in_flight", type=int, default=64)
   parser.add_argument("--delay", type=float, default=0.2, help="seconds before the server answers")
   parser.add_argument("--body_kib", type=int, default=85, help="size of the bodies of the second row")
-  parser.add_argument("--batch", type=int, default=120_000, help="requests that are written to batch files")
   parser.add_argument("--timeout", type=float, default=2.0, help="of the rows with faults, in seconds")
 
 
@@ -62,8 +57,7 @@ def run(options: argparse.Namespace) -> int:
   measure("text, two endpoints, one killed", options, ideal, killed=True)
   print(f"\nFaults, timeout {options.timeout:g} s:\n")
   failed = compare(options, faultless)
-  print("\nBatch files:\n")
-  return exchange_files(options.batch) or failed
+  return failed
 
 
 def measure(name: str, options: argparse.Namespace, ideal: float, size: int = 0, killed: bool = False) -> float:
@@ -111,50 +105,6 @@ def compare(options: argparse.Namespace, faultless: float) -> int:
   agree = agree and sum(client.counts.values()) == options.requests + retries
   print("The counts agree." if agree else f"The counts differ: {dict(client.counts)}")
   return 0 if agree else 1
-
-
-def exchange_files(count: int) -> int:
-  """Prints the table of batch files; returns 1 if a request is not accounted for."""
-  with tempfile.TemporaryDirectory() as folder:
-    started = time.monotonic()
-    batch_files.write(make_requests(count), os.path.join(folder, "requests"), "stub")
-    wrote = time.monotonic() - started
-    files = sorted(pathlib.Path(folder, "requests").iterdir())
-    size = max(file.stat().st_size for file in files)
-    lines = max(sum(1 for _ in file.open("rb")) for file in files)
-    keys = [str(number) for number in range(count)]
-    random.Random(0).shuffle(keys)
-    missing, failed = keys[: count // 20], keys[count // 20 : count * 7 // 100]
-    answered = keys[len(missing) + len(failed) :]
-    answers = answered + answered[: count // 100] + failed
-    random.Random(1).shuffle(answers)
-    bad = set(failed)
-    with open(os.path.join(folder, "answers.jsonl"), "w", encoding="utf-8") as file:
-      file.writelines(make_answer(key, key in bad) for key in answers)
-    started = time.monotonic()
-    found = collections.Counter()
-    left = set(keys)
-    for result in batch_files.read([os.path.join(folder, "answers.jsonl")], make_request):
-      found["answered" if isinstance(result, Answer) else result.kind] += 1
-      if isinstance(result, Answer):
-        left.remove(result.key)
-    read = time.monotonic() - started
-    again = batch_files.write(map(make_request, sorted(left)), os.path.join(folder, "again"), "stub")["requests"]
-  print("| requests | files | most lines | most MB | written in | read in | answered | twice | failed | asked again |")
-  print("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|")
-  row = [f"{count:,}", len(files), f"{lines:,}", f"{size / 1e6:.0f}", f"{wrote:.1f} s", f"{read:.1f} s"]
-  row += [f"{found[kind]:,}" for kind in ("answered", "answer_twice", "server_error")] + [f"{again:,}"]
-  print(f"| {' | '.join(map(str, row))} |")
-  expected = {"answered": len(answered), "answer_twice": count // 100, "server_error": len(failed)}
-  return 0 if found == expected and again == len(missing) + len(failed) else 1
-
-
-def make_answer(key: str, failed: bool) -> str:
-  """A line of answers."""
-  content = json.dumps({"long": f"A cup {key} stands on a table.", "short": "a cup", "unusable": False})
-  body = {"model": "stub", "choices": [{"message": {"content": content}, "finish_reason": "stop"}]}
-  response = {"status_code": 500, "body": {"error": "overloaded"}} if failed else {"status_code": 200, "body": body}
-  return json.dumps({"custom_id": key, "response": response, "error": None}) + "\n"
 
 
 @contextlib.contextmanager

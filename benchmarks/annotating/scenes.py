@@ -78,26 +78,32 @@ def annotate_scenes(
     The files of annotations, in `base`/`name`.
   """
   given = backend == "existing"
-  with open(base / f"known-{name}.jsonl", "w") as file:
+  write_known(base / f"known-{name}.jsonl", records, regions=given)
+  files = ["--images", base / "photos", "--known", base / f"known-{name}.jsonl", "--output", base / name]
+  run_quietly(annotate.main, *files, "--boxes", backend, "--workers", os.cpu_count() if given else 1)
+  return sorted((base / name / "annotations").iterdir())
+
+
+def write_known(path: pathlib.Path, records: Iterable[record.Record], regions: bool) -> None:
+  """Writes what is known of scenes: captions, and boxes with theirs."""
+  with open(path, "w") as file:
     for each in records:
-      known = {"image": picture_name(each), "short": each.short, "long": each.long}
-      if given:
+      known: dict[str, object] = {"image": picture_name(each), "short": each.short, "long": each.long}
+      if regions:
         known["regions"] = [{"box": region.box, "short": region.short} for region in each.regions]
       file.write(json.dumps(known) + "\n")
-  _quietly(annotate.main, "--images", base / "photos", "--known", base / f"known-{name}.jsonl", "--output", base / name,
-           "--boxes", backend, "--workers", os.cpu_count() if given else 1)  # fmt: skip
-  return sorted((base / name / "annotations").iterdir())
 
 
 def prepare_annotated(base: pathlib.Path, name: str, annotations: list[pathlib.Path]) -> int:
   """Prepares annotated pictures as `base`/data-`name`; returns how many things were left out."""
-  _quietly(prepare.main, "pairs", "--captions", *annotations, "--images", base / "photos",
+  run_quietly(prepare.main, "pairs", "--captions", *annotations, "--images", base / "photos",
            "--output", base / f"data-{name}", "--workers", 1)  # fmt: skip
   report = json.loads((base / f"data-{name}" / "report-train.json").read_text())
   return sum(each["count"] for each in report["findings"].values() if each["loss"] != "note")
 
 
-def _quietly(main, *arguments) -> None:
+def run_quietly(main, *arguments) -> None:
+  """Calls a command; what it prints is shown if it fails."""
   text = io.StringIO()
   with contextlib.redirect_stdout(text), contextlib.redirect_stderr(text):
     code = main([str(each) for each in arguments])

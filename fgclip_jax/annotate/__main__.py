@@ -10,10 +10,12 @@ import time
 from fgclip_jax.annotate import audit, chain, items, plan, report
 from fgclip_jax.annotate.chain import Job
 from fgclip_jax.annotate.options import make_input, make_job, make_parser, read_price
+from fgclip_jax.annotate.servers import batch_files
 from fgclip_jax.cli import exit_code, print_error
 from fgclip_jax.prepare import cli
 from fgclip_jax.storage import locks, paths
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.lookup_table import Table
 from fgclip_jax.storage.skip_report import Scope, Skip, SkipReport
 
 _MOST_PARTS = 4_000_000  # two billion pictures
@@ -58,6 +60,10 @@ def _run(job: Job, args: argparse.Namespace) -> None:
     print(f"{sum(counts):,} pictures")
     print(plan.format_rows(plan.estimate(job, counts), lanes, args.seconds, read_price(args.price)))
     return
+  if args.answers:
+    job = make_job(args, _read_answers(job, args.answers))
+  if args.requests:
+    batch_files.clear(args.requests)
   paths.write(job.folder("parts.json"), json.dumps({"parts": len(counts)}).encode())
   print(f"Annotating {sum(counts):,} pictures in {len(counts)} parts into {job.output}")
   done = chain.run(job, counts, cli.make_engine(args, job.folder()))
@@ -68,14 +74,22 @@ def _run(job: Job, args: argparse.Namespace) -> None:
   written = done.tally["items.written"]
   print(f"\nwrote {written:,} annotations to {paths.join(job.output, chain.ANNOTATIONS)}; report: {page}")
   if args.requests:
-    print(
-      f"next: have the requests in {args.requests} answered; then the same command, with --answers FILE ... in place"
-    )
-    print("of --requests")
+    made = batch_files.gather(args.requests)
+    print(f"wrote {made['requests']:,} requests into {made['files']} files in {args.requests}")
+    if made["requests"]:
+      print("next: have them answered; then the same command, with --answers FILE ... in place of --requests")
     return
   if not written:
     raise ValueError("nothing was written: no picture has a caption. Give --known captions, or --captions http")
   print(f"next: {_next(job, args)}")
+
+
+def _read_answers(job: Job, files: list[str]) -> Table:
+  """The answers of batch files, in a table for all parts."""
+  table = batch_files.make_table(files, job.folder("answers"))
+  lines, first = table.skipped
+  print(f"{table.entries:,} answers" + (f"; {lines} lines or files are none, the first: {first}" if lines else ""))
+  return table
 
 
 def _known_parts(job: Job) -> int | None:

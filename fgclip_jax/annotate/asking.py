@@ -14,7 +14,7 @@ from fgclip_jax.annotate.servers.client import Client
 from fgclip_jax.annotate.servers.endpoints import read_key
 from fgclip_jax.annotate.servers.prompts import Prompt
 from fgclip_jax.annotate.servers.requests import Answer, Check, Failure, Request
-from fgclip_jax.storage import paths
+from fgclip_jax.storage.lookup_table import Table
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Asking:
     max_side: the longest side of pictures that are sent, in pixels.
     key_file: a file with the API key; empty: it is taken from `OPENAI_API_KEY`, if that is set.
     requests: the folder that batch files are written to, in place of asking.
-    answers: files of answers to such batches, from which outcomes are taken in place of asking.
+    answers: those to such batches, from which outcomes are taken in place of asking.
   """
 
   model: str
@@ -41,7 +41,7 @@ class Asking:
   max_side: int = 1024
   key_file: str = ""
   requests: str = ""
-  answers: tuple[str, ...] = ()
+  answers: Table | None = None
 
   def signature(self) -> dict[str, Any]:
     """What of it decides answers; not where they come from."""
@@ -55,15 +55,12 @@ class Asking:
   def ask(self, requests: Iterable[Request], check: Check | None, name: str) -> Iterator[Outcome]:
     """Yields the outcome of each request in any order; of batches, of those alone that have an answer.
 
-    `name` is that of batch files.
+    `name` is that of the part.
     """
     if self.requests:
-      batch_files.write(requests, paths.join(self.requests, name), self.model)
+      batch_files.write(requests, self.requests, name, self.model)
     elif self.answers:
-      wanted = {request.key: request for request in requests}
-      for each in batch_files.read(self.answers, wanted.get, check):
-        if each.key in wanted and getattr(each, "kind", "") != "answer_twice":  # others are of another part or stage
-          yield self._outcome(each)
+      yield from map(self._outcome, batch_files.find(self.answers, requests, check))
     else:
       client = _connect(self.endpoints, self.model, self.in_flight, self.timeout, self.key_file)
       yield from map(self._outcome, client.ask(requests, check))

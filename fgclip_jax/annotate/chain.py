@@ -98,23 +98,35 @@ def run(job: Job, counts: list[int], workers: int | Engine) -> Done:
   Raises:
     ValueError: the counts do not add up, which is a fault of this program.
   """
-  parts, total = list(range(len(counts))), sum(counts)
+  total = sum(counts)
   for folder in ("drafts", "finished"):
     paths.make_folder(job.folder(folder))
   paths.make_folder(paths.join(job.output, ANNOTATIONS))
   first = functools.partial(_draft_part, job)
+  parts = _order(job.folder("drafts"), len(counts))
   found = _merge(run_tasks(first, parts, workers, total=total, label="regions", unit=" pictures"))
-  second = functools.partial(_finish_part, job, found.values, len(parts))
+  second = functools.partial(_finish_part, job, found.values, len(counts))
+  parts = _order(job.folder("finished"), len(counts))
   finished = _merge(run_tasks(second, parts, workers, total=total, label="negatives", unit=" pictures"))
   found.merge(finished)
   check_identities(found.tally)
   return found
 
 
+def _order(folder: str, parts: int) -> list[int]:
+  """The numbers of the parts, those first of which there is no file yet: a run that goes on soon asks for more."""
+  there = set(paths.list_folder(folder)) if paths.is_folder(folder) else set()
+  return sorted(range(parts), key=lambda number: paths.base_name(items.part_path(folder, number)) in there)
+
+
 def _merge(results: Iterator[Done]) -> Done:
-  total = Done(-1)
-  for done in sorted(results, key=lambda done: done.number):  # the same examples whichever part was quicker
-    total.merge(done)
+  """Adds up what tasks have done in the order of the parts, for the same examples and sums whichever was quicker."""
+  total, early = Done(-1), {}
+  for done in results:
+    early[done.number] = done
+    while following := early.pop(total.number + 1, None):
+      total.merge(following)
+      total.number += 1
   return total
 
 

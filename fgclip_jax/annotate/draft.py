@@ -5,7 +5,7 @@ import hashlib
 import json
 from typing import Any
 
-from fgclip_jax.annotate.items import Item
+from fgclip_jax.annotate.items import Item, set_fields
 from fgclip_jax.data import image as images
 from fgclip_jax.data import record as records
 from fgclip_jax.data.record import Record
@@ -25,7 +25,7 @@ class Phrase:
   """
 
   text: str
-  long: str
+  long: str = ""
   head: str = ""
 
 
@@ -116,15 +116,19 @@ class Draft:
 
   def to_json(self) -> str:
     """As one line; `from_json` reads it."""
-    return json.dumps(dataclasses.asdict(self), ensure_ascii=False)
+    values = set_fields(self) | {"item": set_fields(self.item)}
+    for name in ("phrases", "regions"):
+      if name in values:
+        values[name] = [set_fields(each) for each in values[name]]
+    return json.dumps(values, ensure_ascii=False)
 
   @classmethod
   def from_json(cls, line: str) -> "Draft":
     """What `to_json` has written."""
     values: dict[str, Any] = json.loads(line)
     values["item"] = Item(**values["item"])
-    values["phrases"] = [Phrase(**each) for each in values["phrases"]]
-    values["regions"] = [Region(**each | {"box": tuple(each["box"])}) for each in values["regions"]]
+    values["phrases"] = [Phrase(**each) for each in values.get("phrases", ())]
+    values["regions"] = [Region(**each | {"box": tuple(each["box"])}) for each in values.get("regions", ())]
     return cls(**values)
 
 

@@ -3,6 +3,7 @@
 Items are spread over parts, each of one file, which one task works on.
 """
 
+import array
 import dataclasses
 import functools
 import glob
@@ -61,6 +62,11 @@ class Item:
     if self.offset is None:
       return _folder(self.source).read((self.id,))
     return paths.read(self.source, self.offset, self.size)
+
+
+def set_fields(value: Any) -> dict[str, Any]:
+  """The fields of a dataclass but for those that are empty, which `cls(**...)` makes empty again."""
+  return {name: field for name, field in vars(value).items() if field not in (None, "", [], {}) and field is not False}
 
 
 @functools.lru_cache(maxsize=8)
@@ -244,22 +250,23 @@ def write_parts(folder: str, found: Iterable[Item], report: Report, parts: int |
     The number of items of each part.
   """
   with tempfile.TemporaryDirectory() as scratch:
-    listing, count = os.path.join(scratch, "items"), 0
+    listing, sums = os.path.join(scratch, "items"), array.array("L")
     with open(listing, "w", encoding="utf-8") as file:
       for item in found:
-        file.write(json.dumps(dataclasses.asdict(item)) + "\n")
-        count += 1
-    parts = parts or -(-count // PART) or 1
+        file.write(json.dumps(set_fields(item)) + "\n")
+        sums.append(_checksum(item.id))
+    parts = parts or -(-len(sums) // PART) or 1
     made = os.path.join(scratch, "parts")
     os.makedirs(made)
-    _distribute(listing, made, parts)
+    _distribute(listing, sums, made, parts)
     counts = []
     for number in range(parts):
-      kept: dict[str, Item] = {}
-      for item in read_part(made, number):
-        if kept.setdefault(item.id, item) is not item:
-          report("record", RecordError("item_twice", item.id, "comes twice; the first is taken"))
-      _append(made, number, [json.dumps(dataclasses.asdict(kept[identity])) for identity in sorted(kept)], "w")
+      kept: dict[str, str] = {}
+      for line in _read_lines(made, number):
+        identity = json.loads(line)["id"]
+        if kept.setdefault(identity, line) is not line:
+          report("record", RecordError("item_twice", identity, "comes twice; the first is taken"))
+      _append(made, number, [kept[identity] for identity in sorted(kept)], "w")
       counts.append(len(kept))
     paths.remove(folder)
     paths.upload(made, folder)
@@ -268,15 +275,21 @@ def write_parts(folder: str, found: Iterable[Item], report: Report, parts: int |
 
 def part_of(identity: str, parts: int) -> int:
   """The part of an item."""
-  return zlib.crc32(identity.encode()) % parts
+  return _checksum(identity) % parts
+
+
+def _checksum(identity: str) -> int:
+  return zlib.crc32(identity.encode())
 
 
 def read_part(folder: str, number: int) -> list[Item]:
   """The items of a part."""
+  return [Item(**json.loads(line)) for line in _read_lines(folder, number)]
+
+
+def _read_lines(folder: str, number: int) -> list[str]:
   path = part_path(folder, number)
-  if not paths.exists(path):
-    return []
-  return [Item(**json.loads(line)) for line in paths.read(path).decode().splitlines()]
+  return paths.read(path).decode().splitlines() if paths.exists(path) else []
 
 
 def part_path(folder: str, number: int) -> str:
@@ -284,11 +297,11 @@ def part_path(folder: str, number: int) -> str:
   return paths.join(folder, f"part-{number:05d}.jsonl")
 
 
-def _distribute(listing: str, folder: str, parts: int) -> None:
+def _distribute(listing: str, sums: Iterable[int], folder: str, parts: int) -> None:
   waiting: dict[int, list[str]] = {}
   with open(listing, encoding="utf-8") as file:
-    for count, line in enumerate(file, 1):
-      waiting.setdefault(part_of(json.loads(line)["id"], parts), []).append(line.rstrip("\n"))
+    for count, (line, checksum) in enumerate(zip(file, sums, strict=True), 1):
+      waiting.setdefault(checksum % parts, []).append(line.rstrip("\n"))
       if count % _HELD == 0:  # of a million items, not all lines are held at a time
         for number, lines in waiting.items():
           _append(folder, number, lines)

@@ -44,8 +44,8 @@ class Outcome:
 
   def line(self) -> bytes:
     """One line of a journal."""
-    names = (field for field in dataclasses.fields(self) if getattr(self, field.name) != field.default)
-    return json.dumps({field.name: getattr(self, field.name) for field in names}, ensure_ascii=False).encode() + b"\n"
+    values = {name: value for name, value in vars(self).items() if name == "key" or value != _DEFAULTS[name]}
+    return json.dumps(values, ensure_ascii=False).encode() + b"\n"
 
   @classmethod
   def parse(cls, line: bytes) -> "Outcome | None":
@@ -59,6 +59,9 @@ class Outcome:
     numbers = (outcome.attempts, *outcome.tokens)
     right = all(type(text) is str for text in texts) and all(type(number) is int for number in numbers)
     return outcome if right and len(outcome.tokens) == 2 else None
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(Outcome)}
 
 
 class Journal:

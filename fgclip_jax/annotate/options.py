@@ -26,6 +26,7 @@ from fgclip_jax.annotate.stages.region_captions import RegionCaptions
 from fgclip_jax.cli import positive
 from fgclip_jax.prepare.cli import add_engine
 from fgclip_jax.storage import paths
+from fgclip_jax.storage.lookup_table import Table
 
 STAGES = ("captions", "phrases", "boxes", "region_captions", "negatives")
 SERVED = ("captions", "boxes", "region_captions", "negatives")  # those that model servers may answer
@@ -155,8 +156,12 @@ def make_input(args: argparse.Namespace) -> Input:
   return Input(tuple(args.images), tuple(args.known), args.language or "")
 
 
-def make_job(args: argparse.Namespace) -> Job:
+def make_job(args: argparse.Namespace, answers: Table | None = None) -> Job:
   """The job.
+
+  Args:
+    args: the options.
+    answers: those of `--answers`.
 
   Raises:
     ValueError: options that are unknown or do not go together; names them.
@@ -180,7 +185,7 @@ def make_job(args: argparse.Namespace) -> Job:
     max_side=args.max_side,
     key_file=args.api_key_file,
     requests=args.requests,
-    answers=tuple(args.answers),
+    answers=answers,
   )
   classes = tuple(name.strip() for name in args.attributes.split(",") if name.strip())
   if unknown := [name for name in classes if name not in CLASSES]:

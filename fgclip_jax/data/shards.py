@@ -5,7 +5,6 @@ import threading
 from collections.abc import Iterable
 from typing import Any
 
-import grain
 import numpy as np
 
 from fgclip_jax.data import dataset_folder
@@ -149,6 +148,8 @@ def _open_shard(path: str) -> tuple[Any, str]:
     if paths.is_remote(path):
       return RemoteShard(path), ""
     paths.open(path).close()  # refuses a pipe or a device, for which the reader would wait
+    import grain  # not above: it imports JAX, which takes seconds, and most commands of `prepare` open no shard
+
     source: Any = grain.sources.ArrayRecordDataSource([path])
     len(source)  # this opens the file
     return source, ""

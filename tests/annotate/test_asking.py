@@ -8,9 +8,10 @@ import pytest
 from PIL import Image
 
 from fgclip_jax.annotate import __main__ as annotate
-from fgclip_jax.annotate import asking
+from fgclip_jax.annotate import asking, items
 from fgclip_jax.annotate.rules import negatives as rules
 from fgclip_jax.annotate.rules.phrases import find_attributes
+from fgclip_jax.annotate.servers import batch_files
 from tests.helpers import model_server
 
 LONG = (
@@ -105,19 +106,41 @@ def test_captions_and_negatives_by_a_server_that_fails(photos):
   assert all(line["captions"].startswith("stub-1; ") and line["negatives"].startswith("stub-1; ") for line in made)
 
 
-def test_batch_files_in_place_of_a_server(photos):
+def respond(line: dict, status: int = 200) -> str:
+  message = {"message": {"content": json.dumps(answer(line["body"]))}, "finish_reason": "stop"}
+  response = {"status_code": status, "body": {"choices": [message], "model": "stub", "usage": {}}}
+  return json.dumps({"custom_id": line["custom_id"], "response": response, "error": None}) + "\n"
+
+
+def read_requests(folder) -> list[dict]:
+  return [json.loads(line) for path in sorted(folder.iterdir()) for line in path.read_text().splitlines()]
+
+
+def test_batch_files_in_place_of_a_server(photos, monkeypatch, capsys):
+  monkeypatch.setattr(items, "PART", 2)
+  monkeypatch.setattr(batch_files, "MAX_LINES", 4)
+  given = ("--boxes", "http")
   for stage in ("captions", "boxes", "negatives"):
     requests = photos.parent / f"requests-{stage}"
-    assert run(photos, "out", "--requests", str(requests), "--boxes", "http") == 0
-    lines = [line for path in sorted(requests.rglob("*.jsonl")) for line in path.read_text().splitlines()]
-    answers = []
-    for line in map(json.loads, reversed(lines)):
-      message = {"message": {"content": json.dumps(answer(line["body"]))}, "finish_reason": "stop"}
-      response = {"status_code": 200, "body": {"choices": [message], "model": "stub", "usage": {}}}
-      answers.append(json.dumps({"custom_id": line["custom_id"], "response": response, "error": None}))
+    assert run(photos, "out", "--requests", str(requests), *given) == 0
+    lines = read_requests(requests)
+    asked = {line["custom_id"] for line in lines}
+    assert len(list(requests.iterdir())) == -(-len(lines) // 4)
     path = photos.parent / f"answers-{stage}.jsonl"
-    path.write_text("\n".join([answers[0], *answers]))  # one comes twice
-    assert run(photos, "out", "--answers", str(path), "--boxes", "http") == 0
+    # the first is missing, the second has failed, the last comes twice, and one line is none
+    answers = [*map(respond, lines[2:]), respond(lines[-1]), respond(lines[1], 500), "no JSON\n"]
+    path.write_text("".join(reversed(answers)))
+    capsys.readouterr()
+    assert run(photos, "out", "--answers", str(path), *given) == 0
+    assert f"{len(lines)} answers; 1 lines or files are none, the first: " in capsys.readouterr().out
+    told = counts(photos, "out")
+    assert told[f"{stage}.pending"] >= 1 and told[f"{stage}.failed.server_error"] >= 1
+    for retry, left in (("", lines[:1]), ("server_error", lines[:2])):
+      assert run(photos, "out", "--requests", str(requests), "--retry", retry, *given) == 0
+      found = [line for line in read_requests(requests) if line["custom_id"] in asked]  # others are of the next stage
+      assert sorted(map(str, found)) == sorted(map(str, left))
+    path.write_text("".join(map(respond, left)))
+    assert run(photos, "out", "--answers", str(path), "--retry", "server_error", *given) == 0
   told = counts(photos, "out")
   assert told["items.written"] == PICTURES and told["captions.answered"] == PICTURES
   for each in annotations(photos, "out"):
