@@ -20,7 +20,6 @@ import argparse
 import collections
 import contextlib
 import dataclasses
-import io
 import json
 import os
 import pathlib
@@ -33,7 +32,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -41,6 +40,7 @@ import jax
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 from fuzzing import fuzz_inputs
+from fuzzing.forks import in_fork
 from fuzzing.fuzz_case import OUTCOMES, SECONDS, UNCHANGED, Outcome, run
 from fuzzing.fuzz_targets import TARGETS, Target
 from machine import machine
@@ -66,7 +66,7 @@ def main(argv: list[str] | None = None) -> int:
   folder = pathlib.Path(tempfile.mkdtemp(prefix="fuzz-", dir=options.folder))
   keep = False
   try:
-    _fork(lambda: fuzz_inputs.generate(folder / "base"))
+    in_fork(lambda: fuzz_inputs.generate(folder / "base"))
     if options.reproduce:
       keep = True
       print(run(options.reproduce, folder / "base", folder / "case", make_model(), verbose=True))
@@ -132,24 +132,6 @@ def format_table(found: list[Outcome]) -> str:
 def make_model() -> FGCLIP:
   """The model that `embed` and `evaluate` use."""
   return FGCLIP(fuzz_inputs.FINE_GRAINED, fuzz_inputs.make_params(fuzz_inputs.FINE_GRAINED))
-
-
-def _fork(work: Callable[[], object]) -> None:
-  """Runs something in a process of its own: a process in which JAX has computed has threads, and must not fork."""
-  sys.stdout.flush()
-  child = os.fork()
-  if not child:
-    code = 1
-    try:
-      with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        work()
-      code = 0
-    except BaseException:
-      traceback.print_exc()
-    finally:
-      os._exit(code)
-  if os.waitpid(child, 0)[1]:
-    raise RuntimeError("the first inputs could not be written")
 
 
 class Worker:

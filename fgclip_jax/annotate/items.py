@@ -11,7 +11,6 @@ import itertools
 import json
 import os
 import sys
-import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
@@ -20,7 +19,7 @@ from fgclip_jax.data import annotation_fields, caption_set
 from fgclip_jax.data.caption_set import Caption
 from fgclip_jax.data.record import MAX_NEGATIVES
 from fgclip_jax.prepare.sources import caption_files, image_store
-from fgclip_jax.storage import folders, paths, tars
+from fgclip_jax.storage import atomic, folders, paths, tars
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Report, SkipReport
 
@@ -249,7 +248,7 @@ def write_parts(folder: str, found: Iterable[Item], report: Report, parts: int |
   Returns:
     The number of items of each part.
   """
-  with tempfile.TemporaryDirectory() as scratch:
+  with atomic.scratch() as scratch:
     listing, sums = os.path.join(scratch, "items"), array.array("L")
     with open(listing, "w", encoding="utf-8") as file:
       for item in found:

@@ -2,14 +2,13 @@
 
 import contextlib
 import os
-import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from fgclip_jax.data import dataset_folder
-from fgclip_jax.storage import paths, remote_shard
+from fgclip_jax.storage import atomic, paths, remote_shard
 
 
 def write(path: str, records: Iterable[bytes]) -> dataset_folder.Shard:
@@ -21,7 +20,7 @@ def write(path: str, records: Iterable[bytes]) -> dataset_folder.Shard:
     OSError: the shard cannot be written, or not be read again.
   """
   if paths.is_remote(path):
-    with tempfile.TemporaryDirectory() as scratch:
+    with atomic.scratch() as scratch:
       return _write(os.path.join(scratch, os.path.basename(path)), path, records)
   # a name of its own: a runner may start a task anew while it takes the first try for lost
   temporary = f"{path}.{uuid.uuid4().hex[:8]}.tmp"

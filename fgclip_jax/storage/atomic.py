@@ -12,11 +12,13 @@ import os
 import shutil
 import stat
 import tempfile
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 
 from fgclip_jax.storage import paths
 
+_PATIENCE = 3.0  # seconds
 _NO_SPACE = tuple(getattr(errno, name) for name in ("ENOSPC", "EDQUOT", "EFBIG", "EROFS") if hasattr(errno, name))
 
 
@@ -37,7 +39,7 @@ def file(path: str | os.PathLike[str]) -> Iterator[str]:
   if not remote and os.path.isdir(path):
     raise IsADirectoryError(errno.EISDIR, "is a folder, and a file is to be written", path)
   if remote or (os.path.exists(path) and not os.path.isfile(path)):  # a URL, /dev/stdout, a FIFO
-    with tempfile.TemporaryDirectory() as folder, _named(folder, path):
+    with tempfile.TemporaryDirectory() as folder, named(path, folder):
       yield (made := os.path.join(folder, os.path.basename(path)))
       if remote:
         paths.publish(made, path)
@@ -47,7 +49,7 @@ def file(path: str | os.PathLike[str]) -> Iterator[str]:
     return
   target = os.path.realpath(path)
   temporary = _beside(target)
-  with _named(temporary, path):
+  with named(path, temporary):
     try:
       with open(temporary, "xb") as created:
         mode = stat.S_IMODE(os.fstat(created.fileno()).st_mode)
@@ -79,7 +81,7 @@ def folder(path: str | os.PathLike[str], owned: Sequence[str] = ()) -> Iterator[
   """
   path = os.fspath(path)
   if paths.is_remote(path):
-    with tempfile.TemporaryDirectory() as made, _named(made, path):
+    with tempfile.TemporaryDirectory() as made, named(path, made):
       yield made
       _replace_remote(made, path, owned)
     return
@@ -89,7 +91,7 @@ def folder(path: str | os.PathLike[str], owned: Sequence[str] = ()) -> Iterator[
   exists = os.path.isdir(target)
   # inside a folder that exists: it may be a mount, and the one above it may be closed to us
   temporary = _beside(os.path.join(target, "new") if exists else target)
-  with _named(temporary, path), _parents(os.path.dirname(temporary)):
+  with named(path, temporary), _parents(os.path.dirname(temporary)):
     try:
       os.mkdir(temporary)
       made = os.path.join(temporary, "new")
@@ -105,8 +107,20 @@ def folder(path: str | os.PathLike[str], owned: Sequence[str] = ()) -> Iterator[
         _swap(made, target, os.path.join(temporary, "old"), owned)
       else:
         os.rename(made, target)
+    except Exception:
+      _remove(temporary)
+      raise
     finally:
       shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove(path: str) -> None:
+  """Removes a folder in which threads of a library that has failed (Orbax) may go on making files for a moment."""
+  end, gone = time.monotonic() + _PATIENCE, False
+  while time.monotonic() < end and not gone:
+    shutil.rmtree(path, ignore_errors=True)
+    time.sleep(0.1)
+    gone = not os.path.lexists(path)  # and has not come back
 
 
 def _replace_remote(made: str, path: str, owned: Sequence[str]) -> None:
@@ -119,6 +133,20 @@ def _replace_remote(made: str, path: str, owned: Sequence[str]) -> None:
     top = name.split("/")[0]
     if name.replace("/", os.sep) not in new and (top in tops or _matches(top, owned)):
       paths.remove(paths.join(path, name))
+
+
+@contextlib.contextmanager
+def scratch(beside: str | None = None) -> Iterator[str]:
+  """Makes a folder for temporary files, which goes when the block ends.
+
+  Args:
+    beside: the folder to make it in; None: that of the system, or `TMPDIR`.
+
+  Raises:
+    OSError: also where the disk is full, and then it names the folder.
+  """
+  with tempfile.TemporaryDirectory(dir=beside) as made, named(made):
+    yield made
 
 
 def check_apart(source: str, files: Iterable[str], output: str, owned: Sequence[str] = ()) -> None:
@@ -267,18 +295,24 @@ def _parents(path: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _named(temporary: str, path: str) -> Iterator[None]:
-  """Has errors name the output, not its temporary copy; libraries' own errors about a full disk become OSErrors."""
+def named(path: str, temporary: str | None = None) -> Iterator[None]:
+  """Has errors about a full disk name an output; libraries' own such errors become OSErrors.
+
+  Args:
+    path: the output.
+    temporary: its temporary copy, which no error is to name.
+  """
   try:
     yield
   except OSError as error:
     name = error.filename
-    ours = isinstance(name, str) and name.startswith(temporary)
+    ours = temporary is not None and isinstance(name, str) and name.startswith(temporary)
     if ours or (name is None and error.errno in _NO_SPACE):
       assert error.errno is not None
       raise OSError(error.errno, error.strerror, path) from error
     raise
   except Exception as error:
-    if os.strerror(errno.ENOSPC) in str(error):  # safetensors, Orbax
+    # safetensors and Orbax; SQLite
+    if any(text in str(error) for text in (os.strerror(errno.ENOSPC), "database or disk is full")):
       raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path) from error
     raise

@@ -13,11 +13,10 @@ import json
 import os
 import shutil
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-from fgclip_jax.storage import locks, paths
+from fgclip_jax.storage import atomic, locks, paths
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Skip, SkipReport
 from fgclip_jax.storage.text import is_unicode
@@ -144,7 +143,7 @@ def _make_part(task: tuple[str, int, Reader, Sequence[tuple[str, Any]]]) -> tupl
   """Writes one part; returns its number, and its `entries`, `repeated`, what was skipped, and `broken`."""
   folder, part, read, inputs = task
   found, skips, broken = 0, SkipReport(), []
-  with tempfile.TemporaryDirectory(dir=None if paths.is_remote(folder) else folder) as scratch:
+  with atomic.scratch(None if paths.is_remote(folder) else folder) as scratch:
     path = os.path.join(scratch, "part.sqlite")
     with contextlib.closing(sqlite3.connect(path, isolation_level=None)) as connection:
       # Sorted before it is stored: keys in random order would touch every page of a large tree again and again.
@@ -184,7 +183,7 @@ def _connect(folder: str, parts: int, digest: str) -> tuple[sqlite3.Connection, 
   del digest  # part of the cache's key alone
   if not paths.is_remote(folder):
     return tuple(_connect_part(folder, part) for part in range(parts))
-  with tempfile.TemporaryDirectory(prefix="fgclip_jax-table-") as local:
+  with atomic.scratch() as local:
     for part in range(parts):
       with paths.open(_part_path(folder, part)) as source, open(_part_path(local, part), "wb") as file:
         shutil.copyfileobj(source, file)

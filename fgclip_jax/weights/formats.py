@@ -8,7 +8,6 @@ import dataclasses
 import fnmatch
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from typing import Any
 
@@ -249,7 +248,7 @@ def _at_hand(path: str) -> Iterator[str]:
   if not paths.is_remote(path) or _is_read_in_place(path):
     yield path
     return
-  with tempfile.TemporaryDirectory() as scratch:
+  with atomic.scratch() as scratch:
     local = os.path.join(scratch, "model")
     given = local
     if paths.is_folder(path):

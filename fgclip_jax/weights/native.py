@@ -4,7 +4,6 @@ import contextlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -156,7 +155,7 @@ def read(folder: str, ema: bool = True) -> tuple[ModelConfig, dict[str, np.ndarr
 def _read_unused(path: str) -> dict[str, np.ndarray]:
   if not paths.is_remote(path):
     return dict(open_tensors(path))
-  with tempfile.TemporaryDirectory() as scratch:  # files of tensors are opened by name
+  with atomic.scratch() as scratch:  # files of tensors are opened by name
     paths.download(path, local := os.path.join(scratch, UNUSED_FILE))
     return {name: np.array(tensor) for name, tensor in open_tensors(local).items()}
 

@@ -3,9 +3,11 @@
 import errno
 import os
 import pathlib
+import sqlite3
 import stat
 import subprocess
 import threading
+import time
 
 import pytest
 
@@ -211,3 +213,44 @@ def test_a_disk_that_is_full_in_truth(tmp_path):
     assert _tree(disk) == before
   finally:
     subprocess.run(["umount", disk])
+
+
+@pytest.mark.parametrize(
+  "error", [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), sqlite3.OperationalError("database or disk is full")]
+)
+def test_temporary_files_that_have_no_room_are_named(tmp_path, error):
+  with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/tmp") as found:
+    with atomic.scratch(str(tmp_path)):
+      raise error
+  assert found.value.errno == errno.ENOSPC and not os.listdir(tmp_path)
+
+
+def test_an_output_that_is_written_in_place_is_named(tmp_path):
+  with pytest.raises(OSError, match="No space left on device: 'x'"), atomic.named("x"):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+  with pytest.raises(KeyError), atomic.named("x"):
+    raise KeyError("another fault")
+
+
+def test_threads_that_go_on_writing_after_a_failure_leave_nothing(tmp_path):
+  """Orbax makes folders in threads, which do not stop at once when its call has failed."""
+  late = threading.Event()
+
+  def write_late(made):
+    late.wait()
+    time.sleep(0.02)
+    os.makedirs(os.path.join(made, "params"), exist_ok=True)
+
+  def fail():
+    with atomic.folder(tmp_path / "out") as made:
+      thread = threading.Thread(target=write_late, args=(made,))
+      thread.start()
+      threads.append(thread)
+      late.set()
+      raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  threads: list[threading.Thread] = []
+  with pytest.raises(OSError, match="No space left"):
+    fail()
+  threads[0].join()
+  assert not os.listdir(tmp_path)

@@ -15,7 +15,6 @@ import os
 import queue
 import shlex
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -23,6 +22,7 @@ from typing import Any
 from fgclip_jax.annotate.boxes.backend import Located, Question, read_boxes
 from fgclip_jax.annotate.boxes.conventions import Convention
 from fgclip_jax.data import image as images
+from fgclip_jax.storage import atomic
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.storage.skip_report import printable
 
@@ -57,7 +57,7 @@ class Command:
       ValueError: the program cannot be started, or ends before it has answered.
     """
     del part
-    with tempfile.TemporaryDirectory() as folder, _running(self.program) as (process, lines):
+    with atomic.scratch() as folder, _running(self.program) as (process, lines):
       asked: dict[str, tuple[Question, str]] = {}
       for number, question in enumerate(questions):
         path = os.path.join(folder, f"{number}.jpg")

@@ -14,7 +14,6 @@ import json
 import math
 import posixpath
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -24,7 +23,7 @@ from fgclip_jax.data import annotation_fields
 from fgclip_jax.data.record import Record
 from fgclip_jax.prepare import cli
 from fgclip_jax.prepare.sources import image_store, pairs
-from fgclip_jax.storage import locks, paths, streams
+from fgclip_jax.storage import atomic, locks, paths, streams
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Report, Scope, printable
 
@@ -93,7 +92,7 @@ def make(
   with locks.hold(f"{state}.lock", f"writing {lines}"):
     if not _is_whole(lines, made, digest):
       paths.remove(made)
-      with paths.open(lines, "wb") as output:
+      with atomic.named(lines), paths.open(lines, "wb") as output:
         for line in tqdm.tqdm(join(files), desc="joining annotations", unit=" images"):
           output.write(json.dumps(line).encode() + b"\n")
       paths.write(made, json.dumps({"digest": digest, "bytes": paths.size(lines), **made_of}).encode())
@@ -113,7 +112,7 @@ def _is_whole(lines: str, made: str, digest: str) -> bool:
 @contextlib.contextmanager
 def database(*tables: str) -> Iterator[sqlite3.Connection]:
   """Opens a temporary database on disk with these tables, each given as SQL's `name (columns)`."""
-  with tempfile.TemporaryDirectory() as scratch:
+  with atomic.scratch() as scratch:
     with contextlib.closing(sqlite3.connect(f"{scratch}/join.sqlite", isolation_level=None)) as connection:
       connection.execute("PRAGMA journal_mode = OFF")
       connection.execute("PRAGMA synchronous = OFF")
