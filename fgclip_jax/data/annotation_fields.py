@@ -7,6 +7,7 @@ is left out of a record that is kept.
 import math
 import posixpath
 
+from fgclip_jax.data.example_message import MAX_TEXTS
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import Report, Scope
 
@@ -26,8 +27,8 @@ def get_text(
   """Returns the text `mapping[key]`.
 
   Raises:
-    RecordError: kinds `<name>_missing`, `<name>_wrong_type`, `<name>_empty`, `<name>_not_unicode`. An `optional`
-      text may be missing, null or empty. `name` defaults to `key`.
+    RecordError: kinds `<name>_missing`, `<name>_wrong_type`, `<name>_empty`, `<name>_too_large` (more than
+      `MAX_TEXTS`), `<name>_not_unicode`. An `optional` text may be missing, null or empty. `name` defaults to `key`.
   """
   name = name or key
   value = mapping.get(key)
@@ -41,6 +42,8 @@ def get_text(
     if optional:
       return ""
     raise RecordError(f"{name}_empty", field, "is empty")
+  if len(value) > MAX_TEXTS:
+    raise RecordError(f"{name}_too_large", field, f"has {len(value):,} characters, at most {MAX_TEXTS:,} are read")
   check_unicode(value, name, field)
   words = len(value.split())
   if words > LONG_CAPTION_WORDS:
@@ -86,7 +89,7 @@ def check_box(box, field: str = "box") -> tuple[float, float, float, float]:
   except OverflowError as error:
     raise RecordError("box_outside", field, "holds a number too large for a float") from error
   if len(values) != 4 or any(isinstance(value, (str, bool)) for value in box):
-    raise RecordError("box_not_four_numbers", field, f"needs x1, y1, x2, y2, got {box!r}")
+    raise RecordError("box_not_four_numbers", field, f"needs x1, y1, x2, y2, got {_show(box)}")
   if not all(math.isfinite(value) for value in values):
     raise RecordError("box_not_finite", field, f"has a value that is not finite: {box!r}")
   if any(value < -1e-3 or value > 1 + 1e-3 for value in values):

@@ -19,12 +19,13 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from typing import Any, NamedTuple, cast
 
 from fgclip_jax.data import record
+from fgclip_jax.data.example_message import MAX_BYTES
 from fgclip_jax.data.record import DEFAULT_LANGUAGE
-from fgclip_jax.storage import paths, workers
+from fgclip_jax.storage import atomic, paths, workers
+from fgclip_jax.storage.damaged_shard import DamagedShard
 from fgclip_jax.storage.errors import first_line
 from fgclip_jax.storage.skip_report import printable
 
@@ -170,6 +171,8 @@ def verify_shard(folder: str, entry: tuple[str, dict[str, Any]]) -> str | None:
     return f"{path} has {paths.size(path):,} bytes, it was written with {expected['bytes']:,}"
   if hash_file(path) != expected["sha256"]:
     return f"{path} is damaged: its SHA-256 is another than when it was written"
+  if not paths.is_remote(path) and (largest := DamagedShard(path).largest) > MAX_BYTES:
+    return f"{path} has a record that unpacks to {largest:,} bytes; at most {MAX_BYTES:,} are read of one"
   return None
 
 
@@ -233,7 +236,7 @@ def _write_dataset_info(folder: str, name: str, splits: dict[str, _Split]) -> No
   import tensorflow_datasets as tfds
 
   core: Any = tfds.core  # imported when first used, which type checkers do not see
-  with tempfile.TemporaryDirectory() as scratch:  # TensorFlow Datasets writes to fewer kinds of storage than we do
+  with atomic.scratch() as scratch:  # TensorFlow Datasets writes to fewer kinds of storage than we do
     identity = core.dataset_info.DatasetIdentity(
       name=name, version=core.Version(VERSION), data_dir=scratch, module_name=""
     )

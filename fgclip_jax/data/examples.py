@@ -56,6 +56,7 @@ class LoadExample:
     self._tokenizer = get_tokenizer(layout.tokenizer)
     # ids that another tokenizer made are made again
     self._stored = [name == self._tokenizer.name for name in source.tokenizers]
+    self._vocabulary = self._tokenizer.vocab_size
     self._lengths = [layout.max_length(long) for long in (False, True)]
     self._prefix = Prefix(config.short_prefix, self._tokenizer)
     self._draws = config.captions.draw == "weighted"
@@ -283,7 +284,11 @@ class LoadExample:
     return self._prefix.before(text, ids) if language in ("", records.DEFAULT_LANGUAGE) else ids
 
   def _caption(self, ids: Ids, long: bool = False) -> Caption:
+    """A caption as a batch holds it; a `RecordError` where its ids, as they are stored, are none of the tokenizer's."""
     end, length = self._tokenizer.end_id, self._lengths[long]
+    if end not in ids or min(ids) < 0 or max(ids) >= self._vocabulary:  # the model would read NaN for them
+      message = f"ids {ids[:8]}... do not end with {end}, or are not in 0..{self._vocabulary - 1}; run `prepare` again"
+      raise RecordError("tokens_wrong", "tokens", message)
     if len(ids) > length:
       ids = (*ids[: length - 1], end)
     if self.layout.pad_id is not None:

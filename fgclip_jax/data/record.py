@@ -25,6 +25,7 @@ from fgclip_jax.data import caption_set
 from fgclip_jax.data.annotation_fields import check_box
 from fgclip_jax.data.caption_set import ALT_TEXT as ALT_TEXT
 from fgclip_jax.data.caption_set import Caption as Caption
+from fgclip_jax.data.example_message import check_size, check_texts, make_example, parse_example
 from fgclip_jax.data.tokenizers import Tokenizer
 from fgclip_jax.storage.errors import RecordError
 
@@ -177,23 +178,13 @@ def features():
   )
 
 
-@functools.cache
-def _example_class() -> Any:
-  """The message `tf.train.Example` (imported here: it takes a third of a second)."""
-  from tensorflow_datasets.proto import tf_example_pb2
-
-  return getattr(tf_example_pb2, "Example")  # noqa: B009 - protobuf makes it at run time, unseen by type checkers
-
-
 def tokenize(record: Record, tokenizer: Tokenizer) -> Tokens:
   """The ids of every caption of a record, whole, with start and end id; an empty long caption has none.
 
-  Made once, when a record is written, they need not be made each time that it is read.
+  Made once, when a record is written, they need not be made each time that it is read. Of more text than
+  `example_message.MAX_TEXTS`, a `RecordError` is raised.
   """
-  regions = record.regions
-  texts = [record.short, record.long]
-  texts += [text for region in regions for text in (region.short, region.long, *region.negatives)]
-  texts += [caption.text for captions in _sets(record) for caption in captions]
+  check_texts(texts := _texts(record))
   encoded = iter(tokenizer.encode_batch(texts))
 
   def take(text: str | None = None) -> Ids:
@@ -202,13 +193,20 @@ def tokenize(record: Record, tokenizer: Tokenizer) -> Tokens:
 
   short, long = take(), take(record.long)
   region_short, region_long, negatives = [], [], []
-  for region in regions:
+  for region in record.regions:
     region_short.append(take())
     region_long.append(take(region.long))
     negatives.append(tuple(take() for _ in region.negatives))
   captions, *region_captions = (tuple(take() for _ in captions) for captions in _sets(record))
   region_captions = tuple(region_captions) if any(region_captions) else ()
   return Tokens(short, long, tuple(region_short), tuple(region_long), tuple(negatives), captions, region_captions)
+
+
+def _texts(record: Record) -> list[str]:
+  """All captions of a record."""
+  texts = [record.short, record.long]
+  texts += [text for region in record.regions for text in (region.short, region.long, *region.negatives)]
+  return texts + [caption.text for captions in _sets(record) for caption in captions]
 
 
 def _sets(record: Record) -> list[tuple[Caption, ...]]:
@@ -220,13 +218,13 @@ def encode(record: Record) -> bytes:
   """Serializes a record, equal ones to equal bytes.
 
   Raises:
-    RecordError: a box or a caption of a set that the schema forbids, or tokens of other captions.
+    RecordError: a box or caption that the schema forbids, tokens of other captions, or more than `decode` reads.
   """
   caption_set.check(record.captions, "captions")
   for index, region in enumerate(record.regions):
     check_box(region.box, f"regions[{index}].box")
     caption_set.check(region.captions, f"regions[{index}].captions")
-  example = _example_class()()
+  example = make_example()
   feature = example.features.feature
 
   def put(key: str, kind: str, values: Iterable) -> None:
@@ -258,7 +256,9 @@ def encode(record: Record) -> bytes:
   caption_set.write(feature, caption_set.Further(record.captions, tuple(region.captions for region in regions), more))
   _put_tokens(record, put_numbers)
   # the order of a message's fields differs from process to process unless it is asked for
-  return example.SerializeToString(deterministic=True)
+  data = example.SerializeToString(deterministic=True)
+  check_size(len(data), len(record.image))
+  return data
 
 
 def _put_tokens(record: Record, put: Callable[[str, Iterable[int]], None]) -> None:
@@ -286,9 +286,11 @@ def _put_tokens(record: Record, put: Callable[[str, Iterable[int]], None]) -> No
 
 
 def decode(data: bytes) -> Record:
-  """Reads a serialized record; raises `RecordError` of kind `record_unreadable` where `data` is not one."""
+  """Reads a serialized record; raises `RecordError` where `data` is not one, or is larger than any may be."""
   try:
-    return _decode(_example_class().FromString(data).features.feature)
+    found = _decode(parse_example(data))
+    check_texts(_texts(found))
+    return found
   except RecordError:
     raise
   except Exception as error:  # protobuf raises several types; the cause is chained
@@ -301,7 +303,7 @@ def decode_inputs(data: bytes) -> Inputs | None:
   None where there are no token ids, and where anything is unusual: `decode` repairs it or says what is wrong.
   """
   try:
-    feature = _example_class().FromString(data).features.feature
+    feature = parse_example(data)
     (image,), (short,) = feature["image"].bytes_list.value, feature["short"].bytes_list.value
     boxes = np.asarray(feature["region/box"].float_list.value[:], np.float32).reshape(-1, 4)
     counts = feature["region/negative_count"].int64_list.value[:]
@@ -347,7 +349,7 @@ def _decode(feature: Mapping[str, Any]) -> Record:
       "record_unreadable",
       "region",
       f"counts disagree or are impossible: {len(boxes)} numbers of boxes, {len(short)} short and {len(long)} long "
-      f"captions, {len(negatives)} negatives, of which {counts} are announced",
+      f"captions, {len(negatives)} negatives, of which {counts!r:.80} are announced",
     )
   further = caption_set.read(feature, len(counts))
   none = ((),) * len(counts)

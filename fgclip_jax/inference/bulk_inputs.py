@@ -26,7 +26,6 @@ from fgclip_jax.storage import paths, streams, text
 from fgclip_jax.storage.errors import RecordError
 
 MAX_FILE = 1 << 30  # bytes of an image file; Pillow's largest picture is half of that once decoded
-MAX_TEXT = 1 << 20  # characters; the longest table reads 248 tokens
 # what people call the field of texts, likeliest first
 _TEXT_FIELDS = ("text", "caption", "captions", "short", "title", "sentence", "description", "long", "prompt", "query")
 
@@ -336,10 +335,7 @@ def _get_id(value: Any, number: int) -> str:
 
 
 def _get_text(values: dict, field: str) -> str:
-  found = annotation_fields.get_text(values, field, field, _ignore, name="text")
-  if len(found) > MAX_TEXT:
-    raise RecordError("text_too_large", field, f"has {len(found):,} characters, at most {MAX_TEXT:,} are read")
-  return found
+  return annotation_fields.get_text(values, field, field, _ignore, name="text")
 
 
 def _regions(name: str, boxes: list, pixels: Image) -> Loaded:

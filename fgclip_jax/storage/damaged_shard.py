@@ -13,10 +13,13 @@ class DamagedShard:
   """The records of a damaged file up to the damage, by number.
 
   Chunks of more than one record are not read: in a file written with `group_size:1`, such a chunk is the index.
+
+  Attributes:
+    largest: the bytes of the largest record when decoded, as the headers say, which any reader makes room for.
   """
 
   def __init__(self, path: str):
-    self.path = path
+    self.path, self.largest = path, 0
     self._places: list[tuple[int, int]] = []  # begin and end of each record's chunk, as positions in the content
     repeat(self._scan, path)
 
@@ -46,6 +49,7 @@ class DamagedShard:
           return  # the index, padding, damage, or a record that is cut off
         if header.kind == RECORDS:
           self._places.append((at, stop))
+          self.largest = max(self.largest, header.decoded)
         at = stop
 
 

@@ -21,6 +21,7 @@ BLOCK, BLOCK_HEADER, CHUNK_HEADER = 1 << 16, 24, 40  # bytes
 SIGNATURE, RECORDS = b"s", b"r"  # kinds of chunks
 _CONTENT = BLOCK - BLOCK_HEADER  # bytes of content in a block
 _MAGIC = 0x71930E704FDAE05E  # in the postscript of every ArrayRecord file
+MAX_BYTES = 1 << 30  # of the records of a chunk: a thousand bytes could unpack to more than the memory holds
 _NONE, _ZSTD = b"\x00", b"z"  # kinds of compression
 _thread = threading.local()  # each thread has a decompressor: making one takes longer than using it
 
@@ -159,6 +160,9 @@ def _decompress(compression: bytes, data: bytes) -> bytes:
     _thread.zstd = zstandard.ZstdDecompressor()
   size, at = _varint(data, 0)
   try:
+    # zstd makes room for what a frame says of itself, whatever it is asked for
+    if max(size, zstandard.frame_content_size(data[at:])) > MAX_BYTES:
+      raise FormatError(f"it unpacks to more than {MAX_BYTES:,} bytes")
     content = _thread.zstd.decompress(data[at:], max_output_size=size)
   except (zstandard.ZstdError, MemoryError, OverflowError) as error:
     raise FormatError(f"its bytes are damaged: {error}") from error

@@ -127,6 +127,13 @@ def test_verify_names_every_shard_that_is_not_as_it_was_written(folder, tmp_path
   assert "00002-of-00004 is damaged" in err
 
 
+def test_verify_names_a_record_that_unpacks_to_more_than_is_read(tmp_path, capsys, monkeypatch):
+  write(str(tmp_path), counts=(1,))
+  monkeypatch.setattr(dataset_folder, "MAX_BYTES", 5)
+  assert prepare.main(["verify", str(tmp_path), "--workers", "1"]) == 1
+  assert "has a record that unpacks to" in capsys.readouterr().err
+
+
 def test_verify_needs_checksums(tmp_path, capsys):
   assert prepare.main(["verify", str(tmp_path)]) == 1
   assert "holds no checksums.json" in capsys.readouterr().err

@@ -1,5 +1,7 @@
 """The loader on data that is damaged."""
 
+import dataclasses
+import json
 import multiprocessing
 import os
 import signal
@@ -7,9 +9,11 @@ import signal
 import numpy as np
 import pytest
 
+from fgclip_jax.data import record as records
 from fgclip_jax.data.dataset_folder import Shard, add_splits
 from fgclip_jax.data.loader import Repeats
 from fgclip_jax.data.record import Record
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.storage.damaged_shard import DamagedShard
 from tests.helpers.toy import COUNT, RECORDS, make_loader, picture, take, write_shards
 
@@ -58,6 +62,23 @@ def test_a_record_in_place_of_a_bad_one_may_be_there_already(tmp_path, local, re
   next(loader)
   assert loader.repeats == Repeats.NONE  # 8 to 15, all good
   loader.close()
+
+
+@pytest.mark.parametrize("ids", [(49406, 5, 49408, 49407), (49406, -5, 49407), (49406, 5), (2**40,)])
+def test_stored_ids_that_are_none_of_the_tokenizer_are_bad_records(tmp_path, ids, capsys):
+  """They would be read as NaN, or end the run."""
+  stored: list[Record | bytes] = [
+    dataclasses.replace(each, tokens=records.tokenize(each, get_tokenizer("clip"))) for each in RECORDS
+  ]
+  wrong = dataclasses.replace(stored[2], tokens=dataclasses.replace(stored[2].tokens, short=ids))
+  stored[2] = wrong
+  path = write_shards(tmp_path, stored)[0]
+  (tmp_path / "info.json").write_text(json.dumps({"tokenizer": get_tokenizer("clip").name}))
+  loader = make_loader(str(tmp_path), batch_size=COUNT, shuffle=False)
+  (batch,) = take(loader, 1)
+  assert set(loader.bad) == {"tokens_wrong"}
+  assert batch["record"].ravel()[2] == 3 and 0 <= batch["tokens"].min() and batch["tokens"].max() < 49408
+  assert f"{path}, record 2: tokens: ids {ids}" in capsys.readouterr().out
 
 
 def test_only_the_first_of_a_class_are_printed(tmp_path, capsys):

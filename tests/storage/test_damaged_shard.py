@@ -70,3 +70,9 @@ def test_damaged_bytes_are_an_error_of_their_record(folder):
 def test_a_file_that_holds_none(folder, content):
   (folder / "other").write_bytes(content)
   assert len(DamagedShard(str(folder / "other"))) == 0
+
+
+def test_the_largest_record_is_known_from_its_header(tmp_path):
+  records = write(tmp_path / "shard", [5, 1 << 20, 0], "group_size:1")
+  shard = DamagedShard(str(tmp_path / "shard"))
+  assert shard.largest == 1 << 20 and (tmp_path / "shard").stat().st_size < 1 << 18 and shard[1] == records[1]

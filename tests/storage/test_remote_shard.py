@@ -139,6 +139,14 @@ def test_files_that_are_not_read(storage, tmp_path):
     RemoteShard("storage://missing")
 
 
+def test_a_few_bytes_that_unpack_to_more_than_is_read(storage, tmp_path, monkeypatch):
+  write(tmp_path / "shard", [bytes(1 << 20)])
+  shard = RemoteShard("storage://shard")
+  monkeypatch.setattr(riegeli, "MAX_BYTES", 1 << 19)
+  with pytest.raises(riegeli.FormatError, match="unpacks to more than 524,288 bytes"):
+    shard[0]
+
+
 @pytest.mark.parametrize("content", [b"", b"no array", b"\x93NUMPY\x01\x00"])
 def test_an_index_that_is_none(storage, tmp_path, content):
   path = write(tmp_path / "shard", make([5]))
