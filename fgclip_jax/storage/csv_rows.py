@@ -124,7 +124,7 @@ def _take_row(lines: "_Lines", delimiter: str, header: list[str], quoted: bool) 
   state = parser.feed(*line[1:])
   while state == "open" and lines.place is not None and size <= MAX_ROW:
     used.append(lines.take())
-    size += len(used[-1][1])
+    size += len(used[-1][1]) + len(used[-1][2])  # a packed file may hold nothing but ends of lines
     state = parser.feed(*used[-1][1:])
   if state == "open":
     fault = RecordError("quote_unclosed", "", "a quotation mark opens a cell and is never closed")
@@ -206,7 +206,7 @@ class _Lines:
 
   def __init__(self, path: str, file: IO[bytes]):
     self._path, self._read = path, file.tell()
-    self._source = text.split(file, path)
+    self._source = text.split(file, path, blank=b"\r\n")
     self._ready: collections.deque[tuple[int, str, str]] = collections.deque()
     self._counted: tuple[Iterator[int], int] | None = None
 

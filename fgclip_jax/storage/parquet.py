@@ -10,7 +10,7 @@ import os
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import IO, Any
 
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
@@ -18,6 +18,8 @@ from fgclip_jax.storage.errors import RecordError
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img")
 MAX_BYTES = 512 << 20  # of an image
 _ROWS = 16  # rows decoded at a time: images, a few MB in all
+_HEADER = 1 << 16  # bytes in which the header of a page ends
+_PAGES = 1 << 17  # of a column in a row group: of 1 MB each, 128 GB
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,14 +38,15 @@ class Reader:
   """Reads rows of one file, all columns or some; quick as long as row numbers rise. `close` closes the file.
 
   Raises:
-    RecordError: kind `parquet_unreadable`: the file or one of its rows cannot be read.
+    RecordError: kind `parquet_unreadable`: the file or one of its rows cannot be read; `parquet_cell_too_large`: the
+      row is in a group with a cell that unpacks to more than `MAX_BYTES`.
   """
 
   def __init__(self, path: str, columns: Sequence[str] | None = None):
     import pyarrow.parquet
 
     self.path, self._columns = path, columns
-    stream = paths.open(path)
+    stream = self._stream = paths.open(path)
     # A cache holds readers and drops them, without a place to close them by hand: the file closes with its reader.
     self.close = weakref.finalize(self, stream.close)
     with self._named():
@@ -59,6 +62,7 @@ class Reader:
     self._group: int | None = None
     self._rows: list[dict] = []
     self._first = 0
+    self._largest: dict[int, int] = {}  # bytes of the largest page of a group
 
   def __len__(self) -> int:
     return self._starts[-1]
@@ -66,6 +70,7 @@ class Reader:
   def get(self, number: int) -> dict[str, Any]:
     """Returns one row."""
     group = next(index for index, start in enumerate(self._starts[1:]) if number < start)
+    self._check_pages(group)
     if group != self._group or number < self._first:
       self._batches = self._file.iter_batches(_ROWS, row_groups=[group], columns=self._columns)
       self._rows, self._first = [], self._starts[group]
@@ -76,6 +81,21 @@ class Reader:
         self._rows = next(self._batches).to_pylist()
     self._group = group
     return dict(self._rows[number - self._first])
+
+  def _check_pages(self, group: int) -> None:
+    """Refuses a group of rows with a page for which too much room would be made: a page ends behind its first MB."""
+    if group not in self._largest:
+      columns = self._file.metadata.row_group(group)
+      found = [columns.column(index) for index in range(columns.num_columns)]
+      if self._columns is not None:
+        found = [column for column in found if column.path_in_schema.split(".")[0] in self._columns]
+      if paths.is_remote(self.path):  # where each page is a request: only where there may be such a one
+        found = [column for column in found if column.total_uncompressed_size > MAX_BYTES]
+      sizes = (size for column in found for size in _page_sizes(self._stream, column))
+      self._largest[group] = max(sizes, default=0)
+    if (largest := self._largest[group]) > MAX_BYTES:
+      message = f"a cell of its row group {group} unpacks to {largest:,} bytes; at most {MAX_BYTES:,} are read"
+      raise RecordError("parquet_cell_too_large", "parquet", f"{self.path}: {message}")
 
   @contextlib.contextmanager
   def _named(self) -> Iterator[None]:
@@ -89,6 +109,69 @@ class Reader:
         raise
       reason = str(error).strip().split("\n")[0] or "it holds fewer rows than it says"
       raise RecordError("parquet_unreadable", "parquet", f"{self.path} cannot be read ({reason})") from error
+
+
+def _page_sizes(stream: IO[bytes], column: Any) -> Iterator[int]:
+  """The bytes of each page of a column's chunk, unpacked, as its header says; none where headers are damaged."""
+  begin = column.dictionary_page_offset or column.data_page_offset
+  end = begin + column.total_compressed_size
+  for _ in range(_PAGES):
+    if not 0 <= begin < end:
+      return
+    stream.seek(begin)
+    try:
+      fields, length = _read_struct(stream.read(min(_HEADER, end - begin)), 0)
+      unpacked, packed = fields[2], fields[3]  # uncompressed_page_size, compressed_page_size
+    except (LookupError, ValueError):
+      return  # pyarrow says what is wrong
+    yield unpacked
+    begin += length + max(packed, 0)
+  raise RecordError("parquet_unreadable", "parquet", f"a column has more than {_PAGES:,} pages in a row group")
+
+
+def _read_struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, int], int]:
+  """The whole numbers of a structure in Thrift's compact protocol by field, and where it ends.
+
+  The protocol: github.com/apache/thrift/blob/master/doc/specs/thrift-compact-protocol.md
+
+  Raises:
+    IndexError, ValueError: it is none.
+  """
+  fields, field = {}, 0
+  if depth > 8:
+    raise ValueError("nested too deeply")
+  while head := data[at]:
+    kind, at = head & 15, at + 1
+    if head >> 4:
+      field += head >> 4
+    else:
+      field, at = _read_number(data, at)
+    if kind in (4, 5, 6):
+      fields[field], at = _read_number(data, at)
+    elif kind == 8:  # bytes
+      length, at = _read_varint(data, at)
+      at += length
+    elif kind == 12:
+      _, at = _read_struct(data, at, depth + 1)
+    elif kind in (3, 7):
+      at += 1 if kind == 3 else 8
+    elif kind not in (1, 2):  # the values of a Boolean; headers of pages hold no lists
+      raise ValueError(f"a field of type {kind}")
+  return fields, at + 1
+
+
+def _read_number(data: bytes, at: int) -> tuple[int, int]:
+  value, at = _read_varint(data, at)
+  return (value >> 1) ^ -(value & 1), at
+
+
+def _read_varint(data: bytes, at: int) -> tuple[int, int]:
+  value = 0
+  for place, byte in enumerate(data[at : at + 10]):
+    value |= (byte & 127) << (7 * place)
+    if byte < 128:
+      return value, at + place + 1
+  raise ValueError("a number does not end")
 
 
 def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Row]]:

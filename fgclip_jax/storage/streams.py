@@ -9,6 +9,7 @@ import contextlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
@@ -21,6 +22,7 @@ CHUNK = 1 << 20  # bytes read at a time
 MAX_RECORD = 64 << 20  # bytes; a longer record means that the file is broken
 _EDGE = 16  # bytes: this near the end of the text in memory, a number, literal or escape may be cut in two
 _SPACE = " \t\n\r"
+_SPACES = re.compile(f"[{_SPACE}]*")
 _VALUES = json.JSONDecoder(strict=False)
 _BOUNDARIES = json.JSONDecoder(strict=False, parse_int=str, parse_float=str)  # finds ends; values are thrown away
 
@@ -155,7 +157,7 @@ def _scan_lines(file: IO[bytes], offset: int) -> Iterator[tuple[int, bytes]]:
   if offset:
     file.seek(offset)
   place = file.tell()
-  for line in text.split(file, carriage=carriage):
+  for line in text.split(file, carriage=carriage, blank=_SPACE.encode()):
     if len(line) >= MAX_RECORD:
       raise RecordError("annotation_not_json", f"byte {place}", f"a line is longer than {MAX_RECORD} bytes")
     if line.strip():
@@ -238,10 +240,11 @@ class _Window:
   def peek(self) -> str:
     """Moves over white space and returns the next character; empty at the end of the file."""
     while True:
-      while self.position < len(self.text):
-        if (head := self.text[self.position]) not in _SPACE:
-          return head
-        self.position += 1
+      found = _SPACES.match(self.text, self.position)
+      assert found is not None  # it matches nothing, too
+      self.position = found.end()
+      if self.position < len(self.text):
+        return self.text[self.position]
       if not self.extend():
         return ""
 

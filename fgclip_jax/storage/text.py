@@ -100,13 +100,15 @@ def _skip_marks(file: IO[bytes]) -> None:
   file.seek(place)
 
 
-def split(file: IO[bytes], path: str = "text", carriage: bool = True) -> Iterator[bytes]:
+def split(file: IO[bytes], path: str = "text", carriage: bool = True, blank: bytes = b"") -> Iterator[bytes]:
   r"""Yields the lines of an open file from its position on, with their ends.
 
   Args:
     file: the file.
     path: its path, for messages.
     carriage: whether a `\r` without `\n` ends a line.
+    blank: long runs of these characters may come as one line: one by one, the lines of a packed file of nothing else
+      would take hours.
 
   Raises:
     RecordError: kind `text_line_too_long`.
@@ -115,7 +117,10 @@ def split(file: IO[bytes], path: str = "text", carriage: bool = True) -> Iterato
   rest = b""
   while data := file.read(CHUNK):
     rest += data
-    if any(end in data for end in ends):
+    if blank and not rest.strip(blank):
+      yield rest
+      rest = b""
+    elif any(end in data for end in ends):
       *found, rest = _split_data(rest, carriage)
       yield from found
     elif len(rest) > MAX_LINE:

@@ -151,3 +151,24 @@ def test_every_line_is_a_row_a_part_of_one_or_counted(tmp_path_factory, lines, n
   counted = len(lines) - len(found) - inside
   wide = sum(row == ("row_wrong_width", "row") for row in found)
   assert counted == 0 or wide  # of a row of another width, the cells are not seen here
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+def test_long_runs_of_empty_lines_are_passed_over_at_once(tmp_path, monkeypatch, end):
+  """In a cell between quotation marks they are part of the text."""
+  monkeypatch.setattr("fgclip_jax.storage.text.CHUNK", 1000)
+  rows = ["image,short", "0.png,a", end * 5000, "1.png,b", f'2.png,"c{end * 5000}d"', "3.png,e", end * 3000]
+  path = tmp_path / "a.csv"
+  path.write_bytes(end.join(rows).encode())
+  found = [streams.load(raw) for _, raw in streams.scan(str(path))]
+  assert [row["image"] for row in found] == [f"{number}.png" for number in range(4)]
+  assert found[2]["short"] == f"c{end * 5000}d"
+
+
+def test_a_cell_of_nothing_but_ends_of_lines_is_given_up_in_time(tmp_path, monkeypatch):
+  monkeypatch.setattr(csv_rows, "MAX_ROW", 100)
+  path = tmp_path / "a.csv"
+  path.write_text('image,short\n0.png,"' + "\n" * 300 + "1.png,a\n")
+  rows = [raw for _, raw in streams.scan(str(path))]
+  assert isinstance(rows[0], RecordError) and rows[0].kind == "quote_unclosed"
+  assert streams.load(rows[1]) == {"image": "1.png", "short": "a"}

@@ -1,7 +1,10 @@
 """Rows of Parquet files: from any row on, in any order, whole or broken."""
 
+import os
 import pickle
 
+import pyarrow
+import pyarrow.parquet
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -67,3 +70,46 @@ def test_a_cell_that_is_no_picture_any_more_is_refused(monkeypatch):
   assert parquet.get_bytes({"bytes": b"abc"}) == b"abc"
   with pytest.raises(RecordError, match="has 4 bytes; at most 3"):
     parquet.get_bytes({"bytes": b"abcd"})
+
+
+@pytest.mark.parametrize("version", ["1.0", "2.0"])
+@pytest.mark.parametrize("codec", ["none", "zstd", "gzip"])
+@pytest.mark.parametrize("dictionary", [True, False])
+def test_the_sizes_of_all_pages_are_found(tmp_path, version, codec, dictionary):
+  rows = {
+    "n": [*range(500)],
+    "s": ["x" * (n % 7) for n in range(500)],
+    "o": [{"a": [1, n], "b": None} for n in range(500)],
+  }
+  table = pyarrow.table(rows | {"jpg": [os.urandom(3000) for _ in range(500)]})
+  options = {"compression": codec, "use_dictionary": dictionary, "data_page_version": version, "row_group_size": 300}
+  pyarrow.parquet.write_table(table, tmp_path / "x.parquet", write_page_checksum=True, **options)
+  metadata = pyarrow.parquet.ParquetFile(tmp_path / "x.parquet").metadata
+  with open(tmp_path / "x.parquet", "rb") as file:
+    for group in range(metadata.num_row_groups):
+      for column in map(metadata.row_group(group).column, range(metadata.num_columns)):
+        sizes = list(parquet._page_sizes(file, column))
+        headers = column.total_uncompressed_size - sum(sizes)  # hold the least and the greatest value
+        assert sizes and 0 < headers < 10_000 * len(sizes)
+
+
+def test_a_cell_that_unpacks_to_more_than_any_picture_has(tmp_path, monkeypatch):
+  """Nothing of its row group is unpacked; other groups, and other columns, are read."""
+  monkeypatch.setattr(parquet, "MAX_BYTES", 1 << 20)
+  cells = [b"a", bytes(2 << 20), b"c", b"d"]
+  table = pyarrow.table({"jpg": cells, "key": ["a", "b", "c", "d"]})
+  pyarrow.parquet.write_table(table, tmp_path / "x.parquet", row_group_size=2, compression="zstd", use_dictionary=False)
+  assert (tmp_path / "x.parquet").stat().st_size < 5000
+  reader = parquet.Reader(str(tmp_path / "x.parquet"))
+  for number in (0, 1, 0):
+    with pytest.raises(RecordError, match=r"x\.parquet: a cell of its row group 0 unpacks to 2,097,1") as found:
+      reader.get(number)
+    assert found.value.kind == "parquet_cell_too_large"
+  assert reader.get(3) == {"jpg": b"d", "key": "d"}
+  assert parquet.Reader(str(tmp_path / "x.parquet"), ["key"]).get(1) == {"key": "b"}
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff" * 100, b"\x15" * 100, b"\x1c" * 100, b"\x18\xff\xff\xff\xff\x7f"])
+def test_headers_of_pages_that_are_none(data):
+  with pytest.raises((IndexError, ValueError)):
+    parquet._read_struct(data, 0)

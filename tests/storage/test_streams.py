@@ -243,3 +243,14 @@ def test_a_packed_file_may_begin_with_much_white_space(tmp_path):
   path.write_bytes(gzip.compress(space + b'[{"a": 1}, {"a": 2}]'))
   assert [streams.load(raw) for _, raw in streams.scan(str(path))] == [{"a": 1}, {"a": 2}]
   assert [place for place, _ in streams.scan(str(path))] == [len(space) + 1, len(space) + 11]
+
+
+@pytest.mark.parametrize("blank", [b"\n", b" \n", b"\r\n", b" "])
+def test_long_runs_of_blank_lines_are_passed_over_at_once(tmp_path, monkeypatch, blank):
+  monkeypatch.setattr("fgclip_jax.storage.text.CHUNK", 1000)
+  data = b'{"a": 1}\n' + blank * 5001 + b'\n{"a": 2}\n' + blank * 3000
+  path = _write(tmp_path, "a.jsonl.gz", gzip.compress(data))
+  found = list(streams.scan(path))
+  assert [place for place, _ in found] == [0, data.index(b'{"a": 2}')]
+  assert [streams.load(raw) for _, raw in found] == [{"a": 1}, {"a": 2}]
+  assert [place for place, _ in streams.scan(path, found[1][0])] == [found[1][0]]
