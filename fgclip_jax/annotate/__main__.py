@@ -3,6 +3,7 @@
 import argparse
 import glob
 import json
+import os
 import shlex
 import sys
 import time
@@ -27,6 +28,7 @@ def main(argv: list[str] | None = None) -> int:
   try:
     job = make_job(args)
     paths.check(job.output, "--output", write=True)
+    _refuse_links(job)
     paths.make_folder(job.folder())
     with locks.hold(job.folder("lock"), f"annotating into {job.output}"):
       _run(job, args)
@@ -37,6 +39,18 @@ def main(argv: list[str] | None = None) -> int:
     print_error(error)
     return exit_code(error)
   return 0
+
+
+def _refuse_links(job: Job) -> None:
+  """Raises `ValueError` for a link in the place of what is written: what it leads to may be any file of the user's."""
+  if paths.is_remote(job.output):
+    return
+  places = [job.folder()]
+  for folder in (job.folder(), *(paths.join(job.output, name) for name in (chain.ANNOTATIONS, chain.PROVENANCE))):
+    places += [os.path.join(base, name) for base, *found in os.walk(folder) for names in found for name in names]
+  for place in places:
+    if os.path.islink(place):
+      raise ValueError(f"{place!r} is to be written, and is a link, which is not followed: remove it")
 
 
 def _run(job: Job, args: argparse.Namespace) -> None:

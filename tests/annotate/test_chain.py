@@ -277,3 +277,26 @@ def test_a_caption_with_a_line_separator(photos):
   known.write_text(json.dumps({"image": "a.png", "short": "a red\u2028dog\x85sleeps"}) + "\n")
   assert run(photos, "out") == 0
   assert annotations(photos.parent / "out")["a.png"]["short"] == "a red\u2028dog\x85sleeps"
+
+
+@pytest.mark.parametrize(
+  "place",
+  [
+    ".annotate",
+    ".annotate/drafts",
+    ".annotate/finished/part-00000.jsonl",
+    ".annotate/parts.json",
+    "annotations/part-00000-of-00001.jsonl",
+  ],
+)
+def test_links_in_the_place_of_what_is_written_are_not_followed(photos, capsys, place):
+  output = photos.parent / "out"
+  assert run(photos, "out") == 0
+  elsewhere = photos.parent / "elsewhere"
+  (output / place).rename(elsewhere)
+  (output / place).symlink_to(elsewhere)
+  before = {path: path.read_bytes() for path in photos.parent.rglob("*") if path.is_file()}
+  capsys.readouterr()
+  assert run(photos, "out") == 2
+  assert f"{place}' is to be written, and is a link, which is not followed: remove it" in capsys.readouterr().err
+  assert before == {path: path.read_bytes() for path in photos.parent.rglob("*") if path.is_file()}
