@@ -15,6 +15,8 @@ from PIL import Image
 
 from fuzzing.fuzz_text import ESCAPED, NAMES, dump, mutate_bytes, mutate_tree
 
+CELL = 600 << 20  # bytes
+
 
 def mutate_tar(rng: random.Random, data: bytes) -> bytes:
   """Writes the archive again with hostile members, changes fields of a header, or the bytes."""
@@ -101,6 +103,12 @@ def mutate_parquet(rng: random.Random, data: bytes) -> bytes:
     [True] * rows,
   )
   kind = rng.randrange(4)
+  if rng.random() < 0.03:  # one cell of a few kB that unpacks to more than any picture may have
+    cells = [bytes(CELL) if number == 1 else cell.as_py() for number, cell in enumerate(table.column("jpg"))]
+    table = table.set_column(table.column_names.index("jpg"), "jpg", pyarrow.array(cells, pyarrow.large_binary()))
+    out = io.BytesIO()
+    pyarrow.parquet.write_table(table, out, compression="zstd", use_dictionary=False, write_statistics=False)
+    return out.getvalue()
   if kind == 0:
     table = table.remove_column(place)
   elif kind == 1:

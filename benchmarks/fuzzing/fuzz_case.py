@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -17,9 +18,16 @@ import traceback
 from typing import Any
 from unittest import mock
 
+import numpy as np
+
 import fgclip_jax
 from fgclip_jax import convert, embed, evaluate
+from fgclip_jax.annotate import __main__ as annotate
+from fgclip_jax.data.config import DataConfig
+from fgclip_jax.data.loader import Loader
+from fgclip_jax.data.packing import Layout
 from fgclip_jax.data.shards import Records
+from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.prepare import __main__ as prepare
 from fuzzing import fuzz_mutations
@@ -27,6 +35,7 @@ from fuzzing.fuzz_targets import TARGETS, Target
 
 UNCHANGED = ":unchanged"  # the end of a seed for which nothing is mutated
 SECONDS = 30  # of a mutation; the parent process waits twice as long
+WRITTEN = (b"a/out/", b"a/in/index/", b"a/in/out/")  # where commands may write
 OUTCOMES = ("exit 0", "error", "unclear", "uncaught", "hang", "outside", "counts")
 
 
@@ -95,7 +104,7 @@ def run(
   outcomes = [outcome]
   after = _list_files(root)
   changed = sorted(path for path in {*before, *after} if before.get(path) != after.get(path))
-  if outside := [path for path in changed if not path.startswith((b"a/out/", b"a/in/index/"))]:
+  if outside := [path for path in changed if not path.startswith(WRITTEN)]:
     outcomes.append("outside")
     detail += f" {outside[:3]}"
   if code == 0 and (wrong := check_counts(target, given, out)):
@@ -109,7 +118,14 @@ def _call(
   command: str, arguments: list[str], model: FGCLIP, verbose: bool, limit: float
 ) -> tuple[str, str, int | None]:
   """Calls a command; returns an outcome, its detail, and the exit code (None: an exception)."""
-  commands = {"prepare": prepare.main, "embed": embed.main, "evaluate": evaluate.main, "convert": convert.main}
+  commands = {
+    "annotate": annotate.main,
+    "training": _load_batches,
+    "prepare": prepare.main,
+    "embed": embed.main,
+    "evaluate": evaluate.main,
+    "convert": convert.main,
+  }
   loads = [mock.patch.object(module, "load", lambda *_, **__: model) for module in (embed, evaluate)]
   streams = [io.TextIOWrapper(io.BytesIO(), "utf-8", errors=errors) for errors in ("strict", "backslashreplace")]
 
@@ -152,6 +168,24 @@ def _call(
   if not found or (len(lines) > 1 and not table) or not all(line.isprintable() for line in lines):
     return "unclear", repr(message[:300]) if found else "no line with `error:`", code
   return "error", message[:200], code
+
+
+def _load_batches(arguments: list[str]) -> int:
+  """Makes batches as training does, and looks at what the step would read."""
+  config = DataConfig(
+    path=arguments[0], split="validation", batch_size=2, boxes=4, workers=0, max_bad_share=0.01, crop="random"
+  )
+  try:
+    loader = Loader(config, Layout(boxes=4), 24, seed=0)
+    for batch in itertools.islice(loader, 6):
+      wrong = [key for key, value in batch.items() if not np.isfinite(value).all()]
+      if wrong or batch["tokens"].min() < 0 or batch["tokens"].max() >= get_tokenizer("clip").vocab_size:
+        raise AssertionError(f"a batch with {wrong or 'other tokens than the model has'}")
+    loader.close()
+  except (OSError, ValueError) as error:
+    print(f"error: {error}", file=sys.stderr)
+    return 1
+  return 0
 
 
 def _load(path: str) -> int:

@@ -14,6 +14,7 @@ import pyarrow
 import pyarrow.parquet
 from PIL import Image
 
+from fgclip_jax.annotate import __main__ as annotate
 from fgclip_jax.models import params
 from fgclip_jax.models.config import ModelConfig, preset
 from fgclip_jax.prepare import __main__ as prepare
@@ -45,6 +46,7 @@ def generate(base: pathlib.Path) -> None:
   _write_embed(base / "embed")
   _write_evaluate(base / "evaluate", pictures)
   _write_records(base)
+  _write_annotations(base)
   _write_models(base)
 
 
@@ -268,6 +270,27 @@ def _write_records(base: pathlib.Path) -> None:
     "seconds": 1.0, "finished": "2026-01-01T00:00:00Z",
   }  # fmt: skip
   _write(base / "results", {"a.json": result, "b.json": result | {"name": "b"}})
+
+
+def _write_annotations(base: pathlib.Path) -> None:
+  """Pictures, what is known of them, and a finished output of `annotate`, which the same command goes on with."""
+  given = base / "annotate"
+  _write(given, {f"images/{name}": (base / "pairs" / "images" / name).read_bytes() for name in _names()})
+  region = {"box": [0, 0, 0.5, 0.5], "short": "a brown dog"}
+  lines = [
+    {"image": name, "long": f"A brown dog and a red car {number} on the grass.", "regions": [region]}
+    for number, name in enumerate(_names())
+  ]
+  archive = _tar({f"{number}.jpg": (given / "images" / name).read_bytes() for number, name in enumerate(_names())})
+  packed = gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode())
+  _write(given, {"known.jsonl": lines, "known.jsonl.gz": packed, "tars/a.tar": archive})
+  options = ["--images", str(given / "images"), "--known", str(given / "known.jsonl"), "--workers", "1"]
+  if annotate.main([*options, "--output", str(given / "out")]):
+    raise RuntimeError("the annotations of all targets cannot be made")
+
+
+def _names() -> list[str]:
+  return [name.removeprefix("images/") for name in IMAGES]
 
 
 def _write_models(base: pathlib.Path) -> None:

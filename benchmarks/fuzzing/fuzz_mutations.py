@@ -13,15 +13,22 @@ from fuzzing.fuzz_binary import (
   mutate_tar,
   mutate_torch,
 )
-from fuzzing.fuzz_text import mutate_bytes, mutate_json, mutate_json_lines, mutate_text
+from fuzzing.fuzz_shards import mutate_shard
+from fuzzing.fuzz_text import ESCAPED, mutate_bytes, mutate_json, mutate_json_lines, mutate_text
 
 PICTURES = (".png", ".jpg", ".webp", ".gif")
 
 
+BOMB = 48 << 20  # bytes that a few kB are unpacked to
+
+
 def mutate_compressed(rng: random.Random, data: bytes) -> bytes:
-  """Changes what a gzip file of JSON lines holds, or its own bytes."""
+  """Changes what a gzip file of JSON lines holds, or its own bytes, or has it unpack to very much more."""
   if rng.random() < 0.3:
     return mutate_bytes(rng, data)
+  if rng.random() < 0.2:
+    head, rest = gzip.decompress(data), rng.choice((b"\n", b" ", b"a", b"[", b'{"image": "', b"\0"))
+    return gzip.compress(head + rest * (BOMB // len(rest)), 1)
   return gzip.compress(mutate_json_lines(rng, gzip.decompress(data)))
 
 
@@ -35,12 +42,13 @@ BY_SUFFIX: dict[str, Callable[[random.Random, bytes], bytes]] = {
   ".tar": mutate_tar,
   ".parquet": mutate_parquet,
   ".safetensors": mutate_safetensors,
+  ".array_record": mutate_shard,
 }
 
 
 def mutate_place(rng: random.Random, path: pathlib.Path) -> str:
   """Puts something else in the place of a file, or moves it; returns what."""
-  kind = rng.choice(("pipe", "folder", "loop", "device", "missing", "empty", "renamed", "beside", "deep"))
+  kind = rng.choice(("pipe", "folder", "loop", "link", "device", "missing", "empty", "renamed", "beside", "deep"))
   data = path.read_bytes()
   if kind not in ("beside", "deep"):
     path.unlink()
@@ -50,6 +58,10 @@ def mutate_place(rng: random.Random, path: pathlib.Path) -> str:
     path.mkdir()
   elif kind in ("loop", "device"):
     path.symlink_to(path.name if kind == "loop" else "/dev/zero")
+  elif kind == "link":  # to a file that nobody may change
+    outside = path.parent / f"{ESCAPED}.target"
+    outside.write_bytes(data)
+    path.symlink_to(outside.name)
   elif kind == "empty":
     path.touch()
   elif kind in ("renamed", "beside"):
@@ -72,7 +84,7 @@ def mutate(rng: random.Random, path: pathlib.Path) -> str:
 
 def mutate_content(rng: random.Random, path: pathlib.Path) -> str:
   """Changes what a file holds by what its name ends with; returns the name of the function that did."""
-  data, change = path.read_bytes(), BY_SUFFIX.get(path.suffix, mutate_bytes)
+  data, change = path.read_bytes(), BY_SUFFIX.get(path.suffix.partition("-")[0], mutate_bytes)
   try:
     changed = change(rng, data)
   except Exception:  # an earlier mutation has left nothing that can be taken apart

@@ -10,7 +10,7 @@ class Target:
   """A command that reads some files.
 
   Attributes:
-    command: `prepare`, `embed`, `evaluate`, `convert` or `load`.
+    command: `prepare`, `annotate`, `embed`, `evaluate`, `convert`, `load`, or `training`: its batches.
     kind: the kind of file that is mutated.
     name: names the target in seeds.
     folder: the folder of its input, below that of all inputs.
@@ -45,6 +45,11 @@ def _evaluate(kind: str, mutated: str, options: str, folder: str = "evaluate", w
   form = f"-{rest.split()[0]}" if rest and not rest.startswith("-") else ""
   arguments = f"{name} --model {{in}}/model --output {{out}}/result.json {rest}"
   return Target("evaluate", kind, f"evaluate-{name}{form}-{kind}", folder, tuple(mutated.split()), arguments, weight)
+
+
+def _annotate(kind: str, mutated: str, options: str, weight: int = 1) -> Target:
+  arguments = f"{options} --workers 1"
+  return Target("annotate", kind, f"annotate-{kind}", "annotate", tuple(mutated.split()), arguments, weight)
 
 
 def _weights(kind: str, folder: str, mutated: str, options: str = "") -> list[Target]:
@@ -136,7 +141,7 @@ TARGETS: tuple[Target, ...] = (
   _embed("jsonl", "regions.jsonl", "--regions {in}/regions.jsonl --root {in}", weight=2),
   _embed("shards", "*.array_record*", "--regions {in} --split validation", "records"),
   _embed("dataset folder", _RECORDS, "--texts {in} --split validation", "records"),
-  _evaluate("shards", "*.array_record*", "records --data {in}", "records"),
+  _evaluate("shards", "*.array_record*", "records --data {in}", "records", 6),
   _evaluate("dataset folder", _RECORDS, "records --data {in}", "records"),
   _evaluate("txt", "classes.txt", f"classify folder --images {{in}}/classes --classes {{in}}/classes.txt {_NAME}"),
   _evaluate("labels", "labels.txt", f"classify folder {_OF_IMAGES} --labels {{in}}/labels.txt {_NAME}"),
@@ -184,6 +189,20 @@ TARGETS: tuple[Target, ...] = (
   ),
   Target(
     "evaluate", "results", "evaluate-compare", "results", ("a.json", "b.json"), "--compare {in}/a.json {in}/b.json", 6
+  ),
+  *(
+    Target("training", kind, f"training-{kind.replace(' ', '-')}", "records", mutated, "{in}", weight)
+    for kind, mutated, weight in (("shards", ("*.array_record*",), 12), ("dataset folder", tuple(_RECORDS.split()), 2))
+  ),
+  _annotate("jsonl", "known.jsonl", "--images {in}/images --known {in}/known.jsonl --output {out}/a", 3),
+  _annotate("jsonl.gz", "known.jsonl.gz", "--images {in}/images --known {in}/known.jsonl.gz --output {out}/a"),
+  _annotate("pictures", _PICTURES, "--images {in}/images --known {in}/known.jsonl --output {out}/a", 2),
+  _annotate("tar", "tars/*", "--images {in}/tars/a.tar --output {out}/a", 2),
+  _annotate(
+    "state",
+    "out/.annotate/**/* out/annotations/*",
+    "--images {in}/images --known {in}/known.jsonl --output {in}/out",
+    4,
   ),
   *_weights("model.json", "native", "model.json"),
   *_weights("arrays", "native", "params/**/*"),
