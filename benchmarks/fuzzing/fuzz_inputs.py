@@ -281,7 +281,11 @@ def _write_annotations(base: pathlib.Path) -> None:
     {"image": name, "long": f"A brown dog and a red car {number} on the grass.", "regions": [region]}
     for number, name in enumerate(_names())
   ]
-  archive = _tar({f"{number}.jpg": (given / "images" / name).read_bytes() for number, name in enumerate(_names())})
+  members = {}
+  for number, name in enumerate(_names()):
+    members[f"{number}.jpg"] = (given / "images" / name).read_bytes()
+    members[f"{number}.txt"] = str(lines[number]["long"]).encode()
+  archive = _tar(members)
   packed = gzip.compress("".join(json.dumps(line) + "\n" for line in lines).encode())
   _write(given, {"known.jsonl": lines, "known.jsonl.gz": packed, "tars/a.tar": archive})
   options = ["--images", str(given / "images"), "--known", str(given / "known.jsonl"), "--workers", "1"]

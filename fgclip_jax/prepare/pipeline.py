@@ -19,11 +19,11 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-from fgclip_jax.data import dataset_folder, shard_writer
+from fgclip_jax.data import dataset_folder
 from fgclip_jax.data.dataset_folder import match_shard, shard_path
 from fgclip_jax.data.shards import Records
 from fgclip_jax.data.tokenizers import get_tokenizer
-from fgclip_jax.prepare import conversion, duplicates, ids, report
+from fgclip_jax.prepare import conversion, duplicates, ids, report, shard_writer
 from fgclip_jax.prepare.job import (
   Job,
   Piece,

@@ -8,12 +8,13 @@ import sys
 
 import pytest
 
-from fgclip_jax.data import dataset_folder, record, shard_writer
+from fgclip_jax.data import dataset_folder, record
 from fgclip_jax.data.dataset_folder import Shard, find_shards, shard_path
 from fgclip_jax.data.mixture import DataSet, Mixture
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.data.shards import Records
 from fgclip_jax.prepare import __main__ as prepare
+from fgclip_jax.prepare import shard_writer
 from tests.helpers import standin
 from tests.helpers.toy import RECORDS, write_shards
 

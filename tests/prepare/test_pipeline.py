@@ -18,11 +18,11 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fgclip_jax.data import dataset_folder, record, shard_writer
+from fgclip_jax.data import dataset_folder, record
 from fgclip_jax.data.dataset_folder import find_shards, shard_path
 from fgclip_jax.data.tokenizers import get_tokenizer
 from fgclip_jax.prepare import __main__ as prepare
-from fgclip_jax.prepare import job, pipeline
+from fgclip_jax.prepare import job, pipeline, shard_writer
 from fgclip_jax.prepare.sources import finehard, image_store
 from tests.helpers import standin, trees
 from tests.helpers.gemma import write_small

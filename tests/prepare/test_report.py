@@ -12,13 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fgclip_jax.data import dataset_folder, record, shard_writer
+from fgclip_jax.data import dataset_folder, record
 from fgclip_jax.data.dataset_folder import shard_path
 from fgclip_jax.data.record import Record, Region
 from fgclip_jax.data.shards import Records
 from fgclip_jax.data.tokenizers.clip import Tokenizer
 from fgclip_jax.prepare import __main__ as prepare
-from fgclip_jax.prepare import report
+from fgclip_jax.prepare import report, shard_writer
 from fgclip_jax.prepare.stats import DatasetStats
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.viz import contact_sheet

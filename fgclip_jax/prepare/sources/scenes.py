@@ -22,10 +22,10 @@ from jaxtyping import Float32, UInt8
 from PIL import Image
 
 from fgclip_jax.cli import add_workers, positive
-from fgclip_jax.data import dataset_folder, record, shard_writer
+from fgclip_jax.data import dataset_folder, record
 from fgclip_jax.data.dataset_folder import shard_path
 from fgclip_jax.data.tokenizers import get_tokenizer
-from fgclip_jax.prepare import cli
+from fgclip_jax.prepare import cli, shard_writer
 from fgclip_jax.prepare.sources import scene_captions, scene_shapes
 from fgclip_jax.prepare.sources.scene_captions import Description
 from fgclip_jax.storage import paths
