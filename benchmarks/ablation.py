@@ -21,6 +21,7 @@ import resource
 import shutil
 import sys
 import time
+from typing import Any
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -54,7 +55,7 @@ class Study:
   """
 
   prefix: str
-  data: dict[str, str]
+  data: dict[str, Any]
   settings: dict[str, str]
   removed: dict[str, tuple[str, ...]]
   measures: dict[str, tuple[str, ...]]

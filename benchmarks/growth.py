@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _row(run, name: str, images: int, parts: int) -> None:
-  from fgclip_jax.plan.estimate import forecast
+  from fgclip_jax.plan.estimate import estimate_step
   from fgclip_jax.train.mesh import make_mesh
 
   topology = hardware.describe(name)
@@ -65,7 +65,7 @@ def _row(run, name: str, images: int, parts: int) -> None:
     runtime=dataclasses.replace(run.runtime, micro_batches=parts),
   )
   mesh = make_mesh({"data": devices // 4, "fsdp": 4}, topology.devices)
-  plan = forecast(grown, topology, mesh)
+  plan = estimate_step(grown, topology, mesh)
   head = f"| {devices} | {batch:,} | {images:,}{f' ({parts} parts)' if parts > 1 else ''} |"
   operations = plan.operations
   head += f" {operations['executed'] / batch / 1e9:.1f} | {operations['float32'] / batch / 1e9:.3f} |"
