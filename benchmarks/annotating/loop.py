@@ -3,11 +3,13 @@
 Pictures and captions go in. With boxes given, a region's caption is the known one, and negatives are made by rules.
 With boxes of the model's own, phrases are found in the captions, their boxes by `--model`, and negatives are made.
 Each is prepared by `prepare pairs` and trained on from the same stage 1 for the same number of steps; all are evaluated
-on the same scenes, whose combinations of attributes were never in a caption of training.
+on the same scenes, whose combinations of attributes were never in a caption of training. Nor are they among negatives,
+here as in the scenes' own: texts that are always wrong would be learnt as such. `--keep_held_out` leaves them in.
 A finished run is kept, a stopped one continued.
 """
 
 import argparse
+import json
 import pathlib
 from collections.abc import Iterator
 
@@ -44,6 +46,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--scenes", type=int, default=20000, help="training scenes (default: %(default)s)")
   parser.add_argument("--steps", type=int, default=quickstart.STEPS["stage2"], help="default: %(default)s")
   parser.add_argument("--batch", type=int, default=64, help="images (default: %(default)s)")
+  parser.add_argument("--keep_held_out", action="store_true", help="leave held-out combinations among negatives")
   parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS), help="default: all")
 
 
@@ -71,10 +74,10 @@ def _train(setting: str, base: pathlib.Path, known: pathlib.Path, options: argpa
   """Annotates, trains and measures, unless that is done."""
   workdir = base / setting
   path = str(workdir / RESULT)
-  wanted = {"steps": options.steps, "batch": options.batch, "scenes": options.scenes}
+  wanted = {"steps": options.steps, "batch": options.batch, "scenes": options.scenes, "held_out": options.keep_held_out}
   if (result := kept_results.read(path, wanted)) is not None:
     return result
-  data = known if setting == "built_in" else _annotate(setting, base, known, options.model)
+  data = known if setting == "built_in" else _annotate(setting, base, known, options)
   config = quickstart.get_config("stage2")
   config.init_from = options.stage1
   config.steps = options.steps
@@ -87,17 +90,34 @@ def _train(setting: str, base: pathlib.Path, known: pathlib.Path, options: argpa
   return result
 
 
-def _annotate(setting: str, base: pathlib.Path, known: pathlib.Path, model: str) -> pathlib.Path:
+def _annotate(setting: str, base: pathlib.Path, known: pathlib.Path, options: argparse.Namespace) -> pathlib.Path:
   """Annotates the training scenes and prepares them; what is done already is kept."""
   output = base / f"data-{setting}"
   if not (output / "dataset_info.json").exists():
     records = [record.decode(data) for data in _read(known)]
     write_pictures(base / "photos", records)
-    backend = "existing" if setting == "given" else f"own:{model}"
-    lost = prepare_annotated(base, setting, annotate_scenes(base, f"annotated-{setting}", backend, records))
+    backend = "existing" if setting == "given" else f"own:{options.model}"
+    annotations = annotate_scenes(base, f"annotated-{setting}", backend, records)
+    if not options.keep_held_out:
+      annotations = [_without_held_out(each, base / f"trained-{setting}") for each in annotations]
+    lost = prepare_annotated(base, setting, annotations)
     if lost:
       raise ValueError(f"prepare left out {lost} things of {output}")
   return output
+
+
+def _without_held_out(annotations: pathlib.Path, folder: pathlib.Path) -> pathlib.Path:
+  """A copy of a file of annotations in `folder`, without negatives that are held-out combinations."""
+  held_out = {each.caption for each in scenes.descriptions() if scenes.is_held_out(each)}
+  folder.mkdir(exist_ok=True)
+  lines = [json.loads(line) for line in annotations.read_text(encoding="utf-8").splitlines()]
+  for line in lines:
+    for region in line.get("regions", ()):
+      if kept := [text for text in region.pop("negatives", ()) if text not in held_out]:
+        region["negatives"] = kept
+  copy = folder / annotations.name
+  copy.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+  return copy
 
 
 def _read(folder: pathlib.Path) -> Iterator[bytes]:
