@@ -14,6 +14,7 @@ from typing import IO, Any
 
 from fgclip_jax.storage import paths
 from fgclip_jax.storage.errors import RecordError
+from fgclip_jax.storage.riegeli import read_varint
 
 IMAGE_COLUMNS = ("jpg", "jpeg", "png", "webp", "image", "img")
 MAX_BYTES = 512 << 20  # of an image
@@ -149,7 +150,7 @@ def _read_struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, int], 
     if kind in (4, 5, 6):
       fields[field], at = _read_number(data, at)
     elif kind == 8:  # bytes
-      length, at = _read_varint(data, at)
+      length, at = read_varint(data, at)
       at += length
     elif kind == 12:
       _, at = _read_struct(data, at, depth + 1)
@@ -161,17 +162,8 @@ def _read_struct(data: bytes, at: int, depth: int = 0) -> tuple[dict[int, int], 
 
 
 def _read_number(data: bytes, at: int) -> tuple[int, int]:
-  value, at = _read_varint(data, at)
+  value, at = read_varint(data, at)
   return (value >> 1) ^ -(value & 1), at
-
-
-def _read_varint(data: bytes, at: int) -> tuple[int, int]:
-  value = 0
-  for place, byte in enumerate(data[at : at + 10]):
-    value |= (byte & 127) << (7 * place)
-    if byte < 128:
-      return value, at + place + 1
-  raise ValueError("a number does not end")
 
 
 def scan(path: str, offset: int = 0) -> Iterator[tuple[int, Row]]:

@@ -100,12 +100,12 @@ def decode_chunk(content: bytes) -> list[bytes]:
     raise FormatError(f"its data has {len(data)} bytes, its header says {header.length}")
   # The data: kind of compression, compressed size of the sizes, the sizes of all records, the records' bytes.
   compression, at = data[:1], 1
-  length, at = _varint(data, at)
+  length, at = read_varint(data, at)
   sizes = _decompress(compression, data[at : at + length])
   values = _decompress(compression, data[at + length :])
   records, at, begin = [], 0, 0
   for _ in range(header.records):
-    size, at = _varint(sizes, at)
+    size, at = read_varint(sizes, at)
     records.append(values[begin : begin + size])
     begin += size
   if begin != len(values) or len(values) != header.decoded:
@@ -158,7 +158,7 @@ def _decompress(compression: bytes, data: bytes) -> bytes:
     raise FormatError(f"it is compressed with {compression!r}; only zstd and none are read here")
   if not hasattr(_thread, "zstd"):
     _thread.zstd = zstandard.ZstdDecompressor()
-  size, at = _varint(data, 0)
+  size, at = read_varint(data, 0)
   try:
     # zstd makes room for what a frame says of itself, whatever it is asked for
     if max(size, zstandard.frame_content_size(data[at:])) > MAX_BYTES:
@@ -171,7 +171,7 @@ def _decompress(compression: bytes, data: bytes) -> bytes:
   return content
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def read_varint(data: bytes, at: int) -> tuple[int, int]:
   """Decodes a number in groups of seven bits, the lowest first; returns it and the position after it."""
   value = 0
   for place, byte in enumerate(data[at : at + 10]):
@@ -185,8 +185,8 @@ def _fields(message: bytes) -> Iterator[tuple[int, int]]:
   """Yields number and value of each field of a protocol buffer that holds only integers."""
   at = 0
   while at < len(message):
-    key, at = _varint(message, at)
+    key, at = read_varint(message, at)
     if key % 8:
       raise FormatError("its index is damaged: a field is no whole number")
-    value, at = _varint(message, at)
+    value, at = read_varint(message, at)
     yield key >> 3, value
