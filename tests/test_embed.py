@@ -23,11 +23,7 @@ TINY = config.preset("tiny")
 
 @pytest.fixture(scope="module")
 def model():
-  rng = np.random.default_rng(0)
-  params = jax.tree.map(
-    lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), parameters.abstract_params(TINY)
-  )
-  return api.FGCLIP(TINY, params)
+  return api.FGCLIP(TINY, init(TINY, 0))
 
 
 @pytest.fixture(scope="module")

@@ -8,22 +8,20 @@ import json
 import socket
 import threading
 
-import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from fgclip_jax.inference.model import FGCLIP
-from fgclip_jax.models import config, params
+from fgclip_jax.models import config
+from tests.helpers.toy_models import init
 
 TINY = config.preset("tiny")
 
 
 @pytest.fixture(scope="package")
 def model():
-  rng = np.random.default_rng(0)
-  random = jax.tree.map(lambda leaf: rng.normal(0, 0.2, leaf.shape).astype(np.float32), params.abstract_params(TINY))
-  return FGCLIP(TINY, random)
+  return FGCLIP(TINY, init(TINY, 0))
 
 
 def picture(seed, size=(40, 30)):
