@@ -19,6 +19,11 @@ _LOST = 1 << 20  # records that a damaged shard may have lost, whatever is left 
 REQUESTS = 128  # at once to object storage: 128 of 50 ms read 2560 records a second
 
 
+def is_record_folder(path: str) -> bool:
+  """Whether there is a folder with shards at a path."""
+  return paths.is_folder(path) and any(".array_record-" in name for name in paths.list_folder(path))
+
+
 class Records:
   """A split's records by number; the readers open when first used, in the process that uses them.
 

@@ -17,6 +17,7 @@ from fgclip_jax.index.folder import Tables
 from fgclip_jax.index.graphs import add_vectors, new_graph, open_graph
 from fgclip_jax.index.parts import Part
 from fgclip_jax.index.sources import Box, Picture
+from fgclip_jax.inference.bulk_inputs import Reading
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.storage import locks, paths
 from fgclip_jax.storage.errors import RecordError
@@ -280,21 +281,17 @@ def _embed(model: FGCLIP, settings: dict[str, Any], pictures: list[Picture]) -> 
     nothing = np.zeros((0, 4), np.float32), np.zeros((0, width), np.float32)
     return Part(names, stamps, np.stack(ready), none, *nothing, [])
   fixed = windows(settings["scales"])
-  reader = model.reader("squash" if regions != "none" else None)
+  reading = Reading(model.reader("squash" if regions != "none" else None), "images", "short", "", "")
   faults: list[tuple[str, str, str, str]] = []
   names, stamps, boxes = [], [], []
 
   def read(picture: Picture) -> Any:
     try:
-      pixels = reader.read(picture.read(), picture.name)
+      pixels = reading.image(picture.read(), picture.name)
       own = picture.boxes() if regions == "given" and picture.boxes else fixed if regions == "windows" else []
       return pixels, np.asarray(own, np.float32).reshape(-1, 4)
-    except FileNotFoundError:
-      return RecordError("image_missing", "file", "there is no such file")
     except RecordError as error:
       return error
-    except OSError as error:
-      return RecordError("image_unreadable", "file", f"cannot be read ({error})")
 
   def usable() -> Iterator[Any]:
     for picture, found in zip(pictures, in_threads(read, pictures), strict=True):

@@ -15,7 +15,6 @@ then: a process that is killed leaves the index as it was, and one that searches
 import dataclasses
 import json
 import os
-import zlib
 from typing import Any
 
 import numpy as np
@@ -23,6 +22,7 @@ import pyarrow
 import pyarrow.parquet
 from jaxtyping import Float32, Int64
 
+from fgclip_jax.inference.bulk_outputs import crc32
 from fgclip_jax.storage import atomic, paths
 
 VERSION = 1
@@ -30,7 +30,6 @@ STATE = "index.json"
 PARTS = "parts"
 PRECISIONS = {"float32": "f32", "bfloat16": "bf16", "int8": "i8"}
 _TABLES = ("pictures.parquet", "regions.npy", "pictures.usearch", "regions.usearch")
-_CHUNK = 1 << 22  # bytes
 
 
 @dataclasses.dataclass
@@ -151,9 +150,11 @@ def commit(folder: str, state: dict[str, Any], tables: Tables, graphs: dict[str,
   try:
     _write_tables(tables, *(made[numbered(table, number)] for table in _TABLES[:2]))
     for name, graph in graphs.items():
-      graph.save(path := made[numbered(f"{name}.usearch", number)])
-      if not os.path.exists(path):  # usearch says nothing of a full disk
-        raise OSError(f"{path!r} could not be written: is the disk full?")
+      path = made[numbered(f"{name}.usearch", number)]
+      try:
+        graph.save(path)
+      except RuntimeError as error:  # usearch's for a full disk, too
+        raise OSError(f"{path!r} could not be written ({error}): is the disk full?") from error
     files = {name: {"bytes": os.path.getsize(path), "crc32": crc32(path)} for name, path in made.items()}
     state = {
       **state,
@@ -192,12 +193,3 @@ def _write_tables(tables: Tables, pictures: str, regions: str) -> None:
   }
   pyarrow.parquet.write_table(pyarrow.table(columns), pictures)
   np.save(regions, tables.boxes, allow_pickle=False)
-
-
-def crc32(path: str) -> int:
-  """The checksum of a file."""
-  value = 0
-  with open(path, "rb") as file:
-    while data := file.read(_CHUNK):
-      value = zlib.crc32(data, value)
-  return value

@@ -51,7 +51,7 @@ def find(given: str, split: str, skip: Callable[[Skip], object]) -> Iterator[Pic
   Raises:
     FileNotFoundError, ValueError: there is no such source.
   """
-  if _is_records(given):
+  if shards.is_record_folder(given):
     return _find_records(given, split)
   if given.lower().endswith(".tar"):
     return _find_members(given, skip)
@@ -76,11 +76,7 @@ def read(given: str, name: str, split: str) -> bytes:
 
 
 def _is_files(given: str) -> bool:
-  return not given.lower().endswith((".tar", EMBEDDINGS)) and not _is_records(given)
-
-
-def _is_records(given: str) -> bool:
-  return paths.is_folder(given) and any(".array_record-" in name for name in paths.list_folder(given))
+  return not given.lower().endswith((".tar", EMBEDDINGS)) and not shards.is_record_folder(given)
 
 
 def _find_files(given: str, skip: Callable[[Skip], object]) -> Iterator[Picture]:

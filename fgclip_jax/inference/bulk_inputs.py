@@ -277,7 +277,7 @@ def find(what: str, given: str, split: str, state: str, reading: Reading) -> Inp
   Raises:
     FileNotFoundError, ValueError: there is no such input.
   """
-  if paths.is_folder(given) and any(".array_record-" in name for name in paths.list_folder(given)):
+  if shards.is_record_folder(given):
     return RecordFolder(given, split, reading)
   if what == "images":
     listing = paths.join(state, f"images-{zlib.crc32(os.fsencode(given)):08x}.jsonl")

@@ -172,7 +172,7 @@ class Output:
         **counts,
         "ids_repeated": repeated.count(),
         "left_out": dict(left_out.counts.most_common()),
-        "files": {name: {"bytes": os.path.getsize(made[name]), "crc32": _crc32(made[name])} for name in written},
+        "files": {name: {"bytes": os.path.getsize(made[name]), "crc32": crc32(made[name])} for name in written},
       }
       with open(made[_REPORT], "w", encoding="utf-8", errors="backslashreplace") as file:
         _dump_json(report, file, indent=2)
@@ -309,7 +309,7 @@ def _load_array(path: str) -> np.ndarray:
 
 
 def _is_as_noted(path: str, noted: dict[str, Any]) -> bool:
-  return paths.size(path) == noted.get("bytes") and _crc32(path) == noted.get("crc32")
+  return paths.size(path) == noted.get("bytes") and crc32(path) == noted.get("crc32")
 
 
 def _is_whole(path: str, rows: int, width: int) -> bool:
@@ -332,7 +332,8 @@ def _explain_no_rows(settings: dict[str, Any], items: int, left_out: SkipReport)
   return f"nothing to write: {why}"
 
 
-def _crc32(path: str) -> int:
+def crc32(path: str) -> int:
+  """The checksum of a file."""
   value = 0
   with paths.open(path) as file:
     while data := file.read(_CHUNK):

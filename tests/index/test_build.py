@@ -135,3 +135,25 @@ def test_record_folders_tars_and_outputs_of_embed(model, photos, tmp_path):
   (tmp_path / "x.report.json").write_text(json.dumps(told))
   with pytest.raises(ValueError, match="another model"):
     building.add(model, [embedded], str(tmp_path / "rows"))
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(model, photos, tmp_path, monkeypatch):
+  output = str(tmp_path / "i")
+  building.build(model, "toy", [str(photos / "a")], output, scales=(2,))
+  before = sorted(os.listdir(output))
+
+  class Full:
+    """A graph for which there is no room; usearch raises no `OSError` then."""
+
+    def __init__(self, graph):
+      self.add, self.remove = graph.add, graph.remove
+
+    def save(self, path):
+      raise RuntimeError("Failed to serialize into stream")
+
+  open_graph = building.open_graph
+  with monkeypatch.context() as patched:
+    patched.setattr(building, "open_graph", lambda path: Full(open_graph(path)))
+    with pytest.raises(OSError, match=r"pictures-3\.usearch' could not be written .*disk full"):
+      building.add(model, [str(photos / "b")], output)
+  assert sorted(os.listdir(output)) == sorted([*before, "parts"]) and len(Index(output)) == 5

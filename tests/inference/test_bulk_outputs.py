@@ -183,7 +183,7 @@ def test_a_full_disk_leaves_the_earlier_output_whole(model, run, texts, tmp_path
     elif when == "part":
       patch.setattr(np.lib.format, "write_array_header_1_0", full)
     else:
-      patch.setattr(bulk_outputs, "_crc32", full)
+      patch.setattr(bulk_outputs, "crc32", full)
     with pytest.raises(OSError, match=r"No space left on device: .*x\.npy"):
       run("x.npy", overwrite=True)
   assert contents(tmp_path / "out") == before
