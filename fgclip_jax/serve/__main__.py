@@ -105,11 +105,10 @@ def _run(args: argparse.Namespace) -> None:
     timeout_keep_alive=10,
     h11_max_incomplete_event_size=64 << 10,
   )
-  server = _Server(uvicorn, config)
-  server.run()
+  _make_server(uvicorn, config).run()
 
 
-def _Server(uvicorn: Any, config: Any) -> Any:
+def _make_server(uvicorn: Any, config: Any) -> Any:
   """uvicorn's server, which prints its address once it answers."""
 
   class Server(uvicorn.Server):
@@ -124,7 +123,7 @@ def _Server(uvicorn: Any, config: Any) -> Any:
 
 
 def sizes(most: int) -> list[int]:
-  """Batch sizes of which each has a program of its own: powers of two, and the largest."""
+  """Sizes of batches that are warmed up: powers of two, and the largest."""
   return sorted({*(2**n for n in range(most.bit_length()) if 2**n <= most), most})
 
 

@@ -25,6 +25,7 @@ from fgclip_jax.serve.limits import App, Guard, Limits
 from fgclip_jax.serve.service import Service
 from fgclip_jax.storage.errors import RecordError
 from fgclip_jax.storage.skip_report import printable
+from fgclip_jax.storage.text import is_unicode
 
 _NO_CONTENT = 499  # nginx's status for a client that has gone; nobody reads it
 
@@ -166,10 +167,8 @@ def _add_routes(app: fastapi.FastAPI, service: Service, limits: Limits, metrics:
         raise TooMuchError(f"texts[{number}] has {len(text):,} characters, at most {limits.characters:,} are read")
       if not text.strip():
         raise ValueError(f"texts[{number}] is blank")
-      try:
-        text.encode()
-      except UnicodeEncodeError:
-        raise ValueError(f"texts[{number}] is not Unicode: it holds half of a surrogate pair") from None
+      if not is_unicode(text):
+        raise ValueError(f"texts[{number}] is not Unicode: it holds half of a surrogate pair")
 
   def check_boxes(boxes: Sequence[schemas.Box]) -> np.ndarray:
     _check_count(len(boxes), limits.boxes, "boxes")
@@ -243,7 +242,7 @@ def _add_routes(app: fastapi.FastAPI, service: Service, limits: Limits, metrics:
         vector = (await service.embed_regions(_decode(asked.image or ""), boxes))[0]
       else:
         vector = (await service.embed_images([_decode(asked.image or "")]))[0]
-      return await service.search(vector, asked.count, regions, asked.only)
+      return await asyncio.to_thread(index.search, vector, asked.count, regions=regions, only=asked.only)
 
     matches = await _while_connected(request, find())
     numbers = {source: number for number, source in enumerate(index.state["sources"])}

@@ -10,10 +10,10 @@ import numpy as np
 from jaxtyping import Float32
 
 from fgclip_jax.index.build import check_model
-from fgclip_jax.index.search import Index, Match
+from fgclip_jax.index.search import Index
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.inference.pictures import Image
-from fgclip_jax.inference.programs import ROW_LENGTHS
+from fgclip_jax.inference.programs import CHUNKS, ROW_LENGTHS, split
 from fgclip_jax.serve.batching import Batcher
 
 Boxes = Float32[np.ndarray, "K 4"]
@@ -59,14 +59,15 @@ class Service:
     picture = np.zeros((64, 64, 3), np.uint8)
     whole, squashed = self._whole.read(picture, "picture"), self._squashed.read(picture, "picture")
     box = np.asarray([[0.0, 0.0, 1.0, 1.0]], np.float32)
-    for size in sizes:
+    chunks = sorted({chunk for size in sizes for chunk in split(size, CHUNKS)})  # of which each has a program
+    for size in chunks:
       self._compute_images([whole] * size)
       self._compute_regions([(squashed, box)] * size)
     for kind in self.kinds:
       for length in ROW_LENGTHS:
         self._compute_texts([" ".join("a" * (length - 3))], kind)
       longest = " ".join("a" * (self.model.config.text.kinds[kind].length - 3))
-      for size in sizes:
+      for size in chunks:
         self._compute_texts([longest] * size, kind)
 
   async def embed_texts(self, texts: Sequence[str], kind: str) -> Float32[np.ndarray, "N D"]:
@@ -83,13 +84,6 @@ class Service:
     pixels = await self._decode(image, "image", True)
     (regions,) = await self.batchers["regions"].submit([(pixels, boxes)])
     return regions
-
-  async def search(self, vector: Float32[np.ndarray, " D"], count: int, regions: bool, only: str) -> list[Match]:
-    """Searches the index; raises `ValueError` where there is none."""
-    index = self.index
-    if index is None:
-      raise ValueError("this server has no index to search: start it with --index")
-    return await asyncio.to_thread(index.search, vector, count, regions=regions, only=only)
 
   async def close(self) -> None:
     """Ends all work."""
