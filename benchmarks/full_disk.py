@@ -270,7 +270,7 @@ def _no_scratch(disk: pathlib.Path) -> Iterator[None]:
 
 
 def _fill(disk: pathlib.Path, free: int) -> None:
-  """Leaves so many bytes free, rounded down to pages."""
+  """Fills the disk until this many bytes are free, rounded down to pages."""
   found = os.statvfs(disk)
   size = (found.f_bavail - free // found.f_frsize) * found.f_frsize
   with open(disk / "ballast", "wb") as file:

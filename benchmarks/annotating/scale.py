@@ -127,7 +127,7 @@ def _measure_files(base: pathlib.Path, count: int) -> int:
     for line in map(json.loads, path.read_text().splitlines()):
       texts += len((line["short"] + line["long"]).encode())
       images.add(line["image"])
-  print(f"\n{len(images):,} pictures written; bytes of each, of which its captions {texts / count:.0f}:\n")
+  print(f"\n{len(images):,} pictures written. Captions of one have {texts / count:.0f} bytes; bytes of one in files:\n")
   print("| folder | bytes |\n|---|---:|")
   for name, size in sorted(sizes.items()):
     print(f"| {name} | {size / count:,.0f} |")
