@@ -14,7 +14,7 @@ from fgclip_jax.embed import fingerprint
 from fgclip_jax.index import folder as folders
 from fgclip_jax.index import parts, sources
 from fgclip_jax.index.folder import Tables
-from fgclip_jax.index.graphs import add_vectors, new_graph, open_graph
+from fgclip_jax.index.graphs import add_vectors, import_usearch, new_graph, open_graph
 from fgclip_jax.index.parts import Part
 from fgclip_jax.index.sources import Box, Picture
 from fgclip_jax.inference.bulk_inputs import Reading
@@ -90,6 +90,7 @@ def build(
     FileNotFoundError, ValueError: there is no such source; the index was made with other settings, or is damaged.
     OSError: it cannot be written, and is then as it was.
   """
+  import_usearch()  # where it is missing, that is said before gigabytes are embedded
   settings = {
     "model": paths.absolute(model_path) if paths.exists(model_path) else model_path,
     "fingerprint": fingerprint(model),

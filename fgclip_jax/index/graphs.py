@@ -10,7 +10,7 @@ from fgclip_jax.index.folder import PRECISIONS
 
 def new_graph(width: int, precision: str) -> Any:
   """An empty graph of vectors of unit length, kept in a precision of `PRECISIONS`."""
-  return _usearch().Index(ndim=width, metric="cos", dtype=PRECISIONS[precision])
+  return import_usearch().Index(ndim=width, metric="cos", dtype=PRECISIONS[precision])
 
 
 def open_graph(path: str, view: bool = False) -> Any:
@@ -20,7 +20,7 @@ def open_graph(path: str, view: bool = False) -> Any:
     ValueError: the file is damaged.
   """
   try:
-    found = _usearch().Index.restore(path, view=view)
+    found = import_usearch().Index.restore(path, view=view)
   except (ValueError, RuntimeError, MemoryError) as error:
     raise ValueError(f"{path!r} is damaged ({error}): build the index again") from error
   if found is None:
@@ -47,7 +47,8 @@ def nearest(
   return keys[order], cosines[order]
 
 
-def _usearch() -> Any:
+def import_usearch() -> Any:
+  """The library; raises `ModuleNotFoundError` with how to get it where it is not installed."""
   try:
     from usearch import index
   except ImportError as error:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 
 import numpy as np
 import pytest
@@ -157,3 +158,11 @@ def test_a_full_disk_is_an_error_that_names_the_file(model, photos, tmp_path, mo
     with pytest.raises(OSError, match=r"pictures-3\.usearch' could not be written .*disk full"):
       building.add(model, [str(photos / "b")], output)
   assert sorted(os.listdir(output)) == sorted([*before, "parts"]) and len(Index(output)) == 5
+
+
+def test_a_missing_library_is_said_before_anything_is_embedded(model, photos, tmp_path, monkeypatch):
+  monkeypatch.setitem(sys.modules, "usearch", None)
+  monkeypatch.setattr(building, "_embed", lambda *arguments: pytest.fail("pictures were embedded"))
+  with pytest.raises(ModuleNotFoundError, match=r"pip install -r requirements-serve\.txt"):
+    building.build(model, "toy", [str(photos)], str(tmp_path / "i"))
+  assert not os.path.exists(tmp_path / "i")
