@@ -13,7 +13,7 @@ from fgclip_jax.index.build import check_model
 from fgclip_jax.index.search import Index
 from fgclip_jax.inference.model import FGCLIP
 from fgclip_jax.inference.pictures import Image
-from fgclip_jax.inference.programs import CHUNKS, ROW_LENGTHS, split
+from fgclip_jax.inference.programs import CHUNKS, ROW_LENGTHS, row_length, split
 from fgclip_jax.serve.batching import Batcher
 
 Boxes = Float32[np.ndarray, "K 4"]
@@ -64,11 +64,12 @@ class Service:
       self._compute_images([whole] * size)
       self._compute_regions([(squashed, box)] * size)
     for kind in self.kinds:
+      longest = self.model.config.text.kinds[kind].length
       for length in ROW_LENGTHS:
-        self._compute_texts([" ".join("a" * (length - 3))], kind)
-      longest = " ".join("a" * (self.model.config.text.kinds[kind].length - 3))
+        if row_length(length, longest) == length:  # other rows are as long as the longest
+          self._compute_texts([" ".join("a" * (length - 3))], kind)
       for size in chunks:
-        self._compute_texts([longest] * size, kind)
+        self._compute_texts([" ".join("a" * (longest - 3))] * size, kind)
 
   async def embed_texts(self, texts: Sequence[str], kind: str) -> Float32[np.ndarray, "N D"]:
     """Embeddings of texts of a kind in `kinds`."""

@@ -6,6 +6,7 @@ import http.client
 import json
 import socket
 import time
+import warnings
 
 import numpy as np
 import pytest
@@ -179,3 +180,9 @@ def test_overload_is_answered_and_a_killed_client_frees_its_place(model, serve):
   while ask("/v1/embed/texts", {"texts": ["one more"]})[0] == 429:
     assert time.monotonic() - begin < 1.0, "those who have gone still hold their places"
     time.sleep(0.05)
+
+
+def test_warming_up_cuts_no_text(model):
+  with warnings.catch_warnings():
+    warnings.simplefilter("error")
+    Service(model).warm_up([1])
